@@ -1,21 +1,56 @@
-"""Where a loss or a gradient stopped being finite, and what parameters a loss has."""
+"""What went wrong in a run: where a loss or a gradient stopped being finite, and errors as a user needs them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_discrete.errors import DiscreteInferenceError, MissingDataError, NonFiniteError
+from pyro_discrete.errors import DiscreteInferenceError, EmptyBatchError, MissingDataError, NonFiniteError
 from pyro_discrete.probe import Pair, on_trial, trace_pair
 from pyro_discrete.rows import KeepSubsamples
 from pyro_discrete.sites import sample_sites, site_log_prob
 
-__all__ = ["check_finite", "check_gradients", "check_surrogate", "invalid_parameters", "leaf_parameters"]
+__all__ = [
+    "check_finite",
+    "check_gradients",
+    "check_surrogate",
+    "explained",
+    "fresh_traces",
+    "invalid_parameters",
+    "leaf_parameters",
+]
+
+
+@contextmanager
+def explained(pair: Pair, step: Callable[[], int]) -> Iterator[None]:
+    """Errors of ours as they were raised, without the trace that Pyro adds to them on the way out; some of torch's
+    as what they mean for the user."""
+    try:
+        yield
+    except DiscreteInferenceError as error:
+        first: BaseException = error
+        while isinstance(first.__cause__, type(error)):
+            first = first.__cause__
+        if first is error:
+            raise
+        raise first from None
+    except ValueError as error:
+        invalid = invalid_parameters(error, pair, step())
+        if invalid is None:
+            raise
+        raise invalid from error
+    except ZeroDivisionError as error:
+        if "size cannot be zero" not in str(error):
+            raise
+        raise EmptyBatchError(
+            "A plate of the program has size 0: the batch holds no data. Leave empty batches out."
+        ) from error
 
 
 def leaf_parameters(loss: Tensor) -> list[Tensor]:
@@ -32,6 +67,12 @@ def leaf_parameters(loss: Tensor) -> list[Tensor]:
             leaves.append(node.variable)
         stack.extend(following for following, _ in node.next_functions)
     return leaves
+
+
+def fresh_traces(pair: Pair) -> list[tuple[str, Trace]]:
+    """The guide's and the model's traces of a new plain run, for a step that has none to show."""
+    with on_trial():
+        return list(zip(("guide", "model"), trace_pair(pair, KeepSubsamples()), strict=True))
 
 
 def check_finite(loss: float, traces: Callable[[], Iterable[tuple[str, Trace]]], step: int) -> None:

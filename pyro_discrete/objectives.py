@@ -1,10 +1,8 @@
-"""From a run of guide and model to an objective: its value, its pathwise part, and the cost terms behind each site.
-
-The objective here is the evidence lower bound: f(z) = log p(x, z) - log q(z | x).
-"""
+"""From a run of guide and model to an objective: its value, its pathwise part, and the cost terms behind each site."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +17,7 @@ from pyro_discrete.costs import Costs, Order, Term
 from pyro_discrete.errors import MissingDataError
 from pyro_discrete.sites import base_distribution, plates_of, sample_sites, without_mask
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "EvidenceBound", "Objective"]
 
 
 @dataclass
@@ -42,50 +40,75 @@ class Evaluation:
     untended: dict[str, Tensor]
 
 
-def evaluate(
-    guide_trace: Trace,
-    model_trace: Trace,
-    estimated: Mapping[str, bool],
-    particles: int,
-    batch_dims: int,
-    keep_graph: bool = False,
-) -> Evaluation:
-    """Score a pair of traces.
+class Objective(ABC):
+    """What is maximised: it scores a pair of traces. Drawing, planning and the estimators know nothing of it.
 
-    `estimated` maps the sites that an estimator drew to whether row 0 is relaxed. Terms come out with `batch_dims`
-    batch dims behind a leading dim of rows x particles. They are detached unless `keep_graph` says that slopes are
-    wanted.
+    - `may_enumerate`: whether sums over all discrete sites by enumeration give this objective.
     """
 
-    def padded(tensor: Tensor) -> Tensor:
-        missing = 1 + batch_dims - tensor.dim()
-        return tensor.reshape((1,) * missing + tuple(tensor.shape)) if missing > 0 else tensor
+    may_enumerate: bool = True
 
-    terms: list[Term] = []
-    path: Tensor | float = 0.0
-    loss: Tensor | float = 0.0
-    scores: dict[str, Tensor] = {}
-    untended: dict[str, Tensor] = {}
-    guide_sites = {}
-    for position, (name, msg) in enumerate(sample_sites(guide_trace).items()):
-        guide_sites[name] = plates_of(msg)
-        log_q, score, pathwise = _guide_log_prob(msg, estimated.get(name))
-        log_q = padded(log_q)
-        terms.append(Term(log_q if keep_graph else log_q.detach(), guide_sites[name], False, position))
-        loss = loss + log_q.detach()[:particles].sum()
-        if pathwise is not None:
-            path = path + padded(pathwise)[:particles].sum()
-        if score is not None:
-            (scores if name in estimated else untended)[name] = padded(score)
-    model_positions = {}
-    for position, (name, msg) in enumerate(sample_sites(model_trace).items()):
-        model_positions[name] = position
-        log_p = padded(scale_and_mask(_log_prob(msg["fn"], msg), msg["scale"], msg["mask"]))
-        terms.append(Term(-log_p if keep_graph else -log_p.detach(), plates_of(msg), True, position))
-        loss = loss - log_p.detach()[:particles].sum()
-        path = path - log_p[:particles].sum()
-    costs = Costs(terms, Order(guide_sites, model_positions))
-    return Evaluation(guide_trace, model_trace, costs, path, loss, scores, untended)
+    @abstractmethod
+    def evaluate(
+        self,
+        guide_trace: Trace,
+        model_trace: Trace,
+        estimated: Mapping[str, bool],
+        particles: int,
+        batch_dims: int,
+        keep_graph: bool = False,
+    ) -> Evaluation:
+        """Score a pair of traces.
+
+        `estimated` maps the sites that an estimator drew to whether row 0 is relaxed. Terms come out with `batch_dims`
+        batch dims behind a leading dim of rows x particles. They are detached unless `keep_graph` says that slopes are
+        wanted.
+        """
+
+
+class EvidenceBound(Objective):
+    """The evidence lower bound: f(z) = log p(x, z) - log q(z | x)."""
+
+    def evaluate(
+        self,
+        guide_trace: Trace,
+        model_trace: Trace,
+        estimated: Mapping[str, bool],
+        particles: int,
+        batch_dims: int,
+        keep_graph: bool = False,
+    ) -> Evaluation:
+        """Score a pair of traces: see `Objective.evaluate`."""
+
+        def padded(tensor: Tensor) -> Tensor:
+            missing = 1 + batch_dims - tensor.dim()
+            return tensor.reshape((1,) * missing + tuple(tensor.shape)) if missing > 0 else tensor
+
+        terms: list[Term] = []
+        path: Tensor | float = 0.0
+        loss: Tensor | float = 0.0
+        scores: dict[str, Tensor] = {}
+        untended: dict[str, Tensor] = {}
+        guide_sites = {}
+        for position, (name, msg) in enumerate(sample_sites(guide_trace).items()):
+            guide_sites[name] = plates_of(msg)
+            log_q, score, pathwise = _guide_log_prob(msg, estimated.get(name))
+            log_q = padded(log_q)
+            terms.append(Term(log_q if keep_graph else log_q.detach(), guide_sites[name], False, position))
+            loss = loss + log_q.detach()[:particles].sum()
+            if pathwise is not None:
+                path = path + padded(pathwise)[:particles].sum()
+            if score is not None:
+                (scores if name in estimated else untended)[name] = padded(score)
+        model_positions = {}
+        for position, (name, msg) in enumerate(sample_sites(model_trace).items()):
+            model_positions[name] = position
+            log_p = padded(scale_and_mask(_log_prob(msg["fn"], msg), msg["scale"], msg["mask"]))
+            terms.append(Term(-log_p if keep_graph else -log_p.detach(), plates_of(msg), True, position))
+            loss = loss - log_p.detach()[:particles].sum()
+            path = path - log_p[:particles].sum()
+        costs = Costs(terms, Order(guide_sites, model_positions))
+        return Evaluation(guide_trace, model_trace, costs, path, loss, scores, untended)
 
 
 def _log_prob(fn: Any, msg: Any) -> Tensor:

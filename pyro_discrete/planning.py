@@ -11,6 +11,7 @@ from pyro_discrete.costs import Order
 from pyro_discrete.errors import EnumerationError, SiteMatchError
 from pyro_discrete.estimators.base import Estimator, Family
 from pyro_discrete.estimators.enumerate import Enumerate
+from pyro_discrete.objectives import Objective
 from pyro_discrete.probe import (
     Pair,
     Trial,
@@ -86,9 +87,17 @@ class Plan:
 
 
 def make_plan(
-    pair: Pair, selection: Selection, vectorise: bool, max_plate_nesting: float, may_enumerate: bool = True
+    pair: Pair,
+    selection: Selection,
+    objective: Objective,
+    vectorise: bool,
+    max_plate_nesting: float,
+    may_enumerate: bool = True,
 ) -> tuple[Plan, Trial]:
-    """Try the pair once, check it, and choose each site's estimator and the path of a step."""
+    """Try the pair once, check it, and choose each site's estimator and the path of a step.
+
+    With `may_enumerate=False`, "auto" does not enumerate.
+    """
     trial = plain_trial(pair)
     check_data(trial.model_trace)
     if max_plate_nesting != math.inf:
@@ -99,7 +108,7 @@ def make_plan(
     sites = [Site(m) for m in latent_sites(trial.guide_trace).values()]
     names = latent_sites(trial.guide_trace).keys() | latent_sites(trial.model_trace).keys()
     selection.check_patterns(names, lambda: names | names_of_guide(pair))
-    enumerated = _enumeration_plan(pair, trial, sites, selection, may_enumerate)
+    enumerated = _enumeration_plan(pair, trial, sites, selection, objective, may_enumerate)
     if enumerated is not None:
         return enumerated, trial
     plan = Plan([], "vectorised", Columns(), selection.particles, trial.batch_dims)
@@ -154,12 +163,15 @@ def _check_support(site: Site, settings: Enumerate) -> None:
 
 
 def _enumeration_plan(
-    pair: Pair, trial: Trial, sites: list[Site], selection: Selection, may_enumerate: bool
+    pair: Pair, trial: Trial, sites: list[Site], selection: Selection, objective: Objective, may_enumerate: bool
 ) -> Plan | None:
     """A plan that enumerates every discrete site, if that is asked for or, under "auto", cheap; else None."""
     discrete = [s for s in sites if s.family not in (None, Family.CONTINUOUS)]
     drawn = {s.name for s in sites}
     marginal = [Site(m) for n, m in latent_sites(trial.model_trace).items() if n not in drawn]
+    if not objective.may_enumerate:
+        _refuse_marginal(marginal)
+        return None
     everything = discrete + marginal
     explicit, settings = selection.wants_enumeration(everything)
     if explicit and any(selection.left_to_auto(s) and not _fits(s, settings) for s in discrete):

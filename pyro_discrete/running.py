@@ -18,7 +18,7 @@ from pyro_discrete.context import Contexts
 from pyro_discrete.errors import SharedTermsError
 from pyro_discrete.estimators.base import Draw, Estimator, Family, SiteView
 from pyro_discrete.estimators.reinforce import Reinforce
-from pyro_discrete.objectives import Evaluation, evaluate
+from pyro_discrete.objectives import Evaluation, Objective
 from pyro_discrete.planning import Plan
 from pyro_discrete.probe import Pair
 from pyro_discrete.relaxations.concrete import corner
@@ -50,6 +50,10 @@ class Outcome:
     evaluations: list[Evaluation]
     pending: list[tuple[Estimator, Draw, Tensor]] = field(default_factory=list)
 
+    def traces(self) -> list[tuple[str, Trace]]:
+        """The guide's and the model's traces of every run."""
+        return [p for e in self.evaluations for p in (("guide", e.guide_trace), ("model", e.model_trace))]
+
     def combine(self, particles: int) -> None:
         """Let the estimators combine their costs. They learn from them on the way: the loss is to be checked before."""
         for estimator, draw, cost in self.pending:
@@ -78,27 +82,27 @@ class _Hardened(Reinforce):
         return Draw(corner(soft, one_hot=site.family is Family.ONE_HOT))
 
 
-def run_hard(plan: Plan, pair: Pair) -> Outcome:
+def run_hard(plan: Plan, pair: Pair, objective: Objective) -> Outcome:
     """The discrete objective with hard draws, one row; a relaxed draw is hardened, so that its noise is the same."""
     choose = _chooser(plan, lambda site: _Hardened.instead_of(plan.estimators.get(site.name)))
     if plan.path == "vectorised" and plan.particles > 1:
         placing = PlaceRows(choose, Columns(), plan.particles, plan.batch_dims)
-        evaluations = [_run(pair, plan, placing, plan.particles)]
+        evaluations = [_run(pair, plan, objective, placing, plan.particles)]
     else:
         subsamples = KeepSubsamples()
         evaluations = []
         for _ in range(plan.particles):
             placing = PlaceColumn(choose, Primary(), plan.batch_dims)
-            evaluations.append(_run(pair, plan, placing, None, subsamples))
+            evaluations.append(_run(pair, plan, objective, placing, None, subsamples))
     loss = sum((e.loss for e in evaluations), start=0.0)
     return Outcome(loss / plan.particles, 0.0, evaluations)
 
 
-def run_step(plan: Plan, pair: Pair, adopt: Adopt) -> Outcome:
+def run_step(plan: Plan, pair: Pair, objective: Objective, adopt: Adopt) -> Outcome:
     """A training step's loss and surrogate. `adopt(site)` gives a site's estimator."""
     choose = _chooser(plan, adopt)
     run = _run_rows if plan.path == "vectorised" else _run_columns
-    return run(plan, pair, choose)
+    return run(plan, pair, objective, choose)
 
 
 def _chooser(plan: Plan, adopt: Adopt) -> Callable[[Site], Estimator | None]:
@@ -114,7 +118,12 @@ def _chooser(plan: Plan, adopt: Adopt) -> Callable[[Site], Estimator | None]:
 
 
 def _run(
-    pair: Pair, plan: Plan, placing: PlaceRows | PlaceColumn, rows: int | None, subsamples: KeepSubsamples | None = None
+    pair: Pair,
+    plan: Plan,
+    objective: Objective,
+    placing: PlaceRows | PlaceColumn,
+    rows: int | None,
+    subsamples: KeepSubsamples | None = None,
 ) -> Evaluation:
     """The guide once and the model once, under a plate of `rows` rows x particles, or without one."""
     guide, model = pair.guide, pair.model
@@ -136,7 +145,7 @@ def _run(
     if deepest > plan.batch_dims:
         raise StructureChangedError("the program has deeper plates than before", deepest)
     keep_graph = any(e.slope_rows for e in placing.chosen.values())
-    return evaluate(guide_trace, model_trace, estimated, particles, plan.batch_dims, keep_graph)
+    return objective.evaluate(guide_trace, model_trace, estimated, particles, plan.batch_dims, keep_graph)
 
 
 def _traces(
@@ -155,13 +164,13 @@ def _traces(
     return guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*pair.args, **pair.kwargs)
 
 
-def _run_rows(plan: Plan, pair: Pair, choose: Callable[[Site], Estimator | None]) -> Outcome:
+def _run_rows(plan: Plan, pair: Pair, objective: Objective, choose: Callable[[Site], Estimator | None]) -> Outcome:
     """Every row and particle at once."""
     columns, particles = plan.columns, plan.particles
     estimators = {name: e for name, e in plan.estimators.items() if e is not None}
     soft = {columns.rows_of(n)[r] for n, e in estimators.items() for r in e.relaxed if r > 0}
     placing = PlaceRows(choose, columns, particles, plan.batch_dims, soft)
-    evaluation = _run(pair, plan, placing, columns.count * particles)
+    evaluation = _run(pair, plan, objective, placing, columns.count * particles)
     outcome = Outcome(evaluation.loss / particles, evaluation.path / particles, [evaluation])
     contexts = Contexts(evaluation.model_trace, plan.observed, plan.batch_dims, pair.args, pair.kwargs)
     slopes = slopes_by_row(evaluation, placing.resampled, placing.draws, placing.chosen, columns, particles)
@@ -176,7 +185,7 @@ def _run_rows(plan: Plan, pair: Pair, choose: Callable[[Site], Estimator | None]
     return outcome
 
 
-def _run_columns(plan: Plan, pair: Pair, choose: Callable[[Site], Estimator | None]) -> Outcome:
+def _run_columns(plan: Plan, pair: Pair, objective: Objective, choose: Callable[[Site], Estimator | None]) -> Outcome:
     """Row by row, particle by particle; sites of the same shape are combined over particles."""
     particles, subsamples = plan.particles, KeepSubsamples()
     outcome = Outcome(0.0, 0.0, [])
@@ -184,7 +193,7 @@ def _run_columns(plan: Plan, pair: Pair, choose: Callable[[Site], Estimator | No
     for _ in range(particles):
         primary = Primary()
         placing = PlaceColumn(choose, primary, plan.batch_dims)
-        evaluation = _run(pair, plan, placing, None, subsamples)
+        evaluation = _run(pair, plan, objective, placing, None, subsamples)
         outcome.evaluations.append(evaluation)
         outcome.loss = outcome.loss + evaluation.loss / particles
         outcome.surrogate = outcome.surrogate + evaluation.path / particles
@@ -198,7 +207,7 @@ def _run_columns(plan: Plan, pair: Pair, choose: Callable[[Site], Estimator | No
                 wanted = row in estimator.slope_rows
                 with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
                     column = PlaceColumn(choose, primary, plan.batch_dims, name, row)
-                    other = _run(pair, plan, column, None, subsamples)
+                    other = _run(pair, plan, objective, column, None, subsamples)
                     costs.append(_cost(other, name, estimator))
                 if wanted:
                     slopes[row] = slopes_by_column(other, column.resampled, draw, estimator, row)

@@ -1,0 +1,251 @@
+"""The engine behind every objective: plan, run, costs, surrogate, one backward."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+from pyro.poutine.runtime import _PYRO_STACK, am_i_wrapped
+from torch import Tensor, nn
+
+from pyro_discrete.context import Contexts
+from pyro_discrete.enumeration import enumerated_loss, settle_enumeration
+from pyro_discrete.errors import SettingError
+from pyro_discrete.estimators.base import Estimator
+from pyro_discrete.finite import (
+    check_finite,
+    check_gradients,
+    check_surrogate,
+    explained,
+    fresh_traces,
+    leaf_parameters,
+)
+from pyro_discrete.objectives import Objective
+from pyro_discrete.planning import Plan, make_plan, plan_site
+from pyro_discrete.probe import Pair, Trial, on_trial
+from pyro_discrete.relaxations.relax import RelaxMessenger
+from pyro_discrete.running import Outcome, StructureChangedError, run_hard, run_step
+from pyro_discrete.select import Selection, Spec
+from pyro_discrete.site_estimators import SiteEstimators
+from pyro_discrete.sites import Site, latent_sites, plates_of
+
+__all__ = ["DiscreteELBO", "Program"]
+
+Program = Callable[..., Any]
+
+
+class DiscreteELBO(nn.Module, ELBO):
+    """What all objectives share: arguments, planning, the loss and its gradient, retries, errors, state.
+
+    A subclass says what is maximised, in its `objective`; see `TraceELBO` for the arguments.
+    """
+
+    objective: Objective
+    step: Tensor
+
+    def __init__(
+        self,
+        estimator: Spec = "auto",
+        *,
+        num_particles: int = 1,
+        vectorize_particles: bool = True,
+        max_plate_nesting: float = math.inf,
+        retain_graph: bool | None = None,
+        strict_enumeration_warning: bool = True,
+        compile: bool = False,
+    ) -> None:
+        nn.Module.__init__(self)
+        if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
+            raise SettingError(f"num_particles={num_particles!r} given, a positive whole number expected.")
+        if max_plate_nesting != math.inf and (max_plate_nesting < 0 or int(max_plate_nesting) != max_plate_nesting):
+            raise SettingError(f"max_plate_nesting={max_plate_nesting} given, a whole number >= 0 expected.")
+        if compile:
+            raise SettingError("compile=True given: steps cannot be captured in this version, leave it at False.")
+        ELBO.__init__(
+            self,
+            num_particles=num_particles,
+            max_plate_nesting=max_plate_nesting,
+            vectorize_particles=vectorize_particles,
+            strict_enumeration_warning=strict_enumeration_warning,
+            retain_graph=retain_graph,
+        )
+        self.max_plate_nesting = max_plate_nesting
+        self.selection = Selection(estimator, num_particles)
+        self.estimators = SiteEstimators()
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self._plan: Plan | None = None
+        self._pair: tuple[Program, Program] | None = None
+        self._replans = 0
+        self._calls = 0
+
+    # ELBO.__call__, not nn.Module's: elbo(model, guide) is a module
+    __call__ = ELBO.__call__
+
+    @property
+    def plan(self) -> Plan:
+        """What each site got, and how many rows a step has; known once a pair has been run."""
+        if self._plan is None:
+            raise SettingError(
+                "The plan is made at the first call: call loss(model, guide, ...) or step once, then look."
+            )
+        return self._plan
+
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The discrete objective with hard draws (exact sums under "enumerate"), whatever the estimator."""
+        pair = Pair(model, guide, args, kwargs)
+        with self._errors(pair), torch.no_grad():
+            if self._planned(pair).path == "enumerated":
+                outcome = self._enumerated(pair)
+            else:
+                outcome = self._retried(lambda: run_hard(self._planned(pair), pair, self.objective), pair)
+            value = float(outcome.loss)
+            if math.isnan(value):
+                check_finite(value, lambda: outcome.traces() or fresh_traces(pair), int(self.step))
+            return value
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The loss that was optimised, after one backward that adds its gradient to every parameter's `.grad`."""
+        pair = Pair(model, guide, args, kwargs)
+        with self._errors(pair):
+            surrogate, value = self._step(pair, register=True)
+            if surrogate.requires_grad:
+                leaves = leaf_parameters(surrogate)
+                surrogate.backward(retain_graph=self.retain_graph)
+                check_gradients(leaves, pair, int(self.step) - 1)
+            return value
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """A scalar whose value is the loss and whose gradient is the estimate (and trains the estimators' parts)."""
+        pair = Pair(model, guide, args, kwargs)
+        with self._errors(pair):
+            surrogate, value = self._step(pair, register=am_i_wrapped())
+            return surrogate - surrogate.detach() + value
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        """Part of Pyro's interface: one guide trace with hard draws and the model replayed against it."""
+        pair = Pair(model, guide, args, kwargs)
+        outcome = run_hard(self._planned(pair), pair, self.objective)
+        evaluation = outcome.evaluations[0]
+        return evaluation.model_trace, evaluation.guide_trace
+
+    def _step(self, pair: Pair, register: bool) -> tuple[Tensor, float]:
+        """Surrogate and loss of one training step.
+
+        What depends on a value is decided here, outside: `run_step` and `Outcome.combine` are tensor operations alone.
+        """
+        plan = self._planned(pair)
+        if register:
+            self.estimators.register()
+        if plan.path == "enumerated":
+            outcome = self._enumerated(pair)
+        else:
+            outcome = self._retried(lambda: run_step(self._planned(pair), pair, self.objective, self._adopt), pair)
+        value = float(outcome.loss)
+        check_finite(value, lambda: outcome.traces() or fresh_traces(pair), int(self.step))
+        if not torch.is_grad_enabled():
+            return torch.as_tensor(value), value  # nothing is learned from a run without gradients
+        outcome.combine(self.plan.particles)
+        surrogate = torch.as_tensor(outcome.surrogate)
+        check_surrogate(surrogate, int(self.step))
+        self._calls += 1
+        self.step += 1
+        self.estimators.warn_if_idle(self._calls)
+        return surrogate, value
+
+    def _enumerated(self, pair: Pair) -> Outcome:
+        """The exact loss, which is its own surrogate."""
+        loss = enumerated_loss(self.plan, pair)
+        return Outcome(loss.detach(), loss, [])
+
+    def _planned(self, pair: Pair) -> Plan:
+        """The plan of this pair, made when the pair is new."""
+        if self._plan is None or self._pair != (pair.model, pair.guide):
+            self._make_plan(pair, self.vectorize_particles)
+        return self.plan
+
+    def _make_plan(self, pair: Pair, vectorise: bool, reason: str = "") -> None:
+        with on_trial():
+            plan, trial = make_plan(pair, self.selection, self.objective, vectorise, self.max_plate_nesting)
+            if plan.path == "enumerated" and not settle_enumeration(plan, pair, trial):
+                plan, trial = make_plan(
+                    pair, self.selection, self.objective, vectorise, self.max_plate_nesting, may_enumerate=False
+                )
+            plan.reason = reason or plan.reason
+            for name, estimator in plan.estimators.items():
+                if estimator is not None:
+                    plan.estimators[name] = self.estimators.keep(name, estimator)
+            contexts = Contexts(trial.model_trace, plan.observed, plan.batch_dims, pair.args, pair.kwargs)
+            for name, estimator in plan.estimators.items():
+                if estimator is not None:
+                    self._prepare(name, estimator, contexts, trial)
+        self._plan, self._pair = plan, (pair.model, pair.guide)
+
+    def _prepare(self, name: str, estimator: Estimator, contexts: Contexts, trial: Trial) -> None:
+        msg = latent_sites(trial.guide_trace)[name]
+        context = contexts.of(name, estimator, plates_of(msg))
+        like = msg["value"] if msg["value"].is_floating_point() else torch.empty((), device=msg["value"].device)
+        estimator.prepare(0 if context is None else context.shape[-1], like.detach())
+
+    def _adopt(self, site: Site) -> Estimator:
+        """The estimator of a site met in a run; a site that the plan does not know is taken in if it can be."""
+        known, given = self.plan.estimators.get(site.name), site.message["infer"].get("estimator")
+        if known is not None:
+            if isinstance(given, Estimator) and type(given) is type(known) and not given.state_dict():
+                return given  # the site's own choice, whose settings may change from step to step
+            return known
+        if self.plan.path == "vectorised":
+            raise StructureChangedError(f"site {site.name!r} is new")
+        self.plan.sites.append(plan_site(site, self.selection, self.plan))
+        chosen = self.plan.estimators[site.name]
+        if chosen is None:
+            raise RuntimeError(f"site {site.name!r} was taken for a discrete one")
+        kept = self.plan.estimators[site.name] = self.estimators.keep(site.name, chosen)
+        kept.prepare(0, site.distribution.sample())
+        return kept
+
+    def _retried(self, run: Callable[[], Outcome], pair: Pair) -> Outcome:
+        """Run, and again with a new plan if the program's structure has changed; row by row if it often does."""
+        for attempt in range(4):
+            try:
+                return run()
+            except StructureChangedError as change:
+                if change.batch_dims is not None:
+                    self.plan.batch_dims = change.batch_dims
+                    continue
+                self._replans += 1
+                if attempt == 0 and self._replans <= 3:
+                    self._make_plan(pair, self.vectorize_particles)
+                    continue
+                reason = f"its structure changes from run to run: {change}"
+                warnings.warn(f"This program is run row by row, more slowly, as {reason}.", stacklevel=4)
+                self._make_plan(pair, vectorise=False, reason=reason)
+        return run()
+
+    def _errors(self, pair: Pair) -> AbstractContextManager[None]:
+        """Errors as a user needs to see them."""
+        if any(isinstance(handler, RelaxMessenger) for handler in _PYRO_STACK):
+            raise SettingError(
+                f"A relax(...) handler is around this {type(self).__name__}, which draws sites by its own estimators. "
+                f"Choose the relaxation by {type(self).__name__}('gumbel_softmax'), or use the handler with Pyro's "
+                "Trace_ELBO."
+            )
+        return explained(pair, lambda: int(self.step))
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Which estimator each site has, for "auto" to choose the same after a reload."""
+        plan = self._plan
+        return {"chosen": dict(self.selection.remembered) if plan is None else plan.chosen()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take up saved choices."""
+        self.selection.remembered = dict(state["chosen"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state.update(_plan=None, _pair=None)
+        return state
