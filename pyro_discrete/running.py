@@ -75,7 +75,9 @@ class _Hardened(Reinforce):
     @staticmethod
     def instead_of(estimator: Estimator | None) -> Reinforce:
         """What draws hard values in an estimator's place."""
-        return _PLAIN if estimator is None or 0 not in estimator.relaxed else _Hardened(estimator)
+        if estimator is None or 0 not in estimator.relaxed or not estimator.draws_from_guide:
+            return _PLAIN
+        return _Hardened(estimator)
 
     def draw(self, site: SiteView) -> Draw:
         soft = self.estimator.draw(site).value[:1].detach()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pyro_discrete.relaxations.concrete import gumbel_like
+from pyro_discrete.relaxations.gumbel import gumbel_like
 
 __all__ = ["COPULAS", "Copula", "DirichletCopula", "IndependentCopula"]
 

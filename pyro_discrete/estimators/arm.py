@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pyro_discrete.estimators.antithetic import antithetic_pair, logits_of, over
 from pyro_discrete.estimators.base import Draw, Estimator, Family, SiteView, Surrogate
-from pyro_discrete.relaxations.concrete import logistic_like
+from pyro_discrete.relaxations.gumbel import logistic_like
 
 __all__ = ["ARM"]
 

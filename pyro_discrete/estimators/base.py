@@ -142,6 +142,7 @@ class Estimator(nn.Module, ABC):
       such as a temperature); they come detached otherwise.
     - `min_particles`: the least `num_particles` that it works with.
     - `local_signals`: whether the learning signal leaves out the terms drawn before the site.
+    - `draws_from_guide`: whether the hard values behind row 0 are draws of q; `loss()` draws anew where they are not.
     - `separable`: whether it changes the elements of a plate together while it means one of them, so that the elements
       must not share later terms (local expectations); refused with an error where they do.
     - `reads_context`: whether `surrogate` wants `draw.context`; `input` names what is in it, by default the data.
@@ -160,6 +161,7 @@ class Estimator(nn.Module, ABC):
     differentiates_costs: bool = False
     min_particles: int = 1
     local_signals: bool = True
+    draws_from_guide: bool = True
     separable: bool = False
     reads_context: bool = False
     input: str | Callable[..., Tensor] | None = None

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from pyro_discrete.control_variates.second_moment import second_moment
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Draw, Estimator, Family, SiteView, Surrogate
-from pyro_discrete.relaxations.concrete import positive_temperature
-from pyro_discrete.relaxations.conditional import relaxed_pair, soften
+from pyro_discrete.relaxations.concrete import positive_temperature, soften
+from pyro_discrete.relaxations.conditional import relaxed_pair
 
 __all__ = ["ConditionallyRelaxed", "Control", "positive_log"]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pyro_discrete.estimators.base import RELAXABLE, Draw, Estimator, Family, SiteView, Surrogate
-from pyro_discrete.relaxations.concrete import positive_temperature, relaxed_draw
+from pyro_discrete.estimators.relaxed import RelaxedEstimator
+from pyro_discrete.relaxations.concrete import relaxed_draw
 
 __all__ = ["GumbelSoftmax"]
 
 
-class GumbelSoftmax(Estimator):
+class GumbelSoftmax(RelaxedEstimator):
     r"""The pathwise gradient through a relaxed draw.
 
     .. math:: \nabla f\big(\mathrm{softmax}((\mathrm{logits} + G) / t)\big), \quad G \sim \mathrm{Gumbel}
@@ -34,22 +34,10 @@ class GumbelSoftmax(Estimator):
     name = "gumbel_softmax"
     summary = "pathwise gradient through a relaxed draw"
     reference = "Jang et al. 2017; Maddison et al. 2017"
-    families = RELAXABLE
-    unbiased = False
-    relaxed = (0,)
 
     def __init__(self, temperature: float = 0.35) -> None:
-        super().__init__()
-        self.temperature = positive_temperature(temperature, type(self).__name__)
+        super().__init__(temperature)
 
-    def extra_repr(self) -> str:
-        return f"temperature={self.temperature:.3g}"
-
-    def draw(self, site: SiteView) -> Draw:
-        """One relaxed row, differentiable in the logits."""
-        value = relaxed_draw(site.logits, self.temperature, one_hot=site.family is Family.ONE_HOT)
-        return Draw(value.unsqueeze(0))
-
-    def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
-        """Nothing to add: the gradient flows through the draw."""
-        return Surrogate()
+    def weights(self, logits: Tensor, temperature: float, one_hot: bool) -> Tensor:
+        """The relaxed draw."""
+        return relaxed_draw(logits, temperature, one_hot=one_hot)

@@ -6,33 +6,20 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.errors import SettingError
+from pyro_discrete.relaxations.gumbel import gumbel_like, gumbel_max, logistic_like
 
 __all__ = [
     "corner",
-    "gumbel_like",
-    "logistic_like",
+    "finite",
+    "hard_draw",
+    "moved",
     "positive_temperature",
     "relaxed_bernoulli",
     "relaxed_draw",
     "relaxed_one_hot",
-    "uniform_like",
+    "soften",
+    "straight_through",
 ]
-
-
-def uniform_like(tensor: Tensor) -> Tensor:
-    """Uniform on (0, 1), ends excluded: a zero (one in 2^24 draws in float32) becomes half the next number."""
-    return torch.rand_like(tensor, requires_grad=False).clamp(min=torch.finfo(tensor.dtype).eps / 4)
-
-
-def gumbel_like(tensor: Tensor) -> Tensor:
-    """Standard Gumbel noise of the shape, dtype and device of `tensor`."""
-    return -(-uniform_like(tensor).log()).log()
-
-
-def logistic_like(tensor: Tensor) -> Tensor:
-    """Standard logistic noise of the shape, dtype and device of `tensor`."""
-    u = uniform_like(tensor)
-    return u.log() - (-u).log1p()
 
 
 def positive_temperature(temperature: float, where: str) -> float:
@@ -69,14 +56,43 @@ def relaxed_one_hot(logits: Tensor, temperature: float) -> Tensor:
 def relaxed_draw(logits: Tensor, temperature: float, *, one_hot: bool, hard: bool = False) -> Tensor:
     """A relaxed draw of either family; with `hard`, hard in the forward pass and soft in the backward pass."""
     soft = (relaxed_one_hot if one_hot else relaxed_bernoulli)(logits, temperature)
-    if not hard:
-        return soft
-    return corner(soft, one_hot=one_hot) + (soft - soft.detach())
+    return straight_through(corner(soft, one_hot=one_hot), soft) if hard else soft
+
+
+def soften(z: Tensor, temperature: Tensor | float, *, one_hot: bool) -> Tensor:
+    """The relaxed value of an unsquashed draw: a softmax over categories, or a sigmoid."""
+    return (z / temperature).softmax(-1) if one_hot else (z / temperature).sigmoid()
+
+
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """The value of `hard`, with the gradient of `soft`."""
+    return hard + (soft - soft.detach())
 
 
 def corner(soft: Tensor, *, one_hot: bool) -> Tensor:
     """The hard value that a soft one is nearest to: the draw of the discrete distribution behind a relaxed draw."""
     if one_hot:
-        categories = torch.arange(soft.shape[-1], device=soft.device)
-        return (soft.argmax(-1, keepdim=True) == categories).to(soft.dtype)
+        return _one_hot(soft.argmax(-1), soft)
     return (soft > 0.5).to(soft.dtype)
+
+
+def hard_draw(logits: Tensor, *, one_hot: bool) -> Tensor:
+    """A draw of the discrete distribution, in the shape of `logits` and without a gradient."""
+    logits = logits.detach()
+    if one_hot:
+        return _one_hot(gumbel_max(logits), logits)
+    return (logits + logistic_like(logits) > 0).to(logits.dtype)
+
+
+def _one_hot(index: Tensor, like: Tensor) -> Tensor:
+    return (index.unsqueeze(-1) == torch.arange(like.shape[-1], device=like.device)).to(like.dtype)
+
+
+def finite(logits: Tensor) -> Tensor:
+    """`logits` with -inf made the least finite number, so that a weight of zero times it is zero."""
+    return logits.clamp(min=torch.finfo(logits.dtype).min)
+
+
+def moved(logits: Tensor, z: Tensor) -> Tensor:
+    """The value of `z`, with the gradient of `logits`: logits moved by noise (or a gap) that is held."""
+    return z.detach() + (logits - logits.detach())

@@ -1,0 +1,55 @@
+"""The straight-through estimator with a temperature for each pass."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pyro_discrete.estimators.base import Estimator
+from pyro_discrete.estimators.relaxed import RelaxedEstimator
+from pyro_discrete.relaxations.concrete import hard_draw, positive_temperature, soften, straight_through
+
+__all__ = ["DecoupledStraightThrough"]
+
+
+class DecoupledStraightThrough(RelaxedEstimator):
+    r"""The straight-through estimator with separate temperatures for the forward and the backward pass.
+
+    .. math:: f'(D)\, \nabla\, \mathrm{softmax}(\mathrm{logits} / t_b), \quad
+              D \sim \mathrm{softmax}(\mathrm{logits} / t_f)
+
+    The forward temperature says how far the draws explore, the backward one over how many categories the gradient is
+    spread. At t_f = 1 the draws are those of q and the loss that is optimised is the discrete objective's; at another
+    one they are those of a tempered q, whose log-mass is still that of q: a bias of its own (`loss()` draws from q
+    itself, whatever t_f is). One evaluation. Serves Bernoulli and OneHotCategorical sites.
+
+    - `temperature`: of the backward pass. `forward_temperature`: of the draws.
+
+    Raises `SettingError` if a temperature is not positive.
+
+    Source: Shah, Yan, Mozer and Liu (2024), Improving discrete optimisation via decoupled straight-through estimator
+    (arXiv 2410.13331, second version).
+
+    >>> from pyro_discrete import DecoupledStraightThrough, TraceELBO
+    >>> elbo = TraceELBO(DecoupledStraightThrough(temperature=2.0, forward_temperature=0.9))
+    """
+
+    name = "decoupled_straight_through"
+    summary = "straight-through with a temperature for each pass"
+    reference = "Shah et al. 2024"
+
+    def __init__(self, temperature: float = 1.5, forward_temperature: float = 1.0) -> None:
+        super().__init__(temperature)
+        self.forward_temperature = positive_temperature(forward_temperature, type(self).__name__)
+        self.draws_from_guide = forward_temperature == 1
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, forward_temperature={self.forward_temperature:.3g}"
+
+    @classmethod
+    def variants(cls) -> list[Estimator]:
+        return [cls(), cls(temperature=0.7, forward_temperature=1.3)]
+
+    def weights(self, logits: Tensor, temperature: float, one_hot: bool) -> Tensor:
+        """The hard draw at one temperature, with the gradient at the other."""
+        hard = hard_draw(logits / self.forward_temperature, one_hot=one_hot)
+        return straight_through(hard, soften(logits, temperature, one_hot=one_hot))
