@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from types import FunctionType
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_discrete.diagnostics.assignments import AssignValues, Choices, innermost
+from pyro_discrete.diagnostics.parameters import parameter_names
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.finite import leaf_parameters
 
@@ -92,7 +90,7 @@ class Oracle:
                 leaves[id(leaf)] = leaf
                 gradients[id(leaf)] = gradients.get(id(leaf), torch.zeros(())) + gradient.double()
             more = choices.advance()
-        names = _names(leaves, {"model": model, "guide": guide})
+        names = parameter_names(leaves, {"model": model, "guide": guide})
         return Exact(
             loss,
             {names[key]: gradient for key, gradient in gradients.items()},
@@ -195,34 +193,3 @@ def _marginal(runs: list[tuple[Any, list[str]]]) -> Tensor:
             "no marginal. Put them into the same plate and poutine.scale."
         )
     return scale * torch.stack(inside).logsumexp(0) + outside[0]
-
-
-def _names(leaves: dict[int, Tensor], programs: dict[str, Program]) -> dict[int, str]:
-    """Readable names: the param store's, then those of modules and tensors that the programs are or close over."""
-    names = {id(value): name for name, value in pyro.get_param_store().named_parameters()}
-    for role, program in programs.items():
-        if isinstance(program, nn.Module):
-            for name, value in program.named_parameters():
-                names.setdefault(id(value), f"{role}.{name}")
-        variables = _variables(program)
-        for variable, content in variables.items():
-            if isinstance(content, nn.Module):
-                for name, value in content.named_parameters():
-                    names.setdefault(id(value), f"{variable}.{name}")
-            elif isinstance(content, Tensor):
-                names.setdefault(id(content), variable)
-    for number, key in enumerate(leaves):
-        names.setdefault(key, f"parameter {number} of shape {tuple(leaves[key].shape)}")
-    return names
-
-
-def _variables(program: Any) -> dict[str, Any]:
-    """The variables that a function closes over or reads from its module, through wrappers such as effect handlers."""
-    while isinstance(program, partial) or hasattr(program, "__wrapped__"):
-        program = getattr(program, "__wrapped__", None) or program.func
-    if not isinstance(program, FunctionType):
-        return {}
-    cells = program.__closure__ or ()
-    variables = dict(zip(program.__code__.co_freevars, (cell.cell_contents for cell in cells), strict=True))
-    known = program.__globals__
-    return variables | {name: known[name] for name in program.__code__.co_names if name in known}

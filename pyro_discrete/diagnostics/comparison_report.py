@@ -1,0 +1,161 @@
+"""What a comparison of estimators shows: the numbers as a dataset, a table, a plot, and one line of advice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["EstimatorComparison"]
+
+SEEN = 4.0
+"""A bias of so many standard errors is called seen; below it, it may be noise."""
+ROUNDING = 1e-12
+"""A variance of so many squared gradient norms is the rounding of an exact sum."""
+COLOURS = {"unbiased": "#0072B2", "biased": "#D55E00"}
+"""Of Okabe and Ito's palette, distinct for colour-blind readers."""
+
+
+@dataclass(frozen=True)
+class EstimatorComparison:
+    """Bias, variance and cost of estimators at one point; `comparison["variance"]` reads the dataset.
+
+    `dataset` has the dims `estimator` and `parameter` (names of the pair's parameters), and the variables
+
+    - `variance`: of one estimate, summed over a parameter's elements, (objective / parameter)².
+    - `bias`: norm of the mean estimate less the reference; `bias_error`: the size that noise alone would give it.
+    - `gradient_norm`: of the reference; `signal_to_noise`: that over the root of the variance.
+    - `seconds`: median of a step with its backward pass; `evaluations`: of the model, rows x particles.
+    - `variance_x_time`, `variance_x_evaluations`: variance over all parameters times these; averaging n steps divides
+      the variance by n, so the one with the least variance x time learns most in a second.
+    - `unbiased`: declared so; `draws`: estimates made.
+
+    `left_out`: label -> why it does not serve the pair. `code`: label -> the line that makes the ELBO.
+    """
+
+    dataset: xr.Dataset
+    left_out: Mapping[str, str]
+    code: Mapping[str, str]
+
+    def __getitem__(self, name: str) -> xr.DataArray:
+        return self.dataset[name]
+
+    @property
+    def reference(self) -> str:
+        """What the bias was measured against: "exact", or a long run of the estimator that it names."""
+        return self.dataset.attrs["reference"]
+
+    @property
+    def bias_seen(self) -> xr.DataArray:
+        """Whether some parameter's bias is more than four times what noise would make it; dim `estimator`."""
+        floor = 1e-4 * self.dataset["gradient_norm"] + 1e-12  # rounding of float32 sums
+        excess = self.dataset["bias"] > SEEN * self.dataset["bias_error"] + floor
+        return excess.any("parameter")
+
+    @property
+    def best(self) -> str:
+        """The label with the least variance x time among those declared unbiased in which no bias was seen."""
+        eligible = self.dataset["unbiased"] & ~self.bias_seen
+        candidates = self.dataset if not bool(eligible.any()) else self.dataset.sel(estimator=eligible)
+        ranked = candidates.sortby(["variance_x_time", "seconds"])
+        return str(ranked["estimator"].values[0])
+
+    @property
+    def recommendation(self) -> str:
+        """One line of code: the ELBO that this comparison speaks for."""
+        return self.code[self.best]
+
+    def table(self) -> Table:
+        """The comparison as a rich table, least variance x time first."""
+        table = Table(
+            title=f"Gradient estimators on this pair; bias against {self.reference}",
+            caption=f"Variance summed over all parameters. Recommended: {self.recommendation}",
+            box=box.SIMPLE_HEAD,
+        )
+        table.add_column("estimator", overflow="fold")
+        for heading in ("draws", "evaluations", "ms a step", "variance", "signal / noise", "bias / gradient"):
+            table.add_column(heading, justify="right")
+        table.add_column("variance\nx ms", justify="right")
+        seen = self.bias_seen
+        for label in self.dataset.sortby("variance_x_time")["estimator"].values:
+            one = self.dataset.sel(estimator=label)
+            norm = float((one["gradient_norm"] ** 2).sum()) ** 0.5
+            variance = float(one["variance"].sum())
+            bias = float((one["bias"] ** 2).sum()) ** 0.5
+            noise = float((one["bias_error"] ** 2).sum()) ** 0.5
+            relative = f"{bias / norm:.2g}" if norm else "-"
+            table.add_row(
+                str(label),
+                str(int(one["draws"])),
+                str(int(one["evaluations"])),
+                f"{1000 * float(one['seconds']):.2f}",
+                _short(variance),
+                "exact" if variance <= ROUNDING * norm**2 else f"{norm / variance**0.5:.2g}",
+                f"{relative} (seen)" if bool(seen.sel(estimator=label)) else f"{relative} (noise: {noise / (norm or 1):.2g})",
+                _short(1000 * float(one["variance_x_time"])),
+                style="bold" if label == self.best else None,
+            )
+        return table
+
+    def __str__(self) -> str:
+        out = StringIO()
+        console = Console(file=out, width=120)
+        console.print(self.table())
+        for label, reason in self.left_out.items():
+            console.print(f"left out: {label}: {reason}", highlight=False, markup=False)
+        return out.getvalue()
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """Variance x time of every estimator, and its bias; written to `path` if given. Needs matplotlib."""
+        from matplotlib.figure import Figure
+
+        ordered = self.dataset.sortby("variance_x_time", ascending=False)
+        labels = [str(label) for label in ordered["estimator"].values]
+        seen = self.bias_seen.sel(estimator=labels).values
+        colours = [COLOURS["biased" if biased else "unbiased"] for biased in seen]
+        figure = Figure(figsize=(10, 1.6 + 0.34 * len(labels)), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        cost = 1000 * ordered["variance_x_time"].values
+        norm = float((ordered["gradient_norm"] ** 2).sum()) ** 0.5 or 1.0
+        _dots(left, cost, colours, exact=ordered["variance"].sum("parameter").values <= ROUNDING * norm**2)
+        left.set_yticks(range(len(labels)), labels)
+        left.set_xlabel("gradient variance x milliseconds a step\n(left is better)")
+        bias = ((ordered["bias"] ** 2).sum("parameter") ** 0.5).values / norm
+        noise = ((ordered["bias_error"] ** 2).sum("parameter") ** 0.5).values / norm
+        _dots(right, bias, colours, exact=bias <= 1e-6)
+        right.scatter(noise, range(len(labels)), marker="|", s=80, color="#666666")
+        right.set_xlabel("distance of the mean from the reference / gradient's norm\n(grey bar: what noise alone gives)")
+        for name, colour in COLOURS.items():
+            left.plot([], [], "o", color=colour, label=f"bias {'seen' if name == 'biased' else 'not seen'}")
+        left.legend(loc="best", frameon=False)
+        figure.suptitle(f"Gradient estimators on one pair, bias against {self.reference}", fontsize=11)
+        if path is not None:
+            figure.savefig(path, dpi=120)
+        return figure
+
+
+def _dots(axes: Any, values: Any, colours: list[str], exact: Any) -> None:
+    """A dot for each value on a log axis; one that is zero stands at the left end, and says so."""
+    positive = [float(v) for v, zero in zip(values, exact, strict=True) if not zero] or [1.0]
+    floor = min(positive) / 10
+    for height, (value, zero) in enumerate(zip(values, exact, strict=True)):
+        axes.plot(floor if zero else value, height, "o", color=colours[height])
+        if zero:
+            axes.annotate("0", (floor, height), xytext=(7, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.set_xscale("log")
+    axes.grid(axis="both", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if number >= 1000 else f"{number:.3g}"

@@ -1,0 +1,180 @@
+"""The way into ArviZ: draws of the guide, predictions, log-likelihoods and importance weights, with named dims."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from pyro_discrete.diagnostics.posterior_draws import PosteriorDraws, draw_posterior
+from pyro_discrete.errors import SettingError, near_matches
+from pyro_discrete.probe import Pair
+from pyro_discrete.sites import is_random_observation, sample_sites
+
+__all__ = ["pareto_k", "to_inference_data"]
+
+Program = Callable[..., Any]
+
+
+def to_inference_data(
+    model: Program,
+    guide: Program,
+    *args: Any,
+    num_samples: int = 1000,
+    coords: Mapping[str, Sequence[Any]] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """What a trained pair says, as ArviZ's `InferenceData` (its `DataTree` from version 1 on).
+
+    Groups, with one chain of `num_samples` draws:
+
+    - `posterior`: the guide's latent sites, discrete and continuous, `[chain, draw, *plates, *event]`.
+    - `posterior_predictive`: new data from the model given these draws; `observed_data`: the data themselves.
+    - `log_likelihood`: of each datum given a draw, `[chain, draw, *plates]`, without a plate's scale; a masked datum
+      has zero. `az.loo` and `az.compare` read it. Importance weights are not applied to it: draws are the guide's.
+    - `sample_stats`: `log_weight`, log p(x, z) - log q(z | x), and `lp`, log p(x, z), both scaled and masked.
+    - `constant_data`: tensors among the arguments that are not observed values.
+
+    Dims bear the names of plates, their coords are the (sub-sampled) indices; `coords` and `dims` (site -> names of its
+    event dims) go before these. Programs that cannot take a leading dim of draws run one draw at a time.
+
+    Raises `SettingError` if `num_samples` is no positive number, `SiteMatchError` where the model has latent sites that
+    the guide has not.
+
+    >>> import pyro, pyro.distributions as dist
+    >>> def model(x):
+    ...     with pyro.plate("data", len(x)):
+    ...         z = pyro.sample("z", dist.Bernoulli(0.3))
+    ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    >>> def guide(x):
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("z", dist.Bernoulli(torch.tensor([0.1, 0.6])))
+    >>> data = to_inference_data(model, guide, torch.tensor([0.0, 1.2]), num_samples=100)
+    >>> dict(data.posterior["z"].sizes)
+    {'chain': 1, 'draw': 100, 'data': 2}
+    """
+    import arviz as az
+
+    pair = Pair(model, guide, args, kwargs)
+    draws = draw_posterior(pair, _positive(num_samples))
+    names = _DimNames(draws, dims or {})
+    observed = {n: m for n, m in sample_sites(draws.trial.model_trace).items() if is_random_observation(m)}
+    observed_data = {n: _array(m["value"].expand(_full_shape(m))) for n, m in observed.items()}
+    groups = {
+        "posterior": _chain(draws.posterior),
+        "posterior_predictive": _chain(draws.predictive),
+        "log_likelihood": _chain(draws.log_likelihood),
+        "sample_stats": _chain({"log_weight": draws.log_weight, "lp": draws.log_joint}),
+        "observed_data": observed_data,
+        "constant_data": _constants(pair, [m["value"] for m in observed.values()]),
+    }
+    groups = {name: group for name, group in groups.items() if group}
+    named = {"coords": {**names.coords, **(coords or {})}, "dims": names.dims}
+    if hasattr(az, "InferenceData"):
+        return az.from_dict(**groups, **named)
+    return az.from_dict(groups, **named)
+
+
+def pareto_k(
+    model: Program, guide: Program, *args: Any, num_samples: int = 1000, plate: str | None = None, **kwargs: Any
+) -> float | xr.DataArray:
+    r"""The Pareto k-hat of the guide as a proposal for the posterior: below 0.7 it is close, above it is not.
+
+    It is the shape of the generalised Pareto distribution that fits the largest importance weights
+    :math:`p(x, z) / q(z | x)` of `num_samples` draws. One number for all latent variables together; with many data it
+    is large for nearly every mean-field guide. With `plate`, the name of a plate, one number for each of its
+    elements, from the sites inside it: dims `[plate]`.
+
+    Raises `SettingError` for an unknown plate or too few draws (25 at least).
+
+    Source: Yao, Vehtari, Simpson and Gelman (2018), Yes, but did it work? Evaluating variational inference.
+
+    >>> import pyro, pyro.distributions as dist
+    >>> def model():
+    ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    ...     pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(1.0))
+    >>> def guide():
+    ...     pyro.sample("z", dist.Normal(0.5, 0.8))
+    >>> pyro.set_rng_seed(0)
+    >>> bool(pareto_k(model, guide) < 0.7)
+    True
+    """
+    if _positive(num_samples) < 25:
+        raise SettingError(f"pareto_k: num_samples={num_samples} given; a tail cannot be fitted to fewer than 25 draws.")
+    draws = draw_posterior(Pair(model, guide, args, kwargs), num_samples)
+    if plate is None:
+        return float(_k_hat(draws.log_weight.double().numpy()))
+    if plate not in draws.plates:
+        raise SettingError(f"pareto_k: there is no plate named {plate!r}. {near_matches(plate, draws.plates)}")
+    weights = draws.log_weight_in(plate).double().numpy()
+    return xr.DataArray(_k_hat(weights.T), dims=[plate], coords={plate: draws.plates[plate]}, name="pareto_k")
+
+
+def _k_hat(log_weights: np.ndarray) -> np.ndarray:
+    """K-hat along the last axis, by whichever ArviZ is installed."""
+    import arviz as az
+
+    if hasattr(az, "psislw"):
+        return np.asarray(az.psislw(log_weights)[1])
+    from arviz_stats.base import array_stats  # version 1: it takes log-likelihoods, which leave-one-out inverts
+
+    return np.asarray(array_stats.psislw(-log_weights)[1])
+
+
+def _positive(num_samples: int) -> int:
+    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+        raise SettingError(f"num_samples={num_samples!r} given, a positive whole number expected.")
+    return num_samples
+
+
+class _DimNames:
+    """Names of the dims of every site's arrays, and the coords of the plates."""
+
+    def __init__(self, draws: PosteriorDraws, given: Mapping[str, Sequence[str]]) -> None:
+        sites = {**sample_sites(draws.trial.guide_trace), **sample_sites(draws.trial.model_trace)}
+        called = {p: f"{p}_plate" if p in sites else p for p in draws.plates}
+        self.coords = {called[p]: index for p, index in draws.plates.items()}
+        self.dims: dict[str, list[str]] = {}
+        for name, msg in sites.items():
+            batch = len(msg["fn"].batch_shape)
+            by_dim = {f.dim: called[f.name] for f in msg["cond_indep_stack"] if f.vectorized}
+            plates = [by_dim.get(d, f"{name}_batch_{batch + d}") for d in range(-batch, 0)]
+            event = list(given.get(name, ()))
+            rest = range(len(event), len(msg["fn"].event_shape))
+            self.dims[name] = [*plates, *event, *(f"{name}_dim_{i}" for i in rest)]
+
+
+def _full_shape(msg: Any) -> tuple[int, ...]:
+    return tuple(msg["fn"].batch_shape) + tuple(msg["fn"].event_shape)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    return tensor.float().numpy() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor.numpy()
+
+
+def _chain(values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: _array(value)[None] for name, value in values.items()}
+
+
+def _constants(pair: Pair, observed: Sequence[Tensor]) -> dict[str, np.ndarray]:
+    """The tensors among a call's arguments, by their names, that are not observed values themselves."""
+    try:
+        bound = inspect.signature(pair.model).bind(*pair.args, **pair.kwargs).arguments
+    except (TypeError, ValueError):
+        bound = {f"argument_{i}": value for i, value in enumerate(pair.args)} | dict(pair.kwargs)
+    return {
+        name: _array(value)
+        for name, value in bound.items()
+        if torch.is_tensor(value) and not any(_same(value, each) for each in observed)
+    }
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one is other or (one.shape == other.shape and torch.equal(one, other.to(one.dtype)))
