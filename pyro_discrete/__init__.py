@@ -1,5 +1,7 @@
 """Gradient estimators for Pyro programs with discrete latent variables, chosen by an argument of the ELBO."""
 
+from pyro_discrete import diagnostics
+from pyro_discrete.diagnostics.inference_data import to_inference_data
 from pyro_discrete.elbo import TraceELBO
 from pyro_discrete.errors import DiscreteInferenceError
 from pyro_discrete.estimators import (
@@ -76,6 +78,8 @@ __all__ = [
     "TraceELBO",
     "UnorderedSet",
     "available_estimators",
+    "diagnostics",
     "relax",
+    "to_inference_data",
 ]
 __version__ = "0.1.0"

@@ -1,5 +1,17 @@
-"""Exact answers for small programs."""
+"""What an estimator, or a trained pair, is worth: exact answers, comparisons, and the way into ArviZ."""
 
+from pyro_discrete.diagnostics.comparison import compare_estimators
+from pyro_discrete.diagnostics.comparison_report import EstimatorComparison
 from pyro_discrete.diagnostics.exact import Exact, Oracle, exact_gradient, exact_loss
+from pyro_discrete.diagnostics.inference_data import pareto_k, to_inference_data
 
-__all__ = ["Exact", "Oracle", "exact_gradient", "exact_loss"]
+__all__ = [
+    "EstimatorComparison",
+    "Exact",
+    "Oracle",
+    "compare_estimators",
+    "exact_gradient",
+    "exact_loss",
+    "pareto_k",
+    "to_inference_data",
+]

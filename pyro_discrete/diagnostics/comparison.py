@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from pyro_discrete.diagnostics.comparison_report import EstimatorComparison
 from pyro_discrete.diagnostics.exact import Oracle
-from pyro_discrete.diagnostics.gradients import GradientDraws, train_own_parts
+from pyro_discrete.diagnostics.gradients import GradientDraws, Moments, train_own_parts
 from pyro_discrete.diagnostics.parameters import undisturbed
 from pyro_discrete.elbo import TraceELBO
 from pyro_discrete.engine import DiscreteELBO
@@ -30,17 +30,19 @@ __all__ = ["compare_estimators"]
 Objective = Callable[..., DiscreteELBO]
 REFERENCE_FACTOR = 4
 """So many times the draws go into a reference that has to be sampled."""
+ROUNDING = 1e-4
+"""A distance of so many gradient norms may be the rounding of float32 sums."""
 EXACT_BUDGET = 2_000
 """Up to so many joint assignments, an exact gradient that parallel enumeration cannot give is found one by one."""
 
 
 @dataclass(frozen=True)
 class _Reference:
-    """The gradient to compare with: name -> mean, and the squared standard error of its elements, summed."""
+    """The gradient to compare with: name -> mean, and the moments of the long run that it comes from, if any."""
 
     kind: str
     mean: Mapping[str, Tensor]
-    squared_error: Mapping[str, float]
+    moments: Mapping[str, Moments]
 
 
 def compare_estimators(
@@ -113,17 +115,17 @@ def compare_estimators(
         reference = exact or _sampled_reference(measured, draws, progress)
         taken = _times(list(measured.values()))
     dataset = _dataset(measured, reference, taken, draws)
-    return EstimatorComparison(dataset, left_out, {label: _code(chosen[label], drawn) for label, drawn in measured.items()})
+    return EstimatorComparison(
+        dataset, left_out, {label: _code(chosen[label], drawn) for label, drawn in measured.items()}
+    )
 
 
 def _chosen(estimators: Iterable[str | Estimator] | Mapping[str, Spec] | None) -> dict[str, Spec]:
     """Label -> what to give to an objective."""
     if isinstance(estimators, Mapping):
-        return dict(estimators)
-    if isinstance(estimators, str | Estimator):
-        estimators = [estimators]
+        return {str(label): spec for label, spec in estimators.items()}
     found: dict[str, Spec] = {}
-    for each in list(available_estimators()) if estimators is None else estimators:
+    for each in available_estimators() if estimators is None else estimators:
         label = each if isinstance(each, str) else each.name
         number = sum(known.split(" #")[0] == label for known in found)
         found[label if not number else f"{label} #{number + 1}"] = each
@@ -203,8 +205,7 @@ def _sampled_reference(measured: Mapping[str, GradientDraws], draws: int, progre
     long = GradientDraws(unbiased[best].elbo, unbiased[best].pair)
     for _ in tqdm(range(REFERENCE_FACTOR * draws), desc=f"reference: {best}", disable=not progress, leave=False):
         long.add()
-    errors = {name: float(m.variance.sum()) / m.draws for name, m in long.moments.items()}
-    return _Reference(f"{long.draws} draws of {best}", long.mean, errors)
+    return _Reference(f"{long.draws} draws of {best}", long.mean, long.moments)
 
 
 def _declared_unbiased(elbo: DiscreteELBO) -> bool:
@@ -227,18 +228,25 @@ def _dataset(
 ) -> xr.Dataset:
     """See `EstimatorComparison.dataset`."""
     names = sorted(set(reference.mean).union(*(drawn.moments for drawn in measured.values())))
-    empty = torch.zeros(())
-    rows: dict[str, list[list[float]]] = {name: [] for name in ("variance", "bias", "bias_error", "signal_to_noise")}
-    norms = [float(reference.mean.get(name, empty).norm()) for name in names]
+    zero = torch.zeros((), dtype=torch.float64)
+    none = Moments(zero, zero)
+    rows: dict[str, list[list[float]]] = {
+        key: [] for key in ("variance", "bias", "bias_error", "bias_z", "signal_to_noise")
+    }
+    norms = [float(reference.mean.get(name, zero).norm()) for name in names]
     for drawn in measured.values():
-        table: dict[str, list[float]] = {name: [] for name in rows}
+        table: dict[str, list[float]] = {key: [] for key in rows}
         for name, norm in zip(names, norms, strict=True):
-            moments, truth = drawn.moments.get(name), reference.mean.get(name, empty)
-            variance = float(moments.variance.sum()) if moments else 0.0
+            own, other = drawn.moments.get(name, none), reference.moments.get(name, none)
+            variance = float(own.variance.sum())
+            squared_bias = float((own.mean - reference.mean.get(name, zero)).square().sum())
+            expected = own.squared_error + other.squared_error
+            spread = math.sqrt(own.spread + other.spread)
+            excess = max(math.sqrt(squared_bias) - ROUNDING * norm, 0.0) ** 2 - expected
             table["variance"].append(variance)
-            table["bias"].append(float(((moments.mean if moments else empty) - truth).norm()))
-            squared = variance / max(drawn.draws, 1) + reference.squared_error.get(name, 0.0)
-            table["bias_error"].append(math.sqrt(squared))
+            table["bias"].append(math.sqrt(squared_bias))
+            table["bias_error"].append(math.sqrt(expected))
+            table["bias_z"].append(excess / spread if spread > 0 else math.inf if excess > 0 else 0.0)
             table["signal_to_noise"].append(norm / math.sqrt(variance) if variance > 0 else math.inf)
         for key, values in table.items():
             rows[key].append(values)

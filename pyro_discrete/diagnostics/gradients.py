@@ -20,23 +20,42 @@ __all__ = ["GradientDraws", "Moments", "train_own_parts"]
 
 @dataclass
 class Moments:
-    """Running mean and sum of squared deviations of one parameter's gradient, both of its shape, float64."""
+    """Running moments of one parameter's gradient: mean and sum of squared deviations, of its shape, float64."""
 
     mean: Tensor
     squares: Tensor
     draws: int = 0
+    _previous: Tensor | None = None
+    _overlap: float = 0.0
 
     def add(self, gradient: Tensor) -> None:
         """Welford's update: a difference of raw moments loses all digits where the variance is small."""
+        gradient = gradient.double()
+        deviation = gradient - self.mean
+        if self._previous is not None:
+            self._overlap += float((deviation * (self._previous - self.mean)).sum()) ** 2
         self.draws += 1
-        deviation = gradient.double() - self.mean
         self.mean += deviation / self.draws
-        self.squares += deviation * (gradient.double() - self.mean)
+        self.squares += deviation * (gradient - self.mean)
+        self._previous = gradient
 
     @property
     def variance(self) -> Tensor:
         """Of one estimate, of the parameter's shape."""
         return self.squares / max(self.draws - 1, 1)
+
+    @property
+    def squared_error(self) -> float:
+        """Expected squared norm of the mean's error: the trace of its covariance."""
+        return float(self.variance.sum()) / max(self.draws, 1)
+
+    @property
+    def spread(self) -> float:
+        """Variance of the squared norm of the mean's error, 2 tr(C²) with C its covariance.
+
+        For independent draws g and h with covariance S, tr(S²) is the mean of ((g - mean) . (h - mean))².
+        """
+        return 2 * self._overlap / max(self.draws - 1, 1) / max(self.draws, 1) ** 2
 
 
 @dataclass
@@ -51,20 +70,35 @@ class GradientDraws:
     moments: dict[str, Moments] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
     draws: int = 0
-    _names: dict[int, str] = field(default_factory=dict)
+    _parameters: dict[str, Tensor] = field(default_factory=dict)
 
     def draw(self) -> dict[str, Tensor]:
         """One more estimate, name -> gradient; no parameter's `.grad` is touched."""
+        if not self._parameters:
+            self._parameters = self._find_parameters()
         started = time.perf_counter()
-        loss = self.elbo.differentiable_loss(self.pair.model, self.pair.guide, *self.pair.args, **self.pair.kwargs)
-        own = {id(p) for p in self.elbo.parameters()}
-        leaves = [leaf for leaf in leaf_parameters(loss) if id(leaf) not in own]
-        found = torch.autograd.grad(loss, leaves, allow_unused=True) if leaves else ()
+        loss = self._loss()
+        present = set(map(id, leaf_parameters(loss)))
+        wanted = {name: leaf for name, leaf in self._parameters.items() if id(leaf) in present}
+        found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True) if wanted else ()
         self.seconds.append(time.perf_counter() - started)
         return {
-            self._name(leaf, leaves): torch.zeros_like(leaf) if gradient is None else gradient.detach()
-            for leaf, gradient in zip(leaves, found, strict=True)
+            name: torch.zeros_like(leaf) if gradient is None else gradient.detach()
+            for (name, leaf), gradient in zip(wanted.items(), found, strict=True)
         }
+
+    def _loss(self) -> Tensor:
+        return self.elbo.differentiable_loss(self.pair.model, self.pair.guide, *self.pair.args, **self.pair.kwargs)
+
+    def _find_parameters(self) -> dict[str, Tensor]:
+        """The pair's parameters by name: leaves that two runs share (draws that slopes are taken at are leaves too,
+        of one run alone), and that are not the estimators' own."""
+        runs = [leaf_parameters(loss) for loss in (self._loss(), self._loss())]
+        own = {id(p) for p in self.elbo.parameters()}
+        again = set(map(id, runs[1]))
+        leaves = {id(leaf): leaf for leaf in runs[0] if id(leaf) in again and id(leaf) not in own}
+        names = parameter_names(leaves, {"model": self.pair.model, "guide": self.pair.guide})
+        return {names[key].replace("$$$", "."): leaf for key, leaf in leaves.items()}
 
     def add(self) -> None:
         """Draw, and take the estimate into the moments; a parameter that the loss does not depend on has zeros."""
@@ -79,21 +113,13 @@ class GradientDraws:
             moments.add(gradients.get(name, torch.zeros_like(moments.mean)))
         self.draws += 1
 
-    def _name(self, leaf: Tensor, leaves: list[Tensor]) -> str:
-        if id(leaf) not in self._names:
-            known = {id(each): each for each in leaves}
-            self._names |= parameter_names(known, {"model": self.pair.model, "guide": self.pair.guide})
-        return self._names[id(leaf)]
-
     @property
     def mean(self) -> dict[str, Tensor]:
         """Name -> mean gradient."""
         return {name: moments.mean for name, moments in self.moments.items()}
 
 
-def train_own_parts(
-    elbo: DiscreteELBO, pair: Pair, steps: int, rate: float, progress: Callable[[], Any]
-) -> None:
+def train_own_parts(elbo: DiscreteELBO, pair: Pair, steps: int, rate: float, progress: Callable[[], Any]) -> None:
     """Let the estimators learn what they learn (baselines, coefficients) at the pair's parameters, which stay.
 
     Adam, whose rate falls linearly to zero. Running averages go on by themselves.

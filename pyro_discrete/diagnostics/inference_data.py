@@ -39,7 +39,7 @@ def to_inference_data(
     - `log_likelihood`: of each datum given a draw, `[chain, draw, *plates]`, without a plate's scale; a masked datum
       has zero. `az.loo` and `az.compare` read it. Importance weights are not applied to it: draws are the guide's.
     - `sample_stats`: `log_weight`, log p(x, z) - log q(z | x), and `lp`, log p(x, z), both scaled and masked.
-    - `constant_data`: tensors among the arguments that are not observed values.
+    - `constant_data`: tensors among the arguments that are not observed values (`x_argument` if a site is named `x`).
 
     Dims bear the names of plates, their coords are the (sub-sampled) indices; `coords` and `dims` (site -> names of its
     event dims) go before these. Programs that cannot take a leading dim of draws run one draw at a time.
@@ -72,7 +72,10 @@ def to_inference_data(
         "log_likelihood": _chain(draws.log_likelihood),
         "sample_stats": _chain({"log_weight": draws.log_weight, "lp": draws.log_joint}),
         "observed_data": observed_data,
-        "constant_data": _constants(pair, [m["value"] for m in observed.values()]),
+        "constant_data": {
+            f"{n}_argument" if n in names.dims else n: value
+            for n, value in _constants(pair, [m["value"] for m in observed.values()]).items()
+        },
     }
     groups = {name: group for name, group in groups.items() if group}
     named = {"coords": {**names.coords, **(coords or {})}, "dims": names.dims}
@@ -106,7 +109,9 @@ def pareto_k(
     True
     """
     if _positive(num_samples) < 25:
-        raise SettingError(f"pareto_k: num_samples={num_samples} given; a tail cannot be fitted to fewer than 25 draws.")
+        raise SettingError(
+            f"pareto_k: num_samples={num_samples} given; a tail cannot be fitted to fewer than 25 draws."
+        )
     draws = draw_posterior(Pair(model, guide, args, kwargs), num_samples)
     if plate is None:
         return float(_k_hat(draws.log_weight.double().numpy()))
@@ -122,7 +127,8 @@ def _k_hat(log_weights: np.ndarray) -> np.ndarray:
 
     if hasattr(az, "psislw"):
         return np.asarray(az.psislw(log_weights)[1])
-    from arviz_stats.base import array_stats  # version 1: it takes log-likelihoods, which leave-one-out inverts
+    # version 1, where the function takes log-likelihoods, which leave-one-out inverts
+    from arviz_stats.base import array_stats  # pyright: ignore[reportMissingImports]
 
     return np.asarray(array_stats.psislw(-log_weights)[1])
 

@@ -58,7 +58,7 @@ class PosteriorDraws:
             trace = self.trial.model_trace if in_model else self.trial.guide_trace
             frames = [f for f in plates_of(trace.nodes[name]) if f.name == plate]
             if frames and frames[0].dim is not None:
-                kept = term.movedim(frames[0].dim, 1).flatten(2).sum(-1)
+                kept = term.movedim(frames[0].dim, 1).reshape(len(term), frames[0].size, -1).sum(-1)
                 total = total + (kept if in_model else -kept)
         return torch.as_tensor(total)
 
@@ -121,9 +121,13 @@ class _Run:
         drawn = {n: m["value"] for n, m in latent_sites(guide_trace).items()}
         unconditioned = Pair(poutine.uncondition(pair.model), pair.guide, pair.args, pair.kwargs)
         predicted = trace_pair(unconditioned, trial.subsamples, drawn, leading)[1]
-        self.posterior = {n: self._shaped(m["value"], trial.guide_trace.nodes[n]) for n, m in latent_sites(guide_trace).items()}
+        self.posterior = {
+            n: self._shaped(m["value"], trial.guide_trace.nodes[n]) for n, m in latent_sites(guide_trace).items()
+        }
         observed = {n: m for n, m in sample_sites(trial.model_trace).items() if is_random_observation(m)}
-        self.predictive = {n: self._shaped(predicted.nodes[n]["value"], m) for n, m in observed.items()}
+        self.predictive = {
+            n: self._shaped(torch.as_tensor(predicted.nodes[n]["value"]), m) for n, m in observed.items()
+        }
         self.log_likelihood = {n: self._log_likelihood(model_trace.nodes[n], m) for n, m in observed.items()}
         self.terms = {**self._terms(guide_trace, False), **self._terms(model_trace, True)}
 
@@ -144,10 +148,7 @@ class _Run:
         terms = {}
         for name, msg in sample_sites(trace).items():
             log_prob = torch.as_tensor(scale_and_mask(site_log_prob(msg), msg["scale"], msg["mask"]))
-            leading = self.rows if log_prob.dim() > self.trial.batch_dims else 1
-            batch = tuple(log_prob.shape[log_prob.dim() - self.trial.batch_dims :]) if leading > 1 else tuple(log_prob.shape)
-            if log_prob.dim() > self.trial.batch_dims:
-                batch = tuple(log_prob.shape[1:])
+            batch = tuple(log_prob.shape)[1:] if log_prob.dim() > self.trial.batch_dims else tuple(log_prob.shape)
             padding = (1,) * (self.trial.batch_dims - len(batch))
             terms[in_model, name] = log_prob.reshape((-1, *padding, *batch)).expand((self.rows, *padding, *batch))
         return terms
