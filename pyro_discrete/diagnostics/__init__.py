@@ -4,10 +4,12 @@ from pyro_discrete.diagnostics.comparison import compare_estimators
 from pyro_discrete.diagnostics.comparison_report import EstimatorComparison
 from pyro_discrete.diagnostics.exact import Exact, Oracle, exact_gradient, exact_loss
 from pyro_discrete.diagnostics.inference_data import pareto_k, to_inference_data
+from pyro_discrete.diagnostics.monitoring import Monitor
 
 __all__ = [
     "EstimatorComparison",
     "Exact",
+    "Monitor",
     "Oracle",
     "compare_estimators",
     "exact_gradient",

@@ -1,0 +1,244 @@
+"""What an estimator does while it trains: gradient noise, baseline fit, temperature, entropy, dead latents."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import xarray as xr
+from pyro import poutine
+from torch import Tensor
+
+from pyro_discrete.diagnostics.gradients import GradientDraws
+from pyro_discrete.diagnostics.parameters import undisturbed
+from pyro_discrete.engine import DiscreteELBO
+from pyro_discrete.errors import SettingError
+from pyro_discrete.estimators.base import Draw, Estimator, Family, Surrogate
+from pyro_discrete.probe import Pair
+from pyro_discrete.sites import base_distribution, family_of, latent_sites
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Monitor"]
+
+ACTIVE = 0.01
+"""A latent is dead if the guide's mean of it varies less than this over the data (Burda et al. 2016, appendix C)."""
+BY_SITE = ("baseline_fit", "temperature", "entropy", "dead_latents", "latents")
+IN_ALL = ("gradient_variance", "gradient_norm", "signal_to_noise")
+
+
+class Monitor:
+    r"""Looks at a pair and its ELBO now and then during training, and leaves both as they are.
+
+    Call it after a step with the step's arguments; every `every` calls it makes `draws` (at least 2) gradient
+    estimates of its own on them, so its cost is `draws / every` of the training's. `history` is a dataset with the dims
+    `step` and `site`:
+
+    - `gradient_variance`: of one estimate on this batch, summed over all parameters; `gradient_norm`: of the mean
+      gradient, noise taken off; `signal_to_noise`: the latter over the root of the former.
+    - `baseline_fit`: R² of a site's control variate, 1 - mean((f - c)²) / var(f), f the cost and c what is taken off it
+      before it multiplies the score. 0 is as good as f's mean over the batch; NaN where nothing multiplies a score.
+    - `temperature`: of a relaxed estimator. `entropy`: of the guide, nats a latent variable.
+    - `dead_latents` of `latents`: those whose mean under the guide has a variance over the data below 0.01.
+
+    Raises `SettingError` for a setting out of range. Random states and parameters stay as they were.
+
+    Source: Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders (active units).
+
+    >>> import pyro, pyro.distributions as dist
+    >>> from pyro.infer import SVI
+    >>> from pyro_discrete import TraceELBO
+    >>> def model(x):
+    ...     with pyro.plate("data", len(x)):
+    ...         z = pyro.sample("z", dist.Bernoulli(0.3))
+    ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    >>> def guide(x):
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("z", dist.Bernoulli(logits=pyro.param("logits", torch.zeros(len(x)))))
+    >>> elbo, x = TraceELBO("rloo", num_particles=2), torch.tensor([0.0, 1.2])
+    >>> svi, monitor = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), loss=elbo), Monitor(model, guide, elbo, every=5)
+    >>> for step in range(10):
+    ...     loss = svi.step(x)
+    ...     monitor(x)
+    >>> monitor.history["step"].values.tolist(), monitor.history["entropy"].dims
+    ([5, 10], ('step', 'site'))
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        elbo: DiscreteELBO,
+        *,
+        every: int = 100,
+        draws: int = 2,
+    ) -> None:
+        if every < 1 or draws < 2:
+            raise SettingError(f"Monitor: every={every}, draws={draws} given; every >= 1 and draws >= 2 are expected.")
+        self.model, self.guide, self.elbo, self.every, self.draws = model, guide, elbo, every, draws
+        self.calls = 0
+        self.records: list[dict[str, Any]] = []
+        self._gradients: GradientDraws | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """Count a step, and look every so many of them; `args` and `kwargs` are the step's."""
+        self.calls += 1
+        if self.calls % self.every == 0:
+            self.look(self.calls, *args, **kwargs)
+
+    def look(self, step: int, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Look now; the record is added to the history under `step` and returned."""
+        pair = Pair(self.model, self.guide, args, kwargs)
+        record: dict[str, Any] = {"step": step, "sites": {}}
+        with undisturbed(self.model, self.guide):
+            gradients = self._follow(pair)
+            signals = _watch(gradients.elbo)
+            try:
+                found = [gradients.draw() for _ in range(self.draws)]
+            finally:
+                for signal in signals.values():
+                    signal.stop()
+            record |= _noise(found)
+            with torch.no_grad():
+                trace = poutine.trace(self.guide).get_trace(*args, **kwargs)
+                for name, msg in latent_sites(trace).items():
+                    if family_of(msg["fn"]) not in (None, Family.CONTINUOUS):
+                        signal = signals.get(name)
+                        record["sites"][name] = {
+                            "baseline_fit": signal.fit() if signal else math.nan,
+                            "temperature": _temperature(signal.estimator) if signal else math.nan,
+                            **_posterior(msg),
+                        }
+        self.records.append(record)
+        return record
+
+    @property
+    def history(self) -> xr.Dataset:
+        """All records so far."""
+        steps = [record["step"] for record in self.records]
+        sites = sorted({name for record in self.records for name in record["sites"]})
+        nothing: dict[str, float] = {}
+        by_site = {
+            key: (
+                ("step", "site"),
+                [[r["sites"].get(s, nothing).get(key, math.nan) for s in sites] for r in self.records],
+            )
+            for key in BY_SITE
+        }
+        in_all = {key: ("step", [record[key] for record in self.records]) for key in IN_ALL}
+        return xr.Dataset({**in_all, **by_site}, coords={"step": steps, "site": sites})
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """The history as curves; written to `path` if given (extra `plots`)."""
+        from pyro_discrete.diagnostics.monitoring_picture import picture
+
+        return picture(self.history, path)
+
+    def _follow(self, pair: Pair) -> GradientDraws:
+        """Gradient estimates of a copy of the ELBO, which is as the original is now and learns nothing for it."""
+        if self._gradients is None:
+            shadow = copy.deepcopy(self.elbo)
+            shadow.loss(pair.model, pair.guide, *pair.args, **pair.kwargs)  # which plans
+            self._gradients = GradientDraws(shadow, pair)
+        state = copy.deepcopy(self.elbo.state_dict())  # an optimiser takes up tensors as they are
+        self._gradients.elbo.load_state_dict(state, strict=False)
+        self._gradients.pair = pair
+        return self._gradients
+
+
+@dataclass
+class _Signal:
+    """What an estimator made of its costs, seen from outside its `surrogate`."""
+
+    estimator: Estimator
+    costs: list[Tensor] = field(default_factory=list)
+    residuals: list[Tensor] = field(default_factory=list)
+
+    def start(self) -> None:
+        original = self.estimator.surrogate
+
+        def surrogate(draw: Draw, cost: Tensor) -> Surrogate:
+            divisor = self._rescaling()  # read before it is updated
+            out = original(draw, cost)
+            loss = torch.as_tensor(out.loss)
+            if draw.log_q is not None and draw.log_q.requires_grad and loss.requires_grad:
+                (weight,) = torch.autograd.grad(loss.sum(), draw.log_q, retain_graph=True, allow_unused=True)
+                if weight is not None:
+                    self.costs.append(cost[0].detach().flatten())
+                    self.residuals.append((weight.detach() * divisor).flatten())
+            return out
+
+        self.estimator.surrogate = surrogate  # type: ignore[method-assign]
+
+    def stop(self) -> None:
+        del self.estimator.surrogate
+
+    def _rescaling(self) -> float:
+        """What NVIL divides its signal by."""
+        if not getattr(self.estimator, "variance_normalisation", False):
+            return 1.0
+        return float(self.estimator.moments.deviation.clamp(min=1.0))  # type: ignore[union-attr, operator]
+
+    def fit(self) -> float:
+        """R² of the control variate."""
+        if not self.costs:
+            return math.nan
+        costs, residuals = torch.cat(self.costs).double(), torch.cat(self.residuals).double()
+        variance = costs.var(correction=0) if len(costs) > 1 else costs.new_zeros(())
+        return float(1 - residuals.square().mean() / variance) if variance > 0 else math.nan
+
+
+def _watch(elbo: DiscreteELBO) -> dict[str, _Signal]:
+    """Site -> what its estimator will have made of its costs."""
+    signals = {name: _Signal(estimator) for name, estimator in elbo.estimators.items()}
+    for signal in signals.values():
+        signal.start()
+    return signals
+
+
+def _noise(found: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Variance, norm and signal-to-noise of the draws of a gradient."""
+    names = sorted(set[str]().union(*found))
+    if not names:
+        return dict.fromkeys(IN_ALL, 0.0)
+    like = {name: next(g[name] for g in found if name in g) for name in names}
+    flat = [torch.cat([g.get(n, torch.zeros_like(like[n])).double().flatten() for n in names]) for g in found]
+    variance = float(torch.stack(flat).var(0).sum())
+    squared = max(float(torch.stack(flat).mean(0).square().sum()) - variance / len(flat), 0.0)
+    ratio = math.sqrt(squared / variance) if variance > 0 else math.inf
+    return {"gradient_variance": variance, "gradient_norm": math.sqrt(squared), "signal_to_noise": ratio}
+
+
+def _temperature(estimator: Estimator) -> float:
+    learned = getattr(estimator, "log_temperature", None)
+    if learned is not None:
+        return float(learned.detach().exp())
+    given = getattr(estimator, "temperature", None)
+    return float(given) if isinstance(given, int | float) or torch.is_tensor(given) else math.nan
+
+
+def _posterior(msg: Any) -> dict[str, float]:
+    """Entropy a latent variable, and how many of the latent variables are dead."""
+    fn, base = msg["fn"], base_distribution(msg["fn"])
+    copies = fn.event_dim - len(base.event_shape)
+    try:
+        entropy = float(base.entropy().mean())
+    except NotImplementedError:
+        entropy = math.nan
+    mean = getattr(base, "probs", None) if hasattr(base, "logits") else base.mean
+    if mean is None:
+        return {"entropy": entropy, "dead_latents": math.nan, "latents": math.nan}
+    categories = 0 if mean.dim() <= len(fn.batch_shape) + copies else 1
+    over = mean.reshape(-1, math.prod(fn.event_shape[:copies]), *mean.shape[mean.dim() - categories :])
+    latents = over.shape[1]
+    if len(over) < 2:
+        return {"entropy": entropy, "dead_latents": math.nan, "latents": float(latents)}
+    spread = over.var(0)
+    dead = float(((spread.amax(-1) if categories else spread) < ACTIVE).sum())
+    return {"entropy": entropy, "dead_latents": dead, "latents": float(latents)}
