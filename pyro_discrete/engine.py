@@ -153,7 +153,7 @@ class DiscreteELBO(nn.Module, ELBO):
         surrogate = torch.as_tensor(outcome.surrogate)
         check_surrogate(surrogate, int(self.step))
         self._calls += 1
-        self.step += 1
+        self.step.add_(1)
         self.estimators.warn_if_idle(self._calls)
         return surrogate, value
 

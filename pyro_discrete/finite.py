@@ -53,6 +53,9 @@ def explained(pair: Pair, step: Callable[[], int]) -> Iterator[None]:
         ) from error
 
 
+_Leaf: Any = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
+
+
 def leaf_parameters(loss: Tensor) -> list[Tensor]:
     """All parameters that a loss depends on, wherever they live: the leaves of its autograd graph."""
     seen: set[Any] = set()
@@ -63,9 +66,11 @@ def leaf_parameters(loss: Tensor) -> list[Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
+        if isinstance(node, _Leaf):
             leaves.append(node.variable)
-        stack.extend(following for following, _ in node.next_functions)
+            continue
+        for following, _ in node.next_functions:
+            stack.append(following)
     return leaves
 
 
@@ -96,7 +101,7 @@ def check_finite(loss: float, traces: Callable[[], Iterable[tuple[str, Trace]]],
 
 def check_surrogate(surrogate: Tensor, step: int) -> None:
     """Raise `NonFiniteError` if the surrogate of a finite loss is not finite."""
-    if not bool(surrogate.detach().isfinite()):
+    if not math.isfinite(surrogate.item()):
         raise NonFiniteError(
             f"The loss is finite at step {step}, but a learning signal times a score is not: log-probabilities beyond "
             "the float range. No parameter was changed. A lower learning rate or clipped gradients often help."
@@ -122,7 +127,7 @@ def _culprit(msg: Any) -> str:
 def check_gradients(parameters: list[Tensor], pair: Pair, step: int) -> None:
     """Raise `NonFiniteError` if a gradient is not finite, after clearing the gradients."""
     gradients = [p.grad.to_dense() if p.grad.is_sparse else p.grad for p in parameters if p.grad is not None]
-    if not gradients or bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all()):
+    if not gradients or math.isfinite(torch.stack(torch._foreach_norm(gradients)).sum().item()):
         return
     if all(bool(gradient.isfinite().all()) for gradient in gradients):
         return  # the squares overflow, the gradients do not

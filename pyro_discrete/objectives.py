@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from pyro_discrete.costs import Costs, Order, Term
 from pyro_discrete.errors import MissingDataError
 from pyro_discrete.sites import base_distribution, plates_of, sample_sites, without_mask
 
-__all__ = ["Evaluation", "EvidenceBound", "Objective"]
+__all__ = ["Evaluation", "EvidenceBound", "Objective", "first"]
 
 
 @dataclass
@@ -38,6 +40,11 @@ class Evaluation:
     loss: Tensor | float
     scores: dict[str, Tensor]
     untended: dict[str, Tensor]
+
+
+def first(tensor: Tensor, particles: int) -> Tensor:
+    """The first K of the leading dim, without a node of the graph where that is all there is."""
+    return tensor if tensor.shape[0] <= particles else tensor[:particles]
 
 
 class Objective(ABC):
@@ -66,6 +73,21 @@ class Objective(ABC):
         """
 
 
+class _Sum:
+    """The sum over the first K rows of terms `[n, *batch]`: those of one shape are added up before they are summed."""
+
+    def __init__(self) -> None:
+        self.by_shape: dict[torch.Size, Tensor] = {}
+
+    def add(self, term: Tensor) -> None:
+        known = self.by_shape.get(term.shape)
+        self.by_shape[term.shape] = term if known is None else known + term
+
+    def total(self, particles: int) -> Tensor | float:
+        sums = [first(terms, particles).sum() for terms in self.by_shape.values()]
+        return reduce(add, sums) if sums else 0.0
+
+
 class EvidenceBound(Objective):
     """The evidence lower bound: f(z) = log p(x, z) - log q(z | x)."""
 
@@ -85,28 +107,36 @@ class EvidenceBound(Objective):
             return tensor.reshape((1,) * missing + tuple(tensor.shape)) if missing > 0 else tensor
 
         terms: list[Term] = []
-        path: Tensor | float = 0.0
-        loss: Tensor | float = 0.0
+        both, pathwise_alone, value_alone = _Sum(), _Sum(), _Sum()
         scores: dict[str, Tensor] = {}
         untended: dict[str, Tensor] = {}
         guide_sites = {}
         for position, (name, msg) in enumerate(sample_sites(guide_trace).items()):
             guide_sites[name] = plates_of(msg)
             log_q, score, pathwise = _guide_log_prob(msg, estimated.get(name))
-            log_q = padded(log_q)
-            terms.append(Term(log_q if keep_graph else log_q.detach(), guide_sites[name], False, position))
-            loss = loss + log_q.detach()[:particles].sum()
-            if pathwise is not None:
-                path = path + padded(pathwise)[:particles].sum()
+            term = padded(log_q)
+            value = term.detach()
+            terms.append(Term(term if keep_graph else value, guide_sites[name], False, position))
+            if pathwise is log_q:
+                both.add(term)
+            else:
+                value_alone.add(value)
+                if pathwise is not None:
+                    pathwise_alone.add(padded(pathwise))
             if score is not None:
-                (scores if name in estimated else untended)[name] = padded(score)
+                (scores if name in estimated else untended)[name] = term if score is log_q else padded(score)
         model_positions = {}
         for position, (name, msg) in enumerate(sample_sites(model_trace).items()):
             model_positions[name] = position
-            log_p = padded(scale_and_mask(_log_prob(msg["fn"], msg), msg["scale"], msg["mask"]))
-            terms.append(Term(-log_p if keep_graph else -log_p.detach(), plates_of(msg), True, position))
-            loss = loss - log_p.detach()[:particles].sum()
-            path = path - log_p[:particles].sum()
+            cost = -padded(scale_and_mask(_log_prob(msg["fn"], msg), msg["scale"], msg["mask"]))
+            terms.append(Term(cost if keep_graph else cost.detach(), plates_of(msg), True, position))
+            both.add(cost)
+        path = both.total(particles)
+        loss = path.detach() if torch.is_tensor(path) else path
+        if value_alone.by_shape:
+            loss = loss + value_alone.total(particles)
+        if pathwise_alone.by_shape:
+            path = path + pathwise_alone.total(particles)
         costs = Costs(terms, Order(guide_sites, model_positions))
         return Evaluation(guide_trace, model_trace, costs, path, loss, scores, untended)
 
@@ -136,7 +166,11 @@ def _guide_log_prob(msg: Any, relaxed: bool | None) -> tuple[Tensor, Tensor | No
     if relaxed is None:
         parts = fn.score_parts(msg["value"], *msg["args"], **msg["kwargs"])
         log_q = scale_and_mask(parts.log_prob, scale, mask)
-        pathwise = None if is_identically_zero(parts.entropy_term) else scale_and_mask(parts.entropy_term, scale, mask)
+        pathwise = None
+        if parts.entropy_term is parts.log_prob:
+            pathwise = log_q
+        elif not is_identically_zero(parts.entropy_term):
+            pathwise = scale_and_mask(parts.entropy_term, scale, mask)
         score = None if is_identically_zero(parts.score_function) else parts.score_function
         return log_q, score, pathwise
     log_mass = _log_prob(fn, msg)

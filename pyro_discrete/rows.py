@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyro.poutine.messenger import Messenger
+from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_discrete.estimators.base import RELAXABLE, Draw, Estimator, Family
 from pyro_discrete.relaxations.extension import extended
 from pyro_discrete.sites import Site, base_distribution, is_latent
+from pyro_discrete.tracing import SiteMessenger
 
 __all__ = ["Columns", "KeepSubsamples", "PlaceColumn", "PlaceRows", "Primary"]
 
@@ -61,7 +62,7 @@ def _mean(site: Site) -> Tensor:
     return site.split(probabilities, site.event_dim)
 
 
-class PlaceRows(Messenger):
+class PlaceRows(SiteMessenger):
     """Draws every latent site of the guide for all columns and particles at once.
 
     `choose(site)` gives a site's estimator, None for a reparameterised one. `draws` holds what the estimators drew;
@@ -134,12 +135,22 @@ class Primary:
     values: dict[str, Tensor] = field(default_factory=dict)
 
 
-class KeepSubsamples(Messenger):
+class KeepSubsamples(SiteMessenger):
     """Lets every run of a program see the subsamples of the first one."""
 
     def __init__(self) -> None:
         super().__init__()
         self.indices: dict[str, Tensor] = {}
+
+    @staticmethod
+    def of(*traces: Trace) -> KeepSubsamples:
+        """For the runs that follow these ones."""
+        kept = KeepSubsamples()
+        for trace in traces:
+            for name, msg in trace.nodes.items():
+                if site_is_subsample(msg):
+                    kept.indices.setdefault(name, msg["value"])  # type: ignore[arg-type]
+        return kept
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) and not msg["done"] and msg["value"] is None:
@@ -150,7 +161,7 @@ class KeepSubsamples(Messenger):
             self.indices.setdefault(msg["name"], msg["value"])
 
 
-class PlaceColumn(Messenger):
+class PlaceColumn(SiteMessenger):
     """Draws the guide's sites for one column of one particle.
 
     Column 0 (`owner=None`) draws and keeps its values in `primary`; a further column copies them up to its owner,

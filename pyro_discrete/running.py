@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,14 +18,15 @@ from pyro_discrete.context import Contexts
 from pyro_discrete.errors import SharedTermsError
 from pyro_discrete.estimators.base import Draw, Estimator, Family, SiteView
 from pyro_discrete.estimators.reinforce import Reinforce
-from pyro_discrete.objectives import Evaluation, Objective
+from pyro_discrete.objectives import Evaluation, Objective, first
 from pyro_discrete.planning import Plan
 from pyro_discrete.probe import Pair
 from pyro_discrete.relaxations.concrete import corner
 from pyro_discrete.relaxations.relax import ExtendMessenger
 from pyro_discrete.rows import Columns, KeepSubsamples, PlaceColumn, PlaceRows, Primary
-from pyro_discrete.sites import ROWS_PLATE, Site, base_distribution, plates_of, sample_sites, subsampling_scale
+from pyro_discrete.sites import ROWS_PLATE, Site, base_distribution, sample_sites, subsampling_scale
 from pyro_discrete.slopes import slopes_by_column, slopes_by_row
+from pyro_discrete.tracing import trace_sites
 
 __all__ = ["Outcome", "StructureChangedError", "run_hard", "run_step"]
 
@@ -58,11 +59,16 @@ class Outcome:
         """Let the estimators combine their costs. They learn from them on the way: the loss is to be checked before."""
         for estimator, draw, cost in self.pending:
             surrogate = estimator.surrogate(draw, cost if estimator.differentiates_costs else cost.detach())
-            part = torch.as_tensor(surrogate.loss).sum() / particles
+            part = _over(torch.as_tensor(surrogate.loss).sum(), particles)
             if surrogate.auxiliary is not None:
                 part = part + surrogate.auxiliary * (draw.value.shape[1] / particles)  # a mean over its own particles
             self.surrogate = self.surrogate + part
         self.pending = []
+
+
+def _over(total: Any, particles: int) -> Any:
+    """The mean over particles of a sum, without an operation where there is one particle."""
+    return total if particles == 1 else total / particles
 
 
 class _Hardened(Reinforce):
@@ -91,11 +97,11 @@ def run_hard(plan: Plan, pair: Pair, objective: Objective) -> Outcome:
         placing = PlaceRows(choose, Columns(), plan.particles, plan.batch_dims)
         evaluations = [_run(pair, plan, objective, placing, plan.particles)]
     else:
-        subsamples = KeepSubsamples()
-        evaluations = []
+        subsamples, evaluations = None, []
         for _ in range(plan.particles):
             placing = PlaceColumn(choose, Primary(), plan.batch_dims)
             evaluations.append(_run(pair, plan, objective, placing, None, subsamples))
+            subsamples = subsamples or KeepSubsamples.of(evaluations[0].guide_trace, evaluations[0].model_trace)
     loss = sum((e.loss for e in evaluations), start=0.0)
     return Outcome(loss / plan.particles, 0.0, evaluations)
 
@@ -130,8 +136,8 @@ def _run(
     """The guide once and the model once, under a plate of `rows` rows x particles, or without one."""
     guide, model = pair.guide, pair.model
     if rows is not None:
-        guide = pyro.plate(ROWS_PLATE, rows, dim=-1 - plan.batch_dims)(guide)
-        model = pyro.plate(ROWS_PLATE, rows, dim=-1 - plan.batch_dims)(model)
+        plate = pyro.plate(ROWS_PLATE, rows, dim=-1 - plan.batch_dims)
+        guide, model = plate(guide), plate(model)
     if subsamples is not None:
         guide, model = subsamples(guide), subsamples(model)
     try:
@@ -142,8 +148,8 @@ def _run(
         raise
     estimated = {name: 0 in placing.chosen[name].relaxed for name in placing.chosen}
     particles = plan.particles if rows is not None else 1
-    plates = [p for t in (guide_trace, model_trace) for m in sample_sites(t).values() for p in plates_of(m)]
-    deepest = max((-p.dim for p in plates if p.dim is not None), default=0)
+    frames = [f for t in (guide_trace, model_trace) for m in sample_sites(t).values() for f in m["cond_indep_stack"]]
+    deepest = max((-f.dim for f in frames if f.dim is not None and f.name != ROWS_PLATE), default=0)
     if deepest > plan.batch_dims:
         raise StructureChangedError("the program has deeper plates than before", deepest)
     keep_graph = any(e.slope_rows for e in placing.chosen.values())
@@ -160,10 +166,10 @@ def _traces(
         model_trace, guide_trace = unwrapped.get_traces()  # type: ignore[attr-defined]
         return guide_trace, model_trace
     with placing:
-        guide_trace = poutine.trace(guide).get_trace(*pair.args, **pair.kwargs)
+        guide_trace = trace_sites(guide, pair.args, pair.kwargs)
     if placing.relaxed:
         model = ExtendMessenger(placing.relaxed)(model)
-    return guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*pair.args, **pair.kwargs)
+    return guide_trace, trace_sites(model, pair.args, pair.kwargs, guide_trace)
 
 
 def _run_rows(plan: Plan, pair: Pair, objective: Objective, choose: Callable[[Site], Estimator | None]) -> Outcome:
@@ -173,32 +179,37 @@ def _run_rows(plan: Plan, pair: Pair, objective: Objective, choose: Callable[[Si
     soft = {columns.rows_of(n)[r] for n, e in estimators.items() for r in e.relaxed if r > 0}
     placing = PlaceRows(choose, columns, particles, plan.batch_dims, soft)
     evaluation = _run(pair, plan, objective, placing, columns.count * particles)
-    outcome = Outcome(evaluation.loss / particles, evaluation.path / particles, [evaluation])
+    outcome = Outcome(_over(evaluation.loss, particles), _over(evaluation.path, particles), [evaluation])
     contexts = Contexts(evaluation.model_trace, plan.observed, plan.batch_dims, pair.args, pair.kwargs)
     slopes = slopes_by_row(evaluation, placing.resampled, placing.draws, placing.chosen, columns, particles)
     for name, draw in placing.draws.items():
         estimator, site = placing.chosen[name], placing.sites[name]
         cost = _cost(evaluation, name, estimator)
-        cost = cost.expand(columns.count * particles, *cost.shape[1:])
-        cost = cost.reshape((columns.count, particles) + tuple(cost.shape[1:]))[columns.rows_of(name)]
-        filled = _filled(draw, site, estimator, evaluation.scores.get(name), particles, contexts)
-        outcome.pending.append((estimator, filled.replace(slopes=slopes.get(name, {})), cost))
+        if len(cost) < columns.count * particles:
+            cost = cost.expand(columns.count * particles, *cost.shape[1:])
+        cost = cost.reshape((columns.count, particles) + tuple(cost.shape[1:]))
+        if len(rows := columns.rows_of(name)) < columns.count:
+            cost = cost[rows]
+        score, slope = evaluation.scores.get(name), slopes.get(name, {})
+        outcome.pending.append((estimator, _filled(draw, site, estimator, score, particles, contexts, slope), cost))
     _add_untended(outcome, evaluation, particles)
     return outcome
 
 
 def _run_columns(plan: Plan, pair: Pair, objective: Objective, choose: Callable[[Site], Estimator | None]) -> Outcome:
     """Row by row, particle by particle; sites of the same shape are combined over particles."""
-    particles, subsamples = plan.particles, KeepSubsamples()
+    particles, subsamples = plan.particles, None
     outcome = Outcome(0.0, 0.0, [])
     gathered: dict[Any, list[tuple[Estimator, Draw, Tensor]]] = {}
     for _ in range(particles):
         primary = Primary()
         placing = PlaceColumn(choose, primary, plan.batch_dims)
         evaluation = _run(pair, plan, objective, placing, None, subsamples)
+        if subsamples is None and (particles > 1 or any(placing.extra.values())):
+            subsamples = KeepSubsamples.of(evaluation.guide_trace, evaluation.model_trace)
         outcome.evaluations.append(evaluation)
-        outcome.loss = outcome.loss + evaluation.loss / particles
-        outcome.surrogate = outcome.surrogate + evaluation.path / particles
+        outcome.loss = outcome.loss + _over(evaluation.loss, particles)
+        outcome.surrogate = outcome.surrogate + _over(evaluation.path, particles)
         contexts = Contexts(evaluation.model_trace, plan.observed, plan.batch_dims, pair.args, pair.kwargs)
         for name, draw in primary.draws.items():
             estimator, site = placing.chosen[name], placing.sites[name]
@@ -213,8 +224,8 @@ def _run_columns(plan: Plan, pair: Pair, objective: Objective, choose: Callable[
                     costs.append(_cost(other, name, estimator))
                 if wanted:
                     slopes[row] = slopes_by_column(other, column.resampled, draw, estimator, row)
-            cost = torch.stack(costs)
-            filled = _filled(draw, site, estimator, evaluation.scores.get(name), 1, contexts).replace(slopes=slopes)
+            cost = costs[0].unsqueeze(0) if len(costs) == 1 else torch.stack(costs)
+            filled = _filled(draw, site, estimator, evaluation.scores.get(name), 1, contexts, slopes)
             gathered.setdefault((name, cost.shape, draw.value.shape), []).append((estimator, filled, cost))
         _add_untended(outcome, evaluation, particles)
     for group in gathered.values():
@@ -222,8 +233,9 @@ def _run_columns(plan: Plan, pair: Pair, objective: Objective, choose: Callable[
         if estimator.differentiates_costs:  # it needs each draw's own graph
             outcome.pending.extend(group)
             continue
-        draw = Draw.join([d for _, d, _ in group])
-        outcome.pending.append((estimator, draw, torch.cat([c for _, _, c in group], 1)))
+        costs = [c for _, _, c in group]
+        cost = costs[0] if len(costs) == 1 else torch.cat(costs, 1)
+        outcome.pending.append((estimator, Draw.join([d for _, d, _ in group]), cost))
     return outcome
 
 
@@ -241,14 +253,21 @@ def _cost(evaluation: Evaluation, name: str, estimator: Estimator) -> Tensor:
 
 
 def _filled(
-    draw: Draw, site: Site, estimator: Estimator, log_q: Tensor | None, particles: int, contexts: Contexts
+    draw: Draw,
+    site: Site,
+    estimator: Estimator,
+    log_q: Tensor | None,
+    particles: int,
+    contexts: Contexts,
+    slopes: Mapping[int, Tensor],
 ) -> Draw:
     """The draw with what `surrogate` wants to know beside it."""
     return draw.replace(
-        log_q=None if log_q is None else log_q[:particles],
+        log_q=None if log_q is None else first(log_q, particles),
         event_dim=site.event_dim,
         scale=subsampling_scale(site.plates),
         context=contexts.of(site.name, estimator, site.plates),
+        slopes=slopes,
     )
 
 

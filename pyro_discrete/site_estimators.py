@@ -89,7 +89,12 @@ class SiteEstimators(nn.Module):
     def register(self) -> None:
         """Make the estimators' parameters known to Pyro, under names that no other ELBO of this process has."""
         own, store = self._trained_by_caller(), pyro.get_param_store()
-        if own and (self._prefix is None or self._is_anothers(self._prefix, own)):
+        registered = self._registered(own)
+        if registered is not None:
+            for name in registered:
+                pyro.param(name)  # for whoever collects the parameters of a step
+            return
+        if self._prefix is None or self._is_anothers(self._prefix, own):
             taken = {name.split(".")[0] for name in store}
             candidates = ("estimators" if i == 1 else f"estimators_{i}" for i in range(1, len(taken) + 2))
             self._prefix = next(c for c in candidates if c not in taken)
@@ -102,6 +107,21 @@ class SiteEstimators(nn.Module):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*was not registered in the param store")  # a frozen one
                 pyro.module(f"{self._prefix}.{name}", estimator, update_module_params=True)
+
+    def _registered(self, own: list[tuple[str, Estimator]]) -> list[str] | None:
+        """The names under which Pyro knows the parameters, None unless it knows them all, and as this ELBO's."""
+        store, names = pyro.get_param_store(), []
+        for name, estimator in own:
+            for key, parameter in estimator.named_parameters():
+                if not parameter.requires_grad:
+                    continue
+                full = param_with_module_name(f"{self._prefix}.{name}", key)
+                if full not in store or store[full].unconstrained() is not parameter:  # type: ignore[attr-defined]
+                    return None
+                if parameter.owner() is not self:  # type: ignore[attr-defined]
+                    return None
+                names.append(full)
+        return names
 
     def _is_anothers(self, prefix: str, own: list[tuple[str, Estimator]]) -> bool:
         """Whether a name below `prefix` is a parameter of another live ELBO, such as the one our state came from."""

@@ -67,9 +67,16 @@ def is_random_observation(msg: Any) -> bool:
     )
 
 
+class _Plate(CondIndepStackFrame):
+    """Pyro's frame, which equals it, without the context manager that its key enters at every comparison and hash."""
+
+    def _key(self) -> tuple[str, int | None, int, int]:
+        return self[:4]
+
+
 def plates_of(msg: Any) -> frozenset[CondIndepStackFrame]:
     """The plates around a site, sequential ones included, the rows left out."""
-    return frozenset(f for f in msg["cond_indep_stack"] if f.name != ROWS_PLATE)
+    return frozenset([_Plate(*f) for f in msg["cond_indep_stack"] if f.name != ROWS_PLATE])
 
 
 def subsampling_scale(plates: Iterable[CondIndepStackFrame]) -> float:
@@ -77,9 +84,12 @@ def subsampling_scale(plates: Iterable[CondIndepStackFrame]) -> float:
     return math.prod(f.full_size / f.size for f in plates if f.full_size and f.size > 0)
 
 
+_WRAPPERS = (Independent, MaskedDistribution, ExpandedDistribution)
+
+
 def base_distribution(fn: Any) -> Any:
     """The distribution below `.to_event`, `.mask` and `.expand`."""
-    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+    while isinstance(fn, _WRAPPERS):
         fn = fn.base_dist
     return fn
 
@@ -155,13 +165,16 @@ class Site:
     """A latent site of the guide as its estimator sees it: the particles of row 0 alone.
 
     `leading` is the shape in front of the plates' dims: `(columns, K)`. Its tensors have `batch_dims` batch dims
-    throughout, of size 1 where no plate is. `site["fn"]` and the other keys of Pyro's message can be read as well.
+    throughout, of size 1 where no plate is. `family` is None for a reparameterised site; `plates` are those around it.
+    `site["fn"]` and the other keys of Pyro's message can be read as well.
     """
 
     def __init__(self, msg: Any, leading: tuple[int, int] = (1, 1), batch_dims: int | None = None) -> None:
         self.message = msg
         self.name: str = msg["name"]
         self.distribution = msg["fn"]
+        self.family: Family | None = family_of(self.distribution)
+        self.plates: frozenset[CondIndepStackFrame] = plates_of(msg)
         self.leading = leading
         self.batch_dims = len(self.distribution.batch_shape) if batch_dims is None else batch_dims
         self._fresh: Tensor | None = None
@@ -173,19 +186,9 @@ class Site:
         return f"Site({self.name!r}, {self.family.value if self.family else 'reparameterised'})"
 
     @property
-    def family(self) -> Family | None:
-        """The site's family, None if it is reparameterised."""
-        return family_of(self.distribution)
-
-    @property
     def event_dim(self) -> int:
         """Number of event dims of a value."""
         return self.distribution.event_dim
-
-    @property
-    def plates(self) -> frozenset[CondIndepStackFrame]:
-        """The plates around the site."""
-        return plates_of(self.message)
 
     @property
     def cardinality(self) -> float:
