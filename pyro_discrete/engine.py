@@ -193,6 +193,7 @@ class DiscreteELBO(nn.Module, ELBO):
 
     def _adopt(self, site: Site) -> Estimator:
         """The estimator of a site met in a run; a site that the plan does not know is taken in if it can be."""
+        site.step = self.step
         known, given = self.plan.estimators.get(site.name), site.message["infer"].get("estimator")
         if known is not None:
             if isinstance(given, Estimator) and type(given) is type(known) and not given.state_dict():

@@ -93,6 +93,7 @@ class PlaceRows(SiteMessenger):
         else:
             if 0 in estimator.relaxed:  # in every column it is relaxed, wherever it is drawn anew
                 everywhere = Site(msg, (1, self.columns.count * self.particles), self.batch_dims)
+                everywhere.step = site.step
                 site.fresh = estimator.draw(everywhere).value[0].reshape(self.columns.count, *site.fresh_shape)
                 draw = Draw(site.fresh[:1])
             else:

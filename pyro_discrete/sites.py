@@ -177,6 +177,7 @@ class Site:
         self.plates: frozenset[CondIndepStackFrame] = plates_of(msg)
         self.leading = leading
         self.batch_dims = len(self.distribution.batch_shape) if batch_dims is None else batch_dims
+        self.step: Tensor | int = 0
         self._fresh: Tensor | None = None
 
     def __getitem__(self, key: str) -> Any:

@@ -29,13 +29,15 @@ RELAXABLE = frozenset({Family.BERNOULLI, Family.ONE_HOT})
 
 
 class SiteView(Protocol):
-    """What an estimator may know of the site it draws for.
+    """What an estimator may know of the site it draws for, and the number of steps that its ELBO has made.
 
     Shapes: `logits` `[K, *batch, *event]` (for Bernoulli and OneHotCategorical the event of a value; for Categorical
     that and one more dim for the categories), `sample()` `[K, *batch, *event]`, `support()`
     `[cardinality, K, *batch, *event]`, `log_mass(value)` of `[..., K, *batch, *event]` gives `[..., K, *batch]`.
     """
 
+    @property
+    def step(self) -> Tensor | int: ...
     @property
     def name(self) -> str: ...
     @property

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from pyro_discrete.control_variates.second_moment import second_moment
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Draw, Estimator, Family, SiteView, Surrogate
-from pyro_discrete.relaxations.concrete import positive_temperature, soften
+from pyro_discrete.relaxations.concrete import soften
 from pyro_discrete.relaxations.conditional import relaxed_pair
+from pyro_discrete.relaxations.schedules import Temperature, checked_temperature, temperature_at
 
 __all__ = ["ConditionallyRelaxed", "Control", "positive_log"]
 
@@ -41,11 +42,19 @@ class ConditionallyRelaxed(Estimator):
     logits, summed over elements and averaged over particles, costs freed of the subsampling scale.
     """
 
-    def __init__(self, temperature: float, learn: bool) -> None:
+    def __init__(self, temperature: Temperature, learn: bool) -> None:
         super().__init__()
-        positive_temperature(temperature, type(self).__name__)
-        self.log_temperature = nn.Parameter(torch.tensor(temperature).log(), requires_grad=learn)
+        given = checked_temperature(temperature, type(self).__name__)
+        self.schedule = given if callable(given) else None
+        if not callable(given):
+            self.log_temperature = nn.Parameter(torch.tensor(given).log(), requires_grad=learn)
         self.differentiates_costs = learn
+
+    def temperature_at(self, step: Tensor | int) -> Tensor:
+        """The one learned so far, or that of the schedule."""
+        if self.schedule is None:
+            return self.log_temperature.exp()
+        return torch.as_tensor(temperature_at(self.schedule, step))
 
     @abstractmethod
     def control(self, draw: Draw, cost: Tensor) -> Control:
@@ -57,7 +66,7 @@ class ConditionallyRelaxed(Estimator):
     def draw(self, site: SiteView) -> Draw:
         """Hard, relaxed, and relaxed given the hard one; the latter two are rows where `relaxed` says so."""
         logits, one_hot = site.logits, site.family is not Family.BERNOULLI
-        temperature = self.log_temperature.exp().to(logits)
+        temperature = self.temperature_at(site.step).to(logits)
         hard, z, given = relaxed_pair(logits, one_hot=one_hot)
         soft, soft_given = (soften(each, temperature, one_hot=one_hot) for each in (z, given))
         path, path_given = (soften(each, temperature.detach(), one_hot=one_hot) for each in (z, given))

@@ -7,6 +7,7 @@ from torch import Tensor
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
 from pyro_discrete.relaxations.concrete import hard_draw, positive_temperature, soften, straight_through
+from pyro_discrete.relaxations.schedules import Temperature
 
 __all__ = ["DecoupledStraightThrough"]
 
@@ -37,7 +38,7 @@ class DecoupledStraightThrough(RelaxedEstimator):
     summary = "straight-through with a temperature for each pass"
     reference = "Shah et al. 2024"
 
-    def __init__(self, temperature: float = 1.5, forward_temperature: float = 1.0) -> None:
+    def __init__(self, temperature: Temperature = 1.5, forward_temperature: float = 1.0) -> None:
         super().__init__(temperature)
         self.forward_temperature = positive_temperature(forward_temperature, type(self).__name__)
         self.draws_from_guide = forward_temperature == 1
@@ -49,7 +50,7 @@ class DecoupledStraightThrough(RelaxedEstimator):
     def variants(cls) -> list[Estimator]:
         return [cls(), cls(temperature=0.7, forward_temperature=1.3)]
 
-    def weights(self, logits: Tensor, temperature: float, one_hot: bool) -> Tensor:
+    def weights(self, logits: Tensor, temperature: Tensor | float, one_hot: bool) -> Tensor:
         """The hard draw at one temperature, with the gradient at the other."""
         hard = hard_draw(logits / self.forward_temperature, one_hot=one_hot)
         return straight_through(hard, soften(logits, temperature, one_hot=one_hot))

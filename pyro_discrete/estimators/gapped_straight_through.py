@@ -8,6 +8,7 @@ from torch import Tensor
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
 from pyro_discrete.relaxations.concrete import finite, hard_draw, moved, soften, straight_through
+from pyro_discrete.relaxations.schedules import Temperature
 
 __all__ = ["GappedStraightThrough"]
 
@@ -39,7 +40,7 @@ class GappedStraightThrough(RelaxedEstimator):
     summary = "hard draw forward, backward the softmax of logits moved in its favour"
     reference = "Fan et al. 2022"
 
-    def __init__(self, temperature: float = 1.0, gap: float = 1.0) -> None:
+    def __init__(self, temperature: Temperature = 1.0, gap: float = 1.0) -> None:
         super().__init__(temperature)
         if not 0 <= gap < float("inf"):
             raise SettingError(f"GappedStraightThrough: gap={gap} given, a number >= 0 expected.")
@@ -48,7 +49,7 @@ class GappedStraightThrough(RelaxedEstimator):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, gap={self.gap:.3g}"
 
-    def weights(self, logits: Tensor, temperature: float, one_hot: bool) -> Tensor:
+    def weights(self, logits: Tensor, temperature: Tensor | float, one_hot: bool) -> Tensor:
         """The hard draw, with the moved softmax's gradient."""
         hard, logits = hard_draw(logits, one_hot=one_hot), finite(logits)
         with torch.no_grad():

@@ -10,6 +10,7 @@ from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
 from pyro_discrete.relaxations.concrete import finite, hard_draw, moved, soften, straight_through
 from pyro_discrete.relaxations.gumbel import conditional_gumbel, conditional_logistic, uniform_like
+from pyro_discrete.relaxations.schedules import Temperature
 
 __all__ = ["GumbelRao"]
 
@@ -41,7 +42,7 @@ class GumbelRao(RelaxedEstimator):
     summary = "straight-through Gumbel-Softmax with its noise averaged out given the draw"
     reference = "Paulus et al. 2021"
 
-    def __init__(self, temperature: float = 0.5, draws: int = 10) -> None:
+    def __init__(self, temperature: Temperature = 0.5, draws: int = 10) -> None:
         super().__init__(temperature)
         if draws < 1:
             raise SettingError(f"GumbelRao: draws={draws} given, at least one expected.")
@@ -54,7 +55,7 @@ class GumbelRao(RelaxedEstimator):
     def variants(cls) -> list[Estimator]:
         return [cls(), cls(draws=1)]
 
-    def weights(self, logits: Tensor, temperature: float, one_hot: bool) -> Tensor:
+    def weights(self, logits: Tensor, temperature: Tensor | float, one_hot: bool) -> Tensor:
         """The hard draw, with the averaged gradient."""
         hard, logits = hard_draw(logits, one_hot=one_hot), finite(logits)
         with torch.no_grad():

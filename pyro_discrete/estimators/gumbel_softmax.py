@@ -6,6 +6,7 @@ from torch import Tensor
 
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
 from pyro_discrete.relaxations.concrete import relaxed_draw
+from pyro_discrete.relaxations.schedules import Temperature
 
 __all__ = ["GumbelSoftmax"]
 
@@ -35,9 +36,9 @@ class GumbelSoftmax(RelaxedEstimator):
     summary = "pathwise gradient through a relaxed draw"
     reference = "Jang et al. 2017; Maddison et al. 2017"
 
-    def __init__(self, temperature: float = 0.35) -> None:
-        super().__init__(temperature)
+    def __init__(self, temperature: Temperature = 0.35) -> None:
+        super().__init__(temperature, hard=False)
 
-    def weights(self, logits: Tensor, temperature: float, one_hot: bool) -> Tensor:
+    def weights(self, logits: Tensor, temperature: Tensor | float, one_hot: bool) -> Tensor:
         """The relaxed draw."""
         return relaxed_draw(logits, temperature, one_hot=one_hot)

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.estimators.base import SiteView
 
-__all__ = ["check_support", "index_of", "positive", "standard_gumbel", "take"]
+__all__ = ["check_support", "index_of", "positive", "take"]
 
 
 def check_support(site: SiteView, estimator: str, largest: int, setting: str) -> int:
@@ -41,13 +41,6 @@ def take(support: Tensor, index: Tensor, event_dim: int) -> Tensor:
     """The values `[rows, K, *batch, *event]` at `index` `[rows, K, *batch]` of `support`."""
     shaped = index.reshape(index.shape + (1,) * event_dim)
     return support.gather(0, shaped.expand(index.shape + support.shape[support.dim() - event_dim :]))
-
-
-def standard_gumbel(like: Tensor) -> Tensor:
-    """Gumbel noise in the shape of `like`: the largest of `log_mass + noise` is a draw, the k largest are k draws
-    without replacement.
-    """
-    return -torch.empty_like(like).exponential_().log()
 
 
 def positive(weight: Tensor, score: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:

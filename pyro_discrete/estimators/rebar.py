@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from pyro_discrete.estimators.base import RELAXABLE, Draw, Estimator
 from pyro_discrete.estimators.conditionally_relaxed import ConditionallyRelaxed, Control, positive_log
+from pyro_discrete.relaxations.schedules import Temperature
 
 __all__ = ["REBAR"]
 
@@ -21,7 +22,8 @@ class REBAR(ConditionallyRelaxed):
     are. Both are trained (by the caller's optimiser, like a baseline) on the gradient's own second moment. Downstream
     of a relaxed value relaxable sites take their mean. Serves Bernoulli and OneHotCategorical sites.
 
-    - `temperature`, `eta`: where they start, positive. `learn=False` keeps them there.
+    - `temperature`, `eta`: where they start, positive; a schedule leaves nothing of the temperature to learn.
+      `learn=False` keeps them there.
 
     Raises `SettingError` for a setting that is not positive.
 
@@ -39,7 +41,7 @@ class REBAR(ConditionallyRelaxed):
     families = RELAXABLE
     relaxed = (1, 2)
 
-    def __init__(self, temperature: float = 0.5, eta: float = 1.0, learn: bool = True) -> None:
+    def __init__(self, temperature: Temperature = 0.5, eta: float = 1.0, learn: bool = True) -> None:
         super().__init__(temperature, learn)
         self.log_eta = nn.Parameter(positive_log(eta, "eta", "REBAR"), requires_grad=learn)
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
 from pyro_discrete.relaxations.concrete import finite, hard_draw, soften, straight_through
+from pyro_discrete.relaxations.schedules import Temperature
 
 __all__ = ["ReinMax"]
 
@@ -35,18 +36,23 @@ class ReinMax(RelaxedEstimator):
     summary = "straight-through of second order"
     reference = "Liu et al. 2023"
 
-    def __init__(self, temperature: float = 1.0) -> None:
+    def __init__(self, temperature: Temperature = 1.0) -> None:
         super().__init__(temperature)
 
-    def weights(self, logits: Tensor, temperature: float, one_hot: bool) -> Tensor:
+    def weights(self, logits: Tensor, temperature: Tensor | float, one_hot: bool) -> Tensor:
         """The hard draw, with the two Jacobians' gradient."""
         hard, logits = hard_draw(logits, one_hot=one_hot), finite(logits)
         detached = logits.detach()
         pi, pi_t = (soften(detached, t, one_hot=one_hot) for t in (1.0, temperature))
-        product = 2 * jacobian_product((pi_t + hard) / 2, logits, one_hot) - jacobian_product(pi, logits, one_hot) / 2
+        product = jacobian_product((pi_t + hard) / 2, logits, 2.0, one_hot) - jacobian_product(pi, logits, 0.5, one_hot)
         return straight_through(hard, product)
 
 
-def jacobian_product(p: Tensor, logits: Tensor, one_hot: bool) -> Tensor:
-    """J(p) times `logits`, in their shape: its derivative in the logits is J(p); of a Bernoulli's p it is p (1 - p)."""
-    return p * (logits - (p * logits).sum(-1, keepdim=True)) if one_hot else p * (1 - p) * logits
+def jacobian_product(p: Tensor, logits: Tensor, factor: float, one_hot: bool) -> Tensor:
+    """Factor J(p) times `logits`, in their shape: its derivative in the logits is factor J(p).
+
+    (Of a Bernoulli's p, J is p (1 - p).) The factor goes with p, as the slope of the cost may be the largest number
+    where p is zero.
+    """
+    scaled = factor * p
+    return scaled * (logits - (p * logits).sum(-1, keepdim=True)) if one_hot else scaled * (1 - p) * logits

@@ -12,6 +12,7 @@ from pyro_discrete.control_variates.network import baseline_network
 from pyro_discrete.errors import SettingError, SiteShapeError
 from pyro_discrete.estimators.base import RELAXABLE, Draw, Estimator, Family, SiteView
 from pyro_discrete.estimators.conditionally_relaxed import ConditionallyRelaxed, Control, positive_log
+from pyro_discrete.relaxations.schedules import Temperature
 
 __all__ = ["RELAX"]
 
@@ -32,7 +33,8 @@ class RELAX(ConditionallyRelaxed):
     score function: it needs steps of training to be of use, and more of them the wider the site. Training
     differentiates the cost twice.
 
-    - `temperature`, `eta`: where they start, positive. `learn=False` keeps them and the network.
+    - `temperature`, `eta`: where they start, positive; a schedule leaves nothing of the temperature to learn.
+      `learn=False` keeps them and the network.
     - `network`: an `nn.Module` of one's own, `[..., event size + features]` to `[...]` or `[..., 1]`; by default one
       hidden layer of `hidden` tanh units.
     - `input`: what the network reads besides, as for `NVIL`.
@@ -56,7 +58,7 @@ class RELAX(ConditionallyRelaxed):
 
     def __init__(
         self,
-        temperature: float = 0.5,
+        temperature: Temperature = 0.5,
         eta: float = 1.0,
         learn: bool = True,
         *,

@@ -7,8 +7,16 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import RELAXABLE, Draw, Estimator, Family, SiteView, Surrogate
-from pyro_discrete.relaxations.concrete import positive_temperature
+from pyro_discrete.relaxations.schedules import (
+    LearnedTemperature,
+    Schedule,
+    Temperature,
+    checked_temperature,
+    described,
+    temperature_at,
+)
 
 __all__ = ["RelaxedEstimator"]
 
@@ -18,27 +26,37 @@ class RelaxedEstimator(Estimator):
 
     A subclass says how logits become weights; that is all there is to it. The weights are a point of the simplex over
     the categories, or a number in [0, 1] for a Bernoulli, which is a simplex of two with one weight left out.
+
+    - `temperature`: a number, a `Schedule` or another function of the step, or `LearnedTemperature` where values are
+      soft in the forward pass (`hard=False`).
     """
 
     families = RELAXABLE
     unbiased = False
     relaxed = (0,)
 
-    def __init__(self, temperature: float) -> None:
+    def __init__(self, temperature: Temperature, hard: bool = True) -> None:
         super().__init__()
-        self.temperature = positive_temperature(temperature, type(self).__name__)
+        name = type(self).__name__
+        if hard and isinstance(temperature, LearnedTemperature):
+            raise SettingError(
+                f"{name}: temperature={temperature!r} given, but its values are hard: the loss does not depend on a "
+                "temperature and cannot train it. Give a number or a schedule, or use GumbelSoftmax."
+            )
+        self.temperature = checked_temperature(temperature, name)
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature:.3g}"
+        return "" if isinstance(self.temperature, Schedule) else f"temperature={described(self.temperature)}"
 
     @abstractmethod
-    def weights(self, logits: Tensor, temperature: float, one_hot: bool) -> Tensor:
+    def weights(self, logits: Tensor, temperature: Tensor | float, one_hot: bool) -> Tensor:
         """Weights in the shape of `logits`: `[..., categories]`, or `[...]` for a Bernoulli (`one_hot=False`)."""
 
     def draw(self, site: SiteView) -> Draw:
         """One row, differentiable in the logits; drawn in single precision at least, whatever the networks' is."""
         logits = site.logits.to(torch.promote_types(site.logits.dtype, torch.float32))
-        return Draw(self.weights(logits, self.temperature, site.family is not Family.BERNOULLI).unsqueeze(0))
+        temperature = temperature_at(self.temperature, site.step)
+        return Draw(self.weights(logits, temperature, site.family is not Family.BERNOULLI).unsqueeze(0))
 
     def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
         """Nothing to add: the gradient flows through the draw."""

@@ -11,6 +11,7 @@ from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
 from pyro_discrete.relaxations.concrete import corner, straight_through
 from pyro_discrete.relaxations.gumbel import gumbel_like, logistic_like
+from pyro_discrete.relaxations.schedules import Temperature
 from pyro_discrete.relaxations.sparse import BINARY, MAPPINGS
 
 __all__ = ["SparseGumbelSoftmax"]
@@ -42,9 +43,9 @@ class SparseGumbelSoftmax(RelaxedEstimator):
     reference = "Martins and Astudillo 2016; Peters et al. 2019"
 
     def __init__(
-        self, temperature: float = 0.5, mapping: Literal["entmax", "sparsemax"] = "entmax", hard: bool = False
+        self, temperature: Temperature = 0.5, mapping: Literal["entmax", "sparsemax"] = "entmax", hard: bool = False
     ) -> None:
-        super().__init__(temperature)
+        super().__init__(temperature, hard)
         if mapping not in MAPPINGS:
             raise SettingError(f"SparseGumbelSoftmax: mapping={mapping!r} given, 'entmax' or 'sparsemax' expected.")
         self.mapping, self.hard = mapping, hard
@@ -56,7 +57,7 @@ class SparseGumbelSoftmax(RelaxedEstimator):
     def variants(cls) -> list[Estimator]:
         return [cls(), cls(mapping="sparsemax"), cls(hard=True)]
 
-    def weights(self, logits: Tensor, temperature: float, one_hot: bool) -> Tensor:
+    def weights(self, logits: Tensor, temperature: Tensor | float, one_hot: bool) -> Tensor:
         """The sparse relaxed draw."""
         z = logits + (gumbel_like(logits) if one_hot else logistic_like(logits))
         soft = (MAPPINGS if one_hot else BINARY)[self.mapping](z / temperature)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
 from pyro_discrete.relaxations.concrete import hard_draw, soften, straight_through
+from pyro_discrete.relaxations.schedules import Temperature
 
 __all__ = ["StraightThrough"]
 
@@ -35,9 +36,9 @@ class StraightThrough(RelaxedEstimator):
     summary = "hard draw forward, gradient of its probabilities backward"
     reference = "Bengio et al. 2013"
 
-    def __init__(self, temperature: float = 1.0) -> None:
+    def __init__(self, temperature: Temperature = 1.0) -> None:
         super().__init__(temperature)
 
-    def weights(self, logits: Tensor, temperature: float, one_hot: bool) -> Tensor:
+    def weights(self, logits: Tensor, temperature: Tensor | float, one_hot: bool) -> Tensor:
         """The hard draw, with the probabilities' gradient."""
         return straight_through(hard_draw(logits, one_hot=one_hot), soften(logits, temperature, one_hot=one_hot))

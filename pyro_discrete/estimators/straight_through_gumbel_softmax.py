@@ -6,6 +6,7 @@ from torch import Tensor
 
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
 from pyro_discrete.relaxations.concrete import relaxed_draw
+from pyro_discrete.relaxations.schedules import Temperature
 
 __all__ = ["StraightThroughGumbelSoftmax"]
 
@@ -31,9 +32,9 @@ class StraightThroughGumbelSoftmax(RelaxedEstimator):
     summary = "hard draw forward, gradient of the relaxed draw backward"
     reference = "Jang et al. 2017"
 
-    def __init__(self, temperature: float = 0.65) -> None:
+    def __init__(self, temperature: Temperature = 0.65) -> None:
         super().__init__(temperature)
 
-    def weights(self, logits: Tensor, temperature: float, one_hot: bool) -> Tensor:
+    def weights(self, logits: Tensor, temperature: Tensor | float, one_hot: bool) -> Tensor:
         """Hard values that carry the relaxed draw's gradient."""
         return relaxed_draw(logits, temperature, one_hot=one_hot, hard=True)

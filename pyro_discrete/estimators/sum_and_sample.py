@@ -7,7 +7,8 @@ from torch import Tensor
 
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Draw, Estimator, Family, SiteView, Surrogate
-from pyro_discrete.estimators.joint_values import check_support, index_of, positive, standard_gumbel, take
+from pyro_discrete.estimators.joint_values import check_support, index_of, positive, take
+from pyro_discrete.relaxations.gumbel import gumbel_like
 
 __all__ = ["SumAndSample"]
 
@@ -72,7 +73,7 @@ class SumAndSample(Estimator):
         outside = mass.scatter(0, summed, float("-inf"))
         drawn = index_of(support, z, site.event_dim)
         at_drawn = summed == drawn
-        v = torch.where(at_drawn.any(0), (outside + standard_gumbel(mass)).argmax(0), drawn)
+        v = torch.where(at_drawn.any(0), (outside + gumbel_like(mass)).argmax(0), drawn)
         index = torch.cat([drawn.unsqueeze(0), torch.where(at_drawn, v, summed)])
         is_v = torch.cat([~at_drawn.any(0, keepdim=True), at_drawn])
         weight = torch.where(is_v, outside.logsumexp(0), mass.gather(0, index)).exp()

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Draw, Estimator, Family, SiteView, Surrogate
-from pyro_discrete.estimators.joint_values import check_support, index_of, positive, standard_gumbel, take
+from pyro_discrete.estimators.joint_values import check_support, index_of, positive, take
+from pyro_discrete.relaxations.gumbel import gumbel_like
+from pyro_discrete.relaxations.without_replacement import log_completion
 
-__all__ = ["UnorderedSet", "log_completion"]
+__all__ = ["UnorderedSet"]
 
 LARGEST_K = 12
 """2^k subsets of the k draws are summed over."""
@@ -75,7 +77,7 @@ class UnorderedSet(Estimator):
         log_q = site.log_mass(support)
         mass = log_q.detach().double().clamp(min=IMPOSSIBLE)
         index = index_of(support, first, site.event_dim).unsqueeze(0)
-        perturbed = (mass + standard_gumbel(mass)).scatter(0, index, float("-inf"))
+        perturbed = (mass + gumbel_like(mass)).scatter(0, index, float("-inf"))
         index = torch.cat([index, perturbed.topk(min(self.k, len(support)) - 1, 0).indices])
         chosen = mass.gather(0, index)
         outside = mass.scatter(0, index, float("-inf")).logsumexp(0)
@@ -99,33 +101,3 @@ class UnorderedSet(Estimator):
     def weights(self, log_p: Tensor, log_ratio: Tensor) -> Tensor:
         """q(s) R(S, s), which sum to one over the set; both arguments and the result `[k, K, *batch]`."""
         return (log_p + log_ratio).exp()
-
-
-def log_completion(log_p: Tensor, log_outside: Tensor) -> Tensor:
-    r"""How likely it is that draws without replacement, after a subset C of S is gone, are the rest of S.
-
-    With B(S) = 1 and .. math:: B(C) = \sum_{t \in S \setminus C} \frac{q(t)}{1 - q(C)} B(C \cup t)
-
-    p(S) is B of the empty set, and :math:`p^{\setminus C}(S \setminus C)` is B(C).
-
-    - `log_p` `[k, ...]`: log-masses of the elements of S. `log_outside` `[...]`: log of the mass outside of S.
-
-    Returns log B `[2^k, ...]`, a subset's number having the bits of its elements.
-
-    >>> q = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log()
-    >>> log_completion(q[:2], q[2]).exp()[0].item()  # 0.5 * 0.3 / 0.5 + 0.3 * 0.5 / 0.7
-    0.5142857142857142
-    """
-    k = len(log_p)
-    element = torch.arange(k, device=log_p.device)
-    subset = torch.arange(2**k, device=log_p.device)
-    missing = (subset.unsqueeze(1) >> element) & 1 == 0  # [2^k, k]
-    out = torch.zeros((2**k, *log_p.shape[1:]), dtype=log_p.dtype, device=log_p.device)
-    for size in range(k - 1, -1, -1):  # a subset's value needs those of the subsets with one element more
-        of_size = subset[missing.sum(1) == k - size]
-        lacks = missing[of_size].reshape((len(of_size), k) + (1,) * log_outside.dim())
-        mass = torch.where(lacks, log_p, float("-inf"))  # [subsets, k, ...]
-        larger = out[of_size.unsqueeze(1) | 2**element]
-        remaining = torch.logaddexp(mass.logsumexp(1), log_outside)  # log (1 - q(C)), without subtracting
-        out[of_size] = (mass + larger).logsumexp(1) - remaining
-    return out

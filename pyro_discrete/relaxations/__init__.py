@@ -2,6 +2,46 @@
 
 from pyro_discrete.relaxations.concrete import relaxed_bernoulli, relaxed_one_hot
 from pyro_discrete.relaxations.extension import Relaxed
+from pyro_discrete.relaxations.gumbel import conditional_gumbel, gumbel_max, truncated_gumbel
 from pyro_discrete.relaxations.relax import relax
+from pyro_discrete.relaxations.schedules import (
+    CosineDecay,
+    ExponentialDecay,
+    LearnedTemperature,
+    LinearDecay,
+    PiecewiseConstant,
+    PiecewiseLinear,
+    Schedule,
+    StepDecay,
+)
+from pyro_discrete.relaxations.sparse import entmax, sparsemax
+from pyro_discrete.relaxations.without_replacement import (
+    GumbelTopK,
+    gumbel_top_k,
+    log_prob_ordered,
+    log_prob_unordered,
+)
 
-__all__ = ["Relaxed", "relax", "relaxed_bernoulli", "relaxed_one_hot"]
+__all__ = [
+    "CosineDecay",
+    "ExponentialDecay",
+    "GumbelTopK",
+    "LearnedTemperature",
+    "LinearDecay",
+    "PiecewiseConstant",
+    "PiecewiseLinear",
+    "Relaxed",
+    "Schedule",
+    "StepDecay",
+    "conditional_gumbel",
+    "entmax",
+    "gumbel_max",
+    "gumbel_top_k",
+    "log_prob_ordered",
+    "log_prob_unordered",
+    "relax",
+    "relaxed_bernoulli",
+    "relaxed_one_hot",
+    "sparsemax",
+    "truncated_gumbel",
+]

@@ -32,7 +32,7 @@ def positive_temperature(temperature: float, where: str) -> float:
     return temperature
 
 
-def relaxed_bernoulli(logits: Tensor, temperature: float) -> Tensor:
+def relaxed_bernoulli(logits: Tensor, temperature: Tensor | float) -> Tensor:
     """A draw in (0, 1) of the shape of `logits`; above one half exactly where the Bernoulli draw would be one.
 
     >>> import torch
@@ -42,7 +42,7 @@ def relaxed_bernoulli(logits: Tensor, temperature: float) -> Tensor:
     return ((logits + logistic_like(logits)) / temperature).sigmoid()
 
 
-def relaxed_one_hot(logits: Tensor, temperature: float) -> Tensor:
+def relaxed_one_hot(logits: Tensor, temperature: Tensor | float) -> Tensor:
     """A draw in the simplex, `[..., categories]`; its argmax is the draw of the categorical.
 
     >>> import torch
@@ -53,7 +53,7 @@ def relaxed_one_hot(logits: Tensor, temperature: float) -> Tensor:
     return ((logits + gumbel_like(logits)) / temperature).softmax(-1)
 
 
-def relaxed_draw(logits: Tensor, temperature: float, *, one_hot: bool, hard: bool = False) -> Tensor:
+def relaxed_draw(logits: Tensor, temperature: Tensor | float, *, one_hot: bool, hard: bool = False) -> Tensor:
     """A relaxed draw of either family; with `hard`, hard in the forward pass and soft in the backward pass."""
     soft = (relaxed_one_hot if one_hot else relaxed_bernoulli)(logits, temperature)
     return straight_through(corner(soft, one_hot=one_hot), soft) if hard else soft
@@ -89,8 +89,9 @@ def _one_hot(index: Tensor, like: Tensor) -> Tensor:
 
 
 def finite(logits: Tensor) -> Tensor:
-    """`logits` with -inf made the least finite number, so that a weight of zero times it is zero."""
-    return logits.clamp(min=torch.finfo(logits.dtype).min)
+    """`logits` with infinities made the largest finite numbers, so that a weight of zero times one is zero."""
+    largest = torch.finfo(logits.dtype).max
+    return logits.clamp(-largest, largest)
 
 
 def moved(logits: Tensor, z: Tensor) -> Tensor:

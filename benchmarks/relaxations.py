@@ -1,0 +1,164 @@
+"""What each relaxation learns: discrete ELBO and importance-weighted bound after short runs, over temperatures."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from tqdm import tqdm
+
+from benchmarks.relaxations_picture import picture
+from models.checkpoints import write_atomically
+from models.config import configure
+from models.data import Images, binarise_once, load_images
+from models.evaluation import bounds, isolated
+from models.training import Training
+from pyro_discrete import TraceELBO, available_estimators
+from pyro_discrete.errors import near_matches
+
+__all__ = ["PROGRAMS", "RELAXATIONS", "Relaxation", "run_one", "section"]
+
+PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
+    "200 bits": ("sbn", {"latents": 200}),
+    "20 x 10": ("categorical_vae", {"latents": 20, "categories": 10}),
+    "32 x 2": ("categorical_vae", {"latents": 32, "categories": 2}),
+    "16 x 4": ("categorical_vae", {"latents": 16, "categories": 4}),
+    "11 x 8": ("categorical_vae", {"latents": 11, "categories": 8}),
+    "8 x 16": ("categorical_vae", {"latents": 8, "categories": 16}),
+}
+"""Program and shape; the last four code an image in 32 (or 33) bits."""
+SEVERAL = ("200 bits", "20 x 10")
+"""The programs on which every temperature is tried; the others have the default ones."""
+TESTED = 2000
+"""Test images that a run is evaluated on, the first ones."""
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """An estimator with its settings, and the temperatures that are tried; the first is the default one."""
+
+    estimator: str
+    temperatures: tuple[float | None, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    particles: int = 1
+
+    def elbo(self, temperature: float | None) -> TraceELBO:
+        chosen = {} if temperature is None else {"temperature": temperature}
+        return TraceELBO(
+            available_estimators()[self.estimator].cls(**chosen, **self.settings), num_particles=self.particles
+        )
+
+
+RELAXATIONS: dict[str, Relaxation] = {
+    "gumbel_softmax": Relaxation("gumbel_softmax", (0.35, 0.5, 1.0)),
+    "reinmax": Relaxation("reinmax", (1.0, 1.4)),
+    "straight_through": Relaxation("straight_through", (1.0, 0.7)),
+    "straight_through_gumbel_softmax": Relaxation("straight_through_gumbel_softmax", (0.65, 0.35, 1.0)),
+    "gumbel_rao": Relaxation("gumbel_rao", (0.5, 0.2)),
+    "gapped_straight_through": Relaxation("gapped_straight_through", (1.0, 0.65)),
+    "decoupled_straight_through": Relaxation("decoupled_straight_through", (1.5, 0.7), {"forward_temperature": 0.9}),
+    "sparse_gumbel_softmax, entmax": Relaxation("sparse_gumbel_softmax", (0.5, 1.0), {"mapping": "entmax"}),
+    "sparse_gumbel_softmax, sparsemax": Relaxation("sparse_gumbel_softmax", (0.5, 1.0), {"mapping": "sparsemax"}),
+    "rloo, 2 particles": Relaxation("rloo", (None,), particles=2),
+}
+"""By the name that tables give it; the last one, unbiased, to compare with."""
+
+
+def run_one(
+    program: str, relaxation: Relaxation, temperature: float | None, images: Images, settings: Mapping[str, Any]
+) -> dict[str, float]:
+    """Train and evaluate: ELBO and bound of `TESTED` test images with hard draws, nats an image; ms a step."""
+    kind, shape = PROGRAMS[program]
+    config = configure(kind, relaxation.estimator, data=images.name, **shape, **settings)
+    test = binarise_once(images.test[:TESTED], config.binarisation)
+    with isolated(config.seed):
+        training = Training(config, images)
+        training.elbo = relaxation.elbo(temperature)
+        started = time.process_time()
+        for _ in tqdm(range(config.steps), desc=f"{program}: {relaxation.estimator} {temperature}", leave=False):
+            training.advance()
+        taken = 1000 * (time.process_time() - started) / config.steps
+    found = bounds(training.program, test, 100)
+    return {"elbo": found.elbo, "bound": found.importance_weighted, "ms": taken}
+
+
+def section(results: Mapping[str, Any]) -> str:
+    """The results as tables of markdown, one for each program, each sorted by the discrete ELBO at its best."""
+    lines = []
+    for program, rows in results["programs"].items():
+        heads = ["test ELBO", "100-sample bound", "best temperature", "test ELBO", "100-sample bound", "ms a step"]
+        lines += [f"| {program} | default | {' | '.join(heads)} |", "| --- " * (len(heads) + 2) + "|"]
+        for name, runs in sorted(rows.items(), key=lambda row: -max(r["elbo"] for r in row[1].values())):
+            first = RELAXATIONS[name].temperatures[0]
+            default = runs.get(str(first))
+            best = max(runs, key=lambda t: runs[t]["elbo"])
+            at_default = "- | -" if default is None else f"{default['elbo']:.2f} | {default['bound']:.2f}"
+            lines.append(
+                f"| `{name}` | {_temperature(str(first))} | {at_default} | {_temperature(best)} | "
+                f"{runs[best]['elbo']:.2f} | {runs[best]['bound']:.2f} | {runs[best]['ms']:.1f} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _temperature(text: str) -> str:
+    return "-" if text == "None" else text
+
+
+def _chosen(given: str, known: Sequence[str], option: str) -> list[str]:
+    """The names in a list with semicolons; all of them if it is empty."""
+    names = [name.strip() for name in given.split(";") if name.strip()] or list(known)
+    for name in names:
+        if name not in known:
+            raise typer.BadParameter(f"unknown name {name!r}. {near_matches(name, known)}", param_hint=option)
+    return names
+
+
+def main(
+    programs: Annotated[str, typer.Option(help="Names, with semicolons.  [default: all]")] = "",
+    relaxations: Annotated[str, typer.Option(help="Names, with semicolons.  [default: all]")] = "",
+    defaults_only: Annotated[bool, typer.Option("--defaults-only", help="One temperature everywhere.")] = False,
+    steps: Annotated[int, typer.Option(help="Training steps of a run.", min=1)] = 1000,
+    data: Annotated[str, typer.Option(help="fashion-mnist or digits.")] = "fashion-mnist",
+    batch_size: Annotated[int, typer.Option(help="Images in a batch.", min=1)] = 100,
+    seed: Annotated[int, typer.Option(help="Of parameters, batches and draws.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder; runs that it holds are not made again.")] = Path(
+        "runs/relaxations"
+    ),
+) -> None:
+    """Train each relaxation at each temperature, each in a short run: relaxations.json, .md and .png.
+
+    A call that is stopped goes on where it was, but for the run it was in.
+    """
+    chosen = _chosen(programs, list(PROGRAMS), "--programs")
+    names = _chosen(relaxations, list(RELAXATIONS), "--relaxations")
+    torch.set_num_threads(1)
+    images = load_images(data)
+    out.mkdir(parents=True, exist_ok=True)
+    kept = out / "relaxations.json"
+    settings = {"steps": steps, "batch_size": batch_size, "seed": seed}
+    results = json.loads(kept.read_text()) if kept.exists() else {"settings": settings, "programs": {}}
+    if results["settings"] != settings:
+        raise typer.BadParameter(f"{kept} holds runs with {results['settings']}", param_hint="--out")
+    for program in chosen:
+        for name in names:
+            relaxation = RELAXATIONS[name]
+            several = program in SEVERAL and not defaults_only
+            for temperature in relaxation.temperatures if several else relaxation.temperatures[:1]:
+                runs = results["programs"].setdefault(program, {}).setdefault(name, {})
+                if str(temperature) not in runs:
+                    runs[str(temperature)] = run_one(program, relaxation, temperature, images, settings)
+                    write_atomically(kept, json.dumps(results, indent=2) + "\n")
+    write_atomically(out / "relaxations.md", section(results))
+    picture(results, {name: each.temperatures[0] for name, each in RELAXATIONS.items()}, out / "relaxations.png")
+    typer.echo(section(results))
+
+
+if __name__ == "__main__":
+    typer.run(main)
