@@ -1,9 +1,12 @@
 """The cost that each site influences, from the cost terms of a run: over plates and over the order of drawing.
 
-A site's learning signal leaves out the terms that it cannot influence:
+A site's learning signal leaves out the terms that it cannot influence. Where the program's dependencies are known
+(`Dependencies`), these are the terms that are not computed from its draw; where they are not:
 
 - terms drawn before it: a guide term before the site, a model term before the site and before every guide site that is
   drawn after it;
+and in either case
+
 - other elements' terms of the plates that it is in - unless a later guide site outside the plate could carry the
   influence across (z_i -> h -> x_j): from that site on, the plate's terms are summed into every element's cost.
 """
@@ -12,7 +15,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from itertools import accumulate, pairwise
 from operator import add
@@ -20,6 +23,8 @@ from operator import add
 import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
+
+from pyro_discrete.dependencies import UNKNOWN, Dependencies
 
 __all__ = ["Costs", "Frames", "Order", "Term"]
 
@@ -35,12 +40,19 @@ class Term:
     plates: Frames
     in_model: bool
     position: int
+    name: str = ""
 
 
 class Order:
     """Where guide sites are drawn and where the model reads them: what a site can influence is what comes after."""
 
-    def __init__(self, guide_sites: Mapping[str, Frames], model_positions: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        guide_sites: Mapping[str, Frames],
+        model_positions: Mapping[str, int],
+        dependencies: Dependencies = UNKNOWN,
+    ) -> None:
+        self.dependencies = dependencies
         self.names = list(guide_sites)
         self.position = {name: i for i, name in enumerate(self.names)}
         self.plates = dict(guide_sites)
@@ -50,7 +62,7 @@ class Order:
         self._outside: dict[CondIndepStackFrame | str, list[int]] = {}
 
     def start(self, position: int, in_model: bool) -> int:
-        """Position of the first model or guide term that the guide site at `position` may influence."""
+        """Position of the first model or guide term that the guide site at `position` may influence by its place."""
         return self.first_in_model[position] if in_model else position
 
     def escapes(self, name: str) -> dict[CondIndepStackFrame, int]:
@@ -58,9 +70,10 @@ class Order:
         found: dict[CondIndepStackFrame, int] = {}
         for plate in self.plates[name]:
             outside = self._positions_outside(plate)
-            later = bisect_right(outside, self.position[name])
-            if later < len(outside):
-                found[plate] = outside[later]
+            later = outside[bisect_right(outside, self.position[name]) :]
+            reached = next((p for p in later if self.dependencies.downstream(name, self.names[p])), None)
+            if reached is not None:
+                found[plate] = reached
         return found
 
     def _positions_outside(self, plate: CondIndepStackFrame) -> list[int]:
@@ -83,13 +96,19 @@ class _Group:
     plates: Frames
     positions: list[int]
     values: list[Tensor]
+    names: list[str]
     iterations: tuple[tuple[str, int], ...]
     sums: list[Tensor] | None = None
+    sums_of: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
-    def between(self, low: int, high: int) -> Tensor | None:
-        """Sum of the terms at positions low <= p < high, None if there are none."""
+    def between(self, low: int, high: int, chosen: tuple[int, ...] | None = None) -> Tensor | None:
+        """Sum of the terms at positions low <= p < high, and among those `chosen`; None if there are none."""
         first = bisect_left(self.positions, low)
         last = len(self.positions) if high >= NEVER else bisect_left(self.positions, high)
+        if chosen is not None:
+            chosen = tuple(i for i in chosen if first <= i < last)
+            if len(chosen) != last - first:
+                return self._sum_of(chosen)
         if first >= last:
             return None
         if last < len(self.values):
@@ -97,6 +116,15 @@ class _Group:
         if self.sums is None:
             self.sums = list(accumulate(reversed(self.values)))[::-1]
         return self.sums[first]
+
+    def _sum_of(self, chosen: tuple[int, ...]) -> Tensor | None:
+        if chosen and chosen not in self.sums_of:
+            values = [self.values[i] for i in chosen]
+            # what the last ones have in common with the sums from each to the last need not be added again
+            tail = next((k for k, i in enumerate(chosen) if len(chosen) - k == len(self.values) - i), None)
+            rest = self.between(self.positions[chosen[tail]], NEVER) if tail is not None else None
+            self.sums_of[chosen] = reduce(add, values[:tail] + ([rest] if rest is not None else []))
+        return self.sums_of.get(chosen)
 
 
 class Costs:
@@ -108,7 +136,8 @@ class Costs:
         for term in terms:
             key = (term.in_model, term.plates)
             if key not in groups:
-                groups[key] = _Group(*key, [], [], _iterations(term.plates))
+                groups[key] = _Group(*key, [], [], [], _iterations(term.plates))
+            groups[key].names.append(term.name)
             groups[key].positions.append(term.position)
             groups[key].values.append(term.value)
         self.groups = list(groups.values())
@@ -116,7 +145,7 @@ class Costs:
     def of(self, name: str, local: bool = True) -> Tensor | None:
         """The cost that the named site influences, `[n, *batch]`; None if no term comes after it.
 
-        With `local=False` terms drawn before the site stay in.
+        With `local=False` terms that the site cannot influence stay in, but for other elements' of its plates.
         """
         plates, escapes = self.order.plates[name], self.order.escapes(name)
         fixed = dict(_iterations(p for p in plates if p not in escapes))
@@ -124,7 +153,7 @@ class Costs:
         for group in self.groups:
             if any(fixed.get(plate, count) != count for plate, count in group.iterations):
                 continue
-            start = self.order.start(self.order.position[name], group.in_model) if local else 0
+            start, chosen = self._reach(name, group) if local else (0, None)
             breaks = {plate: self.order.start(p, group.in_model) for plate, p in escapes.items()}
             bounds = [start, *sorted(b for b in set(breaks.values()) if start < b < NEVER), NEVER]
             for low, high in pairwise(bounds):
@@ -132,7 +161,7 @@ class Costs:
                 inside = dict(_iterations(kept)) if breaks else fixed
                 if any(inside.get(plate, count) != count for plate, count in group.iterations):
                     continue
-                value = group.between(low, high)
+                value = group.between(low, high, chosen)
                 if value is None:
                     continue
                 for frame in group.plates:
@@ -140,6 +169,16 @@ class Costs:
                         value = value.sum(frame.dim, keepdim=True)
                 total = value if total is None else total + value
         return total
+
+    def _reach(self, name: str, group: _Group) -> tuple[int, tuple[int, ...] | None]:
+        """The group's terms that a site may influence: the first position, and which from there on (None: all)."""
+        if not self.order.dependencies.known:
+            return self.order.start(self.order.position[name], group.in_model), None
+        return 0, self.order.dependencies.influenced(name, group.in_model, tuple(group.names))
+
+    def _touches(self, name: str, group: _Group) -> bool:
+        start, chosen = self._reach(name, group)
+        return group.positions[-1] >= start if chosen is None else bool(chosen)
 
     def totals(self) -> Tensor:
         """Each row's total cost, every term once: `[n]`."""
@@ -154,7 +193,7 @@ class Costs:
         fixed = dict(_iterations(self.order.plates[name]))
         return any(
             not plates <= group.plates
-            and group.positions[-1] >= self.order.start(self.order.position[name], group.in_model)
+            and self._touches(name, group)
             and all(fixed.get(plate, count) == count for plate, count in group.iterations)
             for group in self.groups
         )

@@ -176,6 +176,8 @@ class DiscreteELBO(nn.Module, ELBO):
                     pair, self.selection, self.objective, vectorise, self.max_plate_nesting, may_enumerate=False
                 )
             plan.reason = reason or plan.reason
+            if reason:
+                plan.wiring, plan.costs = None, ""
             for name, estimator in plan.estimators.items():
                 if estimator is not None:
                     plan.estimators[name] = self.estimators.keep(name, estimator)

@@ -16,6 +16,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_discrete.costs import Costs, Order, Term
+from pyro_discrete.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.errors import MissingDataError
 from pyro_discrete.sites import base_distribution, plates_of, sample_sites, without_mask
 
@@ -64,12 +65,13 @@ class Objective(ABC):
         particles: int,
         batch_dims: int,
         keep_graph: bool = False,
+        dependencies: Dependencies = UNKNOWN,
     ) -> Evaluation:
         """Score a pair of traces.
 
         `estimated` maps the sites that an estimator drew to whether row 0 is relaxed. Terms come out with `batch_dims`
         batch dims behind a leading dim of rows x particles. They are detached unless `keep_graph` says that slopes are
-        wanted.
+        wanted. `dependencies` says which of them each site can influence.
         """
 
 
@@ -99,6 +101,7 @@ class EvidenceBound(Objective):
         particles: int,
         batch_dims: int,
         keep_graph: bool = False,
+        dependencies: Dependencies = UNKNOWN,
     ) -> Evaluation:
         """Score a pair of traces: see `Objective.evaluate`."""
 
@@ -116,7 +119,7 @@ class EvidenceBound(Objective):
             log_q, score, pathwise = _guide_log_prob(msg, estimated.get(name))
             term = padded(log_q)
             value = term.detach()
-            terms.append(Term(term if keep_graph else value, guide_sites[name], False, position))
+            terms.append(Term(term if keep_graph else value, guide_sites[name], False, position, name))
             if pathwise is log_q:
                 both.add(term)
             else:
@@ -129,7 +132,7 @@ class EvidenceBound(Objective):
         for position, (name, msg) in enumerate(sample_sites(model_trace).items()):
             model_positions[name] = position
             cost = -padded(scale_and_mask(_log_prob(msg["fn"], msg), msg["scale"], msg["mask"]))
-            terms.append(Term(cost if keep_graph else cost.detach(), plates_of(msg), True, position))
+            terms.append(Term(cost if keep_graph else cost.detach(), plates_of(msg), True, position, name))
             both.add(cost)
         path = both.total(particles)
         loss = path.detach() if torch.is_tensor(path) else path
@@ -137,7 +140,7 @@ class EvidenceBound(Objective):
             loss = loss + value_alone.total(particles)
         if pathwise_alone.by_shape:
             path = path + pathwise_alone.total(particles)
-        costs = Costs(terms, Order(guide_sites, model_positions))
+        costs = Costs(terms, Order(guide_sites, model_positions, dependencies))
         return Evaluation(guide_trace, model_trace, costs, path, loss, scores, untended)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from pyro_discrete.costs import Order
+from pyro_discrete.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.errors import EnumerationError, SiteMatchError
 from pyro_discrete.estimators.base import Estimator, Family
 from pyro_discrete.estimators.enumerate import Enumerate
@@ -26,6 +27,7 @@ from pyro_discrete.rows import Columns
 from pyro_discrete.rows_check import RowsVerdict, check_rows
 from pyro_discrete.select import Selection
 from pyro_discrete.sites import Site, latent_sites, plates_of, sample_sites
+from pyro_discrete.switches import Wiring
 
 __all__ = ["Plan", "SitePlan", "make_plan"]
 
@@ -51,6 +53,7 @@ class Plan:
 
     - `path`: "vectorised" (all rows at once), "sequential" (row by row), or "enumerated" (exact, in parallel).
     - `rows`: evaluations of the model per particle; `particles` multiplies it.
+    - `costs`: what each site's learning signal holds: the terms that it can influence, or why that is not known.
     """
 
     sites: list[SitePlan]
@@ -65,6 +68,12 @@ class Plan:
     one_by_one: bool = False
     observed: dict[str, int] = field(default_factory=dict)
     estimators: dict[str, Estimator | None] = field(default_factory=dict)
+    wiring: Wiring | None = None
+    costs: str = ""
+
+    def dependencies(self, pair: Pair) -> Dependencies:
+        """Which cost terms each site can influence in a call with these arguments, as far as that is known."""
+        return UNKNOWN if self.wiring is None else self.wiring.of(pair)
 
     @property
     def rows(self) -> int:
@@ -83,7 +92,8 @@ class Plan:
         widths = [max(len(row[i]) for row in [header, *lines]) for i in range(4)]
         table = ["  ".join(v.ljust(w) for v, w in zip(row, [*widths, 0], strict=True)) for row in [header, *lines]]
         total = f"{self.path}: {self.rows} row(s) x {self.particles} particle(s) a step"
-        return "\n".join([*(row.rstrip() for row in table), total + (f" ({self.reason})" if self.reason else "")])
+        total += f" ({self.reason})" if self.reason else ""
+        return "\n".join([*(row.rstrip() for row in table), total, *([f"costs: {self.costs}"] if self.costs else [])])
 
 
 def make_plan(
@@ -112,9 +122,12 @@ def make_plan(
     if enumerated is not None:
         return enumerated, trial
     plan = Plan([], "vectorised", Columns(), selection.particles, trial.batch_dims)
-    order = Order({n: plates_of(m) for n, m in sample_sites(trial.guide_trace).items()}, {})
+    plan.wiring = Wiring(pair)
+    known = plan.dependencies(pair)
+    order = Order({n: plates_of(m) for n, m in sample_sites(trial.guide_trace).items()}, {}, known)
     for site in sites:
         plan.sites.append(plan_site(site, selection, plan, order))
+    plan.costs = _describe_costs(known)
     _choose_path(pair, trial, plan, vectorise)
     return plan, trial
 
@@ -132,12 +145,22 @@ def plan_site(site: Site, selection: Selection, plan: Plan, order: Order | None 
     plan.columns.give(site.name, rows - 1)
     notes = ""
     if order is not None and site.name in order.position:
+        known = order.dependencies
+        unmoved = sum(not known.influences(site.name, term) for term in known.terms)
+        if unmoved:
+            notes = f"; its signal leaves out {unmoved} of {len(known.terms)} terms"
         crossed = sorted(p.name for p in order.escapes(site.name))
         if crossed:
-            notes = (
+            notes += (
                 f"; its cost is summed over plate {', '.join(crossed)}, as a later site outside could carry influence"
             )
     return SitePlan(site.name, site.family.value, _label(estimator), rows, why, notes)
+
+
+def _describe_costs(known: Dependencies) -> str:
+    if known.known:
+        return "each site's learning signal holds the terms that its draw can change, as a trial run showed"
+    return f"each site's learning signal holds all terms from its draw on, as dependence could escape: {known.reason}"
 
 
 def _label(estimator: Estimator) -> str:

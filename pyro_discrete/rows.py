@@ -1,8 +1,9 @@
 """The row plan, and the messengers that place coupled draws in their rows.
 
 The leftmost dim of every value is columns x particles. Column 0 is the primary draw; each further column belongs to
-one site, its owner: sites before the owner copy column 0, the owner takes a coupled value, sites after it draw anew. A
-program that cannot take a leading dim runs once for each column and particle instead, with the same copies.
+one site, its owner: sites before the owner copy column 0, the owner takes a coupled value, and sites after it draw
+anew - those that it is known not to influence copy column 0 as well. A program that cannot take a leading dim runs once
+for each column and particle instead, with the same copies.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from pyro_discrete.tracing import SiteMessenger
 __all__ = ["Columns", "KeepSubsamples", "PlaceColumn", "PlaceRows", "Primary"]
 
 Choose = Callable[[Site], Estimator | None]
+Downstream = Callable[[str, str], bool]
+"""Whether a site's draw may change the distribution of a later one."""
 
 
 @dataclass
@@ -62,6 +65,10 @@ def _mean(site: Site) -> Tensor:
     return site.split(probabilities, site.event_dim)
 
 
+def _always(site: str, later: str) -> bool:
+    return True
+
+
 class PlaceRows(SiteMessenger):
     """Draws every latent site of the guide for all columns and particles at once.
 
@@ -70,9 +77,16 @@ class PlaceRows(SiteMessenger):
     """
 
     def __init__(
-        self, choose: Choose, columns: Columns, particles: int, batch_dims: int, soft_columns: Collection[int] = ()
+        self,
+        choose: Choose,
+        columns: Columns,
+        particles: int,
+        batch_dims: int,
+        soft_columns: Collection[int] = (),
+        downstream: Downstream = _always,
     ) -> None:
         super().__init__()
+        self.downstream = downstream
         self.choose, self.columns, self.particles, self.batch_dims = choose, columns, particles, batch_dims
         self.soft_columns = soft_columns
         self.draws: dict[str, Draw] = {}
@@ -114,7 +128,7 @@ class PlaceRows(SiteMessenger):
         for row, column in enumerate(owned, start=1):
             values[column] = rows[row]
         for owner, columns in self.columns.owned.items():
-            if owner in self._drawn:  # the site is downstream of these columns' owner: it draws anew
+            if owner in self._drawn and self.downstream(owner, site.name):  # there the site draws anew
                 for column in columns:
                     values[column] = self._downstream(site, column)
         return torch.stack(values)
@@ -170,9 +184,16 @@ class PlaceColumn(SiteMessenger):
     """
 
     def __init__(
-        self, choose: Choose, primary: Primary, batch_dims: int, owner: str | None = None, row: int = 0
+        self,
+        choose: Choose,
+        primary: Primary,
+        batch_dims: int,
+        owner: str | None = None,
+        row: int = 0,
+        downstream: Downstream = _always,
     ) -> None:
         super().__init__()
+        self.downstream = downstream
         self.choose, self.primary, self.owner, self.row = choose, primary, owner, row
         self.batch_dims = batch_dims
         self.soft = False
@@ -195,7 +216,7 @@ class PlaceColumn(SiteMessenger):
         elif site.name == self.owner:
             msg["value"], msg["done"] = site.merge(self.primary.draws[site.name].value[self.row]), True
             self._past_owner, self.soft = True, estimator is not None and self.row in estimator.relaxed
-        elif not self._past_owner:
+        elif not self._past_owner or not self.downstream(self.owner, site.name):
             msg["value"], msg["done"] = self.primary.values[site.name], True
         elif estimator is not None:
             msg["value"], msg["done"] = site.merge(self._downstream(site, estimator)), True

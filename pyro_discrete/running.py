@@ -15,6 +15,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_discrete.context import Contexts
+from pyro_discrete.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.errors import SharedTermsError
 from pyro_discrete.estimators.base import Draw, Estimator, Family, SiteView
 from pyro_discrete.estimators.reinforce import Reinforce
@@ -110,7 +111,7 @@ def run_step(plan: Plan, pair: Pair, objective: Objective, adopt: Adopt) -> Outc
     """A training step's loss and surrogate. `adopt(site)` gives a site's estimator."""
     choose = _chooser(plan, adopt)
     run = _run_rows if plan.path == "vectorised" else _run_columns
-    return run(plan, pair, objective, choose)
+    return run(plan, pair, objective, choose, plan.dependencies(pair))
 
 
 def _chooser(plan: Plan, adopt: Adopt) -> Callable[[Site], Estimator | None]:
@@ -132,6 +133,7 @@ def _run(
     placing: PlaceRows | PlaceColumn,
     rows: int | None,
     subsamples: KeepSubsamples | None = None,
+    dependencies: Dependencies = UNKNOWN,
 ) -> Evaluation:
     """The guide once and the model once, under a plate of `rows` rows x particles, or without one."""
     guide, model = pair.guide, pair.model
@@ -153,7 +155,9 @@ def _run(
     if deepest > plan.batch_dims:
         raise StructureChangedError("the program has deeper plates than before", deepest)
     keep_graph = any(e.slope_rows for e in placing.chosen.values())
-    return objective.evaluate(guide_trace, model_trace, estimated, particles, plan.batch_dims, keep_graph)
+    if dependencies.known and not dependencies.fit(sample_sites(guide_trace), sample_sites(model_trace)):
+        raise StructureChangedError("its sites are others than in the trial run")
+    return objective.evaluate(guide_trace, model_trace, estimated, particles, plan.batch_dims, keep_graph, dependencies)
 
 
 def _traces(
@@ -172,13 +176,19 @@ def _traces(
     return guide_trace, trace_sites(model, pair.args, pair.kwargs, guide_trace)
 
 
-def _run_rows(plan: Plan, pair: Pair, objective: Objective, choose: Callable[[Site], Estimator | None]) -> Outcome:
+def _run_rows(
+    plan: Plan,
+    pair: Pair,
+    objective: Objective,
+    choose: Callable[[Site], Estimator | None],
+    dependencies: Dependencies,
+) -> Outcome:
     """Every row and particle at once."""
     columns, particles = plan.columns, plan.particles
     estimators = {name: e for name, e in plan.estimators.items() if e is not None}
     soft = {columns.rows_of(n)[r] for n, e in estimators.items() for r in e.relaxed if r > 0}
-    placing = PlaceRows(choose, columns, particles, plan.batch_dims, soft)
-    evaluation = _run(pair, plan, objective, placing, columns.count * particles)
+    placing = PlaceRows(choose, columns, particles, plan.batch_dims, soft, dependencies.downstream)
+    evaluation = _run(pair, plan, objective, placing, columns.count * particles, dependencies=dependencies)
     outcome = Outcome(_over(evaluation.loss, particles), _over(evaluation.path, particles), [evaluation])
     contexts = Contexts(evaluation.model_trace, plan.observed, plan.batch_dims, pair.args, pair.kwargs)
     slopes = slopes_by_row(evaluation, placing.resampled, placing.draws, placing.chosen, columns, particles)
@@ -196,7 +206,13 @@ def _run_rows(plan: Plan, pair: Pair, objective: Objective, choose: Callable[[Si
     return outcome
 
 
-def _run_columns(plan: Plan, pair: Pair, objective: Objective, choose: Callable[[Site], Estimator | None]) -> Outcome:
+def _run_columns(
+    plan: Plan,
+    pair: Pair,
+    objective: Objective,
+    choose: Callable[[Site], Estimator | None],
+    dependencies: Dependencies,
+) -> Outcome:
     """Row by row, particle by particle; sites of the same shape are combined over particles."""
     particles, subsamples = plan.particles, None
     outcome = Outcome(0.0, 0.0, [])
@@ -204,7 +220,7 @@ def _run_columns(plan: Plan, pair: Pair, objective: Objective, choose: Callable[
     for _ in range(particles):
         primary = Primary()
         placing = PlaceColumn(choose, primary, plan.batch_dims)
-        evaluation = _run(pair, plan, objective, placing, None, subsamples)
+        evaluation = _run(pair, plan, objective, placing, None, subsamples, dependencies)
         if subsamples is None and (particles > 1 or any(placing.extra.values())):
             subsamples = KeepSubsamples.of(evaluation.guide_trace, evaluation.model_trace)
         outcome.evaluations.append(evaluation)
@@ -219,8 +235,8 @@ def _run_columns(plan: Plan, pair: Pair, objective: Objective, choose: Callable[
             for row in range(1, placing.extra[name] + 1):
                 wanted = row in estimator.slope_rows
                 with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
-                    column = PlaceColumn(choose, primary, plan.batch_dims, name, row)
-                    other = _run(pair, plan, objective, column, None, subsamples)
+                    column = PlaceColumn(choose, primary, plan.batch_dims, name, row, dependencies.downstream)
+                    other = _run(pair, plan, objective, column, None, subsamples, dependencies)
                     costs.append(_cost(other, name, estimator))
                 if wanted:
                     slopes[row] = slopes_by_column(other, column.resampled, draw, estimator, row)

@@ -167,7 +167,7 @@ def test_plan_prints_what_each_site_got():
     elbo.loss(layers, layers_guide, DATA)
     text = str(elbo.plan)
     assert "z1    Bernoulli  enumerate  5     by name" in text
-    assert text.splitlines()[-1] == "vectorised: 5 row(s) x 2 particle(s) a step"
+    assert text.splitlines()[-2] == "vectorised: 5 row(s) x 2 particle(s) a step"
 
 
 def test_structure_that_changes_takes_the_sequential_path():

@@ -174,3 +174,24 @@ def shared_parameters(dtype: torch.dtype) -> Pair:
             pyro.sample("z", dist.Bernoulli(logits=w[0] * x + w[1]))
 
     return Pair(model, guide, (data,), {"w": w})
+
+
+@program(BERNOULLI)
+def separate_branches(dtype: torch.dtype) -> Pair:
+    """Two layers and a bit of their own in the guide, met in another order by the model: costs hold other terms."""
+    phi, psi, chi = leaf(0.4, dtype), leaf([-0.6, 1.2], dtype), leaf(0.8, dtype)
+    target = torch.tensor(0.9, dtype=dtype)
+
+    def model() -> None:
+        c = pyro.sample("c", dist.Bernoulli(torch.tensor(0.3, dtype=dtype)))
+        b = pyro.sample("b", dist.Bernoulli(logits=1.4 * c - 0.6))
+        a = pyro.sample("a", dist.Bernoulli(torch.tensor(0.6, dtype=dtype)))
+        pyro.sample("x", dist.Normal(a - 0.8 * b, 0.7), obs=target)
+        pyro.sample("y", dist.Normal(1.5 * c, 0.8), obs=target)
+
+    def guide() -> None:
+        a = pyro.sample("a", dist.Bernoulli(logits=phi))
+        pyro.sample("c", dist.Bernoulli(logits=chi))
+        pyro.sample("b", dist.Bernoulli(logits=psi[0] + psi[1] * a))
+
+    return Pair(model, guide, (), {"phi": phi, "psi": psi, "chi": chi})

@@ -1,0 +1,191 @@
+"""Which cost terms a guide site can influence, where that is known for certain.
+
+A trial run of the pair follows every draw through guide and model (`Provenance`), and further runs in which other
+draws are changed must leave alone what is said not to depend on them. Where dependence could escape the first, or the
+second contradicts it, nothing is known, and every site keeps its full cost.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from pyro.util import get_rng_state
+from torch import Tensor
+
+from pyro_discrete.estimators.base import Family
+from pyro_discrete.probe import Pair, on_trial, trace_pair
+from pyro_discrete.provenance import Provenance
+from pyro_discrete.rows import KeepSubsamples
+from pyro_discrete.sites import Site, is_latent, latent_sites, sample_sites
+
+__all__ = ["UNKNOWN", "Dependencies", "find_dependencies"]
+
+Key = tuple[str, str]
+"""("guide" or "model", site name)."""
+Sources = Mapping[Key, frozenset[str]]
+CHECKED = 24
+"""At most so many runs with changed draws."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dependencies:
+    """What each term of guide and model is computed from: names of latent sites of the guide, itself included.
+
+    - `terms`: for each site of guide and model the draws that its log-probability depends on, directly or through
+      other draws. `parameters`: the same for its distribution, scale and mask alone, whatever its value is.
+    - `reason`: why nothing is known, empty where all is.
+    """
+
+    terms: Sources = field(default_factory=dict)
+    parameters: Sources = field(default_factory=dict)
+    reason: str = ""
+    _memory: dict[Any, tuple[int, ...]] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def known(self) -> bool:
+        """Whether anything is known."""
+        return not self.reason
+
+    def fit(self, guide_sites: Collection[str], model_sites: Collection[str]) -> bool:
+        """Whether they are about runs with these sites."""
+        seen = [name for _, name in self.terms]
+        return seen == [*guide_sites, *model_sites]
+
+    def influences(self, site: str, term: Key) -> bool:
+        """Whether a site's draw may change a term. True where that is not known."""
+        return not self.known or term not in self.terms or site in self.terms[term]
+
+    def downstream(self, site: str, later: str) -> bool:
+        """Whether a guide site's draw may change the distribution, and so the draw, of a later one."""
+        return self.influences(site, ("guide", later))
+
+    def influenced(self, site: str, in_model: bool, names: tuple[str, ...]) -> tuple[int, ...]:
+        """Which of the terms of these names a site's draw may change, as indices."""
+        key = (site, in_model, names)
+        if key not in self._memory:
+            where = "model" if in_model else "guide"
+            self._memory[key] = tuple(i for i, name in enumerate(names) if self.influences(site, (where, name)))
+        return self._memory[key]
+
+
+UNKNOWN = Dependencies(reason="not looked for")
+
+
+class _Mark(Messenger):
+    """Marks latent draws as they are made, or met again in the model."""
+
+    def __init__(self, provenance: Provenance) -> None:
+        super().__init__()
+        self.provenance = provenance
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if is_latent(msg) and isinstance(msg["value"], Tensor):
+            self.provenance.mark(msg["value"], [msg["name"]])
+
+
+def find_dependencies(pair: Pair) -> Dependencies:
+    """Run the pair and say what depends on what, or why that is not known. Leaves random states as they were."""
+    with on_trial(), pyro.validation_enabled(False):
+        before, subsamples = _python_state(), KeepSubsamples()
+        provenance = Provenance()
+        try:
+            with provenance, _Mark(provenance):
+                traces = trace_pair(pair, subsamples)
+                terms, parameters = _sources(provenance, traces)
+        except Exception as error:
+            return Dependencies(reason=f"a trial run failed: {type(error).__name__}: {error}".splitlines()[0])
+        if provenance.escape:
+            return Dependencies(reason=provenance.escape)
+        if before != _python_state():
+            return Dependencies(reason="the program draws random numbers of Python's or NumPy's")
+        found = Dependencies(terms, parameters)
+        contradiction = _contradiction(pair, subsamples, traces, found)
+        return Dependencies(reason=contradiction) if contradiction else found
+
+
+def _python_state() -> tuple[Any, ...]:
+    """The states of Python's and NumPy's global random generators."""
+    state = get_rng_state()
+    name, keys, *rest = state.get("numpy", ("", b""))
+    return state["random"], name, bytes(keys), *rest
+
+
+def _sites(traces: tuple[Trace, Trace]) -> Iterator[tuple[Key, Any]]:
+    for where, trace in zip(("guide", "model"), traces, strict=True):
+        for name, msg in sample_sites(trace).items():
+            yield (where, name), msg
+
+
+def _sources(provenance: Provenance, traces: tuple[Trace, Trace]) -> tuple[Sources, Sources]:
+    terms, parameters = {}, {}
+    for key, msg in _sites(traces):
+        with provenance.unwatched():
+            clean = msg["value"].detach().clone() if isinstance(msg["value"], Tensor) else msg["value"]
+        log_prob = msg["fn"].log_prob(clean, *msg["args"], **msg["kwargs"])
+        parameters[key] = provenance.of(log_prob, msg["scale"], msg["mask"])
+        terms[key] = parameters[key] | provenance.of(msg["value"])
+    return terms, parameters
+
+
+def _contradiction(pair: Pair, subsamples: KeepSubsamples, traces: tuple[Trace, Trace], found: Dependencies) -> str:
+    """Change draws, hold the others, and see that no term changes which does not depend on them; empty if so."""
+    discrete = {
+        n: Site(m) for n, m in latent_sites(traces[0]).items() if Site(m).family not in (None, Family.CONTINUOUS)
+    }
+    values = {n: m["value"] for n, m in latent_sites(traces[0]).items()}
+    changed = [frozenset(discrete) - sources for sources in dict.fromkeys(found.terms.values())]
+    changed = [names for names in dict.fromkeys(changed) if names]
+    if len(changed) > CHECKED:
+        changed = _pooled(list(discrete), CHECKED)
+    try:
+        reference = _log_probs(pair, subsamples, values)
+        if not _same(reference, _log_probs(pair, subsamples, values)):
+            return "its log-probabilities change from run to run though all draws are held"
+        for names in changed:
+            others = {n: _other_value(discrete[n], values[n]) for n in discrete if n in names}
+            again = _log_probs(pair, subsamples, values | others)
+            unmoved = {k: v for k, v in reference.items() if not names & found.terms[k]}
+            if again.keys() != reference.keys() or not _same(unmoved, {k: again[k] for k in unmoved}):
+                return f"terms change with draws that they were not seen to use ({', '.join(sorted(names)[:3])})"
+    except Exception as error:
+        return f"a run with other draws failed: {type(error).__name__}: {error}".splitlines()[0]
+    return ""
+
+
+def _pooled(names: list[str], runs: int) -> list[frozenset[str]]:
+    """Sets of a third of the names each: too many pairs to look at one by one."""
+    draw = random.Random(0)
+    return [frozenset(draw.sample(names, max(1, len(names) // 3))) for _ in range(runs)]
+
+
+def _log_probs(pair: Pair, subsamples: KeepSubsamples, values: Mapping[str, Tensor]) -> dict[Key, Tensor]:
+    pyro.set_rng_seed(0)  # noise of the program's own is to be the same in every run
+    with torch.no_grad():
+        traces = trace_pair(pair, subsamples, values)
+        return {k: m["fn"].log_prob(m["value"], *m["args"], **m["kwargs"]) for k, m in _sites(traces)}
+
+
+def _same(one: Mapping[Key, Tensor], other: Mapping[Key, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        v.shape == other[k].shape and bool(torch.isclose(v, other[k], rtol=1e-6, atol=0, equal_nan=True).all())
+        for k, v in one.items()
+    )
+
+
+def _other_value(site: Site, value: Tensor) -> Tensor:
+    """Another value of the support for every element, as far as there is one to be had."""
+    rotate: dict[Family | None, Callable[[], Tensor]] = {
+        Family.BERNOULLI: lambda: 1 - value,
+        Family.CATEGORICAL: lambda: (value + 1) % site.logits.shape[-1],
+        Family.ONE_HOT: lambda: value.roll(1, -1),
+    }
+    if site.family in rotate:
+        return rotate[site.family]()
+    return site.distribution.sample()

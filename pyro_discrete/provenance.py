@@ -1,0 +1,222 @@
+"""Which latent draws a tensor was computed from, kept by storage while a program runs, and how that may be lost."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["Provenance"]
+
+Names = frozenset[str]
+NOTHING: Names = frozenset()
+_LEAVES = {"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "storage", "untyped_storage", "_typed_storage"}
+_SHAPES_ALONE = {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"}
+_SHAPES_ALONE |= {"new_zeros", "new_ones", "new_empty", "new_full"}
+_LIBRARIES = tuple(str(Path(module.__file__ or "").parent) for module in (torch, pyro)) + (str(Path(__file__).parent),)
+
+
+class Provenance:
+    """Follows what is computed from marked tensors, while it is entered.
+
+    Every operation that reaches torch's dispatcher is seen: also those inside custom autograd functions, scripted or
+    vmapped functions, and writes in place, through views too, as what is known of a tensor belongs to its storage. What
+    cannot be followed is noted in `escape` (empty as long as all is known), with the place in the program:
+
+    - a value that Python reads: `.item()`, `bool(...)`, `.tolist()`, NumPy, a branch; of whatever tensor, for a program
+      that branches on its data may be wired otherwise in another call;
+    - a shape that depends on values (`x[mask]`, `nonzero`);
+    - a write into memory that was there before, which NumPy or another thread may hold as well;
+    - an operation that fails, tensors without storage, and gradients taken inside the program.
+
+    >>> import torch
+    >>> with Provenance() as provenance:
+    ...     z = torch.ones(2)
+    ...     provenance.mark(z, ["z"])
+    ...     buffer = torch.zeros(3)
+    ...     buffer[:2] = z
+    >>> sorted(provenance.of(buffer + 1)), sorted(provenance.of(buffer)), provenance.escape
+    ([], ['z'], '')
+    """
+
+    def __init__(self) -> None:
+        self.escape = ""
+        self._origin: dict[int, tuple[StorageWeakRef, Names]] = {}
+        self._modes: tuple[_Operations, _Exits] | None = None
+        self.quiet = False
+        self.reading_allowed = False
+
+    def __enter__(self) -> Provenance:
+        self._modes = (_Operations(self), _Exits(self))
+        for mode in self._modes:
+            mode.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for mode in reversed(self._modes or ()):
+            mode.__exit__(kind, error, trace)
+        self._modes = None
+
+    def of(self, *values: Any) -> Names:
+        """Names of the draws that these tensors were computed from; whatever is not a tensor has none."""
+        keys = [key for key in map(self._key, values) if key is not None]
+        return NOTHING.union(*(self._origin[key][1] for key in keys if key in self._origin))
+
+    def mark(self, tensor: Tensor, names: Iterable[str]) -> None:
+        """From here on the tensor, and whatever shares its memory, comes from these draws as well."""
+        key = self._key(tensor)
+        if key is None:
+            self.escaped("a tensor without storage")
+        else:
+            self._add(key, tensor, frozenset(names))
+
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """What runs inside is not followed, and what it makes comes from nothing."""
+        modes, self._modes = self._modes, None
+        for mode in reversed(modes or ()):
+            mode.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            for mode in modes or ():
+                mode.__enter__()
+            self._modes = modes
+
+    def escaped(self, how: str) -> None:
+        """Note the first way in which dependence may be lost, and where."""
+        if not self.escape:
+            self.escape = how + _place()
+
+    def _key(self, value: Any) -> int | None:
+        if not isinstance(value, Tensor):
+            return None
+        before, self.quiet = self.quiet, True
+        try:
+            return value.untyped_storage()._cdata
+        except NotImplementedError:
+            self.escaped(f"a tensor without storage ({type(value).__name__}, {value.layout})")
+            return None
+        finally:
+            self.quiet = before
+
+    def _add(self, key: int, tensor: Tensor, names: Names) -> None:
+        known = self._origin.get(key)
+        if known is not None:
+            self._origin[key] = (known[0], known[1] | names)
+            return
+        before, self.quiet = self.quiet, True
+        # a weak reference keeps the address from being given to another storage, and the memory free
+        self._origin[key] = (StorageWeakRef(tensor.untyped_storage()), names)
+        self.quiet = before
+
+    def operation(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run one operation of the dispatcher and note what its results come from."""
+        read = [v for v in tree_leaves((args, dict(kwargs))) if isinstance(v, Tensor)]
+        names = NOTHING if func.overloadpacket.__name__ in _SHAPES_ALONE else self.of(*read)
+        if torch.Tag.data_dependent_output in func.tags and not self.reading_allowed:
+            self.escaped(f"Python reads a tensor's value ({func.overloadpacket.__name__})")
+        if torch.Tag.dynamic_output_shape in func.tags and not _keeps_shape(func, args):
+            self.escaped(f"a shape depends on values ({func.overloadpacket.__name__})")
+        try:
+            result = func(*args, **kwargs)
+        except Exception:
+            self.escaped(f"an operation fails ({func.overloadpacket.__name__})")
+            raise
+        present = {self._key(tensor) for tensor in read}
+        for tensor in _written(func, args, kwargs):
+            key = self._key(tensor)
+            if key is not None and key not in self._origin and names:
+                self.escaped("a value is written in place into a tensor that was there before")
+            if key is not None and (names or key in self._origin):
+                self._add(key, tensor, names)
+        for tensor in tree_leaves(result):
+            key = self._key(tensor)
+            if key is not None and (key not in present or names):
+                self._add(key, tensor, names)
+        return result
+
+
+class _Operations(TorchDispatchMode):
+    """What reaches the dispatcher."""
+
+    def __init__(self, provenance: Provenance) -> None:
+        super().__init__()
+        self.provenance = provenance
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self.provenance.operation(func, args, kwargs or {})
+
+
+class _Exits(TorchFunctionMode):
+    """What leaves torch before the dispatcher sees it."""
+
+    def __init__(self, provenance: Provenance) -> None:
+        super().__init__()
+        self.provenance = provenance
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if self.provenance.quiet:
+            return func(*args, **kwargs)
+        if name in _LEAVES or name == "__reduce_ex__":
+            self.provenance.escaped(f"a tensor leaves torch (.{name})")
+        elif func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
+            self.provenance.escaped("the program takes gradients itself")
+        elif func is torch.nn.functional.one_hot and _number_of_classes(args, kwargs) >= 0:
+            return self._reading(func, args, kwargs)  # it compares the indices with their number, and no more
+        return func(*args, **kwargs)
+
+    def _reading(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.provenance.reading_allowed = True
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.provenance.reading_allowed = False
+
+
+def _number_of_classes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    return args[1] if len(args) > 1 else kwargs.get("num_classes", -1)
+
+
+def _keeps_shape(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether an indexing takes integers alone, so that its result's shape is that of the indices."""
+    if func.overloadpacket is not torch.ops.aten.index:
+        return False
+    return all(index is None or index.dtype not in (torch.bool, torch.uint8) for index in args[1])
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The arguments that an operation writes into."""
+    written = []
+    for number, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[number] if number < len(args) else kwargs.get(argument.name)
+            written += [v for v in tree_leaves(value) if isinstance(v, Tensor)]
+    return written
+
+
+def _place() -> str:
+    """The innermost line of the user's own code, if there is one."""
+    for frame in reversed(traceback.extract_stack()):
+        if not frame.filename.startswith(_LIBRARIES) and not frame.filename.startswith("<"):
+            return f" at {Path(frame.filename).name}:{frame.lineno}"
+    return ""
