@@ -12,6 +12,7 @@ __all__ = [
     "MissingDataError",
     "NonFiniteError",
     "ParticleError",
+    "RelaxationError",
     "SettingError",
     "SharedTermsError",
     "SiteMatchError",
@@ -37,6 +38,10 @@ class UnknownSiteError(DiscreteInferenceError):
 
 class UnsupportedSiteError(DiscreteInferenceError):
     """An estimator (or the `relax` handler) was asked to serve a kind of site that it does not serve."""
+
+
+class RelaxationError(DiscreteInferenceError):
+    """A program does something to a relaxed value that only a hard one allows."""
 
 
 class ParticleError(DiscreteInferenceError):

@@ -17,8 +17,9 @@ from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_discrete.estimators.base import RELAXABLE, Draw, Estimator, Family
+from pyro_discrete.estimators.base import PATHWISE, RELAXABLE, Draw, Estimator, Family
 from pyro_discrete.relaxations.extension import extended
+from pyro_discrete.relaxations.forms import one_hot_site, one_hot_weights, program_value
 from pyro_discrete.sites import Site, base_distribution, is_latent
 from pyro_discrete.tracing import SiteMessenger
 
@@ -56,6 +57,18 @@ def _drawn(site: Site, estimator: Estimator) -> Draw:
     if estimator.slope_rows:
         draw.value.requires_grad_()
     return draw
+
+
+def _as_seen(site: Site, estimator: Estimator) -> Site:
+    """The site as its estimator sees it: one of one-hot vectors, if it draws relaxed values or wants slopes."""
+    return one_hot_site(site) if estimator.relaxed or estimator.sloped else site
+
+
+def _softened(site: Site, estimator: Estimator, beside: bool) -> bool:
+    """Whether the program sees soft values at the site: its own, or its mean downstream of another one's."""
+    if estimator.relaxed or estimator.sloped:
+        return site.family in PATHWISE
+    return beside and site.family in RELAXABLE
 
 
 def _mean(site: Site) -> Tensor:
@@ -105,18 +118,27 @@ class PlaceRows(SiteMessenger):
             if self.columns.count > 1:
                 msg["value"], msg["done"] = site.merge(self._columns(site, site.fresh[:1])), True
         else:
+            soft = _softened(site, estimator, bool(self.soft_columns))
+            seen = _as_seen(site, estimator)
             if 0 in estimator.relaxed:  # in every column it is relaxed, wherever it is drawn anew
                 everywhere = Site(msg, (1, self.columns.count * self.particles), self.batch_dims)
                 everywhere.step = site.step
-                site.fresh = estimator.draw(everywhere).value[0].reshape(self.columns.count, *site.fresh_shape)
-                draw = Draw(site.fresh[:1])
+                values = estimator.draw(_as_seen(everywhere, estimator)).value[0]
+                seen.fresh = values.reshape(self.columns.count, *seen.fresh_shape)
+                draw = Draw(seen.fresh[:1])
             else:
-                draw = _drawn(site, estimator)
-            self.draws[site.name], self.sites[site.name], self.chosen[site.name] = draw, site, estimator
-            msg["value"], msg["done"] = site.merge(self._columns(site, draw.value)), True
-            if site.family in RELAXABLE and (estimator.relaxed or estimator.sloped or self.soft_columns):
+                draw = _drawn(seen, estimator)
+            self.draws[site.name], self.sites[site.name], self.chosen[site.name] = draw, seen, estimator
+            if soft:
                 self.relaxed.add(site.name)
+                rows = draw.value
+                if seen is site:  # drawn hard, soft in others' columns
+                    seen, rows = one_hot_site(site), one_hot_weights(site.distribution, rows)
+                msg["value"] = program_value(msg["fn"], seen.merge(self._columns(seen, rows)), site.name)
                 msg["fn"] = extended(msg["fn"])
+            else:
+                msg["value"] = site.merge(self._columns(site, draw.value))
+            msg["done"] = True
         self._drawn.add(site.name)
 
     def _columns(self, site: Site, rows: Tensor) -> Tensor:
@@ -213,33 +235,43 @@ class PlaceColumn(SiteMessenger):
             self.chosen[site.name] = estimator
         if self.owner is None:
             self._primary(site, estimator, msg)
-        elif site.name == self.owner:
-            msg["value"], msg["done"] = site.merge(self.primary.draws[site.name].value[self.row]), True
-            self._past_owner, self.soft = True, estimator is not None and self.row in estimator.relaxed
+        elif estimator is not None and site.name == self.owner:
+            value = self.primary.draws[site.name].value[self.row]
+            msg["value"], msg["done"] = self._own_value(site, estimator, value), True
+            self._past_owner, self.soft = True, self.row in estimator.relaxed
         elif not self._past_owner or not self.downstream(self.owner, site.name):
             msg["value"], msg["done"] = self.primary.values[site.name], True
         elif estimator is not None:
-            msg["value"], msg["done"] = site.merge(self._downstream(site, estimator)), True
-        if site.family in RELAXABLE and estimator is not None and (estimator.relaxed or estimator.sloped or self.soft):
+            msg["value"], msg["done"] = self._downstream(site, estimator), True
+        if estimator is not None and _softened(site, estimator, self.soft):
             self.relaxed.add(site.name)
             msg["fn"] = extended(msg["fn"])
 
+    @staticmethod
+    def _own_value(site: Site, estimator: Estimator, value: Tensor) -> Tensor:
+        """What the program sees of a value that the site's own estimator drew."""
+        merged = _as_seen(site, estimator).merge(value)
+        soft = _softened(site, estimator, beside=False)
+        return program_value(site.distribution, merged, site.name) if soft else merged
+
     def _downstream(self, site: Site, estimator: Estimator) -> Tensor:
         if self.soft and site.family in RELAXABLE:
-            return _mean(site)[0]
+            seen = one_hot_site(site)
+            return program_value(site.distribution, seen.merge(_mean(seen)[0]), site.name)
         if 0 in estimator.relaxed:
-            return estimator.draw(site).value[0]
+            return self._own_value(site, estimator, estimator.draw(_as_seen(site, estimator)).value[0])
         if self.soft:
             self.resampled.append((0, site.name))
-        return site.sample()
+        return site.merge(site.sample())
 
     def _primary(self, site: Site, estimator: Estimator | None, msg: Any) -> None:
         if estimator is None:
             return
-        draw = _drawn(site, estimator)
-        self.primary.draws[site.name], self.sites[site.name] = draw, site
+        seen = _as_seen(site, estimator)
+        draw = _drawn(seen, estimator)
+        self.primary.draws[site.name], self.sites[site.name] = draw, seen
         self.extra[site.name] = draw.value.shape[0] - 1
-        msg["value"], msg["done"] = site.merge(draw.value[0]), True
+        msg["value"], msg["done"] = self._own_value(site, estimator, draw.value[0]), True
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if self.owner is None and is_latent(msg):

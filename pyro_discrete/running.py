@@ -23,6 +23,7 @@ from pyro_discrete.objectives import Evaluation, Objective, first
 from pyro_discrete.planning import Plan
 from pyro_discrete.probe import Pair
 from pyro_discrete.relaxations.concrete import corner
+from pyro_discrete.relaxations.forms import hard_value, one_hot_site
 from pyro_discrete.relaxations.relax import ExtendMessenger
 from pyro_discrete.rows import Columns, KeepSubsamples, PlaceColumn, PlaceRows, Primary
 from pyro_discrete.sites import ROWS_PLATE, Site, base_distribution, sample_sites, subsampling_scale
@@ -87,8 +88,10 @@ class _Hardened(Reinforce):
         return _Hardened(estimator)
 
     def draw(self, site: SiteView) -> Draw:
-        soft = self.estimator.draw(site).value[:1].detach()
-        return Draw(corner(soft, one_hot=site.family is Family.ONE_HOT))
+        if not isinstance(site, Site) or site.family is Family.COUNT:  # a relaxed count's support is truncated
+            return super().draw(site)
+        soft = self.estimator.draw(one_hot_site(site)).value[:1].detach()
+        return Draw(hard_value(site.distribution, corner(soft, one_hot=site.family is not Family.BERNOULLI)))
 
 
 def run_hard(plan: Plan, pair: Pair, objective: Objective) -> Outcome:

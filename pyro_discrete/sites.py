@@ -12,7 +12,17 @@ from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDi
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import Bernoulli, Categorical, Independent, OneHotCategorical
+from torch.distributions import (
+    Bernoulli,
+    Binomial,
+    Categorical,
+    Geometric,
+    Independent,
+    Multinomial,
+    NegativeBinomial,
+    OneHotCategorical,
+    Poisson,
+)
 
 from pyro_discrete.estimators.base import Family
 
@@ -115,6 +125,8 @@ def family_of(fn: Any) -> Family | None:
         return Family.CATEGORICAL
     if isinstance(base, OneHotCategorical):
         return Family.ONE_HOT
+    if isinstance(base, Binomial | Multinomial | Poisson | Geometric | NegativeBinomial):
+        return Family.COUNT
     try:
         discrete = base.support.is_discrete
     except (NotImplementedError, AttributeError):
@@ -166,13 +178,20 @@ class Site:
 
     `leading` is the shape in front of the plates' dims: `(columns, K)`. Its tensors have `batch_dims` batch dims
     throughout, of size 1 where no plate is. `family` is None for a reparameterised site; `plates` are those around it.
-    `site["fn"]` and the other keys of Pyro's message can be read as well.
+    `site["fn"]` and the other keys of Pyro's message can be read as well. `distribution` is the message's own if not
+    given.
     """
 
-    def __init__(self, msg: Any, leading: tuple[int, int] = (1, 1), batch_dims: int | None = None) -> None:
+    def __init__(
+        self,
+        msg: Any,
+        leading: tuple[int, int] = (1, 1),
+        batch_dims: int | None = None,
+        distribution: Any = None,
+    ) -> None:
         self.message = msg
         self.name: str = msg["name"]
-        self.distribution = msg["fn"]
+        self.distribution = msg["fn"] if distribution is None else distribution
         self.family: Family | None = family_of(self.distribution)
         self.plates: frozenset[CondIndepStackFrame] = plates_of(msg)
         self.leading = leading
@@ -185,6 +204,12 @@ class Site:
 
     def __repr__(self) -> str:
         return f"Site({self.name!r}, {self.family.value if self.family else 'reparameterised'})"
+
+    def of(self, distribution: Any) -> Site:
+        """The same site, as one of another distribution."""
+        made = Site(self.message, self.leading, self.batch_dims, distribution)
+        made.step = self.step
+        return made
 
     @property
     def event_dim(self) -> int:

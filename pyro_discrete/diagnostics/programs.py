@@ -78,13 +78,12 @@ class Program:
 
 
 def program(
-    *families: Family, relaxable: bool | None = None, vectorizable: bool = True, nodes: int = 20
+    *families: Family, relaxable: bool = True, vectorizable: bool = True, nodes: int = 20
 ) -> Callable[[Callable[[torch.dtype], Pair]], Program]:
-    """Make a `Program` of a function `dtype -> Pair`; by default relaxable where no site is Categorical."""
-    soft = CATEGORICAL not in families if relaxable is None else relaxable
+    """Make a `Program` of a function `dtype -> Pair`."""
 
     def decorate(build: Callable[[torch.dtype], Pair]) -> Program:
-        return Program(build.__name__, build, frozenset(families), soft, vectorizable, nodes)
+        return Program(build.__name__, build, frozenset(families), relaxable, vectorizable, nodes)
 
     return decorate
 

@@ -11,7 +11,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ANY_FAMILY", "RELAXABLE", "Draw", "Estimator", "Family", "SiteView", "Surrogate"]
+__all__ = ["ANY_FAMILY", "FINITE", "PATHWISE", "RELAXABLE", "Draw", "Estimator", "Family", "SiteView", "Surrogate"]
 
 
 class Family(str, Enum):
@@ -20,12 +20,18 @@ class Family(str, Enum):
     BERNOULLI = "Bernoulli"
     CATEGORICAL = "Categorical"
     ONE_HOT = "OneHotCategorical"
+    COUNT = "count"
     DISCRETE = "other discrete"
     CONTINUOUS = "continuous, not reparameterised"
 
 
 ANY_FAMILY = frozenset(Family)
-RELAXABLE = frozenset({Family.BERNOULLI, Family.ONE_HOT})
+FINITE = frozenset({Family.BERNOULLI, Family.CATEGORICAL, Family.ONE_HOT, Family.COUNT, Family.DISCRETE})
+"""The kinds that have, or may have, a finite support."""
+RELAXABLE = frozenset({Family.BERNOULLI, Family.CATEGORICAL, Family.ONE_HOT})
+"""The kinds whose relaxation has the hard distribution at its corners."""
+PATHWISE = RELAXABLE | {Family.COUNT}
+"""Those, and the kinds whose relaxation is of a truncated support."""
 
 
 class SiteView(Protocol):
@@ -136,7 +142,8 @@ class Estimator(nn.Module, ABC):
     - `name`: what users write, the class in snake case.
     - `families`: the kinds of site it serves.
     - `unbiased`: whether the mean of the estimate is the exact gradient.
-    - `relaxed`: the rows whose values are relaxed (soft, differentiable) instead of hard. If row 0 is, the site is
+    - `relaxed`: the rows whose values are relaxed (soft, differentiable) instead of hard. An estimator that has such
+      rows (or `sloped` ones) sees a Categorical site as the OneHotCategorical it is. If row 0 is relaxed, the site is
       pathwise: the gradient flows through the draw. The others' slopes are in `draw.slopes`; downstream of them,
       relaxable sites take their mean, so that the row's total cost is a differentiable function of the value.
     - `sloped`: rows with hard values whose slopes are wanted as well.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.errors import SettingError
-from pyro_discrete.estimators.base import Draw, Estimator, Family, SiteView, Surrogate
+from pyro_discrete.estimators.base import FINITE, Draw, Estimator, SiteView, Surrogate
 
 __all__ = ["Enumerate"]
 
@@ -35,7 +35,7 @@ class Enumerate(Estimator):
     reference = "Titsias & Lázaro-Gredilla 2015; Obermeyer et al. 2019"
     evaluations = "all values, at once"
     separable = True
-    families = frozenset({Family.BERNOULLI, Family.CATEGORICAL, Family.ONE_HOT, Family.DISCRETE})
+    families = FINITE
 
     def __init__(self, max_elements: int = 2**27) -> None:
         super().__init__()

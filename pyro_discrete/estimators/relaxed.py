@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.errors import SettingError
-from pyro_discrete.estimators.base import RELAXABLE, Draw, Estimator, Family, SiteView, Surrogate
+from pyro_discrete.estimators.base import PATHWISE, Draw, Estimator, Family, SiteView, Surrogate
 from pyro_discrete.relaxations.schedules import (
     LearnedTemperature,
     Schedule,
@@ -31,7 +31,7 @@ class RelaxedEstimator(Estimator):
       soft in the forward pass (`hard=False`).
     """
 
-    families = RELAXABLE
+    families = PATHWISE
     unbiased = False
     relaxed = (0,)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.errors import SettingError
-from pyro_discrete.estimators.base import Draw, Estimator, Family, SiteView, Surrogate
+from pyro_discrete.estimators.base import FINITE, Draw, Estimator, SiteView, Surrogate
 from pyro_discrete.estimators.joint_values import check_support, index_of, positive, take
 from pyro_discrete.relaxations.gumbel import gumbel_like
 
@@ -43,7 +43,7 @@ class SumAndSample(Estimator):
     summary = "exact over the k most likely values, sampled over the rest"
     reference = "Liu et al. 2019"
     evaluations = "k + 1"
-    families = frozenset({Family.BERNOULLI, Family.CATEGORICAL, Family.ONE_HOT, Family.DISCRETE})
+    families = FINITE
     separable = True
 
     def __init__(self, k: int = 2, baseline: bool = True, max_support: int = 2**16) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.errors import SettingError
-from pyro_discrete.estimators.base import Draw, Estimator, Family, SiteView, Surrogate
+from pyro_discrete.estimators.base import FINITE, Draw, Estimator, SiteView, Surrogate
 from pyro_discrete.estimators.joint_values import check_support, index_of, positive, take
 from pyro_discrete.relaxations.gumbel import gumbel_like
 from pyro_discrete.relaxations.without_replacement import log_completion
@@ -50,7 +50,7 @@ class UnorderedSet(Estimator):
     summary = "k draws without replacement, with a built-in baseline"
     reference = "Kool et al. 2020"
     evaluations = "k"
-    families = frozenset({Family.BERNOULLI, Family.CATEGORICAL, Family.ONE_HOT, Family.DISCRETE})
+    families = FINITE
     separable = True
 
     def __init__(self, k: int = 4, baseline: bool = True, max_support: int = 2**16) -> None:

@@ -1,5 +1,6 @@
-"""Continuous relaxations: the draws, the extended log-mass, and the `relax` handler."""
+"""Continuous relaxations: the draws, soft indices, the extended log-mass, and the `relax` handler."""
 
+from pyro_discrete.relaxations import soft_arithmetic, soft_lookup, soft_shapes  # what soft indices can do
 from pyro_discrete.relaxations.concrete import relaxed_bernoulli, relaxed_one_hot
 from pyro_discrete.relaxations.extension import Relaxed
 from pyro_discrete.relaxations.gumbel import conditional_gumbel, gumbel_max, truncated_gumbel
@@ -14,6 +15,7 @@ from pyro_discrete.relaxations.schedules import (
     Schedule,
     StepDecay,
 )
+from pyro_discrete.relaxations.soft_index import SoftIndex
 from pyro_discrete.relaxations.sparse import entmax, sparsemax
 from pyro_discrete.relaxations.without_replacement import (
     GumbelTopK,
@@ -32,6 +34,7 @@ __all__ = [
     "PiecewiseLinear",
     "Relaxed",
     "Schedule",
+    "SoftIndex",
     "StepDecay",
     "conditional_gumbel",
     "entmax",
@@ -42,6 +45,9 @@ __all__ = [
     "relax",
     "relaxed_bernoulli",
     "relaxed_one_hot",
+    "soft_arithmetic",
+    "soft_lookup",
+    "soft_shapes",
     "sparsemax",
     "truncated_gumbel",
 ]

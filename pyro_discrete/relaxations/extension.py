@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from pyro.distributions import TorchDistribution
-from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
-from torch.distributions import Distribution, Independent, OneHotCategorical, constraints
+from torch.distributions import Bernoulli, Distribution, Independent, Multinomial, OneHotCategorical, constraints
 
-from pyro_discrete.relaxations.concrete import relaxed_draw
+from pyro_discrete.relaxations.concrete import finite, relaxed_draw
+from pyro_discrete.relaxations.expectation import expectation
+from pyro_discrete.relaxations.forms import log_masses, one_hot_form, program_value, rebuilt
+from pyro_discrete.relaxations.soft_index import SoftBit, SoftIndex
 
-__all__ = ["Relaxed", "extended", "rebuilt"]
+__all__ = ["Relaxed", "extended"]
 
 
 class Relaxed(TorchDistribution):
-    """A Bernoulli or OneHotCategorical that scores soft values, and draws them if it has a temperature.
+    """A discrete distribution that scores soft values, and draws them if it has a temperature.
 
-    The log-mass is `v * logits - log(1 + exp(logits))`, or the sum over categories of `v * log p`: exact at hard
-    values, linear between them. With a temperature, draws are relaxed and differentiable (`hard=True`: hard in the
-    forward pass only); without one, they are the base distribution's own.
+    The log-mass is `v * logits - log(1 + exp(logits))` for a Bernoulli, the sum over categories of `v * log p` for a
+    OneHotCategorical, and the sum over its values of weight times log-mass for a soft index (a Categorical, or a
+    count): exact at hard values, linear between them. A Multinomial's is its own formula, at counts that are no
+    integers. With a temperature, draws are relaxed and differentiable (`hard=True`: hard in the forward pass only);
+    without one, they are the base distribution's own.
+
+    - `site`: the site's name, for messages. `infer`: where a count of infinite support states its `"truncation"`.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, base: Distribution, temperature: float | None = None, hard: bool = False) -> None:
-        self.base, self.temperature, self.hard = base, temperature, hard
-        self.one_hot = isinstance(base, OneHotCategorical)
+    def __init__(
+        self,
+        base: Distribution,
+        temperature: float | None = None,
+        hard: bool = False,
+        site: str = "?",
+        infer: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.base, self.temperature, self.hard, self.site, self.infer = base, temperature, hard, site, infer or {}
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
     @property
@@ -42,15 +54,13 @@ class Relaxed(TorchDistribution):
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:  # type: ignore[override]
-        return constraints.simplex if self.one_hot else constraints.unit_interval
-
-    @property
-    def logits(self) -> Tensor:
-        """The base distribution's logits, kept finite so that a zero weight makes a zero term."""
-        return self.base.logits.clamp(min=torch.finfo(self.base.logits.dtype).min)  # type: ignore[attr-defined]
+        if isinstance(self.base, OneHotCategorical):
+            return constraints.simplex
+        return constraints.unit_interval if isinstance(self.base, Bernoulli) else self.base.support  # type: ignore[return-value]
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Relaxed:
-        return Relaxed(self.base.expand(torch.Size(batch_shape)), self.temperature, self.hard)
+        base = self.base.expand(torch.Size(batch_shape))
+        return Relaxed(base, self.temperature, self.hard, self.site, self.infer)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         if self.temperature is None:
@@ -61,24 +71,30 @@ class Relaxed(TorchDistribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         if self.temperature is None:
             raise RuntimeError("a Relaxed distribution without a temperature draws hard values: call sample()")
-        logits = self.logits.expand(torch.Size(sample_shape) + self.logits.shape)
-        return relaxed_draw(logits, self.temperature, one_hot=self.one_hot, hard=self.hard)
+        form = one_hot_form(self.base, self.infer, self.site)
+        logits = form.base_dist.logits if isinstance(form, Independent) else form.logits
+        logits = finite(logits).expand(torch.Size(sample_shape) + logits.shape)
+        one_hot = not isinstance(self.base, Bernoulli)
+        return program_value(
+            self.base, relaxed_draw(logits, self.temperature, one_hot=one_hot, hard=self.hard), self.site
+        )
 
     def log_prob(self, value: Tensor) -> Tensor:
         """`[*batch]`, for soft or hard values `[*batch, *event]`."""
-        terms = value * self.logits
-        return terms.sum(-1) if self.one_hot else terms - F.softplus(self.logits)
-
-
-def rebuilt(fn: Any, make: Callable[[Any], Any]) -> Any:
-    """`fn` with its base distribution replaced by `make(base)`, below the same `.to_event`, `.mask` and `.expand`."""
-    if isinstance(fn, MaskedDistribution):
-        return rebuilt(fn.base_dist, make).mask(fn._mask)
-    if isinstance(fn, Independent):
-        return rebuilt(fn.base_dist, make).to_event(fn.reinterpreted_batch_ndims)
-    if isinstance(fn, ExpandedDistribution):
-        return rebuilt(fn.base_dist, make).expand(fn.batch_shape)
-    return make(fn)
+        base: Any = self.base
+        if isinstance(value, SoftBit):
+            value = value.expectation()
+        if isinstance(value, SoftIndex):
+            return expectation(value.weights, log_masses(base, value.values))
+        if isinstance(base, Bernoulli):
+            logits = finite(base.logits)
+            return value * logits - F.softplus(logits)
+        if isinstance(base, OneHotCategorical):
+            return (value * finite(base.logits)).sum(-1)
+        if isinstance(base, Multinomial):
+            orders = (value.sum(-1) + 1).lgamma() - (value + 1).lgamma().sum(-1)
+            return orders + (value * finite(base.logits)).sum(-1)
+        return base.log_prob(value)
 
 
 def extended(fn: Any) -> Any:

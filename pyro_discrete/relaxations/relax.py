@@ -9,9 +9,10 @@ from typing import Any, overload
 from pyro.poutine.messenger import Messenger
 
 from pyro_discrete.errors import UnsupportedSiteError
-from pyro_discrete.estimators.base import RELAXABLE, Family
+from pyro_discrete.estimators.base import PATHWISE, Family
 from pyro_discrete.relaxations.concrete import positive_temperature
-from pyro_discrete.relaxations.extension import Relaxed, extended, rebuilt
+from pyro_discrete.relaxations.extension import Relaxed, extended
+from pyro_discrete.relaxations.forms import rebuilt
 from pyro_discrete.sites import family_of, is_latent
 
 __all__ = ["ExtendMessenger", "RelaxMessenger", "refuse_to_relax", "relax"]
@@ -36,8 +37,11 @@ class RelaxMessenger(Messenger):
         if not is_latent(msg):
             return
         family = family_of(msg["fn"])
-        if family in RELAXABLE:
-            msg["fn"] = rebuilt(msg["fn"], partial(Relaxed, temperature=self.temperature, hard=self.hard))
+        if family in PATHWISE:
+            relaxed = partial(
+                Relaxed, temperature=self.temperature, hard=self.hard, site=msg["name"], infer=msg["infer"]
+            )
+            msg["fn"] = rebuilt(msg["fn"], relaxed)
         elif family not in (None, Family.CONTINUOUS):
             raise refuse_to_relax(msg["name"], family, msg["fn"])
 
@@ -50,7 +54,7 @@ class ExtendMessenger(Messenger):
         self.names = names
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.names and is_latent(msg) and family_of(msg["fn"]) in RELAXABLE:
+        if msg["name"] in self.names and is_latent(msg) and family_of(msg["fn"]) in PATHWISE:
             msg["fn"] = extended(msg["fn"])
 
 

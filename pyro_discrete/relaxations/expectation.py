@@ -1,0 +1,22 @@
+"""Means of values under weights, of which some may be zero and some values infinite."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["bounded", "expectation"]
+
+
+def bounded(tensor: Tensor) -> Tensor:
+    """The tensor with infinities brought into the float range, so that a zero weight makes a zero term of them."""
+    if not tensor.is_floating_point():
+        return tensor
+    limits = torch.finfo(tensor.dtype)
+    return tensor.clamp(limits.min, limits.max)
+
+
+def expectation(weights: Tensor, values: Tensor) -> Tensor:
+    """`sum_k w_k v_k` over the last dim; the dtype of `values` if that is floating, else of `weights`."""
+    total = (weights * bounded(values)).sum(-1)
+    return total.to(values.dtype) if values.is_floating_point() else total
