@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -213,14 +212,14 @@ def _declared_unbiased(elbo: DiscreteELBO) -> bool:
 
 
 def _times(measured: Sequence[GradientDraws], rounds: int = 7) -> list[float]:
-    """Median seconds of a draw, in turns, so that a busy machine slows all alike; a slow one has fewer turns."""
+    """Least seconds of a draw, in turns: what is above the least is other programs' doing. A slow one has fewer turns."""
     taken: list[list[float]] = [[] for _ in measured]
     for _ in range(rounds):
         for drawn, so_far in zip(measured, taken, strict=True):
             if len(so_far) < 3 or sum(so_far) < 2.0:
                 drawn.draw()
                 so_far.append(drawn.seconds[-1])
-    return [statistics.median(each) for each in taken]
+    return [min(each) for each in taken]
 
 
 def _dataset(

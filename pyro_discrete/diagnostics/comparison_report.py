@@ -36,7 +36,7 @@ class EstimatorComparison:
     - `bias`: norm of the mean estimate less the reference; `bias_error`: the size that noise alone would give it;
       `bias_z`: the excess of the square of the former over that of the latter, in its standard deviations.
     - `gradient_norm`: of the reference; `signal_to_noise`: that over the root of the variance.
-    - `seconds`: median of a step with its backward pass; `evaluations`: of the model, rows x particles.
+    - `seconds`: of a step with its backward pass, the least of several; `evaluations`: of the model, rows x particles.
     - `variance_x_time`, `variance_x_evaluations`: variance over all parameters times these; averaging n steps divides
       the variance by n, so the one with the least variance x time learns most in a second.
     - `unbiased`: declared so; `draws`: estimates made.
@@ -116,7 +116,7 @@ class EstimatorComparison:
 
     def __str__(self) -> str:
         out = StringIO()
-        console = Console(file=out, width=120)
+        console = Console(file=out, width=120, force_jupyter=False, force_terminal=False)
         console.print(self.table())
         for label, reason in self.left_out.items():
             console.print(f"left out: {label}: {reason}", highlight=False, markup=False)
