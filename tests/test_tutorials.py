@@ -43,7 +43,8 @@ def test_is_stored_with_the_outputs_of_one_full_run(path: Path) -> None:
     outputs = [output for cell in code for output in cell.outputs]
     assert all(output.output_type != "error" and output.get("name") != "stderr" for output in outputs)
     drawn = sum("image/png" in output.get("data", {}) for output in outputs)
-    asked_for = sum(len(re.findall(r"^(?:plt\.show\(\)|show\(|display\()", source(cell), re.MULTILINE)) for cell in code)
+    shows = r"^(?:plt\.show\(\)|show\(|display\()"
+    asked_for = sum(len(re.findall(shows, source(cell), re.MULTILINE)) for cell in code)
     assert drawn == asked_for
 
 

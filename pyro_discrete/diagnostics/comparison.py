@@ -212,7 +212,7 @@ def _declared_unbiased(elbo: DiscreteELBO) -> bool:
 
 
 def _times(measured: Sequence[GradientDraws], rounds: int = 7) -> list[float]:
-    """Least seconds of a draw, in turns: what is above the least is other programs' doing. A slow one has fewer turns."""
+    """Least seconds of a draw, in turns: what is above it is other programs' doing. A slow one has fewer turns."""
     taken: list[list[float]] = [[] for _ in measured]
     for _ in range(rounds):
         for drawn, so_far in zip(measured, taken, strict=True):
