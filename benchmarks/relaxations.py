@@ -35,7 +35,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
 """Program and shape; the last four code an image in 32 (or 33) bits."""
 SEVERAL = ("200 bits", "20 x 10")
 """The programs on which every temperature is tried; the others have the default ones."""
-TESTED = 2000
+TESTED = 500
 """Test images that a run is evaluated on, the first ones."""
 
 
@@ -56,11 +56,11 @@ class Relaxation:
 
 
 RELAXATIONS: dict[str, Relaxation] = {
-    "gumbel_softmax": Relaxation("gumbel_softmax", (0.35, 0.5, 1.0)),
+    "gumbel_softmax": Relaxation("gumbel_softmax", (0.35, 0.6)),
     "reinmax": Relaxation("reinmax", (1.0, 1.4)),
     "straight_through": Relaxation("straight_through", (1.0, 0.7)),
-    "straight_through_gumbel_softmax": Relaxation("straight_through_gumbel_softmax", (0.65, 0.35, 1.0)),
-    "gumbel_rao": Relaxation("gumbel_rao", (0.5, 0.2)),
+    "straight_through_gumbel_softmax": Relaxation("straight_through_gumbel_softmax", (0.65, 1.0)),
+    "gumbel_rao": Relaxation("gumbel_rao", (0.5, 0.25)),
     "gapped_straight_through": Relaxation("gapped_straight_through", (1.0, 0.65)),
     "decoupled_straight_through": Relaxation("decoupled_straight_through", (1.5, 0.7), {"forward_temperature": 0.9}),
     "sparse_gumbel_softmax, entmax": Relaxation("sparse_gumbel_softmax", (0.5, 1.0), {"mapping": "entmax"}),

@@ -24,11 +24,13 @@ from pyro_discrete.diagnostics.exact import Exact, Oracle, exact_gradient, exact
 from pyro_discrete.diagnostics.extremes import LOGITS, Extreme, SharedNoise, compare_precisions
 from pyro_discrete.diagnostics.programs import Pair, Program, program
 from pyro_discrete.diagnostics.surrogates import auxiliary_leaks
+from pyro_discrete.diagnostics.trade_off import BiasVariance, bias_and_variance
 from pyro_discrete.estimators.base import ANY_FAMILY, Estimator, Family
 from pyro_discrete.select import available_estimators, named_estimator
 
 __all__ = [
     "LOGITS",
+    "BiasVariance",
     "Comparison",
     "Exact",
     "Extreme",
@@ -38,6 +40,7 @@ __all__ = [
     "Report",
     "SharedNoise",
     "assert_contract",
+    "bias_and_variance",
     "check_elbo",
     "check_estimator",
     "compare_precisions",
