@@ -47,6 +47,7 @@ class Dependencies:
     parameters: Sources = field(default_factory=dict)
     reason: str = ""
     _memory: dict[Any, tuple[int, ...]] = field(default_factory=dict, init=False, repr=False)
+    _joined: dict[tuple[str, ...], Dependencies] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def known(self) -> bool:
@@ -61,6 +62,19 @@ class Dependencies:
     def influences(self, site: str, term: Key) -> bool:
         """Whether a site's draw may change a term. True where that is not known."""
         return not self.known or term not in self.terms or site in self.terms[term]
+
+    def joined(self, members: Mapping[str, Collection[str]]) -> Dependencies:
+        """The same, with new terms of the model, each computed from those of its members."""
+        if not self.known or not members:
+            return self
+        key = tuple(members)
+        if key not in self._joined:
+            sources = {
+                ("model", name): frozenset[str]().union(*(self.terms[("model", m)] for m in each))
+                for name, each in members.items()
+            }
+            self._joined[key] = Dependencies({**self.terms, **sources}, self.parameters)
+        return self._joined[key]
 
     def downstream(self, site: str, later: str) -> bool:
         """Whether a guide site's draw may change the distribution, and so the draw, of a later one."""

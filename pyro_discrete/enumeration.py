@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
-from pyro.distributions.score_parts import ScoreParts
 from pyro.infer import TraceEnum_ELBO
 from pyro.infer.traceenum_elbo import _compute_dice_elbo
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import constraints
 
+from pyro_discrete.enumerated_sites import mark_for_enumeration
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError
 from pyro_discrete.estimators.base import Family
 from pyro_discrete.estimators.enumerate import Enumerate
@@ -24,7 +22,6 @@ from pyro_discrete.probe import Pair, Trial, hidden_from_traces, plain_trial, tr
 from pyro_discrete.rows_check import check_rows
 from pyro_discrete.sites import (
     Site,
-    base_distribution,
     cardinality,
     family_of,
     is_latent,
@@ -120,37 +117,6 @@ def _why_not_parallel(plan: Plan, pair: Pair, trial: Trial) -> str:
     return ""
 
 
-class _Enumerated(TorchDistribution):
-    """A distribution with joint values of its `.to_event` dims in its support, and a score without mask."""
-
-    arg_constraints: ClassVar[dict[str, Any]] = {}
-    has_enumerate_support = True
-
-    def __init__(self, fn: Any, marginal: bool) -> None:
-        self.fn = without_mask(fn) if marginal else fn
-        super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
-
-    @constraints.dependent_property
-    def support(self) -> Any:  # type: ignore[override]
-        return self.fn.support
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> _Enumerated:
-        return _Enumerated(self.fn.expand(batch_shape), False)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        return self.fn.sample(torch.Size(sample_shape))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return self.fn.log_prob(value)
-
-    def score_parts(self, value: Tensor) -> ScoreParts:
-        return ScoreParts(self.fn.log_prob(value), without_mask(self.fn).log_prob(value), torch.zeros(()))
-
-    def enumerate_support(self, expand: bool = True) -> Tensor:
-        values = joint_support(self.fn)
-        return values.expand(values.shape[:1] + self.fn.shape()) if expand else values
-
-
 class _Configure(Messenger):
     """Marks discrete sites for parallel enumeration, after a look at the size of their tables.
 
@@ -171,18 +137,7 @@ class _Configure(Messenger):
         fn = msg["fn"]
         if family_of(fn) in (None, Family.CONTINUOUS) or msg["done"]:
             return
-        elements = cardinality(fn) * math.prod(fn.shape())
-        if elements > self.settings.max_elements:
-            raise EnumerationError(
-                f"Enumerating site {msg['name']!r} needs a table of {elements:.3g} elements ({cardinality(fn):.3g} "
-                f"values by shape {tuple(fn.shape())}, enumerated dims of earlier sites included); at most "
-                f"{self.settings.max_elements:.3g} are allowed (Enumerate(max_elements=...)). Use 'rloo' or 'nvil', "
-                "put chains in pyro.markov, or enumerate fewer sites."
-            )
-        base = base_distribution(fn)
-        if fn.event_dim > len(base.event_shape) or without_mask(fn) is not fn:
-            msg["fn"] = _Enumerated(fn, marginal=self.seen is None)
-        msg["infer"] = {**msg["infer"], "enumerate": "parallel" if self.parallel else "sequential"}
+        mark_for_enumeration(msg, self.settings, self.seen is None, self.parallel)
 
 
 class _ExactELBO(TraceEnum_ELBO):

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from pyro_discrete.costs import Order
 from pyro_discrete.dependencies import UNKNOWN, Dependencies
-from pyro_discrete.errors import EnumerationError, SiteMatchError
+from pyro_discrete.errors import EnumerationError
 from pyro_discrete.estimators.base import Estimator, Family
 from pyro_discrete.estimators.enumerate import Enumerate
+from pyro_discrete.marginal_planning import SumCost, marginal_settings, marginal_sites, settle_marginals
 from pyro_discrete.objectives import Objective
 from pyro_discrete.probe import (
     Pair,
     Trial,
     check_data,
     check_pair,
-    crosses_plate,
+    crossing_site,
     names_of_guide,
     observed_constants,
     plain_trial,
@@ -66,6 +66,8 @@ class Plan:
     explicit: bool = False
     joint: bool = False
     one_by_one: bool = False
+    marginal: dict[str, Enumerate] = field(default_factory=dict)
+    cost: SumCost | None = None
     observed: dict[str, int] = field(default_factory=dict)
     estimators: dict[str, Estimator | None] = field(default_factory=dict)
     wiring: Wiring | None = None
@@ -93,7 +95,9 @@ class Plan:
         table = ["  ".join(v.ljust(w) for v, w in zip(row, [*widths, 0], strict=True)) for row in [header, *lines]]
         total = f"{self.path}: {self.rows} row(s) x {self.particles} particle(s) a step"
         total += f" ({self.reason})" if self.reason else ""
-        return "\n".join([*(row.rstrip() for row in table), total, *([f"costs: {self.costs}"] if self.costs else [])])
+        exact = [] if self.cost is None else [f"exact sums: {self.cost} a row"]
+        costs = [f"costs: {self.costs}"] if self.costs else []
+        return "\n".join([*(row.rstrip() for row in table), total, *exact, *costs])
 
 
 def make_plan(
@@ -118,18 +122,27 @@ def make_plan(
     sites = [Site(m) for m in latent_sites(trial.guide_trace).values()]
     names = latent_sites(trial.guide_trace).keys() | latent_sites(trial.model_trace).keys()
     selection.check_patterns(names, lambda: names | names_of_guide(pair))
-    enumerated = _enumeration_plan(pair, trial, sites, selection, objective, may_enumerate)
+    marginal = marginal_sites(trial)
+    settings = marginal_settings(marginal, selection)
+    enumerated = _enumeration_plan(pair, trial, sites, marginal, selection, objective, may_enumerate)
     if enumerated is not None:
         return enumerated, trial
-    plan = Plan([], "vectorised", Columns(), selection.particles, trial.batch_dims)
+    plan = Plan([], "vectorised", Columns(), selection.particles, trial.batch_dims, marginal=settings)
     plan.wiring = Wiring(pair)
     known = plan.dependencies(pair)
     order = Order({n: plates_of(m) for n, m in sample_sites(trial.guide_trace).items()}, {}, known)
     for site in sites:
         plan.sites.append(plan_site(site, selection, plan, order))
     plan.costs = _describe_costs(known)
+    plan.sites += map(_marginal_plan, marginal)
+    if marginal:
+        plan.cost = settle_marginals(pair, trial, settings)
     _choose_path(pair, trial, plan, vectorise)
     return plan, trial
+
+
+def _marginal_plan(site: Site) -> SitePlan:
+    return SitePlan(site.name, _kind(site), "enumerate", 0, "in the model alone: marginalised")
 
 
 def plan_site(site: Site, selection: Selection, plan: Plan, order: Order | None = None) -> SitePlan:
@@ -186,32 +199,31 @@ def _check_support(site: Site, settings: Enumerate) -> None:
 
 
 def _enumeration_plan(
-    pair: Pair, trial: Trial, sites: list[Site], selection: Selection, objective: Objective, may_enumerate: bool
+    pair: Pair,
+    trial: Trial,
+    sites: list[Site],
+    marginal: list[Site],
+    selection: Selection,
+    objective: Objective,
+    may_enumerate: bool,
 ) -> Plan | None:
-    """A plan that enumerates every discrete site, if that is asked for or, under "auto", cheap; else None."""
+    """A plan that enumerates every discrete site of the guide, if asked for or, under "auto", cheap; else None."""
     discrete = [s for s in sites if s.family not in (None, Family.CONTINUOUS)]
-    drawn = {s.name for s in sites}
-    marginal = [Site(m) for n, m in latent_sites(trial.model_trace).items() if n not in drawn]
-    if not objective.may_enumerate:
-        _refuse_marginal(marginal)
+    if not objective.may_enumerate or not discrete:
         return None
     everything = discrete + marginal
-    explicit, settings = selection.wants_enumeration(everything)
+    explicit, settings = selection.wants_enumeration(discrete)
     if explicit and any(selection.left_to_auto(s) and not _fits(s, settings) for s in discrete):
         explicit = False  # a site that nobody named cannot be had: the named ones get the local expectation
-    auto = may_enumerate and all(map(selection.left_to_auto, everything))
-    if not explicit and not (auto and everything and _is_cheap(discrete, marginal)):
-        _refuse_marginal(marginal)
+    auto = may_enumerate and all(map(selection.left_to_auto, discrete))
+    if not explicit and not (auto and _is_cheap(discrete, marginal)):
         return None
-    unserved = [s for s in marginal if s.family in (None, Family.CONTINUOUS)]
-    _refuse_marginal(unserved)
     for site in everything:
         _check_support(site, settings)
     order = Order({n: plates_of(m) for n, m in sample_sites(trial.guide_trace).items()}, {})
     joint = any(p.vectorized for s in discrete for p in order.escapes(s.name))
-    joint = joint or any(crosses_plate(pair, trial, s) for s in everything)
+    joint = joint or crossing_site(pair, trial, everything) is not None
     if joint and not explicit:
-        _refuse_marginal(marginal)
         return None
     plan = Plan([], "enumerated", Columns(), selection.particles, trial.batch_dims, enumeration=settings)
     plan.explicit, plan.joint = explicit, joint
@@ -225,8 +237,7 @@ def _enumeration_plan(
             plan.sites.append(plan_site(site, selection, plan))
         else:
             plan.sites.append(SitePlan(site.name, _kind(site), "reinforce", 1, "continuous: the score function"))
-    for site in marginal:
-        plan.sites.append(SitePlan(site.name, _kind(site), "enumerate", 0, "in the model alone: marginalised"))
+    plan.sites += map(_marginal_plan, marginal)
     if joint:
         plan.reason = (
             "joint values of all plate elements, as a later site outside a plate may depend on an enumerated one"
@@ -247,16 +258,6 @@ def _is_cheap(discrete: list[Site], marginal: list[Site]) -> bool:
     return joint <= CHEAP_SUPPORT and all(s.cardinality <= CHEAP_SUPPORT for s in marginal)
 
 
-def _refuse_marginal(sites: Iterable[Site]) -> None:
-    for site in sites:
-        remedy = (
-            "Draw it in the guide too, or marginalise it exactly with TraceELBO('enumerate')."
-            if site.family is not None and math.isfinite(site.cardinality)
-            else "Draw it in the guide too."
-        )
-        raise SiteMatchError(f"Site {site.name!r} is latent in the model but not drawn in the guide. {remedy}")
-
-
 def _choose_path(pair: Pair, trial: Trial, plan: Plan, vectorise: bool) -> None:
     """Vectorised where there is more than one row and the program can take them."""
     wants_data = any(e is not None and e.reads_context for e in plan.estimators.values())
@@ -272,6 +273,8 @@ def _choose_path(pair: Pair, trial: Trial, plan: Plan, vectorise: bool) -> None:
         plan.path = "sequential"
     elif not vectorise:
         plan.path, plan.reason = "sequential", "vectorize_particles=False"
+    elif plan.cost is not None and not any(map(plan.cost.times(total).fits, plan.marginal.values())):
+        plan.path, plan.reason = "sequential", f"{total} rows at once would be beyond the budget of exact sums"
     elif not verdict:
         plan.path = "sequential"
         plan.reason = verdict.reason if verdict is not None else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +36,7 @@ __all__ = [
     "Trial",
     "check_data",
     "check_pair",
-    "crosses_plate",
+    "crossing_site",
     "hidden_from_traces",
     "names_of_guide",
     "observed_constants",
@@ -234,25 +234,37 @@ def check_data(model_trace: Trace) -> None:
 
 
 @torch.no_grad()
-def crosses_plate(pair: Pair, trial: Trial, site: Site) -> bool:
-    """Whether a model site outside one of the site's plates depends on it, as far as other values of it show."""
-    plates = {p for p in site.plates if p.vectorized}
+def crossing_site(pair: Pair, trial: Trial, sites: Iterable[Site]) -> tuple[str, Site] | None:
+    """A model site outside a plate that depends on one of `sites` inside it, as far as other values of them show.
+
+    Sites of the same plates are given other values together, so that a long program is run few times.
+    """
     nodes = sample_sites(trial.model_trace)
-    order = list(nodes)
-    after = order[order.index(site.name) + 1 :] if site.name in nodes else order
-    outside = [n for n in after if not plates <= plates_of(nodes[n])]
-    if not plates or not outside:
-        return False
+    order = {name: i for i, name in enumerate(nodes)}
     fixed = {n: m["value"] for n, m in (latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)).items()}
+    groups: dict[frozenset[Any], list[Site]] = {}
+    for site in sites:
+        plates = frozenset(p for p in site.plates if p.vectorized)
+        if plates:
+            groups.setdefault(plates, []).append(site)
+    for plates, group in groups.items():
+        first = min(order.get(s.name, -1) for s in group)
+        outside = [n for n, i in order.items() if i > first and not plates <= plates_of(nodes[n])]
+        if not outside:
+            continue
+        for attempt in range(4):
+            others = {s.name: _other_value(s, attempt) for s in group}
+            again = sample_sites(trace_pair(pair, trial.subsamples, fixed | others)[1])
+            for name in outside:
+                if name not in again or not torch.equal(site_log_prob(again[name]), site_log_prob(nodes[name])):
+                    return name, group[0]
+    return None
+
+
+def _other_value(site: Site, attempt: int) -> Tensor:
     support = joint_support(site.distribution).reshape(-1, *site.distribution.event_shape)
-    for attempt in range(4):
-        index = (torch.arange(math.prod(site.distribution.batch_shape)) + attempt) % len(support)
-        other = support[index.to(support.device)].reshape(site.distribution.shape())
-        again = sample_sites(trace_pair(pair, trial.subsamples, fixed | {site.name: other})[1])
-        for name in outside:
-            if name not in again or not torch.equal(site_log_prob(again[name]), site_log_prob(nodes[name])):
-                return True
-    return False
+    index = (torch.arange(math.prod(site.distribution.batch_shape)) + attempt) % len(support)
+    return support[index.to(support.device)].reshape(site.distribution.shape())
 
 
 def observed_constants(pair: Pair, trial: Trial, rows_run: Trace | None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -36,19 +37,20 @@ class RowsVerdict:
         return self.model_trace is not None
 
 
-def check_rows(pair: Pair, trial: Trial, rows: int) -> RowsVerdict:
+def check_rows(pair: Pair, trial: Trial, rows: int, only: Collection[str] | None = None) -> RowsVerdict:
     """Try the pair with a leading dim.
 
     A program that raises, or in which a row's log-probabilities are not those of a run with that row's values alone
     (`view(B, -1)`, control flow on a value, batch statistics), is to be run row by row. One that broadcasts rows into
     another dim is refused with `SiteShapeError`. Rows are tried in a number that is no size in the program, so that
-    they cannot pass for another dim, and with values from all over the support, so that they differ.
+    they cannot pass for another dim, and with values from all over the support, so that they differ. With `only`, rows
+    differ at these sites alone.
     """
     trial_rows = next((n for n in TRIAL_ROWS if n not in _sizes(trial)), 47)
     dim = -1 - trial.batch_dims
     try:
         guide_trace, model_trace = trace_pair(
-            pair, trial.subsamples, _spread_values(trial, trial_rows), rows=(trial_rows, dim)
+            pair, trial.subsamples, _spread_values(trial, trial_rows, only), rows=(trial_rows, dim)
         )
     except DiscreteInferenceError:
         raise
@@ -75,8 +77,8 @@ def check_rows(pair: Pair, trial: Trial, rows: int) -> RowsVerdict:
     return RowsVerdict(model_trace)
 
 
-def _spread_values(trial: Trial, rows: int) -> dict[str, Tensor]:
-    """For each discrete site of finite support, rows of values from all over it.
+def _spread_values(trial: Trial, rows: int, only: Collection[str] | None = None) -> dict[str, Tensor]:
+    """For each discrete site of finite support, rows of values from all over it; the trial's where `only` excludes it.
 
     The first row holds the first value throughout and the second the last one, so that `any` and `all` of a row tell it
     from the others; the rest is drawn uniformly.
@@ -84,6 +86,9 @@ def _spread_values(trial: Trial, rows: int) -> dict[str, Tensor]:
     values: dict[str, Tensor] = {}
     for name, msg in (latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)).items():
         fn, base = msg["fn"], base_distribution(msg["fn"])
+        if only is not None and name not in only:
+            values[name] = msg["value"]
+            continue
         if family_of(fn) in (None, Family.CONTINUOUS) or not math.isfinite(cardinality(base)):
             continue
         support = base.enumerate_support(expand=False)
@@ -140,7 +145,11 @@ def _mixing_site(pair: Pair, trial: Trial, guide_trace: Trace, model_trace: Trac
     """
     single_values = latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)
     rowed_values = latent_sites(model_trace) | latent_sites(guide_trace)
-    values = {n: m["value"][row].reshape(single_values[n]["value"].shape) for n, m in rowed_values.items()}
+    shapes = {n: m["value"].shape for n, m in single_values.items()}
+    values = {
+        n: m["value"] if m["value"].shape == shapes[n] else m["value"][row].reshape(shapes[n])
+        for n, m in rowed_values.items()
+    }
     repeats = [trace_pair(pair, trial.subsamples, values) for _ in range(2)]
     for rowed, *singles in zip((guide_trace, model_trace), *repeats, strict=True):
         together, alone = sample_sites(rowed), [sample_sites(trace) for trace in singles]

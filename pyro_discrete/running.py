@@ -6,42 +6,30 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
 from pyro.distributions import Unit
 from pyro.poutine import Trace
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_discrete.context import Contexts
-from pyro_discrete.dependencies import UNKNOWN, Dependencies
+from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.errors import SharedTermsError
 from pyro_discrete.estimators.base import Draw, Estimator, Family, SiteView
 from pyro_discrete.estimators.reinforce import Reinforce
 from pyro_discrete.objectives import Evaluation, Objective, first
+from pyro_discrete.one_run import StructureChangedError, evaluated
 from pyro_discrete.planning import Plan
 from pyro_discrete.probe import Pair
 from pyro_discrete.relaxations.concrete import corner
 from pyro_discrete.relaxations.forms import hard_value, one_hot_site
-from pyro_discrete.relaxations.relax import ExtendMessenger
 from pyro_discrete.rows import Columns, KeepSubsamples, PlaceColumn, PlaceRows, Primary
-from pyro_discrete.sites import ROWS_PLATE, Site, base_distribution, sample_sites, subsampling_scale
+from pyro_discrete.sites import ROWS_PLATE, Site, base_distribution, subsampling_scale
 from pyro_discrete.slopes import slopes_by_column, slopes_by_row
-from pyro_discrete.tracing import trace_sites
 
 __all__ = ["Outcome", "StructureChangedError", "run_hard", "run_step"]
 
 Adopt = Callable[[Site], Estimator]
 _PLAIN = Reinforce()
-
-
-class StructureChangedError(Exception):
-    """The program has a site, or more plate dims, than the plan knows of."""
-
-    def __init__(self, message: str, batch_dims: int | None = None) -> None:
-        super().__init__(message)
-        self.batch_dims = batch_dims
 
 
 @dataclass
@@ -99,12 +87,12 @@ def run_hard(plan: Plan, pair: Pair, objective: Objective) -> Outcome:
     choose = _chooser(plan, lambda site: _Hardened.instead_of(plan.estimators.get(site.name)))
     if plan.path == "vectorised" and plan.particles > 1:
         placing = PlaceRows(choose, Columns(), plan.particles, plan.batch_dims)
-        evaluations = [_run(pair, plan, objective, placing, plan.particles)]
+        evaluations = [evaluated(pair, plan, objective, placing, plan.particles)]
     else:
         subsamples, evaluations = None, []
         for _ in range(plan.particles):
             placing = PlaceColumn(choose, Primary(), plan.batch_dims)
-            evaluations.append(_run(pair, plan, objective, placing, None, subsamples))
+            evaluations.append(evaluated(pair, plan, objective, placing, None, subsamples))
             subsamples = subsamples or KeepSubsamples.of(evaluations[0].guide_trace, evaluations[0].model_trace)
     loss = sum((e.loss for e in evaluations), start=0.0)
     return Outcome(loss / plan.particles, 0.0, evaluations)
@@ -129,56 +117,6 @@ def _chooser(plan: Plan, adopt: Adopt) -> Callable[[Site], Estimator | None]:
     return choose
 
 
-def _run(
-    pair: Pair,
-    plan: Plan,
-    objective: Objective,
-    placing: PlaceRows | PlaceColumn,
-    rows: int | None,
-    subsamples: KeepSubsamples | None = None,
-    dependencies: Dependencies = UNKNOWN,
-) -> Evaluation:
-    """The guide once and the model once, under a plate of `rows` rows x particles, or without one."""
-    guide, model = pair.guide, pair.model
-    if rows is not None:
-        plate = pyro.plate(ROWS_PLATE, rows, dim=-1 - plan.batch_dims)
-        guide, model = plate(guide), plate(model)
-    if subsamples is not None:
-        guide, model = subsamples(guide), subsamples(model)
-    try:
-        guide_trace, model_trace = _traces(guide, model, placing, pair)
-    except ValueError as error:
-        if "collide at dim" in str(error) and f'"{ROWS_PLATE}"' in str(error):
-            raise StructureChangedError("the program has deeper plates than before", plan.batch_dims + 1) from error
-        raise
-    estimated = {name: 0 in placing.chosen[name].relaxed for name in placing.chosen}
-    particles = plan.particles if rows is not None else 1
-    frames = [f for t in (guide_trace, model_trace) for m in sample_sites(t).values() for f in m["cond_indep_stack"]]
-    deepest = max((-f.dim for f in frames if f.dim is not None and f.name != ROWS_PLATE), default=0)
-    if deepest > plan.batch_dims:
-        raise StructureChangedError("the program has deeper plates than before", deepest)
-    keep_graph = any(e.slope_rows for e in placing.chosen.values())
-    if dependencies.known and not dependencies.fit(sample_sites(guide_trace), sample_sites(model_trace)):
-        raise StructureChangedError("its sites are others than in the trial run")
-    return objective.evaluate(guide_trace, model_trace, estimated, particles, plan.batch_dims, keep_graph, dependencies)
-
-
-def _traces(
-    guide: Callable[..., Any], model: Callable[..., Any], placing: PlaceRows | PlaceColumn, pair: Pair
-) -> tuple[Trace, Trace]:
-    unwrapped = poutine.unwrap(guide)
-    if isinstance(unwrapped, Messenger):  # a guide that runs the model itself
-        with placing:
-            guide(*pair.args, **pair.kwargs)
-        model_trace, guide_trace = unwrapped.get_traces()  # type: ignore[attr-defined]
-        return guide_trace, model_trace
-    with placing:
-        guide_trace = trace_sites(guide, pair.args, pair.kwargs)
-    if placing.relaxed:
-        model = ExtendMessenger(placing.relaxed)(model)
-    return guide_trace, trace_sites(model, pair.args, pair.kwargs, guide_trace)
-
-
 def _run_rows(
     plan: Plan,
     pair: Pair,
@@ -191,7 +129,7 @@ def _run_rows(
     estimators = {name: e for name, e in plan.estimators.items() if e is not None}
     soft = {columns.rows_of(n)[r] for n, e in estimators.items() for r in e.relaxed if r > 0}
     placing = PlaceRows(choose, columns, particles, plan.batch_dims, soft, dependencies.downstream)
-    evaluation = _run(pair, plan, objective, placing, columns.count * particles, dependencies=dependencies)
+    evaluation = evaluated(pair, plan, objective, placing, columns.count * particles, dependencies=dependencies)
     outcome = Outcome(_over(evaluation.loss, particles), _over(evaluation.path, particles), [evaluation])
     contexts = Contexts(evaluation.model_trace, plan.observed, plan.batch_dims, pair.args, pair.kwargs)
     slopes = slopes_by_row(evaluation, placing.resampled, placing.draws, placing.chosen, columns, particles)
@@ -223,7 +161,7 @@ def _run_columns(
     for _ in range(particles):
         primary = Primary()
         placing = PlaceColumn(choose, primary, plan.batch_dims)
-        evaluation = _run(pair, plan, objective, placing, None, subsamples, dependencies)
+        evaluation = evaluated(pair, plan, objective, placing, None, subsamples, dependencies)
         if subsamples is None and (particles > 1 or any(placing.extra.values())):
             subsamples = KeepSubsamples.of(evaluation.guide_trace, evaluation.model_trace)
         outcome.evaluations.append(evaluation)
@@ -239,7 +177,7 @@ def _run_columns(
                 wanted = row in estimator.slope_rows
                 with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
                     column = PlaceColumn(choose, primary, plan.batch_dims, name, row, dependencies.downstream)
-                    other = _run(pair, plan, objective, column, None, subsamples, dependencies)
+                    other = evaluated(pair, plan, objective, column, None, subsamples, dependencies)
                     costs.append(_cost(other, name, estimator))
                 if wanted:
                     slopes[row] = slopes_by_column(other, column.resampled, draw, estimator, row)

@@ -91,16 +91,16 @@ def test_guide_site_that_the_model_does_not_have():
 
 
 def test_model_site_that_the_guide_does_not_have():
-    def model(x):
+    def counts(x):
         mixture(x)
-        pyro.sample("w", dist.Bernoulli(0.5))
+        pyro.sample("w", dist.Poisson(0.5))
 
     def continuous(x):
         mixture(x)
         pyro.sample("w", dist.Normal(0.0, 1.0))
 
-    run(SiteMatchError, "'w' is latent in the model.*marginalise", model=model)
-    run(SiteMatchError, r"'w' is latent in the model but not drawn in the guide\. Draw", "enumerate", model=continuous)
+    run(SiteMatchError, "'w' is latent in the model.*no finite support.*Draw it in the guide", model=counts)
+    run(SiteMatchError, "'w' is latent in the model but not drawn in the guide", "enumerate", model=continuous)
 
 
 def test_missing_plates_and_wrong_shapes():

@@ -19,7 +19,8 @@ class Enumerate(Estimator):
     Beside other estimators it is the local expectation: the site's whole support in its rows, other sites sampled.
     Serves Bernoulli, Categorical, OneHotCategorical and other sites of finite support.
 
-    - `max_elements`: the largest table, in elements, that may be built; more is refused before any work is done.
+    - `max_elements`: the largest table, in elements, that may be built. `max_operations`: elements of all tables of a
+      step together. More is refused before any work is done.
 
     Raises `EnumerationError`, naming the site and the size, if a support is infinite or a table too large.
 
@@ -37,11 +38,12 @@ class Enumerate(Estimator):
     separable = True
     families = FINITE
 
-    def __init__(self, max_elements: int = 2**27) -> None:
+    def __init__(self, max_elements: int = 2**27, max_operations: int = 2**34) -> None:
         super().__init__()
-        if max_elements < 1:
-            raise SettingError(f"Enumerate: max_elements={max_elements} given, a positive number expected.")
-        self.max_elements = max_elements
+        for name, value in (("max_elements", max_elements), ("max_operations", max_operations)):
+            if value < 1:
+                raise SettingError(f"Enumerate: {name}={value} given, a positive number expected.")
+        self.max_elements, self.max_operations = max_elements, max_operations
 
     def rows(self, site: SiteView) -> int:
         return 1 + int(site.cardinality)

@@ -1,0 +1,209 @@
+"""Sums over enumerated dims by variable elimination in log space; along chains in logarithmic depth."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from pyro.ops.rings import LogRing
+from pyro.ops.special import safe_log
+from torch import Tensor
+
+__all__ = ["Elimination", "log_sum_exp"]
+
+Reduce = Callable[[Tensor, int], Tensor]
+
+LONG = 16
+"""So many dims at least make a chain worth looking for."""
+SCAN_TABLE = 2**15
+"""Elements of the table by which two links of a chain are joined; beyond it, one link after another is faster."""
+
+
+def log_sum_exp(table: Tensor, dim: int) -> Tensor:
+    """`log(sum(exp(table)))` over one dim; -inf where all is, with a gradient that is finite there."""
+    limits = torch.finfo(table.dtype)
+    shift = table.detach().amax(dim, keepdim=True).clamp(limits.min, limits.max)
+    return safe_log((table - shift).exp().sum(dim)) + shift.squeeze(dim)
+
+
+class Elimination(LogRing):
+    """Pyro's ring of sums and products in log space, with an order of sums of its own.
+
+    Dims are summed out one by one, the one that leaves the smallest table first. Dims that follow one another in a
+    chain (a hidden Markov model, of any order) are summed out in pairs of links at once, in log2(length) rounds.
+
+    - `reduce(table, dim)`: sums a dim out; another one gives maxima, or draws.
+    - `largest`, `operations`: elements of the largest table so far, and of all tables together. Run on tensors of
+      device "meta", the ring gives these and does no work.
+
+    Source: Obermeyer et al. (2019), Tensor variable elimination for plated factor graphs; Särkkä and García-Fernández
+    (2021), Temporal parallelization of Bayesian smoothers.
+    """
+
+    def __init__(self, reduce: Reduce = log_sum_exp) -> None:
+        super().__init__()
+        self.reduce = reduce
+        self.largest = 0
+        self.operations = 0
+
+    def sumproduct(self, terms: Iterable[Tensor], dims: Iterable[str]) -> Tensor:
+        """The sum of `terms` (a product, in log space) over `dims`; terms have their dims' symbols in `_pyro_dims`."""
+        terms, pending = list(terms), sorted(dims)
+        if len(pending) >= LONG:
+            terms, pending = self._along_chain(*self._without_leaves(terms, pending))
+        return self._combined(self._eliminate(terms, pending))
+
+    def _eliminate(self, terms: Sequence[Tensor], dims: Iterable[str]) -> list[Tensor]:
+        """Sum out one dim after another, the one that leaves the smallest table first."""
+        held = dict(enumerate(terms))
+        where = {dim: {i for i, t in held.items() if dim in _dims(t)} for dim in dims}
+
+        def size(dim: str) -> int:
+            sizes = {d: n for i in where[dim] for d, n in zip(_dims(held[i]), held[i].shape, strict=True)}
+            return math.prod(sizes.values())
+
+        heap = [(size(dim), dim) for dim in where]
+        heapq.heapify(heap)
+        following = len(held)
+        while heap:
+            expected, dim = heapq.heappop(heap)
+            if dim not in where:
+                continue
+            if len(where[dim]) > 1 and size(dim) > expected:
+                heapq.heappush(heap, (size(dim), dim))
+                continue
+            touched = where.pop(dim)
+            made = self._summed(self._combined([held.pop(i) for i in sorted(touched)]), dim)
+            for other in _dims(made):
+                if other in where:
+                    where[other] = (where[other] - touched) | {following}
+            held[following] = made
+            following += 1
+            for other in _dims(made):
+                if other in where and len(where[other]) <= LONG:
+                    heapq.heappush(heap, (size(other), other))
+        return list(held.values())
+
+    def _summed(self, table: Tensor, dim: str) -> Tensor:
+        if dim not in _dims(table):
+            return table
+        position = _dims(table).index(dim)
+        return _named(self.reduce(table, position), _dims(table).replace(dim, ""))
+
+    def _combined(self, terms: Sequence[Tensor]) -> Tensor:
+        """The terms' product, over the union of their dims."""
+        if len(terms) == 1:
+            self._note(terms[0].numel())
+            return terms[0]
+        union = "".join(sorted({d for t in terms for d in _dims(t)}))
+        table = _aligned(terms[0], union)
+        for term in terms[1:]:
+            table = table + _aligned(term, union)
+        self._note(table.numel())
+        return _named(table, union)
+
+    def _note(self, elements: int) -> None:
+        self.largest = max(self.largest, elements)
+        self.operations += elements
+
+    def _without_leaves(self, terms: list[Tensor], dims: list[str]) -> tuple[list[Tensor], list[str]]:
+        """Sum out dims that hang on one other alone (a comb's teeth), unless these are only the ends of a chain."""
+        while True:
+            neighbours: dict[str, set[str]] = {dim: set() for dim in dims}
+            for term in terms:
+                inside = {d for d in _dims(term) if d in neighbours}
+                for dim in inside:
+                    neighbours[dim] |= inside
+            leaves = [d for d, others in neighbours.items() if len(others) <= 2]
+            if len(leaves) <= 2 or len(leaves) == len(dims):
+                return terms, dims
+            terms, dims = self._eliminate(terms, leaves), [d for d in dims if d not in set(leaves)]
+
+    def _along_chain(self, terms: list[Tensor], dims: list[str]) -> tuple[list[Tensor], list[str]]:
+        """What is left when the dims that form a chain are summed out; terms and dims as they were if none do."""
+        counts = dict.fromkeys(dims, 0)
+        sizes: dict[str, int] = {}
+        for term in terms:
+            sizes.update(zip(_dims(term), term.shape, strict=True))
+            for dim in _dims(term):
+                if dim in counts:
+                    counts[dim] += 1
+        hubs = [d for d in dims if counts[d] > max(LONG, len(terms) // 4)]
+        links = [d for d in dims if d not in set(hubs)]
+        if len(links) < LONG or len({sizes[d] for d in links}) > 1:
+            return terms, dims
+        index = {dim: i for i, dim in enumerate(links)}
+        touched = [[index[d] for d in _dims(t) if d in index] for t in terms]
+        width = max(max(max(at) - min(at) for at in touched if at), 1)
+        states = sizes[links[0]] ** width
+        others = {d: n for t in terms for d, n in zip(_dims(t), t.shape, strict=True) if d not in index}
+        if len(links) // width < LONG // 4 or states**3 * math.prod(others.values()) > SCAN_TABLE:
+            return terms, dims
+        spare = len(links) % width
+        terms = self._eliminate(terms, links[:spare])
+        chain = [t for t in terms if any(d in index for d in _dims(t))]
+        rest = [t for t in terms if not any(d in index for d in _dims(t))]
+        batch = "".join(sorted(others))
+        matrices = _links(chain, links[spare:], width, sizes, batch)
+        return [*rest, _named(self._scanned(matrices), batch)], hubs
+
+    def _scanned(self, matrices: Tensor) -> Tensor:
+        """The product of matrices `[n, S, S, *batch]` in log space, summed over its first and last state."""
+        while len(matrices) > 1:
+            paired = len(matrices) // 2 * 2
+            table = matrices[0:paired:2].unsqueeze(3) + matrices[1:paired:2].unsqueeze(1)
+            self._note(table.numel())
+            matrices = torch.cat([self.reduce(table, 2), matrices[paired:]])
+        return self.reduce(self.reduce(matrices[0], 0), 0)
+
+
+def _links(terms: Sequence[Tensor], dims: Sequence[str], width: int, sizes: dict[str, int], batch: str) -> Tensor:
+    """A matrix between each block of `width` dims and the next, `[n, S, S, *batch]`: every term in one of them."""
+    index = {dim: i for i, dim in enumerate(dims)}
+    count = len(dims) // width - 1
+    alike: dict[tuple[tuple[int, ...], str, int], list[tuple[int, Tensor]]] = {}
+    seen: dict[tuple[int, tuple[int, ...], str], int] = {}
+    for term in terms:
+        at = sorted(index[d] for d in _dims(term) if d in index)
+        link = max(at[-1] // width - 1, 0)
+        places = tuple(i - link * width for i in at)
+        beside = "".join(sorted(d for d in _dims(term) if d not in index))
+        number = seen[link, places, beside] = seen.get((link, places, beside), -1) + 1
+        ordered = _aligned(term, "".join([dims[i] for i in at]) + beside)
+        alike.setdefault((places, beside, number), []).append((link, ordered))
+    total: Tensor | None = None
+    for (places, beside, _), group in alike.items():
+        group.sort(key=lambda pair: pair[0])
+        stacked = torch.stack([term for _, term in group])
+        shape = [sizes[dims[0]] if p in places else 1 for p in range(2 * width)]
+        stacked = stacked.reshape([len(group), *shape, *(sizes[d] if d in beside else 1 for d in batch)])
+        if len(group) < count:
+            at = torch.tensor([link for link, _ in group], device=stacked.device)
+            stacked = stacked.new_zeros((count, *stacked.shape[1:])).index_add(0, at, stacked)
+        total = stacked if total is None else total + stacked
+    if total is None:
+        raise RuntimeError("a chain has no terms")
+    rest = [sizes[d] for d in batch]
+    states = sizes[dims[0]] ** width
+    return total.expand([count, *[sizes[dims[0]]] * (2 * width), *rest]).reshape([count, states, states, *rest])
+
+
+def _dims(term: Tensor) -> str:
+    return term._pyro_dims  # type: ignore[attr-defined]
+
+
+def _named(term: Tensor, dims: str) -> Tensor:
+    term._pyro_dims = dims  # type: ignore[attr-defined]
+    return term
+
+
+def _aligned(term: Tensor, dims: str) -> Tensor:
+    """The term with its dims in the order of `dims`, of size 1 where it has none."""
+    own = _dims(term)
+    if own == dims:
+        return term
+    ordered = term.permute([own.index(d) for d in dims if d in own])
+    sizes = iter(ordered.shape)
+    return ordered.reshape([next(sizes) if d in own else 1 for d in dims])

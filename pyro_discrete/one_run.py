@@ -1,0 +1,96 @@
+"""One run of a pair: the guide with its draws placed, the model against it, and what the objective makes of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pyro
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+
+from pyro_discrete.dependencies import UNKNOWN, Dependencies
+from pyro_discrete.marginalisation import Marginalise, collapsed
+from pyro_discrete.objectives import Evaluation, Objective
+from pyro_discrete.planning import Plan
+from pyro_discrete.probe import Pair
+from pyro_discrete.relaxations.relax import ExtendMessenger
+from pyro_discrete.rows import KeepSubsamples, PlaceColumn, PlaceRows
+from pyro_discrete.sites import ROWS_PLATE, latent_sites, sample_sites
+from pyro_discrete.tracing import trace_sites
+
+__all__ = ["StructureChangedError", "evaluated"]
+
+
+class StructureChangedError(Exception):
+    """The program has a site, or more plate dims, than the plan knows of."""
+
+    def __init__(self, message: str, batch_dims: int | None = None) -> None:
+        super().__init__(message)
+        self.batch_dims = batch_dims
+
+
+def evaluated(
+    pair: Pair,
+    plan: Plan,
+    objective: Objective,
+    placing: PlaceRows | PlaceColumn,
+    rows: int | None,
+    subsamples: KeepSubsamples | None = None,
+    dependencies: Dependencies = UNKNOWN,
+) -> Evaluation:
+    """The guide once and the model once, under a plate of `rows` rows x particles, or without one."""
+    guide, model = pair.guide, pair.model
+    if rows is not None:
+        plate = pyro.plate(ROWS_PLATE, rows, dim=-1 - plan.batch_dims)
+        guide, model = plate(guide), plate(model)
+    if subsamples is not None:
+        guide, model = subsamples(guide), subsamples(model)
+    try:
+        guide_trace, model_trace, scored, members = _traces(guide, model, placing, pair, plan)
+    except ValueError as error:
+        if "collide at dim" in str(error) and f'"{ROWS_PLATE}"' in str(error):
+            raise StructureChangedError("the program has deeper plates than before", plan.batch_dims + 1) from error
+        raise
+    estimated = {name: 0 in placing.chosen[name].relaxed for name in placing.chosen}
+    particles = plan.particles if rows is not None else 1
+    frames = [f for t in (guide_trace, model_trace) for m in sample_sites(t).values() for f in m["cond_indep_stack"]]
+    deepest = max((-f.dim for f in frames if f.dim is not None and f.name != ROWS_PLATE), default=0)
+    if deepest > plan.batch_dims:
+        raise StructureChangedError("the program has deeper plates than before", deepest)
+    keep_graph = any(e.slope_rows for e in placing.chosen.values())
+    if dependencies.known and not dependencies.fit(sample_sites(guide_trace), sample_sites(model_trace)):
+        raise StructureChangedError("its sites are others than in the trial run")
+    dependencies = dependencies.joined(members)
+    evaluation = objective.evaluate(
+        guide_trace, scored, estimated, particles, plan.batch_dims, keep_graph, dependencies
+    )
+    return replace(evaluation, model_trace=model_trace)
+
+
+def _traces(
+    guide: Callable[..., Any], model: Callable[..., Any], placing: PlaceRows | PlaceColumn, pair: Pair, plan: Plan
+) -> tuple[Trace, Trace, Trace, Mapping[str, list[str]]]:
+    """The guide's trace, the model's, and that as it is to be scored: its own discrete sites summed out, by term."""
+    unwrapped = poutine.unwrap(guide)
+    if isinstance(unwrapped, Messenger):  # a guide that runs the model itself
+        with placing:
+            guide(*pair.args, **pair.kwargs)
+        model_trace, guide_trace = unwrapped.get_traces()  # type: ignore[attr-defined]
+        return guide_trace, model_trace, model_trace, {}
+    with placing:
+        guide_trace = trace_sites(guide, pair.args, pair.kwargs)
+    if placing.relaxed:
+        model = ExtendMessenger(placing.relaxed)(model)
+    drawn = latent_sites(guide_trace)
+    if plan.marginal:
+        marginalise = Marginalise(drawn, plan.marginal, plan.batch_dims)
+        model_trace = trace_sites(marginalise(model), pair.args, pair.kwargs, guide_trace)
+        return guide_trace, model_trace, *collapsed(model_trace, marginalise, plan.batch_dims)
+    model_trace = trace_sites(model, pair.args, pair.kwargs, guide_trace)
+    unguided = latent_sites(model_trace).keys() - drawn.keys()
+    if unguided:
+        raise StructureChangedError(f"site {min(unguided)!r} is new in the model")
+    return guide_trace, model_trace, model_trace, {}

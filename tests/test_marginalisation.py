@@ -1,0 +1,194 @@
+"""Sites of the model alone are summed out beside sites that any estimator samples.
+
+The statistical tests here alarm falsely with a probability below 1e-5 together, under fixed seeds.
+"""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_discrete import Enumerate, TraceELBO, marginalisation, one_run
+from pyro_discrete.diagnostics import marginal_programs
+from pyro_discrete.diagnostics.programs import Program
+from pyro_discrete.errors import EnumerationError, SiteMatchError
+from pyro_discrete.testing import assert_contract, check_estimator, exact_gradient, exact_loss
+from tests.pairs import DATA, gradients
+
+PROGRAMS = [p for p in vars(marginal_programs).values() if isinstance(p, Program)]
+
+
+def report(estimator, draws=1_600, programs=PROGRAMS):
+    return check_estimator(estimator, programs=programs, draws=draws, dtypes=(torch.float64,), false_alarm=1e-6)
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("name", ["reinforce", "rloo", "disarm", "rebar", "gumbel_softmax"])
+def test_sampled_and_summed_sites_side_by_side(name):
+    found = report(name)
+    print(found)
+    assert_contract(found)
+    assert not found.refused
+
+
+def error_of(program, particles=4_000):
+    """How far the gradient of so many particles is from the exact one, at most."""
+    with program.running() as pair:
+        TraceELBO("rloo", num_particles=particles).loss_and_grads(pair.model, pair.guide, *pair.args)
+        exact = program.exact.gradients
+        return max((p.grad - exact[name]).abs().max().item() for name, p in pair.parameters.items())
+
+
+@pytest.mark.statistical
+def test_a_term_before_the_sites_that_influence_it_is_caught(monkeypatch):
+    """Planted: the marginal's place is that of its first member, so that some costs leave it out."""
+
+    def too_early(trace, marginalise, batch_dims):
+        made, members = marginalisation.collapsed(trace, marginalise, batch_dims)
+        early = type(made)()
+        for name in sorted(made.nodes, key=lambda name: not name.startswith("sum over")):
+            early.add_node(name, **made.nodes[name])
+        return early, {key: [] for key in members}  # nothing that is known of dependencies may put it right
+
+    assert error_of(marginal_programs.summed_over_all_plates) < 0.03
+    monkeypatch.setattr(one_run, "collapsed", too_early)
+    assert error_of(marginal_programs.summed_over_all_plates) > 0.1
+
+
+@pytest.mark.statistical
+def test_a_scale_inside_the_logarithm_is_caught(monkeypatch):
+    def scaled(component, **options):
+        for factor in component.factors:
+            dims = factor.value._pyro_dims
+            factor.value = factor.value * factor.message["scale"]
+            factor.value._pyro_dims = dims
+            factor.message["scale"] = 1.0
+        return contract(component, **options)
+
+    contract = marginalisation.contract
+    assert error_of(marginal_programs.summed_nested) < 0.03
+    monkeypatch.setattr(marginalisation, "contract", scaled)
+    assert error_of(marginal_programs.summed_nested) > 0.1
+
+
+def mixed(x):
+    """A bit that the guide draws and an integer that it does not, and data in one plate."""
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Categorical(pyro.param("weights", torch.tensor([0.2, 0.3, 0.5]))))
+        z = pyro.sample("z", dist.Bernoulli(0.2 + 0.2 * y))
+        pyro.sample("x", dist.Normal(y.to(x) - z, 0.7), obs=x)
+
+
+def guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor([0.3, -0.2, 0.5]))))
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_the_plan_says_what_is_summed_out_and_what_it_costs(vectorize):
+    elbo = TraceELBO("rloo", num_particles=2, vectorize_particles=vectorize)
+    elbo.loss_and_grads(mixed, guide, DATA)
+    shown = str(elbo.plan)
+    assert "y     Categorical  enumerate  -     in the model alone: marginalised" in shown
+    assert "exact sums: largest table 9 elements" in shown
+    assert [s.estimator for s in elbo.plan.sites] == ["rloo", "enumerate"]
+
+
+def test_exact_where_the_guide_is_enumerated_too():
+    loss, exact = exact_loss(mixed, guide, DATA), exact_gradient(mixed, guide, DATA)
+    for spec in ("enumerate", {"z": "enumerate"}, "auto"):
+        pyro.clear_param_store()
+        assert TraceELBO(spec).loss_and_grads(mixed, guide, DATA) == pytest.approx(loss, abs=1e-5)
+        for name, gradient in gradients().items():
+            assert torch.allclose(gradient, exact[name].to(gradient), atol=1e-5)
+
+
+def test_a_site_of_the_model_alone_cannot_be_sampled():
+    for spec in ({"y": "rloo"}, {"y": "disarm", "z": "rloo"}):
+        with pytest.raises(SiteMatchError, match="'y', which is latent in the model but not drawn in the guide"):
+            TraceELBO(spec, num_particles=2).loss(mixed, guide, DATA)
+    TraceELBO({"*": "rloo"}, num_particles=2).loss(mixed, guide, DATA)
+
+
+def test_a_site_that_appears_later_is_summed_out_too():
+    def model(x, more):
+        pyro.sample("z", dist.Bernoulli(0.3))
+        if more:
+            w = pyro.sample("w", dist.Bernoulli(0.4))
+            pyro.sample("x", dist.Normal(w, 1.0), obs=x[0])
+
+    def guide(x, more):
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
+
+    elbo = TraceELBO("reinforce", num_particles=1)
+    draw = {}
+    for more in (False, True, True):
+        torch.manual_seed(1)
+        draw[more] = elbo.loss(model, guide, DATA, more)
+    mixture = 0.4 * dist.Normal(1.0, 1.0).log_prob(DATA[0]).exp() + 0.6 * dist.Normal(0.0, 1.0).log_prob(DATA[0]).exp()
+    assert draw[True] - draw[False] == pytest.approx(-mixture.log().item(), abs=1e-5)
+
+
+def refused(match, model, guide=guide, estimator="rloo"):
+    with pytest.raises(EnumerationError, match=match):
+        TraceELBO(estimator, num_particles=2).loss_and_grads(model, guide, DATA)
+
+
+def test_what_cannot_be_summed_is_refused():
+    def crossing(x):
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Bernoulli(0.3))
+            y = pyro.sample("y", dist.Bernoulli(0.3))
+        pyro.sample("x", dist.Normal((y + z).mean(-1, keepdim=True), 1.0), obs=x[0])
+
+    def two_scales(x):
+        y = pyro.sample("y", dist.Bernoulli(0.3))
+        with pyro.plate("data", 3), pyro.poutine.scale(scale=10.0):
+            z = pyro.sample("z", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(y + z, 1.0), obs=x)
+
+    def unnested(x):
+        rows, columns = pyro.plate("rows", 3, dim=-1), pyro.plate("columns", 3, dim=-2)
+        with rows:
+            z, y = pyro.sample("z", dist.Bernoulli(0.3)), pyro.sample("y", dist.Bernoulli(0.3))
+        with columns:
+            w = pyro.sample("w", dist.Bernoulli(0.3))
+        with rows, columns:
+            pyro.sample("x", dist.Normal(y + w + z, 1.0), obs=x)
+
+    def plate_guide(x):
+        with pyro.plate("rows", 3, dim=-1):
+            pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor([0.3, -0.2, 0.5]))))
+
+    def stacked(x):
+        with pyro.plate("data", 3):
+            y, z = pyro.sample("y", dist.Bernoulli(0.3)), pyro.sample("z", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(y.view(3) + z, 1.0), obs=x)
+
+    refused("'x' outside a plate depends on site 'y' inside it.*Draw 'y' in the guide", crossing)
+    refused(r"'y' of the model alone.*scales of these differ \('y': 1, 'x': 10\)", two_scales)
+    refused("'w', 'y' of the model alone depend on each other across plates|'y', 'w' of", unnested, plate_guide)
+    refused("leading dims, which the program cannot take.*Index from the right", stacked)
+
+
+def test_too_large_a_sum_is_refused_before_work():
+    def model(x):
+        total = 0.0
+        for i in range(14):
+            total = total + pyro.sample(f"y{i}", dist.Bernoulli(0.3))
+        z = pyro.sample("z", dist.Bernoulli(0.3))
+        pyro.sample("x", dist.Normal(total + z, 1.0), obs=x[0])
+
+    def guide(x):
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
+
+    TraceELBO("rloo", num_particles=2).loss(model, guide, DATA)
+    small = {"y0": Enumerate(max_elements=10_000), "y*": Enumerate(max_elements=8_000), "z": "rloo"}
+    refused(r"14 site\(s\) of the model alone.*1\.64e\+04 elements.*1e\+04 and .* allowed", model, guide, small)
+    slow = {"y*": Enumerate(max_operations=10_000), "z": "rloo"}
+    refused(r"operations a row.*Put chains in pyro\.markov.*by 'rloo' or 'nvil'", model, guide, slow)
+    many = TraceELBO({"y*": Enumerate(max_elements=2**15), "z": "rloo"}, num_particles=4)
+    many.loss_and_grads(model, guide, DATA)
+    assert "4 rows at once would be beyond the budget" in str(many.plan)
