@@ -35,7 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def train_variant(config: RunConfig, switches: Mapping[str, Any], images: Images) -> Program:
     """The program trained by NVIL with some parts switched off; the start and the batches depend on the seed alone."""
     with isolated(config.seed):
-        program = build_program(config, images.train.mean(0))
+        program = build_program(config, images)
         elbo = TraceELBO(NVIL(**switches))
         stream = BatchStream(images.train, config.batch_size, config.binarisation, config.seed)
         with isolated(config.seed):

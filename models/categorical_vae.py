@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import pyro
 import torch
 from pyro.distributions import Bernoulli, OneHotCategorical
 from torch import Tensor, nn
 
+from models.data import Images
+from models.dataset import Dataset
 from models.program import Program, dense, logits_of_means
+
+if TYPE_CHECKING:
+    from models.config import RunConfig
 
 __all__ = ["CategoricalVAE"]
 
@@ -24,6 +30,17 @@ class CategoricalVAE(Program):
     Source: Jang, Gu and Poole (2017), Categorical reparameterization with Gumbel-softmax.
     """
 
+    summary = "autoencoder with a row of one-hot variables as its code"
+    reads = Images
+    data = "digits"
+    defaults: ClassVar = {
+        "binarisation": "dynamic",
+        "latents": 20,
+        "categories": 10,
+        "hidden_layers": 1,
+        "hidden_units": 200,
+        "prior": "uniform",
+    }
     pixel_means: Tensor
     prior_logits: Tensor
 
@@ -45,6 +62,11 @@ class CategoricalVAE(Program):
         pixels, code = len(pixel_means), variables * categories
         self.encoder = dense([pixels, *hidden, code])
         self.decoder = dense([code, *reversed(hidden), pixels], logits_of_means(pixel_means))
+
+    @classmethod
+    def of(cls, config: RunConfig, data: Dataset) -> CategoricalVAE:
+        learned = config.prior == "learned"
+        return cls(data.train.mean(0), config.latents, config.categories, config.hidden, learned)
 
     def model(self, x: Tensor) -> Tensor:
         pyro.module("categorical_vae", self)

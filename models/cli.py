@@ -20,7 +20,7 @@ from rich.table import Table
 from models.checkpoints import write_atomically
 from models.comparison import compare as run_comparison
 from models.config import RunConfig, configure, resumed
-from models.data import load_images
+from models.data import load_data
 from models.demo import demonstrate
 from models.errors import ConfigError, ModelsError
 from models.estimators import has_temperature
@@ -39,14 +39,16 @@ TABLE_WIDTH = 120
 """Columns of a table that is not written to a terminal."""
 
 app = typer.Typer(
-    help="Train ready Pyro programs on real images under any gradient estimator of pyro_discrete.",
+    help="Train ready Pyro programs on real data under any gradient estimator of pyro_discrete.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-Program = Annotated[str, typer.Argument(help="sbn or categorical_vae (see `list`).")]
-DataDir = Annotated[Path | None, typer.Option(help="Folder with Fashion-MNIST's idx files, if not Debian's package.")]
+Program = Annotated[str, typer.Argument(help="sbn, categorical_vae, gmm, lca or hmm (see `list`).")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder with the data's files, if not where their package puts them.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, with the settings it has.")]
 CheckpointEvery = Annotated[int, typer.Option(help="Steps between two checkpoints.")]
 BoundSamples = Annotated[int, typer.Option(help="Samples of the final importance-weighted bound.")]
@@ -108,11 +110,11 @@ def train(
             config = _configure(program, estimator or "nvil", settings)
             out = out or Path("runs") / f"{config.program}-{config.data}-{config.estimator}"
             refuse_used_folder(out)
-        images = load_images(config.data, data_dir)
-        say(f"{images.origin}; {config.binarisation} binarisation; results in {out}")
-        result = run(config, images, out, resume=resume, checkpoint_every=checkpoint_every, bound_samples=bound_samples)
+        data = load_data(config.data, data_dir)
+        say(f"{data.origin}{_binarised(config)}; results in {out}")
+        result = run(config, data, out, resume=resume, checkpoint_every=checkpoint_every, bound_samples=bound_samples)
         show(run_table(result))
-        for path in picture_run(result, images, out):
+        for path in picture_run(result, data, out):
             say(f"picture: {path}")
 
 
@@ -142,14 +144,14 @@ def compare(
             refuse_used_folder(out, ["results.json", *RUN_FILES])
             for name in names:
                 refuse_used_folder(out / name)
-        images = load_images(configs[0].data, data_dir)
-        say(f"{images.origin}; {configs[0].binarisation} binarisation; results in {out}")
+        data = load_data(configs[0].data, data_dir)
+        say(f"{data.origin}{_binarised(configs[0])}; results in {out}")
         comparison = run_comparison(
-            configs, images, out, resume=resume, checkpoint_every=checkpoint_every, bound_samples=bound_samples
+            configs, data, out, resume=resume, checkpoint_every=checkpoint_every, bound_samples=bound_samples
         )
         write_atomically(out / "results.json", json.dumps(comparison.to_dict(), indent=2) + "\n")
         show(comparison_table([comparison]))
-        picture_comparisons([comparison], images, out / "comparison.png")
+        picture_comparisons([comparison], data, out / "comparison.png")
         say(f"picture: {out / 'comparison.png'}\nfigures: {out / 'results.json'}")
 
 
@@ -172,9 +174,13 @@ def demo(
 
 @app.command(name="list")
 def list_choices() -> None:
-    """Show programs, estimators, data sets and binarisations."""
+    """Show which program runs under which estimators (each is tried), data sets and binarisations."""
     for table in choices():
         show(table)
+
+
+def _binarised(config: RunConfig) -> str:
+    return "" if config.binarisation == "none" else f"; {config.binarisation} binarisation"
 
 
 def _configure(program: str, estimator: str, settings: dict[str, Any]) -> RunConfig:

@@ -11,7 +11,8 @@ import torch
 
 from models.checkpoints import CHECKPOINT_NAME
 from models.config import RunConfig
-from models.data import Images, binarise_once
+from models.data import binarise_once
+from models.dataset import Dataset
 from models.estimators import bias, build_elbo
 from models.evaluation import GradientNoise, gradient_noise, isolated
 from models.training import RunResult, Training, run
@@ -26,7 +27,7 @@ DRAWS = 200
 
 @dataclass(frozen=True)
 class Row:
-    """One estimator's result; bounds in nats per image, from hard samples."""
+    """One estimator's result; bounds in nats per element, from hard samples."""
 
     result: RunResult
     noise: GradientNoise
@@ -43,7 +44,7 @@ class Row:
             "particles": self.result.training.config.particles,
             **self.result.summary,
             "gradient_variance": {"guide": self.noise.guide, "model": self.noise.model, "draws": self.noise.draws},
-            "test_elbo_curve": {"step": steps, "nats_per_image": curve},
+            "test_elbo_curve": {"step": steps, "nats": curve},
         }
 
 
@@ -67,13 +68,13 @@ class Comparison:
         shared = self.config.to_dict()
         for own in ("estimator", "particles", "temperature"):
             del shared[own]
-        point = f"parameters at the last step of {self.shared_point}; one batch of {self.config.batch_size} images"
+        point = f"parameters at the last step of {self.shared_point}; one batch of {self.config.batch_size}"
         return {"config": shared, "gradient_variance_at": point, "rows": [row.to_dict() for row in self.rows]}
 
 
 def compare(
     configs: Sequence[RunConfig],
-    images: Images,
+    data: Dataset,
     out: Path | None = None,
     *,
     resume: bool = False,
@@ -94,7 +95,7 @@ def compare(
         results.append(
             run(
                 config,
-                images,
+                data,
                 folder,
                 resume=resume and started,
                 checkpoint_every=checkpoint_every,
@@ -103,22 +104,22 @@ def compare(
         )
     best = max(results, key=lambda result: result.bounds.elbo)
     point = best.training.program.state_dict()
-    rows = [Row(result, noise_at(point, result.training.config, images)) for result in results]
+    rows = [Row(result, noise_at(point, result.training.config, data)) for result in results]
     return Comparison(rows, best.training.config.estimator)
 
 
-def noise_at(point: dict[str, torch.Tensor], config: RunConfig, images: Images) -> GradientNoise:
-    """Gradient noise of the config's estimator at the program parameters `point`, on one batch of training images.
+def noise_at(point: dict[str, torch.Tensor], config: RunConfig, data: Dataset) -> GradientNoise:
+    """Gradient noise of the config's estimator at the program parameters `point`, on one batch of training elements.
 
     Only what the estimator itself learns is trained beforehand, on `WARM_UP` batches: baselines fitted elsewhere would
     tell of their own past, not of this point.
     """
     with isolated(config.seed):
-        training = Training(config, images)
+        training = Training(config, data)
         program = training.program
         program.load_state_dict(point)
         elbo = build_elbo(config, rescaled=False)
-        batch = binarise_once(images.train[: config.batch_size], config.binarisation).to(config.device)
+        batch = binarise_once(data.train[: config.batch_size], config.binarisation).to(config.device)
         elbo.loss(program.model, program.guide, batch)
         own = list(elbo.parameters())
         optimiser = torch.optim.Adam(own, config.estimator_lr) if own else None

@@ -8,29 +8,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from models.categorical_vae import CategoricalVAE
 from models.checkpoints import load_checkpoint
 from models.data import BINARISATIONS, DATASETS
+from models.dataset import Dataset
 from models.errors import CheckpointError, ConfigError
 from models.estimators import check_estimator, least_particles
-from models.program import Program
+from models.gmm import GaussianMixture
+from models.hmm import HiddenMarkovModel
+from models.lca import LatentClassAnalysis
+from models.program import LatentClasses, Program
 from models.sbn import SigmoidBeliefNetwork
 from pyro_discrete.errors import near_matches
 
-__all__ = ["PRIORS", "PROGRAMS", "RunConfig", "build_program", "check_same_run", "configure", "resumed"]
+__all__ = ["PRIORS", "PROGRAMS", "RunConfig", "build_program", "check_same_run", "configure", "resumed", "size_of"]
 
-PROGRAMS: dict[str, str] = {
-    "sbn": "sigmoid belief network: one to three layers of binary units",
-    "categorical_vae": "autoencoder with a row of one-hot variables as its code",
-}
-PROGRAM_DEFAULTS: dict[str, dict[str, int]] = {
-    "sbn": {"latents": 200, "hidden_layers": 0},
-    "categorical_vae": {"latents": 20, "hidden_layers": 1},
+PROGRAMS: dict[str, type[Program]] = {
+    "sbn": SigmoidBeliefNetwork,
+    "categorical_vae": CategoricalVAE,
+    "gmm": GaussianMixture,
+    "lca": LatentClassAnalysis,
+    "hmm": HiddenMarkovModel,
 }
 PRIORS: dict[str, str] = {"uniform": "logits fixed at zero", "learned": "logits trained with the model"}
 
+OF_A_PROGRAM = frozenset(
+    {"binarisation", "latents", "categories", "layers", "hidden_layers", "hidden_units", "prior", "guide"}
+)
+"""Settings that not every program reads; its `defaults` tell which it does."""
 MAY_CHANGE = frozenset({"steps", "device", "evaluate_every"})
 """Settings that a resumed run may have anew: they leave the steps already made as they were."""
 
@@ -52,9 +58,12 @@ LEAST: dict[str, int] = {
 class RunConfig:
     """The settings of a training run. Raises `ConfigError` for an unknown name or a number out of its range.
 
+    - `binarisation`: how grey images become binary; "none" for other data.
     - `latents`: units of each stochastic layer (sbn) or number of one-hot variables (categorical_vae).
-    - `categories`: categories of a variable (categorical_vae). `layers`: stochastic layers (sbn).
-    - `hidden_layers`, `hidden_units`: of each network between two stochastic layers.
+    - `categories`: values of a categorical variable: components (gmm), classes (lca), states (hmm). `layers`:
+      stochastic layers (sbn).
+    - `hidden_layers`, `hidden_units`: of each network between two stochastic layers, or of the guide's network.
+    - `guide`: whether a network gives the latents' posterior or they are summed in the model (gmm, lca, hmm).
     - `lr`: Adam's rate for the program, `estimator_lr` for what the estimator learns (baseline networks).
     - `temperature`: of a relaxed estimator; None is the estimator's own default.
     - `evaluate_every`: steps between two evaluations of the test ELBO.
@@ -62,16 +71,17 @@ class RunConfig:
 
     program: str
     estimator: str
-    latents: int
-    hidden_layers: int
+    data: str
     particles: int
     evaluate_every: int
-    data: str = "digits"
-    binarisation: str = "dynamic"
-    categories: int = 10
+    binarisation: str = "none"
+    latents: int = 1
+    categories: int = 2
     layers: int = 1
-    hidden_units: int = 200
+    hidden_layers: int = 0
+    hidden_units: int = 1
     prior: str = "uniform"
+    guide: str = "amortised"
     steps: int = 5000
     batch_size: int = 100
     lr: float = 1e-3
@@ -81,7 +91,13 @@ class RunConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name, known in (("data", DATASETS), ("binarisation", BINARISATIONS), ("prior", PRIORS)):
+        for name, known in (
+            ("program", PROGRAMS),
+            ("data", DATASETS),
+            ("binarisation", BINARISATIONS),
+            ("prior", PRIORS),
+            ("guide", LatentClasses.GUIDES),
+        ):
             _check_known(name, getattr(self, name), known)
         for name, least in LEAST.items():
             if getattr(self, name) < least:
@@ -91,8 +107,8 @@ class RunConfig:
                 raise ConfigError(f"{_option(name)} is {getattr(self, name)}; expected a positive number.")
         if self.layers > 3:
             raise ConfigError(f"--layers is {self.layers}; expected 1 to 3 stochastic layers.")
-        if self.program == "categorical_vae" and self.layers != 1:
-            raise ConfigError("categorical_vae has one stochastic layer; leave out --layers, or take sbn.")
+        if (self.binarisation == "none") == ("binarisation" in PROGRAMS[self.program].defaults):
+            raise ConfigError(f"--binarisation is {self.binarisation!r}; images need one, and other data have none.")
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
@@ -114,22 +130,37 @@ def configure(program: str, estimator: str, **given: Any) -> RunConfig:
     """
     _check_known("program", program, PROGRAMS)
     check_estimator(estimator)
-    settings: dict[str, Any] = {**PROGRAM_DEFAULTS[program], "particles": least_particles(estimator)}
-    settings |= {name: value for name, value in given.items() if value is not None}
+    kind = PROGRAMS[program]
+    given = {name: value for name, value in given.items() if value is not None}
+    foreign = sorted((given.keys() & OF_A_PROGRAM) - kind.defaults.keys())
+    if foreign:
+        raise ConfigError(f"{program} has no {_option(foreign[0])}; leave it out.")
+    settings: dict[str, Any] = {"data": kind.data, "particles": least_particles(estimator), **kind.defaults, **given}
     steps = settings.get("steps", RunConfig.steps)
     settings.setdefault("evaluate_every", max(1, steps // 20))
     return RunConfig(program=program, estimator=estimator, **settings)
 
 
-def build_program(config: RunConfig, pixel_means: Tensor) -> Program:
-    """The program with fresh parameters from torch's global generator; `pixel_means` `[pixels]`."""
-    learned_prior = config.prior == "learned"
-    if config.program == "sbn":
-        latents = (config.latents,) * config.layers
-        program: Program = SigmoidBeliefNetwork(pixel_means, latents, config.hidden, learned_prior)
-    else:
-        program = CategoricalVAE(pixel_means, config.latents, config.categories, config.hidden, learned_prior)
-    return program.to(config.device)
+def build_program(config: RunConfig, data: Dataset) -> Program:
+    """The program with fresh parameters from torch's global generator; sizes and starts are taken from `data`.
+
+    Raises `ConfigError` if the program does not read data of that kind.
+    """
+    kind = PROGRAMS[config.program]
+    if not isinstance(data, kind.reads):
+        raise ConfigError(
+            f"{config.program} reads {kind.reads.elements}, the data set {data.name!r} holds {data.elements}; leave "
+            f"out --data for {kind.data!r}, or see `list`."
+        )
+    return kind.of(config, data).to(config.device)
+
+
+def size_of(config: RunConfig) -> str:
+    """The size of the program's latents in a few words, for titles."""
+    own = PROGRAMS[config.program].defaults
+    if "latents" not in own:
+        return f"{config.categories} classes"
+    return f"{config.latents} x {config.categories} one-hot" if "categories" in own else f"{config.latents} latents"
 
 
 def resumed(folder: Path, given: Mapping[str, Any]) -> RunConfig:

@@ -1,4 +1,4 @@
-"""Images: scikit-learn's digits, Fashion-MNIST's idx files, and how their grey values become binary pixels."""
+"""All data sets by name, images among them, and how batches are drawn from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.answers import load_ability, load_simulated_answers
+from models.dataset import Dataset, find_folder
 from models.errors import ConfigError, DataError
+from models.points import load_blobs, load_iris, load_wine
+from models.sequences import load_brown_characters, load_brown_words, load_simulated_chains
 from pyro_discrete.errors import near_matches
 
 __all__ = [
@@ -22,6 +26,7 @@ __all__ = [
     "BatchStream",
     "Images",
     "binarise_once",
+    "load_data",
     "load_digits",
     "load_fashion_mnist",
     "load_images",
@@ -32,6 +37,7 @@ BINARISATIONS: dict[str, str] = {
     "dynamic": "a fresh Bernoulli draw of every pixel each time that an image is used (test images: one fixed draw)",
     "static": "one Bernoulli draw of every pixel, the same for every run",
     "threshold": "a pixel is 1 where its intensity is above one half",
+    "none": "values as they are: for data that are no images",
 }
 
 DIGITS_TEST = 297
@@ -49,7 +55,7 @@ PACKAGE_FOLDERS = tuple(
 
 
 @dataclass(frozen=True)
-class Images:
+class Images(Dataset):
     """A data set of grey images, split into train and test.
 
     - `train` `[n, pixels]`, `test` `[m, pixels]`: intensities in [0, 1], float32.
@@ -64,33 +70,34 @@ class Images:
     test: Tensor
     shape: tuple[int, int]
     origin: str
+    labels: Tensor | None = None
+    element = "image"
+    elements = "images"
 
     def __post_init__(self) -> None:
-        pixels = self.shape[0] * self.shape[1]
+        self.check_splits([self.shape[0] * self.shape[1]])
         for split, images in (("train", self.train), ("test", self.test)):
-            where = f"The {split} images of {self.name!r}"
-            if images.ndim != 2 or images.shape[1] != pixels:
-                raise DataError(f"{where} have shape {list(images.shape)}; expected [number, {pixels}].")
-            if len(images) == 0:
-                raise DataError(f"{where} are empty; at least one image is needed.")
-            missing = int((~torch.isfinite(images)).sum())
-            if missing:
-                raise DataError(f"{where} hold {missing} values that are NaN or infinite; remove or mend those images.")
             low, high = float(images.min()), float(images.max())
             if low < 0 or high > 1:
-                raise DataError(f"{where} have values from {low:g} to {high:g}; scale intensities to [0, 1].")
-
-    @property
-    def fingerprint(self) -> str:
-        """A checksum of the training images: a run is continued on the data that it began with."""
-        return f"{self.name}:{len(self.train)}:{zlib.crc32(self.train.numpy().tobytes()):08x}"
+                raise DataError(
+                    f"The {split} images of {self.name!r} have values from {low:g} to {high:g}; scale intensities to "
+                    "[0, 1]."
+                )
 
 
-def load_images(name: str, data_dir: Path | None = None) -> Images:
+def load_data(name: str, data_dir: Path | None = None) -> Dataset:
     """The data set of that name; raises `DataError` if there is none, or if its files are absent or damaged."""
     if name not in DATASETS:
         raise DataError(f"Unknown data set {name!r}. {near_matches(name, DATASETS)}")
     return DATASETS[name](data_dir)
+
+
+def load_images(name: str, data_dir: Path | None = None) -> Images:
+    """The same for images; raises `DataError` for data that are none."""
+    data = load_data(name, data_dir)
+    if not isinstance(data, Images):
+        raise DataError(f"The data set {name!r} holds {data.elements}, images are expected.")
+    return data
 
 
 def load_digits(data_dir: Path | None = None) -> Images:
@@ -118,7 +125,12 @@ def load_fashion_mnist(data_dir: Path | None = None) -> Images:
 
     Raises `DataError` if the folder or one of its files is not there, or a file is damaged.
     """
-    folder = _fashion_mnist_folder(data_dir)
+    folder = find_folder(
+        PACKAGE_FOLDERS,
+        data_dir,
+        f"the idx files {' and '.join(f'{stem}.gz' for stem in FASHION_MNIST_FILES.values())}",
+        "Fashion-MNIST is not installed. Run `apt-get install dataset-fashion-mnist`",
+    )
     splits = {split: read_idx_images(_idx_file(folder, stem)) for split, stem in FASHION_MNIST_FILES.items()}
     shapes = {(images.shape[1], images.shape[2]) for images in splits.values()}
     if len(shapes) != 1:
@@ -127,24 +139,18 @@ def load_fashion_mnist(data_dir: Path | None = None) -> Images:
     return Images("fashion-mnist", train, test, shapes.pop(), f"Fashion-MNIST's own split, {len(train)} + {len(test)}")
 
 
-DATASETS: Mapping[str, Callable[[Path | None], Images]] = {
+DATASETS: Mapping[str, Callable[[Path | None], Dataset]] = {
     "digits": load_digits,
     "fashion-mnist": load_fashion_mnist,
+    "iris": load_iris,
+    "wine": load_wine,
+    "blobs": load_blobs,
+    "simulated-answers": load_simulated_answers,
+    "ability": load_ability,
+    "simulated-chains": load_simulated_chains,
+    "brown-words": load_brown_words,
+    "brown-characters": load_brown_characters,
 }
-
-
-def _fashion_mnist_folder(data_dir: Path | None) -> Path:
-    if data_dir is not None:
-        if not data_dir.is_dir():
-            raise DataError(f"The data folder {data_dir} is not there; --data-dir names a folder with the idx files.")
-        return data_dir
-    for folder in PACKAGE_FOLDERS:
-        if folder.is_dir():
-            return folder
-    raise DataError(
-        "Fashion-MNIST is not installed. Run `apt-get install dataset-fashion-mnist`, or name with --data-dir a folder "
-        f"that holds {' and '.join(f'{stem}.gz' for stem in FASHION_MNIST_FILES.values())}."
-    )
 
 
 def _idx_file(folder: Path, stem: str) -> Path:
@@ -179,7 +185,12 @@ def read_idx_images(path: Path) -> Tensor:
 
 
 def binarise_once(intensities: Tensor, binarisation: str) -> Tensor:
-    """Binary pixels of the shape of `intensities`, the same at every call: by threshold, else one seeded draw."""
+    """Binary pixels of the shape of `intensities`, the same at every call: by threshold, else one seeded draw.
+
+    With "none", the values as they are.
+    """
+    if binarisation == "none":
+        return intensities
     if binarisation == "threshold":
         return (intensities > 0.5).to(intensities.dtype)
     return _draw(intensities, torch.Generator().manual_seed(BINARISATION_SEED))
@@ -190,7 +201,7 @@ def _draw(intensities: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class BatchStream:
-    """Endless minibatches of binary images, epoch after epoch in a new order; the last one of an epoch may be smaller.
+    """Endless minibatches (binary ones of images), epoch after epoch in a new order; an epoch's last may be smaller.
 
     Order and dynamic binarisation come from one generator of its own, and `state_dict` holds all of its state: a
     stream that loads it goes on bit for bit.
@@ -202,9 +213,11 @@ class BatchStream:
         if binarisation not in BINARISATIONS:
             raise ConfigError(f"Unknown binarisation {binarisation!r}. {near_matches(binarisation, BINARISATIONS)}")
         if len(intensities) == 0:
-            raise DataError("There are no images to draw batches from.")
+            raise DataError("There are no images or other elements to draw batches from.")
         if not 1 <= batch_size <= len(intensities):
-            raise ConfigError(f"The batch size is {batch_size}; expected 1 to {len(intensities)}, the training images.")
+            raise ConfigError(
+                f"The batch size is {batch_size}; expected 1 to {len(intensities)}, the training elements."
+            )
         self.dynamic = binarisation == "dynamic"
         self.images = intensities if self.dynamic else binarise_once(intensities, binarisation)
         self.batch_size = batch_size
@@ -213,7 +226,7 @@ class BatchStream:
         self.position = 0
 
     def next_batch(self) -> Tensor:
-        """`[batch, pixels]`, zeros and ones."""
+        """`[batch, ...]`; zeros and ones of images."""
         if self.position >= len(self.order):
             self.order = torch.randperm(len(self.images), generator=self.generator)
             self.position = 0

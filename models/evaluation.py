@@ -14,15 +14,25 @@ from pyro import poutine
 from torch import Tensor
 from tqdm import tqdm
 
-from models.program import Program
+from models.program import LatentClasses, Program
+from pyro_discrete import TraceELBO
 from pyro_discrete.errors import NonFiniteError
 
-__all__ = ["Bounds", "GradientNoise", "bounds", "discrete_elbo", "gradient_noise", "isolated", "log_weights"]
+__all__ = [
+    "Bounds",
+    "GradientNoise",
+    "bounds",
+    "discrete_elbo",
+    "gradient_noise",
+    "isolated",
+    "log_likelihood",
+    "log_weights",
+]
 
 EVALUATION_SEED = 1234
 """Seed of every evaluation, so that programs are compared under the same noise."""
 ELEMENTS_AT_ONCE = 2**22
-"""Largest tensor of an evaluation, in elements (16 MiB in float32): images are taken in chunks that keep to it."""
+"""Largest tensor of an evaluation, in numbers (16 MiB in float32): data are taken in chunks that keep to it."""
 
 
 REMEDY = "A lower learning rate often helps."
@@ -30,10 +40,12 @@ REMEDY = "A lower learning rate often helps."
 
 @dataclass(frozen=True)
 class Bounds:
-    """Means over images, in nats per image.
+    """Means over the elements of the data, in nats per element.
 
     - `elbo`: mean of log p(x, z) - log q(z | x) over `samples` draws from the guide.
     - `importance_weighted`: log of the mean of p(x, z) / q(z | x) over the same draws; at least `elbo`.
+
+    Where the guide leaves out the latents, both are the exact log p(x), and nothing is sampled.
     """
 
     elbo: float
@@ -43,7 +55,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class GradientNoise:
-    """Variance of an estimate of the gradient of the mean ELBO per image, summed over parameters; (nats / image)²."""
+    """Variance of an estimate of the mean ELBO's gradient per element, summed over parameters; (nats / element)²."""
 
     guide: float
     model: float
@@ -67,7 +79,7 @@ def isolated(seed: int) -> Iterator[None]:
 
 
 def log_weights(program: Program, x: Tensor, samples: int) -> Tensor:
-    """`[samples, batch]`: log p(x, z) - log q(z | x) in nats, for hard draws z of the guide; `x` `[batch, pixels]`."""
+    """`[samples, batch]`: log p(x, z) - log q(z | x) in nats, for hard draws z of the guide; `x` `[batch, ...]`."""
     with torch.no_grad(), pyro.plate("importance_samples", samples, dim=-2):
         guide_trace = poutine.trace(program.guide).get_trace(x)
         model_trace = poutine.trace(poutine.replay(program.model, trace=guide_trace)).get_trace(x)
@@ -81,24 +93,43 @@ def log_weights(program: Program, x: Tensor, samples: int) -> Tensor:
     return weights
 
 
-def bounds(program: Program, images: Tensor, samples: int) -> Bounds:
-    """ELBO and importance-weighted bound of binary `images` `[n, pixels]`, both from the same `samples` hard draws.
+def bounds(program: Program, x: Tensor, samples: int) -> Bounds:
+    """ELBO and importance-weighted bound of `x` `[n, ...]` (binary images), both from the same `samples` hard draws.
 
     Raises `NonFiniteError` if they are not finite.
     """
-    device = next(program.parameters()).device
-    at_once = max(1, ELEMENTS_AT_ONCE // (samples * images.shape[1]))
+    if isinstance(program, LatentClasses) and program.marginal:
+        exact = log_likelihood(program, x)
+        return Bounds(exact, exact, samples)
     elbo = importance_weighted = 0.0
     with isolated(EVALUATION_SEED):
         # Some seconds or minutes of silence at the end of a run would look like a crash.
-        for x in tqdm(images.split(at_once), desc=f"{samples}-sample bound", leave=False, delay=2):
+        for piece in tqdm(pieces(program, x, samples), desc=f"{samples}-sample bound", leave=False, delay=2):
             with _finite_outputs():
-                weights = log_weights(program, x.to(device), samples).double()
+                weights = log_weights(program, piece, samples).double()
             elbo += float(weights.mean(0).sum())
             importance_weighted += float((weights.logsumexp(0) - math.log(samples)).sum())
     if not math.isfinite(elbo):
-        raise NonFiniteError(f"The discrete ELBO of the images is {elbo}. {REMEDY}")
-    return Bounds(elbo / len(images), importance_weighted / len(images), samples)
+        raise NonFiniteError(f"The discrete ELBO of the data is {elbo}. {REMEDY}")
+    return Bounds(elbo / len(x), importance_weighted / len(x), samples)
+
+
+def log_likelihood(program: LatentClasses, x: Tensor) -> float:
+    """The exact mean of log p(x) over the elements of `x` `[n, ...]`, in nats: all latents are summed in the model."""
+    with isolated(EVALUATION_SEED):
+        elbo = TraceELBO("enumerate")
+        total = sum(-elbo.loss(program.model, _without_sites, piece) for piece in pieces(program, x, 1))
+    return total / len(x)
+
+
+def pieces(program: Program, x: Tensor, samples: int) -> list[Tensor]:
+    """`x` on the program's device, in pieces whose runs with so many samples keep to `ELEMENTS_AT_ONCE`."""
+    at_once = max(1, ELEMENTS_AT_ONCE // (samples * program.values(x)))
+    return list(x.to(next(program.parameters()).device).split(at_once))
+
+
+def _without_sites(x: Tensor) -> None:
+    """A guide that leaves all latents to the model."""
 
 
 @contextmanager
@@ -112,13 +143,13 @@ def _finite_outputs() -> Iterator[None]:
         raise NonFiniteError(f"The discrete ELBO is not finite: a network's outputs are NaN. {REMEDY}") from error
 
 
-def discrete_elbo(program: Program, images: Tensor) -> float:
-    """The discrete ELBO of `images`, from one hard draw an image; nats per image."""
-    return bounds(program, images, samples=1).elbo
+def discrete_elbo(program: Program, x: Tensor) -> float:
+    """The discrete ELBO of `x` `[n, ...]`, from one hard draw an element; nats per element."""
+    return bounds(program, x, samples=1).elbo
 
 
 def gradient_noise(program: Program, elbo: Any, x: Tensor, draws: int) -> GradientNoise:
-    """Variance of the gradient estimate of `elbo` at the program's parameters, on the batch `x` `[batch, pixels]`.
+    """Variance of the gradient estimate of `elbo` at the program's parameters, on the batch `x` `[batch, ...]`.
 
     Parameters stay as they are; running averages of the estimator go on with each draw. `draws` is at least 2.
     """

@@ -12,17 +12,21 @@ import typer
 __all__ = ["SETTINGS", "takes_settings"]
 
 SETTINGS: dict[str, tuple[type, str]] = {
-    "data": (str, "digits or fashion-mnist.  [default: digits]"),
-    "binarisation": (str, "dynamic, static or threshold.  [default: dynamic]"),
+    "data": (str, "A data set from `list`.  [default: digits, or a small set that the program reads]"),
+    "binarisation": (str, "Of images: dynamic, static or threshold.  [default: dynamic]"),
     "latents": (int, "Units a stochastic layer (sbn), or one-hot variables (categorical_vae).  [default: 200; 20]"),
-    "categories": (int, "Categories of a variable (categorical_vae).  [default: 10]"),
+    "categories": (
+        int,
+        "Values of a variable: categorical_vae; components, classes, states.  [default: 10; gmm 3; lca, hmm 4]",
+    ),
     "layers": (int, "Stochastic layers, 1 to 3 (sbn).  [default: 1]"),
-    "hidden_layers": (int, "Hidden layers of each network.  [default: sbn 0, that is linear; categorical_vae 1]"),
-    "hidden_units": (int, "Units of a hidden layer.  [default: 200]"),
+    "hidden_layers": (int, "Hidden layers of each network.  [default: sbn 0, that is linear; others 1]"),
+    "hidden_units": (int, "Units of a hidden layer.  [default: 200; gmm, lca, hmm 32]"),
     "prior": (str, "uniform or learned.  [default: uniform]"),
+    "guide": (str, "amortised, or marginal: latents summed in the model (gmm, lca, hmm).  [default: amortised]"),
     "steps": (int, "Training steps.  [default: 5000]"),
-    "batch_size": (int, "Images a step.  [default: 100]"),
-    "lr": (float, "Adam's learning rate.  [default: 0.001]"),
+    "batch_size": (int, "Images, points, persons or sequences a step.  [default: 100]"),
+    "lr": (float, "Adam's learning rate.  [default: 0.001; gmm, lca, hmm 0.02]"),
     "estimator_lr": (float, "The same for what the estimator itself learns.  [default: 0.001]"),
     "particles": (int, "Independent draws a step.  [default: the least that the estimator works with]"),
     "temperature": (float, "Of a relaxed estimator.  [default: the estimator's own]"),

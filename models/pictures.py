@@ -10,9 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from models.class_pictures import draw_found
 from models.comparison import Comparison
+from models.config import size_of
 from models.data import Images
+from models.dataset import Dataset
 from models.generation import reconstruct, sample_prior
+from models.program import LatentClasses
 from models.training import RunResult
 
 __all__ = ["PALETTE", "picture_comparisons", "picture_run"]
@@ -22,23 +26,38 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 GREY = "#666666"
 ACROSS, FEW = 10, 5
 """Images in a row, of a run and of a comparison."""
-NATS = "nats per image"
 
 
-def picture_run(result: RunResult, images: Images, out: Path) -> list[Path]:
-    """Write `curves.png`, `reconstructions.png` and `samples.png` into the folder; returns their paths."""
+def picture_run(result: RunResult, data: Dataset, out: Path) -> list[Path]:
+    """Write `curves.png` into the folder, and what was learned; returns the paths.
+
+    Of images, that is `reconstructions.png` and `samples.png`; of latent classes, `found.png`.
+    """
     config, program, bounds = result.training.config, result.training.program, result.bounds
     title = f"{config.program} on {config.data}, estimator {config.estimator}"
 
     curves = Figure(figsize=(8, 4.5), layout="constrained")
     axes = curves.subplots()
-    _draw_run_curves(axes, result)
+    nats = f"nats per {data.element}"
+    _draw_run_curves(axes, result, nats)
     axes.set_title(
         f"{title}, after {result.training.step} steps:\ntest ELBO {bounds.elbo:.2f}, "
-        f"{bounds.samples}-sample bound {bounds.importance_weighted:.2f} {NATS}",
+        f"{bounds.samples}-sample bound {bounds.importance_weighted:.2f} {nats}",
         fontsize=10,
     )
 
+    figures = {"curves": curves}
+    if isinstance(program, LatentClasses):
+        figures["found"] = Figure(figsize=(8, 5.5), layout="constrained")
+        draw_found(figures["found"].subplots(), program, data, PALETTE)
+        figures["found"].suptitle(title, fontsize=10)
+    if isinstance(data, Images):
+        figures |= _image_figures(result, data, title)
+    return _save(figures, out)
+
+
+def _image_figures(result: RunResult, images: Images, title: str) -> dict[str, Figure]:
+    program = result.training.program
     reconstructions = Figure(figsize=(8, 2.5), layout="constrained")
     pairs = torch.cat([result.test[:ACROSS], reconstruct(program, result.test[:ACROSS])])
     _draw_images(reconstructions.subplots(), pairs, images.shape, ["binarised\ntest image", "reconstruction"])
@@ -48,32 +67,37 @@ def picture_run(result: RunResult, images: Images, out: Path) -> list[Path]:
     _draw_images(samples.subplots(), sample_prior(program, 4 * ACROSS, images.train.shape[1]), images.shape)
     samples.suptitle(f"{title}\nmean images given latents drawn from the model's prior", fontsize=10)
 
-    return _save({"curves": curves, "reconstructions": reconstructions, "samples": samples}, out)
+    return {"reconstructions": reconstructions, "samples": samples}
 
 
-def picture_comparisons(comparisons: Sequence[Comparison], images: Images, path: Path) -> None:
-    """Write one picture: a row for each program, with learning curves, gradient noise and images side by side."""
+def picture_comparisons(comparisons: Sequence[Comparison], data: Dataset, path: Path) -> None:
+    """Write one picture: a row for each program, with learning curves, gradient noise and what the best has learned."""
     names = dict.fromkeys(row.estimator for comparison in comparisons for row in comparison.rows)
     colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
     figure = Figure(figsize=(15, 3.9 * len(comparisons) + 0.5), layout="constrained")
     grid = figure.subplots(len(comparisons), 3, squeeze=False, width_ratios=[1.25, 1, 0.9])
     for (left, middle, right), comparison in zip(grid, comparisons, strict=True):
-        _draw_test_curves(left, comparison, colours)
-        _draw_noise(middle, comparison, colours)
+        _draw_test_curves(left, comparison, colours, data)
+        _draw_noise(middle, comparison, colours, data)
         program = comparison.best.result.training.program
+        if isinstance(program, LatentClasses):
+            draw_found(right, program, data, PALETTE)
+            right.set_title(f"learned under {comparison.best.estimator}\n{right.get_title()}", fontsize=9)
+        if not isinstance(data, Images):
+            continue
         test = comparison.best.result.test[:FEW]
         shown = torch.cat([test, reconstruct(program, test), sample_prior(program, FEW, test.shape[1])])
-        _draw_images(right, shown, images.shape, ["test image", "reconstruction", "sample from\nthe model"], FEW)
+        _draw_images(right, shown, data.shape, ["test image", "reconstruction", "sample from\nthe model"], FEW)
         right.set_title(f"learned under\n{comparison.best.estimator}", fontsize=10)
     runs = sum(len(comparison.rows) for comparison in comparisons)
     figure.suptitle(
-        f"One program, several gradient estimators: what each reaches, how noisy it is ({runs} runs on {images.name})",
+        f"One program, several gradient estimators: what each reaches, how noisy it is ({runs} runs on {data.name})",
         fontsize=12,
     )
     _save({path.stem: figure}, path.parent)
 
 
-def _draw_run_curves(axes: Axes, result: RunResult) -> None:
+def _draw_run_curves(axes: Axes, result: RunResult, nats: str) -> None:
     steps, training = result.metrics.curve("smoothed")
     axes.plot(steps, training, color=PALETTE[0], linewidth=1.2, alpha=0.8)
     tested, test = result.metrics.curve("test_elbo")
@@ -85,10 +109,10 @@ def _draw_run_curves(axes: Axes, result: RunResult) -> None:
             (tested[-1], test[-1], "discrete test ELBO\n(hard samples)", PALETTE[1]),
         ],
     )
-    _finish(axes, "training step", f"bound ({NATS}), higher is better")
+    _finish(axes, "training step", f"bound ({nats}), higher is better")
 
 
-def _draw_test_curves(axes: Axes, comparison: Comparison, colours: dict[str, str]) -> None:
+def _draw_test_curves(axes: Axes, comparison: Comparison, colours: dict[str, str], data: Dataset) -> None:
     ends = []
     values: list[float] = []
     for row in comparison.rows:
@@ -103,12 +127,12 @@ def _draw_test_curves(axes: Axes, comparison: Comparison, colours: dict[str, str
     axes.set_ylim(bottom=max(min(values) - 0.05 * span, lowest - 0.3 * span))
     _label_ends(axes, ends)
     config = comparison.config
-    size = f"{config.latents} latents" if config.program == "sbn" else f"{config.latents} x {config.categories} one-hot"
+    size = size_of(config)
     axes.set_title(f"{config.program} ({size}): discrete test ELBO, hard samples", fontsize=10)
-    _finish(axes, "training step", f"test ELBO ({NATS}), higher is better")
+    _finish(axes, "training step", f"test ELBO (nats per {data.element}), higher is better")
 
 
-def _draw_noise(axes: Axes, comparison: Comparison, colours: dict[str, str]) -> None:
+def _draw_noise(axes: Axes, comparison: Comparison, colours: dict[str, str], data: Dataset) -> None:
     rows = sorted(comparison.rows, key=lambda row: row.noise.guide)
     positive = [row.noise.guide for row in rows if row.noise.guide > 0] or [1.0]
     floor = min(positive) / 3
@@ -131,7 +155,7 @@ def _draw_noise(axes: Axes, comparison: Comparison, colours: dict[str, str]) -> 
         f"gradient variance of the guide,\nall at the parameters where {comparison.shared_point} ended",
         fontsize=10,
     )
-    _finish(axes, f"summed over parameters, ({NATS})², log scale; lower is better", "")
+    _finish(axes, f"summed over parameters, (nats per {data.element})², log scale; lower is better", "")
 
 
 def _draw_images(

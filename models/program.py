@@ -3,30 +3,74 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Program", "dense", "logits_of_means"]
+from models.dataset import Dataset
+from models.errors import ConfigError
+
+if TYPE_CHECKING:
+    from models.config import RunConfig
+
+__all__ = ["LatentClasses", "Program", "dense", "logits_of_means"]
 
 
 class Program(nn.Module, ABC):
-    """A model of binary images and its guide: a Pyro program that knows nothing of gradient estimators.
+    """A model of data and its guide: a Pyro program that knows nothing of gradient estimators.
 
-    Both read a batch `[batch, pixels]` and have one plate, "data"; the image is the observed site "x". They compute on
-    the last dims alone, so that sites may have rows and particles to the left of the batch. Parameters under
-    `encoder` are the guide's, all others the model's.
+    Both read a batch `[batch, ...]` and have one plate over it, "data"; what is observed are the sites "x" or "x_0",
+    "x_1" ... They compute on the last dims alone, so that sites may have rows and particles to the left of the batch.
+    Parameters under `encoder` are the guide's, all others the model's.
+
+    - `summary`: a line on it. `reads`: the kind of data; `data`: the set taken if none is named.
+    - `defaults`: the settings of `RunConfig` that it has of its own, with their defaults.
     """
 
+    summary: ClassVar[str]
+    reads: ClassVar[type[Dataset]]
+    data: ClassVar[str]
+    defaults: ClassVar[Mapping[str, Any]]
+
+    @classmethod
     @abstractmethod
-    def model(self, x: Tensor) -> Tensor:
-        """Prior over the latents and likelihood of `x` `[batch, pixels]`; returns the image."""
+    def of(cls, config: RunConfig, data: Dataset) -> Program:
+        """The program with the config's settings and fresh parameters, which may start from the training data."""
+
+    @abstractmethod
+    def model(self, x: Tensor) -> Any:
+        """Prior over the latents and likelihood of `x` `[batch, ...]`."""
 
     @abstractmethod
     def guide(self, x: Tensor) -> None:
-        """Posterior over the latents given `x` `[batch, pixels]`."""
+        """Posterior over the latents given `x` `[batch, ...]`."""
+
+    def values(self, x: Tensor) -> int:
+        """About how many numbers a run computes for one element of `x`: evaluation takes as many as memory bears."""
+        return x[0].numel()
+
+
+class LatentClasses(Program):
+    """A program whose latents are so few, or so chained, that they can be summed: `log p(x)` and classes are exact.
+
+    - `marginal`: whether the guide leaves the latents out, so that estimators sum them inside the model: the objective
+      is `log p(x)` itself, whose maximum EM seeks. If not, the guide's `encoder` reads the data.
+    """
+
+    marginal: bool
+    GUIDES: ClassVar[Mapping[str, str]] = {
+        "amortised": "a network reads the data and gives the latents' logits",
+        "marginal": "the latents are left out of the guide and summed in the model",
+    }
+
+    def __init__(self, guide: str) -> None:
+        super().__init__()
+        if guide not in self.GUIDES:
+            raise ConfigError(f"Unknown guide {guide!r}; expected {' or '.join(self.GUIDES)}.")
+        self.marginal = guide == "marginal"
 
 
 def dense(sizes: Sequence[int], output_bias: Tensor | None = None) -> nn.Sequential:

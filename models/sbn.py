@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING, ClassVar
 
 import pyro
 import torch
 from pyro.distributions import Bernoulli
 from torch import Tensor, nn
 
+from models.data import Images
+from models.dataset import Dataset
 from models.program import Program, dense, logits_of_means
+
+if TYPE_CHECKING:
+    from models.config import RunConfig
 
 __all__ = ["SigmoidBeliefNetwork"]
 
@@ -27,6 +33,17 @@ class SigmoidBeliefNetwork(Program):
     inference and learning in belief networks.
     """
 
+    summary = "sigmoid belief network: one to three layers of binary units"
+    reads = Images
+    data = "digits"
+    defaults: ClassVar = {
+        "binarisation": "dynamic",
+        "latents": 200,
+        "layers": 1,
+        "hidden_layers": 0,
+        "hidden_units": 200,
+        "prior": "uniform",
+    }
     pixel_means: Tensor
     prior_logits: Tensor
 
@@ -50,6 +67,11 @@ class SigmoidBeliefNetwork(Program):
             output_bias = logits_of_means(pixel_means) if len(self.decoder) == 0 else None
             self.encoder.append(dense([below, *hidden, above]))
             self.decoder.append(dense([above, *reversed(hidden), below], output_bias))
+
+    @classmethod
+    def of(cls, config: RunConfig, data: Dataset) -> SigmoidBeliefNetwork:
+        latents = (config.latents,) * config.layers
+        return cls(data.train.mean(0), latents, config.hidden, config.prior == "learned")
 
     def model(self, x: Tensor) -> Tensor:
         pyro.module("sigmoid_belief_network", self)

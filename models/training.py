@@ -1,4 +1,4 @@
-"""Training a program on images with one estimator: steps, metrics, checkpoints, and going on where a run stopped."""
+"""Training a program on data with one estimator: steps, metrics, checkpoints, and going on where a run stopped."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from tqdm import tqdm
 
 from models.checkpoints import CHECKPOINT_NAME, load_checkpoint, save_checkpoint, write_atomically
 from models.config import RunConfig, build_program, check_same_run
-from models.data import BatchStream, Images, binarise_once
+from models.data import BatchStream, binarise_once
+from models.dataset import Dataset
 from models.errors import CheckpointError, ConfigError
 from models.estimators import build_elbo
-from models.evaluation import Bounds, bounds, discrete_elbo, isolated
+from models.evaluation import Bounds, bounds, discrete_elbo, isolated, log_likelihood
 from models.interrupts import Interrupted, StopRequest
 from models.metrics import Metrics, Record
-from models.program import Program
+from models.posterior import agreement
+from models.program import LatentClasses, Program
 from pyro_discrete.errors import DiscreteInferenceError
 
 __all__ = ["RUN_FILES", "RunResult", "Training", "refuse_used_folder", "run"]
@@ -42,16 +44,16 @@ class Training:
     Parameters start from the config's seed alone, so that runs differing in the estimator start from the same program.
     """
 
-    def __init__(self, config: RunConfig, images: Images) -> None:
+    def __init__(self, config: RunConfig, data: Dataset) -> None:
         self.config = config
-        self.fingerprint = images.fingerprint
-        self.stream = BatchStream(images.train, config.batch_size, config.binarisation, config.seed)
+        self.fingerprint = data.fingerprint
+        self.stream = BatchStream(data.train, config.batch_size, config.binarisation, config.seed)
         pyro.set_rng_seed(config.seed)
-        self.program: Program = build_program(config, images.train.mean(0))
+        self.program: Program = build_program(config, data)
         self.elbo = build_elbo(config)
         # The estimator's own parameters come into being on the first call; the optimiser needs them.
         with isolated(config.seed):
-            first = binarise_once(images.train[: config.batch_size], config.binarisation).to(config.device)
+            first = binarise_once(data.train[: config.batch_size], config.binarisation).to(config.device)
             self.elbo.loss(self.program.model, self.program.guide, first)
         groups: list[dict[str, Any]] = [{"params": list(self.program.parameters()), "lr": config.lr}]
         own = list(self.elbo.parameters())
@@ -62,7 +64,7 @@ class Training:
         self.smoothed: float | None = None
 
     def advance(self) -> float:
-        """Make one step; returns its training objective, in nats per image."""
+        """Make one step; returns its training objective, in nats per element of the data."""
         x = self.stream.next_batch().to(self.config.device)
         self.optimiser.zero_grad()
         loss = self.elbo.loss_and_grads(self.program.model, self.program.guide, x)
@@ -100,28 +102,33 @@ class Training:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run: its training state, metrics, and bounds on the binary test images `test` `[m, pixels]`."""
+    """A finished run: its training state, metrics, and bounds on the test elements `test` `[m, ...]` (binary images).
+
+    `found`, where the latents are classes: the exact test log-likelihood, and how the classes agree with the labels.
+    """
 
     training: Training
     metrics: Metrics
     test: Tensor
     bounds: Bounds
+    found: dict[str, float]
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The run in numbers; bounds in nats per image, from hard samples."""
+        """The run in numbers; bounds in nats per element, from hard samples."""
         return {
             "step": self.training.step,
             "test_elbo": self.bounds.elbo,
             "test_bound": self.bounds.importance_weighted,
             "bound_samples": self.bounds.samples,
+            **self.found,
             "ms_per_step": self.metrics.ms_per_step,
         }
 
 
 def run(
     config: RunConfig,
-    images: Images,
+    data: Dataset,
     out: Path | None = None,
     *,
     resume: bool = False,
@@ -143,10 +150,10 @@ def run(
     if out is not None and not resume:
         refuse_used_folder(out)
     state = load_checkpoint(out) if out is not None and resume else None
-    test = binarise_once(images.test, config.binarisation)
+    test = binarise_once(data.test, config.binarisation)
     metrics = Metrics(out / "metrics.jsonl" if out is not None else None)
     with isolated(config.seed):
-        training = Training(config, images)
+        training = Training(config, data)
         if state is not None and out is not None:
             check_same_run(state["config"], config, out)
             if state["data"] != training.fingerprint:
@@ -166,7 +173,11 @@ def run(
             if out is not None:
                 error.add_note(f"Training stopped at step {training.step}; {out} keeps the last checkpoint before it.")
             raise
-    result = RunResult(training, metrics, test, bounds(training.program, test, bound_samples))
+    program = training.program
+    found = {}
+    if isinstance(program, LatentClasses):
+        found = {"test_log_likelihood": log_likelihood(program, test), **agreement(program, data)}
+    result = RunResult(training, metrics, test, bounds(program, test, bound_samples), found)
     if out is not None:
         write_atomically(out / "summary.json", json.dumps(result.summary, indent=2) + "\n")
     return result

@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 from models import comparison, data, demo
 from models.cli import app
-from models.config import configure
+from models.config import PROGRAMS, configure
 from models.estimators import bias, build_elbo
 from models.options import SETTINGS
+from models.trials import KINDS
 from pyro_discrete import available_estimators
 from pyro_discrete.errors import ParticleError, SettingError
 
@@ -61,6 +62,37 @@ def test_train_reports_and_leaves_everything_in_its_folder(trained: tuple[Path, 
         assert pixels.std() > 0.01
 
 
+@pytest.mark.parametrize("program", ["gmm", "lca", "hmm"])
+def test_programs_of_latent_classes_report_what_they_found(tmp_path: Path, program: str) -> None:
+    out = tmp_path / "a"
+    arguments = ["train", program, "--out", out, "--guide", "marginal", "--estimator", "enumerate", "--steps"]
+    result = call(*arguments, 6, "--batch-size", 50)
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in out.glob("*.png")} == {"curves.png", "found.png"}
+    assert matplotlib.image.imread(out / "found.png").std() > 0.01
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["test_elbo"] == summary["test_bound"] == pytest.approx(summary["test_log_likelihood"])
+    for name in ("test_log_likelihood", "adjusted_rand_index", "many_to_one_accuracy"):
+        assert f"{summary[name]:.3f}" in result.stdout
+    again = call("train", program, "--out", out, "--resume", "--steps", 10)
+    assert again.exit_code == 0, again.output
+    whole = call(*arguments[:3], tmp_path / "whole", *arguments[4:], 10, "--batch-size", 50)
+    assert whole.exit_code == 0, whole.output
+    first, second = (json.loads((folder / "summary.json").read_text()) for folder in (out, tmp_path / "whole"))
+    assert {**first, "ms_per_step": 0} == {**second, "ms_per_step": 0}
+
+
+@pytest.mark.usefixtures("quick_noise")
+def test_compare_latent_classes(tmp_path: Path) -> None:
+    out = tmp_path / "c"
+    result = call("compare", "lca", "--estimators", "enumerate,rloo", "--out", out, "--steps", 5, "--bound-samples", 3)
+    assert result.exit_code == 0, result.output
+    assert "lca, 4 classes" in result.stdout
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    assert all("adjusted_rand_index" in row for row in rows)
+    assert matplotlib.image.imread(out / "comparison.png").std() > 0.01
+
+
 def test_resume_takes_the_settings_of_the_run(trained: tuple[Path, str]) -> None:
     out, _ = trained
     result = call("train", "sbn", "--out", out, "--resume", "--steps", 30, "--bound-samples", 3)
@@ -96,6 +128,9 @@ def test_train_where_no_folder_is_named(tmp_path: Path, monkeypatch: pytest.Monk
         (["sbn", "--batch-size", "0"], "--batch-size is 0"),
         (["sbn", "--batch-size", "1501"], "batch size is 1501; expected 1 to 1500"),
         (["sbn", "--resume"], "--resume needs --out"),
+        (["gmm", "--data", "digits"], "gmm reads points, the data set 'digits' holds images"),
+        (["hmm", "--data", "brown-words", "--data-dir", "/nowhere"], "data folder /nowhere is not there"),
+        (["gmm", "--latents", "3"], "gmm has no --latents"),
         (["sbn", "--estimator", "enumerate", "--latents", "100"], "z1"),
     ],
 )
@@ -193,7 +228,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_list_names_everything() -> None:
     result = call("list")
     assert result.exit_code == 0
-    for name in ["sbn", "categorical_vae", *available_estimators(), *data.DATASETS, *data.BINARISATIONS]:
+    for name in [*PROGRAMS, *KINDS, *available_estimators(), *data.DATASETS, *data.BINARISATIONS]:
         assert name in result.stdout
 
 

@@ -144,7 +144,7 @@ def test_images_with_nan_are_never_trained_on() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Encountered NaN")
-@pytest.mark.parametrize(("value", "message"), [(math.nan, "outputs are NaN"), (1e38, "ELBO of the images is nan")])
+@pytest.mark.parametrize(("value", "message"), [(math.nan, "outputs are NaN"), (1e38, "ELBO of the data is nan")])
 def test_a_bound_that_is_not_finite(x: Tensor, value: float, message: str) -> None:
     program = network(2)
     with torch.no_grad():

@@ -115,7 +115,11 @@ def test_deep_networks_train_too(images: Images) -> None:
     [
         ("snb", {}, r"Unknown program 'snb'\. Did you mean 'sbn'"),
         ("sbn", {"layers": 4}, "--layers is 4; expected 1 to 3"),
-        ("categorical_vae", {"layers": 2}, "one stochastic layer"),
+        ("categorical_vae", {"layers": 2}, "categorical_vae has no --layers"),
+        ("gmm", {"latents": 2}, "gmm has no --latents; leave it out"),
+        ("gmm", {"guide": "amortized"}, "Did you mean 'amortised'"),
+        ("hmm", {"categories": 1}, "--categories is 1; expected at least 2"),
+        ("sbn", {"binarisation": "none"}, "images need one"),
         ("sbn", {"steps": 0}, "--steps is 0; expected at least 1"),
         ("sbn", {"batch_size": 0}, "--batch-size is 0; expected at least 1"),
         ("sbn", {"lr": -1.0}, "--lr is -1.0; expected a positive number"),
@@ -140,9 +144,9 @@ def test_the_program_starts_the_same_under_every_estimator(images: Images) -> No
         assert all(torch.equal(state[name], states[0][name]) for name in state)
 
 
-def test_build_program_reads_the_config() -> None:
+def test_build_program_reads_the_config(images: Images) -> None:
     config = configure("sbn", "nvil", latents=5, layers=2, hidden_layers=1, hidden_units=7)
-    shapes = {name: tuple(p.shape) for name, p in build_program(config, torch.zeros(PIXELS)).named_parameters()}
+    shapes = {name: tuple(p.shape) for name, p in build_program(config, images).named_parameters()}
     assert shapes["encoder.0.0.weight"] == (7, PIXELS)
     assert shapes["encoder.1.2.weight"] == (5, 7)
     assert shapes["decoder.0.2.weight"] == (PIXELS, 7)
