@@ -38,6 +38,7 @@ from pyro_discrete.estimators import (
     Surrogate,
     UnorderedSet,
 )
+from pyro_discrete.expectation import TraceExpectation
 from pyro_discrete.relaxations import (
     CosineDecay,
     ExponentialDecay,
@@ -103,6 +104,7 @@ __all__ = [
     "SumAndSample",
     "Surrogate",
     "TraceELBO",
+    "TraceExpectation",
     "UnorderedSet",
     "available_estimators",
     "diagnostics",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pyro
@@ -25,7 +26,7 @@ from pyro_discrete.provenance import Provenance
 from pyro_discrete.rows import KeepSubsamples
 from pyro_discrete.sites import Site, is_latent, latent_sites, sample_sites
 
-__all__ = ["UNKNOWN", "Dependencies", "find_dependencies"]
+__all__ = ["UNKNOWN", "Dependencies", "divergence_of", "find_dependencies"]
 
 Key = tuple[str, str]
 """("guide" or "model", site name)."""
@@ -41,6 +42,8 @@ class Dependencies:
     - `terms`: for each site of guide and model the draws that its log-probability depends on, directly or through
       other draws. `parameters`: the same for its distribution, scale and mask alone, whatever its value is.
     - `reason`: why nothing is known, empty where all is.
+
+    A KL term (or entropy) in closed form is a term named `divergence_of(site)`.
     """
 
     terms: Sources = field(default_factory=dict)
@@ -54,14 +57,36 @@ class Dependencies:
         """Whether anything is known."""
         return not self.reason
 
+    def describe(self) -> str:
+        """What costs are made of, for the plan."""
+        if self.known:
+            return "each site's learning signal holds the terms that its draw can change, as a trial run showed"
+        return (
+            f"each site's learning signal holds all terms from its draw on, as dependence could escape: {self.reason}"
+        )
+
     def fit(self, guide_sites: Collection[str], model_sites: Collection[str]) -> bool:
         """Whether they are about runs with these sites."""
-        seen = [name for _, name in self.terms]
-        return seen == [*guide_sites, *model_sites]
+        return self._sites == [*guide_sites, *model_sites]
+
+    @cached_property
+    def _sites(self) -> list[str]:
+        return [name for _, name in self.terms]
 
     def influences(self, site: str, term: Key) -> bool:
         """Whether a site's draw may change a term. True where that is not known."""
-        return not self.known or term not in self.terms or site in self.terms[term]
+        sources = self.terms.get(term, self._divergences.get(term))
+        return not self.known or sources is None or site in sources
+
+    @cached_property
+    def _divergences(self) -> dict[Key, frozenset[str]]:
+        """What closed KL terms depend on: the parameters on both sides, or the guide's where the model has no such."""
+        return {
+            (side, divergence_of(name)): sources | self.parameters.get(("model", name), frozenset())
+            for (where, name), sources in self.parameters.items()
+            if where == "guide"
+            for side in ("guide", "model")
+        }
 
     def joined(self, members: Mapping[str, Collection[str]]) -> Dependencies:
         """The same, with new terms of the model, each computed from those of its members."""
@@ -87,6 +112,11 @@ class Dependencies:
             where = "model" if in_model else "guide"
             self._memory[key] = tuple(i for i, name in enumerate(names) if self.influences(site, (where, name)))
         return self._memory[key]
+
+
+def divergence_of(site: str) -> str:
+    """The name of a site's KL term."""
+    return f"KL of {site}"
 
 
 UNKNOWN = Dependencies(reason="not looked for")

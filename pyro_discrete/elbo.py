@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
 from pyro_discrete.engine import DiscreteELBO
+from pyro_discrete.errors import SettingError
 from pyro_discrete.objectives import EvidenceBound
+from pyro_discrete.select import Spec
 
 __all__ = ["TraceELBO"]
 
@@ -25,6 +34,12 @@ class TraceELBO(DiscreteELBO):
     - `retain_graph`: passed to `backward`.
     - `compile`: must be False; capture of a step as a graph is not part of this version.
 
+    - `analytic_kl`: where a site has a closed-form KL divergence between guide and model, and neither side's parameters
+      depend on the site's own draw, take it instead of log q - log p at that draw: the same mean with less noise. The
+      plan says for which sites.
+    - `kl_weight`: what the terms log p(z) - log q(z) of the guide's sites are multiplied by in training: a number, or
+      a schedule from the step (a whole number in a tensor) to a number. `loss()` reports the bound itself, unweighed.
+
     `plan` (after the first call) prints what each site got. `state_dict` holds all that the estimators have learned.
     Errors are subclasses of `pyro_discrete.errors.DiscreteInferenceError`.
 
@@ -42,4 +57,48 @@ class TraceELBO(DiscreteELBO):
     >>> loss = svi.step(torch.tensor([0.0, 1.0, 1.2]))
     """
 
-    objective = EvidenceBound()
+    objective: EvidenceBound
+    weight: Tensor
+
+    def __init__(
+        self,
+        estimator: Spec = "auto",
+        *,
+        num_particles: int = 1,
+        vectorize_particles: bool = True,
+        max_plate_nesting: float = math.inf,
+        retain_graph: bool | None = None,
+        strict_enumeration_warning: bool = True,
+        compile: bool = False,
+        analytic_kl: bool = False,
+        kl_weight: float | Callable[[Any], Any] = 1.0,
+    ) -> None:
+        self.objective = EvidenceBound(analytic_kl)
+        super().__init__(
+            estimator,
+            num_particles=num_particles,
+            vectorize_particles=vectorize_particles,
+            max_plate_nesting=max_plate_nesting,
+            retain_graph=retain_graph,
+            strict_enumeration_warning=strict_enumeration_warning,
+            compile=compile,
+        )
+        self.kl_weight = checked_weight(kl_weight, "kl_weight")
+        self.register_buffer("weight", torch.as_tensor(1.0), persistent=False)  # the step says what it is
+
+    def _advance(self) -> None:
+        advance_weight(self.weight, self.kl_weight, self.step)
+        self.objective.weight = None if self.kl_weight == 1.0 else self.weight
+
+
+def checked_weight(weight: float | Callable[[Any], Any], name: str) -> float | Callable[[Any], Any]:
+    """`weight` itself; `SettingError` unless it is a number that is not negative, or a function of the step."""
+    if callable(weight) or (isinstance(weight, int | float) and 0 <= weight < math.inf):
+        return weight
+    raise SettingError(f"{name}={weight!r} given; a number >= 0, or a schedule from the step to one, is expected.")
+
+
+def advance_weight(buffer: Tensor, weight: float | Callable[[Any], Any], step: Tensor) -> None:
+    """Write the weight of this step into a buffer `[]`: outside of the step, of whose tensors it is one."""
+    with torch.no_grad():
+        buffer.copy_(torch.as_tensor(weight(step) if callable(weight) else weight))

@@ -100,7 +100,7 @@ class DiscreteELBO(nn.Module, ELBO):
         pair = Pair(model, guide, args, kwargs)
         with self._errors(pair), torch.no_grad():
             if self._planned(pair).path == "enumerated":
-                outcome = self._enumerated(pair)
+                outcome = self._enumerated(pair, training=False)
             else:
                 outcome = self._retried(lambda: run_hard(self._planned(pair), pair, self.objective), pair)
             value = float(outcome.loss)
@@ -138,11 +138,12 @@ class DiscreteELBO(nn.Module, ELBO):
 
         What depends on a value is decided here, outside: `run_step` and `Outcome.combine` are tensor operations alone.
         """
+        self._advance()
         plan = self._planned(pair)
         if register:
             self.estimators.register()
         if plan.path == "enumerated":
-            outcome = self._enumerated(pair)
+            outcome = self._enumerated(pair, training=True)
         else:
             outcome = self._retried(lambda: run_step(self._planned(pair), pair, self.objective, self._adopt), pair)
         value = float(outcome.loss)
@@ -157,9 +158,12 @@ class DiscreteELBO(nn.Module, ELBO):
         self.estimators.warn_if_idle(self._calls)
         return surrogate, value
 
-    def _enumerated(self, pair: Pair) -> Outcome:
+    def _advance(self) -> None:
+        """Bring what follows a schedule to the present step, before a training step is run."""
+
+    def _enumerated(self, pair: Pair, training: bool) -> Outcome:
         """The exact loss, which is its own surrogate."""
-        loss = enumerated_loss(self.plan, pair)
+        loss = enumerated_loss(self.plan, self.objective.around(pair, training))
         return Outcome(loss.detach(), loss, [])
 
     def _planned(self, pair: Pair) -> Plan:
@@ -171,7 +175,9 @@ class DiscreteELBO(nn.Module, ELBO):
     def _make_plan(self, pair: Pair, vectorise: bool, reason: str = "") -> None:
         with on_trial():
             plan, trial = make_plan(pair, self.selection, self.objective, vectorise, self.max_plate_nesting)
-            if plan.path == "enumerated" and not settle_enumeration(plan, pair, trial):
+            if plan.path == "enumerated" and not settle_enumeration(
+                plan, self.objective.around(pair, training=False), trial
+            ):
                 plan, trial = make_plan(
                     pair, self.selection, self.objective, vectorise, self.max_plate_nesting, may_enumerate=False
                 )

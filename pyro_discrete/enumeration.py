@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -50,7 +51,9 @@ def enumerated_loss(plan: Plan, pair: Pair) -> Tensor:
     guide = _Configure(settings, parallel, seen=seen)(pair.guide)
     model = _Configure(settings, parallel, drawn=seen)(pair.model)
     try:
-        return elbo.exact_loss(model, guide, *pair.args, **pair.kwargs)
+        with warnings.catch_warnings():  # sites that need not be in the model may be there
+            warnings.filterwarnings("ignore", message="Found auxiliary vars in the model")
+            return elbo.exact_loss(model, guide, *pair.args, **pair.kwargs)
     except ValueError as error:
         if "no more global" not in str(error):
             raise

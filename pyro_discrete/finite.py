@@ -11,7 +11,7 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_discrete.errors import DiscreteInferenceError, EmptyBatchError, MissingDataError, NonFiniteError
+from pyro_discrete.errors import DiscreteInferenceError, EmptyBatchError, MissingDataError, NonFiniteError, SettingError
 from pyro_discrete.probe import Pair, on_trial, trace_pair
 from pyro_discrete.rows import KeepSubsamples
 from pyro_discrete.sites import sample_sites, site_log_prob
@@ -45,6 +45,14 @@ def explained(pair: Pair, step: Callable[[], int]) -> Iterator[None]:
         if invalid is None:
             raise
         raise invalid from error
+    except RuntimeError as error:
+        if "Can't call numpy() on Tensor that requires grad" not in str(error):
+            raise
+        raise SettingError(
+            "The program leaves torch (a tensor's .numpy()), but what it is given there is to be differentiated: by "
+            "an estimator that wants slopes or relaxed values, or for a reparameterised site. Use 'rloo', 'reinforce' "
+            "or 'nvil' ('disarm' for bits), or write it in torch."
+        ) from error
     except ZeroDivisionError as error:
         if "size cannot be zero" not in str(error):
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from typing import Any
@@ -15,10 +15,12 @@ from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_discrete.costs import Costs, Order, Term
-from pyro_discrete.dependencies import UNKNOWN, Dependencies
+from pyro_discrete.costs import Costs, Frames, Order, Term
+from pyro_discrete.dependencies import UNKNOWN, Dependencies, divergence_of
+from pyro_discrete.divergence import WeighDivergence, closed_divergence
 from pyro_discrete.errors import MissingDataError
-from pyro_discrete.sites import base_distribution, plates_of, sample_sites, without_mask
+from pyro_discrete.probe import Pair
+from pyro_discrete.sites import base_distribution, latent_sites, plates_of, sample_sites, without_mask
 
 __all__ = ["Evaluation", "EvidenceBound", "Objective", "first"]
 
@@ -52,9 +54,19 @@ class Objective(ABC):
     """What is maximised: it scores a pair of traces. Drawing, planning and the estimators know nothing of it.
 
     - `may_enumerate`: whether sums over all discrete sites by enumeration give this objective.
+    - `reads_dependencies`: whether its value, and not the sites' costs alone, is made up by what depends on what.
     """
 
     may_enumerate: bool = True
+    reads_dependencies: bool = False
+
+    def around(self, pair: Pair, training: bool) -> Pair:
+        """The pair that is run for this objective: handlers that weigh terms or leave them out; in training or not."""
+        return pair
+
+    def notes(self, guide_trace: Trace, model_trace: Trace, dependencies: Dependencies) -> dict[str, str]:
+        """What the plan is to add about sites, by name."""
+        return {}
 
     @abstractmethod
     def evaluate(
@@ -91,7 +103,41 @@ class _Sum:
 
 
 class EvidenceBound(Objective):
-    """The evidence lower bound: f(z) = log p(x, z) - log q(z | x)."""
+    """The evidence lower bound: f(z) = log p(x, z) - log q(z | x).
+
+    - `analytic_kl`: whether the KL terms of sites that have a closed form take it.
+    - `weight`: in training, what the terms of the guide's latent sites are multiplied by, in guide and model; `[]`.
+    """
+
+    def __init__(self, analytic_kl: bool = False) -> None:
+        self.analytic_kl = self.reads_dependencies = analytic_kl
+        self.weight: Tensor | None = None
+
+    def around(self, pair: Pair, training: bool) -> Pair:
+        """The pair with its KL terms weighed, in training."""
+        if self.weight is None or not training:
+            return pair
+        weigh = WeighDivergence(self.weight)
+        return replace(pair, guide=weigh(pair.guide), model=weigh.around_model()(pair.model))
+
+    def notes(self, guide_trace: Trace, model_trace: Trace, dependencies: Dependencies) -> dict[str, str]:
+        """Which sites have their KL term in closed form, and why others do not."""
+        if not self.analytic_kl:
+            return {}
+        return {
+            name: f"; KL term sampled ({term})" if isinstance(term, str) else "; KL term in closed form"
+            for name, term in self._divergences(guide_trace, model_trace, dependencies).items()
+        }
+
+    def _divergences(
+        self, guide_trace: Trace, model_trace: Trace, dependencies: Dependencies
+    ) -> dict[str, Tensor | str]:
+        """Each latent site's KL term, or why it has none in closed form."""
+        model = {n: m for n, m in sample_sites(model_trace).items() if m["mask"] is not False}
+        return {
+            name: closed_divergence(name, msg, model.get(name), dependencies)
+            for name, msg in latent_sites(guide_trace).items()
+        }
 
     def evaluate(
         self,
@@ -113,27 +159,44 @@ class EvidenceBound(Objective):
         both, pathwise_alone, value_alone = _Sum(), _Sum(), _Sum()
         scores: dict[str, Tensor] = {}
         untended: dict[str, Tensor] = {}
+        closed: dict[str, Tensor] = {}
+        if self.analytic_kl:
+            divergences = self._divergences(guide_trace, model_trace, dependencies)
+            closed = {name: padded(term) for name, term in divergences.items() if isinstance(term, Tensor)}
+        model_sites = sample_sites(model_trace)
         guide_sites = {}
+
+        def add(cost: Tensor, plates: Frames, in_model: bool, position: int, name: str) -> None:
+            terms.append(Term(cost if keep_graph else cost.detach(), plates, in_model, position, name))
+            both.add(cost)
+
         for position, (name, msg) in enumerate(sample_sites(guide_trace).items()):
-            guide_sites[name] = plates_of(msg)
+            plates = guide_sites[name] = plates_of(msg)
             log_q, score, pathwise = _guide_log_prob(msg, estimated.get(name))
             term = padded(log_q)
+            if score is not None:
+                (scores if name in estimated else untended)[name] = term if score is log_q else padded(score)
+            if name in closed and name not in untended:
+                if name not in model_sites or model_sites[name]["mask"] is False:
+                    add(closed.pop(name), plates, False, position, divergence_of(name))
+                continue
+            closed.pop(name, None)
             value = term.detach()
-            terms.append(Term(term if keep_graph else value, guide_sites[name], False, position, name))
+            terms.append(Term(term if keep_graph else value, plates, False, position, name))
             if pathwise is log_q:
                 both.add(term)
             else:
                 value_alone.add(value)
                 if pathwise is not None:
                     pathwise_alone.add(padded(pathwise))
-            if score is not None:
-                (scores if name in estimated else untended)[name] = term if score is log_q else padded(score)
         model_positions = {}
-        for position, (name, msg) in enumerate(sample_sites(model_trace).items()):
+        for position, (name, msg) in enumerate(model_sites.items()):
             model_positions[name] = position
+            if name in closed:
+                add(closed[name], plates_of(msg), True, position, divergence_of(name))
+                continue
             cost = -padded(scale_and_mask(_log_prob(msg["fn"], msg), msg["scale"], msg["mask"]))
-            terms.append(Term(cost if keep_graph else cost.detach(), plates_of(msg), True, position, name))
-            both.add(cost)
+            add(cost, plates_of(msg), True, position, name)
         path = both.total(particles)
         loss = path.detach() if torch.is_tensor(path) else path
         if value_alone.by_shape:

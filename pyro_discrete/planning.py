@@ -112,6 +112,7 @@ def make_plan(
 
     With `may_enumerate=False`, "auto" does not enumerate.
     """
+    given, pair = pair, objective.around(pair, training=False)
     trial = plain_trial(pair)
     check_data(trial.model_trace)
     if max_plate_nesting != math.inf:
@@ -128,12 +129,15 @@ def make_plan(
     if enumerated is not None:
         return enumerated, trial
     plan = Plan([], "vectorised", Columns(), selection.particles, trial.batch_dims, marginal=settings)
-    plan.wiring = Wiring(pair)
-    known = plan.dependencies(pair)
+    plan.wiring = Wiring(given)
+    known = plan.dependencies(given)
     order = Order({n: plates_of(m) for n, m in sample_sites(trial.guide_trace).items()}, {}, known)
     for site in sites:
         plan.sites.append(plan_site(site, selection, plan, order))
-    plan.costs = _describe_costs(known)
+    notes = objective.notes(trial.guide_trace, trial.model_trace, known)
+    for site_plan in plan.sites:
+        site_plan.notes += notes.get(site_plan.name, "")
+    plan.costs = known.describe()
     plan.sites += map(_marginal_plan, marginal)
     if marginal:
         plan.cost = settle_marginals(pair, trial, settings)
@@ -168,12 +172,6 @@ def plan_site(site: Site, selection: Selection, plan: Plan, order: Order | None 
                 f"; its cost is summed over plate {', '.join(crossed)}, as a later site outside could carry influence"
             )
     return SitePlan(site.name, site.family.value, _label(estimator), rows, why, notes)
-
-
-def _describe_costs(known: Dependencies) -> str:
-    if known.known:
-        return "each site's learning signal holds the terms that its draw can change, as a trial run showed"
-    return f"each site's learning signal holds all terms from its draw on, as dependence could escape: {known.reason}"
 
 
 def _label(estimator: Estimator) -> str:

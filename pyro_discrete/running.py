@@ -12,7 +12,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_discrete.context import Contexts
-from pyro_discrete.dependencies import Dependencies
+from pyro_discrete.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.errors import SharedTermsError
 from pyro_discrete.estimators.base import Draw, Estimator, Family, SiteView
 from pyro_discrete.estimators.reinforce import Reinforce
@@ -84,15 +84,17 @@ class _Hardened(Reinforce):
 
 def run_hard(plan: Plan, pair: Pair, objective: Objective) -> Outcome:
     """The discrete objective with hard draws, one row; a relaxed draw is hardened, so that its noise is the same."""
+    dependencies = plan.dependencies(pair) if objective.reads_dependencies else UNKNOWN
+    pair = objective.around(pair, training=False)
     choose = _chooser(plan, lambda site: _Hardened.instead_of(plan.estimators.get(site.name)))
     if plan.path == "vectorised" and plan.particles > 1:
         placing = PlaceRows(choose, Columns(), plan.particles, plan.batch_dims)
-        evaluations = [evaluated(pair, plan, objective, placing, plan.particles)]
+        evaluations = [evaluated(pair, plan, objective, placing, plan.particles, dependencies=dependencies)]
     else:
         subsamples, evaluations = None, []
         for _ in range(plan.particles):
             placing = PlaceColumn(choose, Primary(), plan.batch_dims)
-            evaluations.append(evaluated(pair, plan, objective, placing, None, subsamples))
+            evaluations.append(evaluated(pair, plan, objective, placing, None, subsamples, dependencies))
             subsamples = subsamples or KeepSubsamples.of(evaluations[0].guide_trace, evaluations[0].model_trace)
     loss = sum((e.loss for e in evaluations), start=0.0)
     return Outcome(loss / plan.particles, 0.0, evaluations)
@@ -100,9 +102,11 @@ def run_hard(plan: Plan, pair: Pair, objective: Objective) -> Outcome:
 
 def run_step(plan: Plan, pair: Pair, objective: Objective, adopt: Adopt) -> Outcome:
     """A training step's loss and surrogate. `adopt(site)` gives a site's estimator."""
+    dependencies = plan.dependencies(pair)
+    pair = objective.around(pair, training=True)
     choose = _chooser(plan, adopt)
     run = _run_rows if plan.path == "vectorised" else _run_columns
-    return run(plan, pair, objective, choose, plan.dependencies(pair))
+    return run(plan, pair, objective, choose, dependencies)
 
 
 def _chooser(plan: Plan, adopt: Adopt) -> Callable[[Site], Estimator | None]:

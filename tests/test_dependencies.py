@@ -6,44 +6,19 @@ probability, so nothing alarms by chance.
 
 from __future__ import annotations
 
-import itertools
-
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_discrete import Reinforce, TraceELBO
+from pyro_discrete import TraceELBO
 from pyro_discrete.dependencies import Dependencies, find_dependencies
 from pyro_discrete.diagnostics.exact import exact_gradient
-from pyro_discrete.estimators import Draw
 from pyro_discrete.probe import Pair
 from tests.escapes import ESCAPES, FOLLOWED, Two
+from tests.forced import Forced, mean_gradient
 
 FULL = Dependencies(reason="planted")
-
-
-class Forced(Reinforce):
-    """The score function at values that a test chooses."""
-
-    forced: dict[str, float] = {}  # noqa: RUF012
-
-    def draw(self, site):
-        value = site.sample()
-        return Draw(torch.full_like(value, Forced.forced[site.name]).unsqueeze(0))
-
-
-def mean_gradient(elbo, pair, names, leaf):
-    """The exact mean of a one-row estimator's gradient over all joint values of independent bits."""
-    total = torch.zeros_like(leaf)
-    for values in itertools.product((0.0, 1.0), repeat=len(names)):
-        Forced.forced = dict(zip(names, values, strict=True))
-        leaf.grad = None
-        elbo.loss_and_grads(pair.model, pair.guide)
-        weight = dist.Bernoulli(logits=leaf.detach()).log_prob(torch.tensor(values, dtype=leaf.dtype)).sum().exp()
-        total += weight * leaf.grad
-    leaf.grad = None
-    return total
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -52,7 +27,7 @@ def test_the_gradient_is_exact_however_dependence_travels(channel):
     pair = Two(channel)
     elbo = TraceELBO(Forced(), vectorize_particles=False)
     if channel.__name__ != "at_random":
-        found = mean_gradient(elbo, pair, ["a", "b"], pair.phi)
+        found = mean_gradient(elbo, pair.model, pair.guide, ["a", "b"], pair.phi)
         expected = exact_gradient(pair.model, pair.guide)
         assert torch.allclose(found, next(iter(expected.values())), rtol=1e-9, atol=1e-12)
     known = find_dependencies(Pair(pair.model, pair.guide, (), {}))
@@ -69,7 +44,7 @@ def test_a_planted_analysis_that_misses_a_dependence_is_seen(channel, monkeypatc
         | {("model", name): frozenset("b") for name in ("b", "x", "y")}
     )
     monkeypatch.setattr("pyro_discrete.switches.find_dependencies", lambda pair: wrong)
-    found = mean_gradient(TraceELBO(Forced(), vectorize_particles=False), pair, ["a", "b"], pair.phi)
+    found = mean_gradient(TraceELBO(Forced(), vectorize_particles=False), pair.model, pair.guide, ["a", "b"], pair.phi)
     expected = next(iter(exact_gradient(pair.model, pair.guide).values()))
     assert abs(found[0] - expected[0]) > 1e-2
     assert torch.isclose(found[1], expected[1], rtol=1e-9)
@@ -98,7 +73,7 @@ def test_a_switch_that_is_thrown_later_is_seen():
     elbo = TraceELBO(Forced(), vectorize_particles=False)
     for state in (False, True, False):
         pair.on = state
-        found = mean_gradient(elbo, pair, ["a", "b"], pair.phi)
+        found = mean_gradient(elbo, pair.model, pair.guide, ["a", "b"], pair.phi)
         assert torch.allclose(found, next(iter(exact_gradient(pair.model, pair.guide).values())), rtol=1e-9)
         assert elbo.plan.dependencies(Pair(pair.model, pair.guide, (), {})).influences("a", ("model", "x")) is state
 

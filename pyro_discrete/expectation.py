@@ -1,0 +1,105 @@
+"""The expectation of a reward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_discrete.divergence import RewardAlone
+from pyro_discrete.elbo import advance_weight, checked_weight
+from pyro_discrete.engine import DiscreteELBO
+from pyro_discrete.objectives import EvidenceBound
+from pyro_discrete.probe import Pair
+from pyro_discrete.select import Spec
+
+__all__ = ["TraceExpectation"]
+
+
+class ExpectedReward(EvidenceBound):
+    """f(z) is the model's factors and observed terms alone; in training, with a weight on the guide's entropy."""
+
+    def __init__(self) -> None:
+        super().__init__(analytic_kl=True)
+
+    def around(self, pair: Pair, training: bool) -> Pair:
+        """The pair without the terms of its latent sites, but for the entropy in training."""
+        alone = RewardAlone(self.weight if training else None)
+        return replace(pair, guide=alone(pair.guide), model=alone.around_model()(pair.model))
+
+    def notes(self, guide_trace: Any, model_trace: Any, dependencies: Any) -> dict[str, str]:
+        """Which sites have their entropy in closed form, where it has a weight."""
+        if self.weight is None:
+            return {}
+        notes = super().notes(guide_trace, model_trace, dependencies)
+        return {name: note.replace("KL term", "entropy") for name, note in notes.items()}
+
+
+class TraceExpectation(DiscreteELBO):
+    r"""The expectation of a reward under the guide.
+
+    .. math:: \max \; E_{q(z)}[f(z)] + \beta \, H(q)
+
+    f is what the model says by `pyro.factor` and observed sites; its latent sites are where it receives the guide's
+    draws, and their prior does not count. The guide may draw sites that the model does not have. Used like `TraceELBO`,
+    with the same arguments and estimators. The reward may be any function: with estimators that do not differentiate
+    it ("reinforce", "rloo", "disarm", "enumerate", ...) it may be plain Python on NumPy. Where such a function takes
+    arrays with dims on the left, all rows are evaluated at once, otherwise one by one, after a warning.
+
+    - `entropy_weight`: beta >= 0, or a schedule from the step to it. The entropy of a site given the earlier ones is
+      taken in closed form where its distribution has one.
+
+    `loss()` is minus the expected reward by hard draws, without the entropy; `loss_and_grads` returns what was
+    optimised. Raises `SiteMatchError` for a latent site of the model that the guide does not draw.
+
+    Source: Williams (1992), Simple statistical gradient-following algorithms for connectionist reinforcement learning;
+    entropy regularisation as in Williams and Peng (1991), Function optimization using connectionist reinforcement
+    learning algorithms.
+
+    >>> import numpy as np
+    >>> import pyro, torch
+    >>> import pyro.distributions as dist
+    >>> rewards = np.array([0.1, 0.7, 0.3])
+    >>> def model():
+    ...     arm = pyro.sample("arm", dist.Categorical(torch.ones(3)))
+    ...     pyro.factor("reward", torch.as_tensor(rewards[arm.numpy()]))
+    >>> def guide():
+    ...     pyro.sample("arm", dist.Categorical(logits=pyro.param("logits", torch.zeros(3).double())))
+    >>> loss = TraceExpectation("rloo", num_particles=4).loss_and_grads(model, guide)
+    """
+
+    objective: ExpectedReward
+    weight: Tensor
+
+    def __init__(
+        self,
+        estimator: Spec = "auto",
+        *,
+        num_particles: int = 1,
+        vectorize_particles: bool = True,
+        max_plate_nesting: float = math.inf,
+        retain_graph: bool | None = None,
+        strict_enumeration_warning: bool = True,
+        compile: bool = False,
+        entropy_weight: float | Callable[[Any], Any] = 0.0,
+    ) -> None:
+        self.objective = ExpectedReward()
+        super().__init__(
+            estimator,
+            num_particles=num_particles,
+            vectorize_particles=vectorize_particles,
+            max_plate_nesting=max_plate_nesting,
+            retain_graph=retain_graph,
+            strict_enumeration_warning=strict_enumeration_warning,
+            compile=compile,
+        )
+        self.entropy_weight = checked_weight(entropy_weight, "entropy_weight")
+        self.register_buffer("weight", torch.as_tensor(0.0), persistent=False)  # the step says what it is
+
+    def _advance(self) -> None:
+        advance_weight(self.weight, self.entropy_weight, self.step)
+        self.objective.weight = None if self.entropy_weight == 0.0 else self.weight
