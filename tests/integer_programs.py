@@ -1,4 +1,4 @@
-"""Programs with integer latents in the usual Pyro way, and beside each the same one written by hand with one-hot vectors."""
+"""Programs with integer latents in the usual Pyro way, and the same ones written by hand with one-hot vectors."""
 
 from __future__ import annotations
 

@@ -2,48 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, overload
 
 from pyro.poutine.messenger import Messenger
 
-from pyro_discrete.errors import UnsupportedSiteError
+from pyro_discrete.errors import SettingError, UnknownSiteError, UnsupportedSiteError, near_matches
 from pyro_discrete.estimators.base import PATHWISE, Family
-from pyro_discrete.relaxations.concrete import positive_temperature
 from pyro_discrete.relaxations.extension import Relaxed, extended
 from pyro_discrete.relaxations.forms import rebuilt
-from pyro_discrete.sites import family_of, is_latent
+from pyro_discrete.relaxations.schedules import Temperature, checked_temperature, temperature_at
+from pyro_discrete.sites import Site, family_of, is_latent
 
-__all__ = ["ExtendMessenger", "RelaxMessenger", "refuse_to_relax", "relax"]
+__all__ = ["ExtendMessenger", "RelaxMessenger", "Sites", "refuse_to_relax", "relax"]
+
+Sites = str | Collection[str] | Callable[[Site], bool] | None
 
 
 def refuse_to_relax(name: str, family: Family, fn: Any) -> UnsupportedSiteError:
     """The error for a site of a family that has no relaxation."""
     return UnsupportedSiteError(
-        f"Site {name!r} is {type(fn).__name__} ({family.value}), which has no relaxation here: Bernoulli and "
-        "OneHotCategorical sites have. Use 'rloo' or 'nvil' for it, or write a Categorical as OneHotCategorical."
+        f"Site {name!r} is {type(fn).__name__} ({family.value}), which has no relaxation here: Bernoulli, Categorical, "
+        "OneHotCategorical, Binomial, Multinomial, Poisson, Geometric and NegativeBinomial sites have. Leave it out "
+        "(relax(..., sites=...)), or use TraceELBO with 'rloo' or 'nvil' for it."
     )
 
 
 class RelaxMessenger(Messenger):
-    """Relaxes every latent Bernoulli and OneHotCategorical site it sees."""
+    """Relaxes the latent discrete sites that it is to relax, at the temperature of its step.
 
-    def __init__(self, temperature: float, hard: bool = False) -> None:
+    `step` counts how often it has been entered; schedules read it.
+    """
+
+    def __init__(
+        self, temperature: Temperature | Mapping[str, Temperature], hard: bool = False, sites: Sites = None
+    ) -> None:
         super().__init__()
-        self.temperature, self.hard = positive_temperature(temperature, "relax"), hard
+        given = temperature if isinstance(temperature, Mapping) else {"*": temperature}
+        self.temperatures = {name: checked_temperature(t, "relax") for name, t in given.items()}
+        if isinstance(temperature, Mapping) and sites is None:
+            sites = tuple(self.temperatures)
+        self.hard = hard
+        self.patterns = (sites,) if isinstance(sites, str) else None if callable(sites) else sites
+        self.predicate = sites if callable(sites) else None
+        self.step = 0
+        self._seen: set[str] = set()
+        self._depth = 0
+
+    def __enter__(self) -> RelaxMessenger:
+        self._depth += 1
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        self._depth -= 1
+        leaving = super().__exit__(*error)
+        if error[0] is None and self._depth == 0:
+            self.step += 1
+            if self.step == 1:
+                self._check_patterns()
+        return leaving
+
+    def _check_patterns(self) -> None:
+        for pattern in self.patterns or ():
+            if not any(fnmatchcase(name, pattern) for name in self._seen):
+                raise UnknownSiteError(
+                    f"relax: sites={pattern!r} matches no latent site that was drawn. "
+                    f"{near_matches(pattern, self._seen) if self._seen else 'There was none.'}"
+                )
+
+    def _wanted(self, msg: Any) -> bool:
+        if self.predicate is not None:
+            return bool(self.predicate(Site(msg)))
+        if self.patterns is not None:
+            return any(fnmatchcase(msg["name"], pattern) for pattern in self.patterns)
+        return not msg["infer"].get("enumerate")  # Pyro will sum over it
+
+    def _temperature(self, name: str) -> Any:
+        for pattern, temperature in self.temperatures.items():
+            if fnmatchcase(name, pattern):
+                return temperature_at(temperature, self.step)
+        raise SettingError(
+            f"relax: no temperature is given for site {name!r}, which is to be relaxed; there are some for "
+            f"{', '.join(map(repr, self.temperatures))}. Add one for it, or for '*'."
+        )
 
     def _pyro_sample(self, msg: Any) -> None:
         if not is_latent(msg):
             return
+        self._seen.add(msg["name"])
         family = family_of(msg["fn"])
-        if family in PATHWISE:
-            relaxed = partial(
-                Relaxed, temperature=self.temperature, hard=self.hard, site=msg["name"], infer=msg["infer"]
-            )
-            msg["fn"] = rebuilt(msg["fn"], relaxed)
-        elif family not in (None, Family.CONTINUOUS):
-            raise refuse_to_relax(msg["name"], family, msg["fn"])
+        if family in (None, Family.CONTINUOUS) or not self._wanted(msg):
+            return
+        if family not in PATHWISE:
+            raise refuse_to_relax(msg["name"], family, msg["fn"])  # type: ignore[arg-type]
+        temperature = self._temperature(msg["name"])
+        relaxed = partial(Relaxed, temperature=temperature, hard=self.hard, site=msg["name"], infer=msg["infer"])
+        msg["fn"] = rebuilt(msg["fn"], relaxed)
 
 
 class ExtendMessenger(Messenger):
@@ -59,35 +115,70 @@ class ExtendMessenger(Messenger):
 
 
 @overload
-def relax(fn: None = None, *, temperature: float, hard: bool = False) -> RelaxMessenger: ...
+def relax(
+    fn: None = None,
+    *,
+    temperature: Temperature | Mapping[str, Temperature],
+    hard: bool = False,
+    sites: Sites = None,
+) -> RelaxMessenger: ...
 @overload
-def relax(fn: Callable[..., Any], *, temperature: float, hard: bool = False) -> Callable[..., Any]: ...
-def relax(fn: Callable[..., Any] | None = None, *, temperature: float, hard: bool = False) -> Any:
-    """Relax the latent Bernoulli and OneHotCategorical sites of a program (with or without `.to_event`).
+def relax(
+    fn: Callable[..., Any],
+    *,
+    temperature: Temperature | Mapping[str, Temperature],
+    hard: bool = False,
+    sites: Sites = None,
+) -> Callable[..., Any]: ...
+def relax(
+    fn: Callable[..., Any] | None = None,
+    *,
+    temperature: Temperature | Mapping[str, Temperature],
+    hard: bool = False,
+    sites: Sites = None,
+) -> Any:
+    """Relax latent discrete sites of a program, which stays as it is.
 
-    Draws become differentiable: a sigmoid of logistic noise, or a softmax of Gumbel noise, divided by `temperature`;
-    with `hard=True` their forward value is the hard draw (straight-through). Log-masses are extended linearly to
-    soft values. Observed and reparameterised sites are left alone. The handler wraps a model and a guide (both, as the
-    model has to score the guide's soft values), or is a context manager around a whole step.
+    Draws become differentiable: a sigmoid of logistic noise, or a softmax of Gumbel noise, divided by the temperature;
+    with `hard=True` their forward value is the hard draw (straight-through). A Bernoulli, OneHotCategorical or
+    Multinomial site has a floating value; a Categorical one (OrderedLogistic, too) a `SoftIndex`, which does what the
+    integer does; Binomial, Poisson, Geometric and NegativeBinomial ones a soft count, over 0 to the largest one: for a
+    Binomial its number of trials, for the others what the site states as `infer={"truncation": 30}`. Log-masses are
+    extended linearly to soft values. Observed and reparameterised sites are left alone.
 
-    Raises `SettingError` if the temperature is not positive, `UnsupportedSiteError` at a discrete site of another
-    family.
+    The handler wraps a model and a guide (both, as the model has to score the guide's soft values), or is a context
+    manager around a whole step, with Pyro's own ELBOs. Outside it, as in `Predictive`, everything stays hard.
+
+    - `temperature`: a number; a `Schedule` or another function of the step, of which there is one each time that the
+      handler is entered (its `step` counts them); or a dict from site names or globs to these.
+    - `sites`: which latent sites: a name or glob, several of them, or a function of a `Site` (`site.name`,
+      `site.family`, `site["infer"]`). By default those that `temperature` names, if it is a dict, else every discrete
+      site that Pyro is not told to enumerate.
+
+    When to use which. Soft values (`hard=False`) let every category take part in the likelihood, weighted: they learn
+    mixtures and tables from any start, at a loss that is not the discrete one. Hard values keep the discrete loss, but
+    a category gets a gradient only from the data that draw it: see "The stall" in benchmarks/RESULTS.md.
+
+    Raises `SettingError` if a temperature is not positive, `UnsupportedSiteError` at a discrete site of another
+    family (or a count without an end), `UnknownSiteError` for a name that the first run has no site for,
+    `RelaxationError` where the program does to a soft index what only an integer allows.
 
     Source: Jang, Gu and Poole (2017), Categorical reparameterization with Gumbel-Softmax; Maddison, Mnih and Teh
-    (2017), The Concrete distribution.
+    (2017), The Concrete distribution; for counts Joo, Kim, Shin and Moon (2020), Generalized Gumbel-Softmax gradient
+    estimator for generic discrete random variables.
 
     >>> import pyro, torch
     >>> import pyro.distributions as dist
     >>> from pyro.infer import Trace_ELBO
     >>> def model():
-    ...     z = pyro.sample("z", dist.Bernoulli(0.5))
-    ...     pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.8))
+    ...     z = pyro.sample("z", dist.Categorical(torch.ones(3) / 3))
+    ...     pyro.sample("x", dist.Normal(torch.tensor([0.0, 1.0, 2.0])[z], 1.0), obs=torch.tensor(0.8))
     >>> def guide():
-    ...     pyro.sample("z", dist.Bernoulli(logits=pyro.param("logit", torch.tensor(0.0))))
+    ...     pyro.sample("z", dist.Categorical(logits=pyro.param("logits", torch.zeros(3))))
     >>> with relax(temperature=0.5):
     ...     loss = Trace_ELBO().loss_and_grads(model, guide)
-    >>> pyro.param("logit").grad is not None
+    >>> pyro.param("logits").grad is not None
     True
     """
-    messenger = RelaxMessenger(temperature, hard)
+    messenger = RelaxMessenger(temperature, hard, sites)
     return messenger if fn is None else messenger(fn)
