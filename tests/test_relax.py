@@ -4,12 +4,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import Predictive, Trace_ELBO
+from pyro.infer import Predictive, Trace_ELBO, TraceEnum_ELBO
 
-from pyro_discrete import GumbelSoftmax, StraightThroughGumbelSoftmax, TraceELBO, relax
+from pyro_discrete import ExponentialDecay, GumbelSoftmax, SoftIndex, StraightThroughGumbelSoftmax, TraceELBO, relax
+from pyro_discrete.errors import SettingError, UnknownSiteError
 from pyro_discrete.relaxations import Relaxed, relaxed_bernoulli, relaxed_one_hot
 from tests.pairs import DATA, gradients, layers, layers_guide
 
+REAL = torch.float64
 LOGITS = torch.tensor([-2.0, 0.0, 1.5])
 
 
@@ -123,3 +125,116 @@ def test_loss_of_a_relaxed_estimator_is_the_discrete_objective():
     exact = TraceELBO("enumerate").loss(layers, layers_guide, DATA)
     assert discrete == pytest.approx(exact, abs=0.06)
     assert abs(relaxed - exact) > 0.2
+
+
+def real(*values):
+    return torch.tensor(values, dtype=REAL)
+
+
+def several():
+    a = pyro.sample("a.0", dist.Bernoulli(0.5))
+    b = pyro.sample("a.1", dist.Categorical(torch.ones(3)))
+    c = pyro.sample("c", dist.Categorical(torch.ones(3)))
+    return a, b, c
+
+
+@pytest.mark.parametrize(
+    ("sites", "soft"),
+    [
+        (None, "abc"),
+        ("a.0", "a"),
+        ("a.*", "ab"),
+        (["a.1", "c"], "bc"),
+        (lambda site: site.family.value == "Categorical", "bc"),
+        (lambda site: site.name.endswith("0"), "a"),
+    ],
+)
+def test_the_handler_relaxes_the_sites_it_is_told_to(sites, soft):
+    for values in (relax(several, temperature=0.5, sites=sites)(), _around(relax(temperature=0.5, sites=sites))):
+        found = "".join(n for n, v in zip("abc", values, strict=True) if isinstance(v, SoftIndex))
+        assert found == soft
+    assert not any(isinstance(v, SoftIndex) for v in several())
+
+
+def _around(handler):
+    with handler:
+        return several()
+
+
+def test_the_handler_says_what_it_was_told_wrongly():
+    with pytest.raises(UnknownSiteError, match="'b' matches no latent site"):
+        relax(several, temperature=0.5, sites=["c", "b"])()
+    with pytest.raises(SettingError, match="no temperature is given for site 'c'"):
+        relax(several, temperature={"a.*": 0.5}, sites="*")()
+    with pytest.raises(SettingError, match="temperature=-1"):
+        relax(several, temperature={"a.*": -1.0})
+
+
+def test_temperatures_by_site_and_by_step():
+    def program():
+        return pyro.sample("z", dist.Categorical(torch.ones(2))), pyro.sample("y", dist.Categorical(torch.ones(2)))
+
+    handler = relax(temperature={"z": ExponentialDecay(1.0, 0.1, rate=0.5), "y": 0.3})
+    seen = []
+    for _ in range(3):
+        with handler:
+            trace = pyro.poutine.trace(program).get_trace()
+        seen.append([float(trace.nodes[n]["fn"].temperature) for n in "zy"])
+    assert seen == [[pytest.approx(torch.tensor(-0.5 * i).exp().item()), 0.3] for i in range(3)]
+    assert handler.step == 3
+
+
+@pytest.mark.parametrize("family", ["bernoulli", "categorical"])
+def test_over_a_guide_alone_pyros_own_distribution_scores_the_soft_value(family):
+    table = real(0.0, 1.0, 2.0)
+
+    def make(logits):
+        return dist.Bernoulli(logits=logits[..., 0]) if family == "bernoulli" else dist.Categorical(logits=logits)
+
+    def model():
+        z = pyro.sample("z", make(real(0.3, -0.2, 0.1)))
+        pyro.sample("x", dist.Normal(table[z.long()], 1.0), obs=real(0.7)[0])
+
+    def guide():
+        pyro.sample("z", make(pyro.param("t", real(0.1, 0.2, -0.5))))
+
+    found = []
+    for pair in (
+        (model, relax(guide, temperature=0.5)),
+        (relax(model, temperature=0.5), relax(guide, temperature=0.5)),
+    ):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        loss = Trace_ELBO().loss_and_grads(*pair)
+        found.append((loss, gradients()["t"]))
+    assert found[0][0] == pytest.approx(found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1])
+
+
+def test_other_sites_are_enumerated_beside_relaxed_ones():
+    """By this ELBO (a local expectation) and by Pyro's, whose enumerated sites the handler leaves alone.
+
+    The enumerated site's gradient is exact given the relaxed value; the relaxed one's sees a draw of the other here,
+    and its sum there.
+    """
+    table, both = real([0.0, 1.0], [2.0, -1.0], [0.5, 3.0]), {"enumerate": "parallel"}
+
+    def model():
+        z = pyro.sample("z", dist.Categorical(logits=real(0.3, -0.2, 0.1)))
+        c = pyro.sample("c", dist.Categorical(logits=real(0.1, 0.4)), infer=both)
+        pyro.sample("x", dist.Normal(pyro.ops.indexing.Vindex(table)[z, c], 1.0), obs=real(0.7)[0])
+
+    def guide():
+        pyro.sample("z", dist.Categorical(logits=pyro.param("z_logits", real(0.1, 0.2, -0.5))))
+        pyro.sample("c", dist.Categorical(logits=pyro.param("c_logits", real(0.1, 0.2))), infer=both)
+
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    TraceELBO({"z": GumbelSoftmax(0.5), "c": "enumerate"}).loss_and_grads(model, guide)
+    ours = gradients()
+    torch.manual_seed(0)
+    with relax(temperature=0.5):
+        TraceEnum_ELBO(max_plate_nesting=0).loss_and_grads(model, guide)
+    theirs = gradients()
+    torch.testing.assert_close(ours["c_logits"], theirs["c_logits"])
+    assert (ours["z_logits"] - theirs["z_logits"]).abs().max() < 0.1
