@@ -1,4 +1,4 @@
-"""The command line: `python -m models train | compare | demo | list`."""
+"""The command line: `python -m models train | compare | demo | bandit | list`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from models.bandit import bandit_table, learn_policy
 from models.checkpoints import write_atomically
 from models.comparison import compare as run_comparison
 from models.config import RunConfig, configure, resumed
@@ -25,6 +26,7 @@ from models.demo import demonstrate
 from models.errors import ConfigError, ModelsError
 from models.estimators import has_temperature
 from models.interrupts import Interrupted
+from models.logged import load_log
 from models.options import takes_settings
 from models.pictures import picture_comparisons, picture_run
 from models.tables import choices, comparison_table, run_table
@@ -170,6 +172,48 @@ def demo(
         show(comparison_table(comparisons))
         say(f"picture: {out / 'demo.png'}\nfigures: {out / 'results.json'}")
         say(f"took {time.perf_counter() - started:.0f} s with {threads} thread{'s' * (threads > 1)}")
+
+
+@app.command()
+def bandit(
+    log: Annotated[str, typer.Option(help="open-bandit (the package obp's) or simulated.")] = "simulated",
+    estimators: Annotated[
+        str, typer.Option(help="Names from `list`, or auto, separated by commas.")
+    ] = "auto,reinforce,rloo,carms,unordered_set",
+    steps: Annotated[int, typer.Option(help="Training steps of each run.", min=1)] = 2000,
+    particles: Annotated[int, typer.Option(help="Choices drawn in each step.", min=1)] = 16,
+    entropy_weight: Annotated[float, typer.Option(help="Of the policy's entropy beside the reward.", min=0.0)] = 0.0,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 0.05,
+    seed: Annotated[int, typer.Option(help="Of the draws.", min=0)] = 0,
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the figures.  [default: runs/bandit-LOG]")] = None,
+    threads: Threads = 1,
+) -> None:
+    """Learn a categorical policy from a bandit's log under several estimators, against the exact optimum."""
+    with reported(threads):
+        names = [name.strip() for name in estimators.split(",") if name.strip()]
+        if not names:
+            raise ConfigError(f"--estimators is {estimators!r}; expected names separated by commas.")
+        out = out or Path("runs") / f"bandit-{log}"
+        refuse_used_folder(out, ["results.json"])
+        rounds = load_log(log, data_dir)
+        say(rounds.origin)
+        runs = [
+            learn_policy(
+                rounds,
+                name,
+                steps=steps,
+                particles=particles,
+                learning_rate=learning_rate,
+                entropy_weight=entropy_weight,
+                seed=seed,
+            )
+            for name in names
+        ]
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / "results.json", json.dumps([run.to_dict() for run in runs], indent=2) + "\n")
+        show(bandit_table(rounds, runs))
+        say(f"figures: {out / 'results.json'}")
 
 
 @app.command(name="list")
