@@ -11,7 +11,7 @@ from pyro.ops.rings import LogRing
 from pyro.ops.special import safe_log
 from torch import Tensor
 
-__all__ = ["Elimination", "log_sum_exp"]
+__all__ = ["Elimination", "SizesAlone", "log_sum_exp"]
 
 Reduce = Callable[[Tensor, int], Tensor]
 
@@ -35,8 +35,8 @@ class Elimination(LogRing):
     chain (a hidden Markov model, of any order) are summed out in pairs of links at once, in log2(length) rounds.
 
     - `reduce(table, dim)`: sums a dim out; another one gives maxima, or draws.
-    - `largest`, `operations`: elements of the largest table so far, and of all tables together. Run on tensors of
-      device "meta", the ring gives these and does no work.
+    - `largest`, `operations`: elements of the largest table so far, and of all tables together (`SizesAlone` gives
+      these without doing the work).
 
     Source: Obermeyer et al. (2019), Tensor variable elimination for plated factor graphs; Särkkä and García-Fernández
     (2021), Temporal parallelization of Bayesian smoothers.
@@ -98,11 +98,15 @@ class Elimination(LogRing):
             self._note(terms[0].numel())
             return terms[0]
         union = "".join(sorted({d for t in terms for d in _dims(t)}))
+        table = self._added(terms, union)
+        self._note(table.numel())
+        return _named(table, union)
+
+    def _added(self, terms: Sequence[Tensor], union: str) -> Tensor:
         table = _aligned(terms[0], union)
         for term in terms[1:]:
             table = table + _aligned(term, union)
-        self._note(table.numel())
-        return _named(table, union)
+        return table
 
     def _note(self, elements: int) -> None:
         self.largest = max(self.largest, elements)
@@ -146,17 +150,49 @@ class Elimination(LogRing):
         chain = [t for t in terms if any(d in index for d in _dims(t))]
         rest = [t for t in terms if not any(d in index for d in _dims(t))]
         batch = "".join(sorted(others))
-        matrices = _links(chain, links[spare:], width, sizes, batch)
-        return [*rest, _named(self._scanned(matrices), batch)], hubs
+        return [*rest, _named(self._scanned(chain, links[spare:], width, sizes, batch), batch)], hubs
 
-    def _scanned(self, matrices: Tensor) -> Tensor:
-        """The product of matrices `[n, S, S, *batch]` in log space, summed over its first and last state."""
+    def _scanned(
+        self, terms: Sequence[Tensor], dims: Sequence[str], width: int, sizes: dict[str, int], batch: str
+    ) -> Tensor:
+        """The product in log space of a chain's matrices, summed over its first and last state: `[*batch]`."""
+        matrices = _links(terms, dims, width, sizes, batch)
         while len(matrices) > 1:
             paired = len(matrices) // 2 * 2
             table = matrices[0:paired:2].unsqueeze(3) + matrices[1:paired:2].unsqueeze(1)
             self._note(table.numel())
             matrices = torch.cat([self.reduce(table, 2), matrices[paired:]])
         return self.reduce(self.reduce(matrices[0], 0), 0)
+
+
+class SizesAlone(Elimination):
+    """Goes the way of `Elimination` with the sizes of its tables, and computes none of them."""
+
+    def product(self, term: Tensor, ordinal: Iterable[str]) -> Tensor:
+        kept = "".join(d for d in _dims(term) if d not in ordinal)
+        sizes = dict(zip(_dims(term), term.shape, strict=True))
+        return _named(_blank([sizes[d] for d in kept]), kept)
+
+    def _added(self, terms: Sequence[Tensor], union: str) -> Tensor:
+        sizes = {d: n for t in terms for d, n in zip(_dims(t), t.shape, strict=True)}
+        return _blank([sizes[d] for d in union])
+
+    def _summed(self, table: Tensor, dim: str) -> Tensor:
+        return self.product(table, dim)
+
+    def _scanned(
+        self, terms: Sequence[Tensor], dims: Sequence[str], width: int, sizes: dict[str, int], batch: str
+    ) -> Tensor:
+        rest, links = [sizes[d] for d in batch], len(dims) // width - 1
+        while links > 1:
+            self._note(links // 2 * sizes[dims[0]] ** (3 * width) * math.prod(rest))
+            links = (links + 1) // 2
+        return _blank(rest)
+
+
+def _blank(shape: Sequence[int]) -> Tensor:
+    """A tensor of that shape that takes no memory."""
+    return torch.zeros(()).expand(list(shape))
 
 
 def _links(terms: Sequence[Tensor], dims: Sequence[str], width: int, sizes: dict[str, int], batch: str) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -214,16 +214,11 @@ def _common_scale(component: Component) -> Any:
     return first
 
 
-def contract(
-    component: Component, ring: Elimination | None = None, like: Callable[[Tensor], Tensor] = lambda value: value
-) -> Tensor:
-    """The component's marginal log-likelihood, packed: `[*plates that all of its factors are in]`.
-
-    `like` may put other packed tensors in the factors' place.
-    """
+def contract(component: Component, ring: Elimination | None = None) -> Tensor:
+    """The component's marginal log-likelihood, packed: `[*plates that all of its factors are in]`."""
     tree: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
     for factor in component.factors:
-        tree.setdefault(factor.plates, []).append(like(factor.value))
+        tree.setdefault(factor.plates, []).append(factor.value)
     try:
         contracted = contract_tensor_tree(tree, set(component.symbols), ring=ring or Elimination())
     except NotImplementedError as error:
