@@ -201,15 +201,17 @@ def _check_plates(factors: Sequence[Factor], marginalise: Marginalise, names: _N
 def _common_scale(component: Component) -> Any:
     """The scale of all factors; it goes outside the logarithm."""
     scales = [f.message["scale"] for f in component.factors]
-    first = scales[0]
-    if any(torch.is_tensor(s) for s in scales):
-        return next(s for s in scales if torch.is_tensor(s))
-    if any(s != first for s in scales):
+    first = next((s for s in scales if torch.is_tensor(s)), scales[0])
+    if torch.is_tensor(first) and first.numel() > 1:
+        raise EnumerationError(f"Site {component.sites[0]!r} of the model alone has a poutine.scale of many elements.")
+    # tensors are compared by identity where that is enough, as a step that is to be captured reads no values
+    if any(s is not first and s != first for s in scales):
         listed = ", ".join(f"{f.name!r}: {float(s):.6g}" for f, s in zip(component.factors, scales, strict=True))
         raise EnumerationError(
             f"Sites {', '.join(map(repr, component.sites))} of the model alone are summed out together with the sites "
             f"that depend on them, but the scales of these differ ({listed}), so there is no marginal likelihood to "
-            "scale. Put them into the same subsampled plate and poutine.scale, or draw them in the guide too."
+            "scale. Put them into the same subsampled plate and poutine.scale (a kl_weight is one, too), or draw them "
+            "in the guide too."
         )
     return first
 

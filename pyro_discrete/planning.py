@@ -129,7 +129,8 @@ def make_plan(
     if enumerated is not None:
         return enumerated, trial
     plan = Plan([], "vectorised", Columns(), selection.particles, trial.batch_dims, marginal=settings)
-    plan.wiring = Wiring(given)
+    if objective.reads_dependencies or any(s.family is not None for s in sites):
+        plan.wiring = Wiring(given)
     known = plan.dependencies(given)
     order = Order({n: plates_of(m) for n, m in sample_sites(trial.guide_trace).items()}, {}, known)
     for site in sites:
@@ -137,7 +138,7 @@ def make_plan(
     notes = objective.notes(trial.guide_trace, trial.model_trace, known)
     for site_plan in plan.sites:
         site_plan.notes += notes.get(site_plan.name, "")
-    plan.costs = known.describe()
+    plan.costs = known.describe() if plan.wiring is not None else ""
     plan.sites += map(_marginal_plan, marginal)
     if marginal:
         plan.cost = settle_marginals(pair, trial, settings)

@@ -68,7 +68,8 @@ def check_rows(pair: Pair, trial: Trial, rows: int, only: Collection[str] | None
             return RowsVerdict(None, f"its sites change from run to run ({', '.join(sorted(changed))})")
         for name, msg in rowed.items():
             _check_shapes(name, msg["fn"], alone[name]["fn"], trial_rows, trial.batch_dims)
-    for row in range(min(trial_rows, 5)):
+    few = 2 if len(model_trace.nodes) > 200 else 5  # a long program is run less often
+    for row in range(min(trial_rows, few)):
         mixing = _mixing_site(pair, trial, guide_trace, model_trace, row)
         if mixing is not None:
             return RowsVerdict(
