@@ -9,7 +9,7 @@ for each column and particle instead, with the same copies.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,10 +17,12 @@ from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_discrete.estimators.base import PATHWISE, RELAXABLE, Draw, Estimator, Family
+from pyro_discrete.estimators.base import RELAXABLE, Draw, Estimator
 from pyro_discrete.relaxations.extension import extended
 from pyro_discrete.relaxations.forms import one_hot_site, one_hot_weights, program_value
-from pyro_discrete.sites import Site, base_distribution, is_latent
+from pyro_discrete.relaxations.point import Point
+from pyro_discrete.sites import Site, is_latent
+from pyro_discrete.soft_sites import as_seen, at_density, mean, merged, softened
 from pyro_discrete.tracing import SiteMessenger
 
 __all__ = ["Columns", "KeepSubsamples", "PlaceColumn", "PlaceRows", "Primary"]
@@ -59,25 +61,6 @@ def _drawn(site: Site, estimator: Estimator) -> Draw:
     return draw
 
 
-def _as_seen(site: Site, estimator: Estimator) -> Site:
-    """The site as its estimator sees it: one of one-hot vectors, if it draws relaxed values or wants slopes."""
-    return one_hot_site(site) if estimator.relaxed or estimator.sloped else site
-
-
-def _softened(site: Site, estimator: Estimator, beside: bool) -> bool:
-    """Whether the program sees soft values at the site: its own, or its mean downstream of another one's."""
-    if estimator.relaxed or estimator.sloped:
-        return site.family in PATHWISE
-    return beside and site.family in RELAXABLE
-
-
-def _mean(site: Site) -> Tensor:
-    """The site's probabilities for every column, `[columns, K, *batch, *event]`: what its value is on average."""
-    base = base_distribution(site.distribution)
-    probabilities = base.logits.sigmoid() if site.family is Family.BERNOULLI else base.logits.softmax(-1)
-    return site.split(probabilities, site.event_dim)
-
-
 def _always(site: str, later: str) -> bool:
     return True
 
@@ -105,7 +88,7 @@ class PlaceRows(SiteMessenger):
         self.draws: dict[str, Draw] = {}
         self.sites: dict[str, Site] = {}
         self.chosen: dict[str, Estimator] = {}
-        self.relaxed: set[str] = set()
+        self.relaxed: dict[str, Point | None] = {}
         self.resampled: list[tuple[int, str]] = []
         self._drawn: set[str] = set()
 
@@ -118,31 +101,44 @@ class PlaceRows(SiteMessenger):
             if self.columns.count > 1:
                 msg["value"], msg["done"] = site.merge(self._columns(site, site.fresh[:1])), True
         else:
-            soft = _softened(site, estimator, bool(self.soft_columns))
-            seen = _as_seen(site, estimator)
+            soft = softened(site, estimator, bool(self.soft_columns))
+            seen = as_seen(site, estimator)
             if 0 in estimator.relaxed:  # in every column it is relaxed, wherever it is drawn anew
                 everywhere = Site(msg, (1, self.columns.count * self.particles), self.batch_dims)
                 everywhere.step = site.step
-                values = estimator.draw(_as_seen(everywhere, estimator)).value[0]
-                seen.fresh = values.reshape(self.columns.count, *seen.fresh_shape)
-                draw = Draw(seen.fresh[:1])
+                drawn = estimator.draw(as_seen(everywhere, estimator))
+                seen.fresh = drawn.value[0].reshape(self.columns.count, *seen.fresh_shape)
+                draw = Draw(seen.fresh[:1], drawn.point)
             else:
                 draw = _drawn(seen, estimator)
             self.draws[site.name], self.sites[site.name], self.chosen[site.name] = draw, seen, estimator
             if soft:
-                self.relaxed.add(site.name)
                 rows = draw.value
                 if seen is site:  # drawn hard, soft in others' columns
                     seen, rows = one_hot_site(site), one_hot_weights(site.distribution, rows)
-                msg["value"] = program_value(msg["fn"], seen.merge(self._columns(seen, rows)), site.name)
-                msg["fn"] = extended(msg["fn"])
+                may_be_mean = not at_density(draw.point)
+                msg["value"] = program_value(msg["fn"], seen.merge(self._columns(seen, rows, may_be_mean)), site.name)
+                self.relaxed[site.name] = self._point(seen, draw.point)
+                msg["fn"] = extended(msg["fn"], self.relaxed[site.name])
             else:
                 msg["value"] = site.merge(self._columns(site, draw.value))
             msg["done"] = True
         self._drawn.add(site.name)
 
-    def _columns(self, site: Site, rows: Tensor) -> Tensor:
-        """`rows` `[rows, K, ...]` of the site and draws of the other columns as one `[columns, K, ...]`."""
+    def _point(self, site: Site, point: Point | None) -> Point | None:
+        """Where the site is scored in every column, in the shape that the program gives its values."""
+        if point is None:
+            return None
+        there = site.of(site.distribution)
+        there.fresh = point.tensor.reshape(self.columns.count, *site.fresh_shape)
+        columns = self._columns(there, there.fresh[:1], may_be_mean=not at_density(point))
+        return replace(point, tensor=there.merge(columns))
+
+    def _columns(self, site: Site, rows: Tensor, may_be_mean: bool = True) -> Tensor:
+        """`rows` `[rows, K, ...]` of the site and draws of the other columns as one `[columns, K, ...]`.
+
+        In soft columns a relaxable site has its mean; without `may_be_mean` it is drawn anew there too.
+        """
         if self.columns.count == 1:
             return rows
         owned = self.columns.owned.get(site.name, [])
@@ -152,13 +148,13 @@ class PlaceRows(SiteMessenger):
         for owner, columns in self.columns.owned.items():
             if owner in self._drawn and self.downstream(owner, site.name):  # there the site draws anew
                 for column in columns:
-                    values[column] = self._downstream(site, column)
+                    values[column] = self._downstream(site, column, may_be_mean)
         return torch.stack(values)
 
-    def _downstream(self, site: Site, column: int) -> Tensor:
-        if column in self.soft_columns:
+    def _downstream(self, site: Site, column: int, may_be_mean: bool) -> Tensor:
+        if column in self.soft_columns and may_be_mean:
             if site.family in RELAXABLE:
-                return _mean(site)[column]
+                return mean(site)[column]
             if site.family is not None:
                 self.resampled.append((column, site.name))
         return site.fresh[column]
@@ -170,6 +166,7 @@ class Primary:
 
     draws: dict[str, Draw] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
+    points: dict[str, Point | None] = field(default_factory=dict)
 
 
 class KeepSubsamples(SiteMessenger):
@@ -222,8 +219,9 @@ class PlaceColumn(SiteMessenger):
         self.resampled: list[tuple[int, str]] = []
         self.sites: dict[str, Site] = {}
         self.chosen: dict[str, Estimator] = {}
-        self.relaxed: set[str] = set()
+        self.relaxed: dict[str, Point | None] = {}
         self.extra: dict[str, int] = {}
+        self._points: dict[str, Point | None] = {}
         self._past_owner = False
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -243,23 +241,29 @@ class PlaceColumn(SiteMessenger):
             msg["value"], msg["done"] = self.primary.values[site.name], True
         elif estimator is not None:
             msg["value"], msg["done"] = self._downstream(site, estimator), True
-        if estimator is not None and _softened(site, estimator, self.soft):
-            self.relaxed.add(site.name)
-            msg["fn"] = extended(msg["fn"])
+        if estimator is not None and softened(site, estimator, self.soft):
+            point = self._points.get(site.name, self.primary.points.get(site.name))
+            self.relaxed[site.name] = point
+            msg["fn"] = extended(msg["fn"], point)
 
     @staticmethod
     def _own_value(site: Site, estimator: Estimator, value: Tensor) -> Tensor:
         """What the program sees of a value that the site's own estimator drew."""
-        merged = _as_seen(site, estimator).merge(value)
-        soft = _softened(site, estimator, beside=False)
+        merged = as_seen(site, estimator).merge(value)
+        soft = softened(site, estimator, beside=False)
         return program_value(site.distribution, merged, site.name) if soft else merged
 
     def _downstream(self, site: Site, estimator: Estimator) -> Tensor:
-        if self.soft and site.family in RELAXABLE:
-            seen = one_hot_site(site)
-            return program_value(site.distribution, seen.merge(_mean(seen)[0]), site.name)
+        draw = None
         if 0 in estimator.relaxed:
-            return self._own_value(site, estimator, estimator.draw(_as_seen(site, estimator)).value[0])
+            seen = as_seen(site, estimator)
+            draw = estimator.draw(seen)
+            self._points[site.name] = merged(seen, draw.point)
+        if self.soft and site.family in RELAXABLE and not (draw and at_density(draw.point)):
+            seen = one_hot_site(site)
+            return program_value(site.distribution, seen.merge(mean(seen)[0]), site.name)
+        if draw is not None:
+            return self._own_value(site, estimator, draw.value[0])
         if self.soft:
             self.resampled.append((0, site.name))
         return site.merge(site.sample())
@@ -267,9 +271,10 @@ class PlaceColumn(SiteMessenger):
     def _primary(self, site: Site, estimator: Estimator | None, msg: Any) -> None:
         if estimator is None:
             return
-        seen = _as_seen(site, estimator)
+        seen = as_seen(site, estimator)
         draw = _drawn(seen, estimator)
         self.primary.draws[site.name], self.sites[site.name] = draw, seen
+        self.primary.points[site.name] = merged(seen, draw.point)
         self.extra[site.name] = draw.value.shape[0] - 1
         msg["value"], msg["done"] = self._own_value(site, estimator, draw.value[0]), True
 

@@ -6,10 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from pyro_discrete.relaxations.point import Point
 
 __all__ = ["ANY_FAMILY", "FINITE", "PATHWISE", "RELAXABLE", "Draw", "Estimator", "Family", "SiteView", "Surrogate"]
 
@@ -68,6 +71,7 @@ class Draw:
 
     - `value` `[rows, K, *batch, *event]`: row 0 is a draw from the guide's distribution q (for a relaxed estimator,
       its relaxation).
+    - `point`: where a relaxed row 0 is scored, if not by its log-mass extended to its value; `[K, *batch, *event]`.
     - `log_q` `[K, *batch]`: log q of row 0, differentiable, neither scaled nor masked.
     - `logits` `[K, *batch, *event]`: differentiable logits of q, if `draw` passes them on (`logits=site.logits`).
     - `event_dim`: number of event dims of a value.
@@ -78,6 +82,7 @@ class Draw:
     """
 
     value: Tensor
+    point: Point | None = None
     log_q: Tensor | None = None
     logits: Tensor | None = None
     event_dim: int = 0

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
 from torch import Tensor
 
+from pyro_discrete.errors import SettingError
+from pyro_discrete.estimators.base import Draw, Estimator, SiteView
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
-from pyro_discrete.relaxations.concrete import relaxed_draw
-from pyro_discrete.relaxations.schedules import Temperature
+from pyro_discrete.relaxations.concrete import soften
+from pyro_discrete.relaxations.gumbel import gumbel_like, logistic_like
+from pyro_discrete.relaxations.point import Point
+from pyro_discrete.relaxations.schedules import Temperature, checked_temperature, temperature_at
 
 __all__ = ["GumbelSoftmax"]
+
+KL = ("linear", "analytic", "relaxed")
 
 
 class GumbelSoftmax(RelaxedEstimator):
@@ -17,28 +26,85 @@ class GumbelSoftmax(RelaxedEstimator):
     .. math:: \nabla f\big(\mathrm{softmax}((\mathrm{logits} + G) / t)\big), \quad G \sim \mathrm{Gumbel}
 
     (for a Bernoulli, a sigmoid of logistic noise). One evaluation; low variance; biased, the less the lower the
-    temperature, at the price of variance. The model is evaluated at soft values; log-masses of prior and posterior
-    are extended linearly to them. Serves Bernoulli and OneHotCategorical sites.
+    temperature, at the price of variance. The model is evaluated at soft values, and what the site's own log-mass and
+    the prior's are there is a choice of three objectives:
 
-    Raises `SettingError` if `temperature` is not positive.
+    - `kl="linear"`: log-masses extended linearly to soft values.
+    - `kl="analytic"`: the Kullback-Leibler divergence of the discrete distributions, given the site's parents; only the
+      likelihood sees the soft value. Wrong where the prior's parameters depend on what the guide draws from this site
+      (`TraceELBO(analytic_kl=True)`, for sites of every estimator, leaves those out).
+    - `kl="relaxed"`: densities of the relaxed distributions (in logits), the prior relaxed at its own temperature. The
+      loss is then a bound of the relaxed model's evidence, but that is another model's. Categories without probability
+      are left out.
 
-    The default temperature had the best discrete ELBO of six on two programs (benchmarks/RESULTS.md); the literature
-    has 2/3 for Bernoulli variables.
+    `loss()` is the discrete objective whichever it is. Serves Bernoulli, Categorical and OneHotCategorical sites, and
+    counts of finite or truncated support.
 
-    Source: Jang, Gu and Poole (2017), Categorical reparameterization with Gumbel-Softmax; Maddison, Mnih and Teh
-    (2017), The Concrete distribution.
+    - `prior_temperature`: with `kl="relaxed"`, that of the prior; the same as the posterior's by default.
+
+    Raises `SettingError` for a setting out of range.
+
+    Defaults are those of the best discrete ELBO (benchmarks/RESULTS.md); the literature has a temperature of 2/3 for
+    Bernoulli variables.
+
+    Source: Jang, Gu and Poole (2017), Categorical reparameterization with Gumbel-Softmax (analytic); Maddison, Mnih and
+    Teh (2017), The Concrete distribution, section 3.3 and appendix C (relaxed; equation 20 is the analytic one).
 
     >>> from pyro_discrete import GumbelSoftmax, TraceELBO
-    >>> elbo = TraceELBO(GumbelSoftmax(temperature=0.5))
+    >>> elbo = TraceELBO(GumbelSoftmax(temperature=0.5, kl="analytic"))
     """
 
     name = "gumbel_softmax"
     summary = "pathwise gradient through a relaxed draw"
     reference = "Jang et al. 2017; Maddison et al. 2017"
 
-    def __init__(self, temperature: Temperature = 0.35) -> None:
+    def __init__(
+        self,
+        temperature: Temperature = 0.35,
+        kl: Literal["linear", "analytic", "relaxed"] = "linear",
+        prior_temperature: Temperature | None = None,
+    ) -> None:
         super().__init__(temperature, hard=False)
+        if kl not in KL:
+            raise SettingError(f"GumbelSoftmax: kl={kl!r} given, one of {', '.join(map(repr, KL))} expected.")
+        if prior_temperature is not None and kl != "relaxed":
+            raise SettingError(
+                f"GumbelSoftmax: prior_temperature={prior_temperature!r} given with kl={kl!r}, where the prior is not "
+                "relaxed: leave it out, or choose kl='relaxed'."
+            )
+        self.kl = kl
+        self.prior_temperature = (
+            None if prior_temperature is None else checked_temperature(prior_temperature, "GumbelSoftmax")
+        )
+
+    def extra_repr(self) -> str:
+        return ", ".join(part for part in (super().extra_repr(), f"kl={self.kl}") if part)
+
+    @classmethod
+    def variants(cls) -> list[Estimator]:
+        return [cls(), cls(kl="analytic"), cls(kl="relaxed", prior_temperature=0.5)]
+
+    def draw(self, site: SiteView) -> Draw:
+        """One relaxed row, and where it is scored."""
+        logits, one_hot = self.logits(site)
+        temperature = temperature_at(self.temperature, site.step)
+        unsquashed = self.unsquashed(logits, temperature, one_hot)
+        point = None
+        if self.kl == "analytic":
+            point = Point(soften(logits, 1.0, one_hot=one_hot))
+        elif self.kl == "relaxed":
+            prior = temperature if self.prior_temperature is None else temperature_at(self.prior_temperature, site.step)
+            point = Point(unsquashed, temperature, prior)
+        return Draw(soften(unsquashed, 1.0, one_hot=one_hot).unsqueeze(0), point)
+
+    def unsquashed(self, logits: Tensor, temperature: Tensor | float, one_hot: bool) -> Tensor:
+        """The draw whose softmax (or sigmoid) are the weights."""
+        noise = gumbel_like(logits) if one_hot else logistic_like(logits)
+        if torch.is_tensor(temperature) and temperature.requires_grad:  # no slope through what is infinite anyway
+            bounded = logits.isfinite()
+            return torch.where(bounded, (torch.where(bounded, logits, 0.0) + noise) / temperature, logits)
+        return (logits + noise) / temperature
 
     def weights(self, logits: Tensor, temperature: Tensor | float, one_hot: bool) -> Tensor:
         """The relaxed draw."""
-        return relaxed_draw(logits, temperature, one_hot=one_hot)
+        return soften(self.unsquashed(logits, temperature, one_hot), 1.0, one_hot=one_hot)

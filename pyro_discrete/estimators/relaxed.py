@@ -53,10 +53,15 @@ class RelaxedEstimator(Estimator):
         """Weights in the shape of `logits`: `[..., categories]`, or `[...]` for a Bernoulli (`one_hot=False`)."""
 
     def draw(self, site: SiteView) -> Draw:
-        """One row, differentiable in the logits; drawn in single precision at least, whatever the networks' is."""
+        """One row, differentiable in the logits."""
+        logits, one_hot = self.logits(site)
+        return Draw(self.weights(logits, temperature_at(self.temperature, site.step), one_hot).unsqueeze(0))
+
+    @staticmethod
+    def logits(site: SiteView) -> tuple[Tensor, bool]:
+        """The site's logits, in single precision at least (the networks' may be less), and whether they are one-hot."""
         logits = site.logits.to(torch.promote_types(site.logits.dtype, torch.float32))
-        temperature = temperature_at(self.temperature, site.step)
-        return Draw(self.weights(logits, temperature, site.family is not Family.BERNOULLI).unsqueeze(0))
+        return logits, site.family is not Family.BERNOULLI
 
     def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
         """Nothing to add: the gradient flows through the draw."""

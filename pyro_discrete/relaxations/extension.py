@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -11,9 +12,11 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent, Multinomial, OneHotCategorical, constraints
 
+from pyro_discrete.errors import UnsupportedSiteError
 from pyro_discrete.relaxations.concrete import finite, relaxed_draw
 from pyro_discrete.relaxations.expectation import expectation
 from pyro_discrete.relaxations.forms import log_masses, one_hot_form, program_value, rebuilt
+from pyro_discrete.relaxations.point import Point, log_density
 from pyro_discrete.relaxations.soft_index import SoftBit, SoftIndex
 
 __all__ = ["Relaxed", "extended"]
@@ -28,6 +31,7 @@ class Relaxed(TorchDistribution):
     integers. With a temperature, draws are relaxed and differentiable (`hard=True`: hard in the forward pass only);
     without one, they are the base distribution's own.
 
+    - `point`: where it is scored instead of at the value it is given, or None.
     - `site`: the site's name, for messages. `infer`: where a count of infinite support states its `"truncation"`.
     """
 
@@ -40,7 +44,9 @@ class Relaxed(TorchDistribution):
         hard: bool = False,
         site: str = "?",
         infer: Mapping[str, Any] | None = None,
+        point: Point | None = None,
     ) -> None:
+        self.point = point
         self.base, self.temperature, self.hard, self.site, self.infer = base, temperature, hard, site, infer or {}
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
@@ -60,7 +66,7 @@ class Relaxed(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Relaxed:
         base = self.base.expand(torch.Size(batch_shape))
-        return Relaxed(base, self.temperature, self.hard, self.site, self.infer)
+        return Relaxed(base, self.temperature, self.hard, self.site, self.infer, self.point)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         if self.temperature is None:
@@ -82,6 +88,8 @@ class Relaxed(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """`[*batch]`, for soft or hard values `[*batch, *event]`."""
         base: Any = self.base
+        if self.point is not None:
+            return self._at_point(base, self.point)
         if isinstance(value, SoftBit):
             value = value.expectation()
         if isinstance(value, SoftIndex):
@@ -96,7 +104,25 @@ class Relaxed(TorchDistribution):
             return orders + (value * finite(base.logits)).sum(-1)
         return base.log_prob(value)
 
+    def _at_point(self, base: Any, point: Point) -> Tensor:
+        one_hot, tensor = not isinstance(base, Bernoulli), point.tensor
+        if isinstance(base, Multinomial):
+            raise UnsupportedSiteError(
+                f"Site {self.site!r} is Multinomial, whose log-mass is extended to soft values and has no other "
+                "treatment here: leave kl at 'linear' for it."
+            )
+        if one_hot and not isinstance(base, OneHotCategorical):  # integers
+            values = torch.arange(tensor.shape[-1], device=tensor.device, dtype=tensor.dtype)
+            logits = log_masses(base, values)
+        else:
+            logits = base.logits
+        if point.temperature is not None:
+            return log_density(tensor, logits, point.temperature, one_hot=one_hot)
+        if one_hot:
+            return expectation(tensor, logits)
+        return tensor * finite(logits) - F.softplus(finite(logits))
 
-def extended(fn: Any) -> Any:
-    """`fn`, scoring soft values too; its own draws stay hard."""
-    return rebuilt(fn, Relaxed)
+
+def extended(fn: Any, point: Point | None = None) -> Any:
+    """`fn`, scoring soft values too, or scored at `point` whatever its value; its own draws stay hard."""
+    return rebuilt(fn, partial(Relaxed, point=point))

@@ -13,6 +13,7 @@ from pyro_discrete.errors import SettingError, UnknownSiteError, UnsupportedSite
 from pyro_discrete.estimators.base import PATHWISE, Family
 from pyro_discrete.relaxations.extension import Relaxed, extended
 from pyro_discrete.relaxations.forms import rebuilt
+from pyro_discrete.relaxations.point import Point
 from pyro_discrete.relaxations.schedules import Temperature, checked_temperature, temperature_at
 from pyro_discrete.sites import Site, family_of, is_latent
 
@@ -103,15 +104,16 @@ class RelaxMessenger(Messenger):
 
 
 class ExtendMessenger(Messenger):
-    """Lets the named sites score soft values, and leaves their draws as they are."""
+    """Lets the named sites score soft values, or scores them at points; leaves their draws as they are."""
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, points: Mapping[str, Point | None]) -> None:
         super().__init__()
-        self.names = names
+        self.points = points
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.names and is_latent(msg) and family_of(msg["fn"]) in PATHWISE:
-            msg["fn"] = extended(msg["fn"])
+        if msg["name"] in self.points and is_latent(msg) and family_of(msg["fn"]) in PATHWISE:
+            point = self.points[msg["name"]]
+            msg["fn"] = extended(msg["fn"], None if point is None else point.in_model)
 
 
 @overload
