@@ -51,7 +51,10 @@ def test_estimator_keeps_its_contract(cls, number):
     estimator = cls.variants()[number]
     dtypes = (torch.float64, torch.float32) if number == 0 else (torch.float64,)
     draws = 3_200 if estimator.unbiased else 800  # bias shows soon
-    report = check_estimator(estimator, dtypes=dtypes, draws=draws, false_alarm=SHARE, seed=100 * number)
+    chosen = ALL if estimator.unbiased or number == 0 else ALL[number % 3 :: 3]
+    report = check_estimator(
+        estimator, programs=chosen, dtypes=dtypes, draws=draws, false_alarm=SHARE, seed=100 * number
+    )
     print(report)
     assert_contract(report)
     assert {reason.split(":")[0] for reason in report.refused} <= REFUSED.get(cls.name, set())
