@@ -8,6 +8,7 @@ import pkgutil
 from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from inspect import isabstract
 
@@ -45,6 +46,7 @@ class EstimatorInfo:
     evaluations: str
     summary: str
     reference: str
+    also_known: tuple[str, ...] = ()
 
 
 def available_estimators() -> dict[str, EstimatorInfo]:
@@ -59,7 +61,13 @@ def available_estimators() -> dict[str, EstimatorInfo]:
             if isinstance(value, type) and issubclass(value, Estimator) and not isabstract(value):
                 default = value()
                 found[value.name] = EstimatorInfo(
-                    value, default.families, default.unbiased, value.evaluations, value.summary, value.reference
+                    value,
+                    default.families,
+                    default.unbiased,
+                    value.evaluations,
+                    value.summary,
+                    value.reference,
+                    value.also_known,
                 )
     return dict(sorted(found.items()))
 
@@ -69,10 +77,23 @@ def named_estimator(name: str) -> Estimator:
     known = available_estimators()
     if name not in known:
         raise UnknownEstimatorError(
-            f"There is no estimator named {name!r}. {near_matches(name, [*known, AUTO])} "
-            "See pyro_discrete.available_estimators()."
+            f"There is no estimator named {name!r}. {_meant(name, known)} See pyro_discrete.available_estimators()."
         )
     return known[name].cls()
+
+
+def _meant(name: str, known: Mapping[str, EstimatorInfo]) -> str:
+    """Which estimator a name may mean: written otherwise ("GumbelSoftmax"), otherwise known ("u2g"), or nearly so."""
+
+    def spelling(text: str) -> str:
+        return "".join(c for c in text.lower() if c.isalnum())
+
+    meant = {spelling(AUTO): AUTO}
+    for own, info in known.items():
+        meant |= {spelling(text): own for text in (*info.also_known, info.cls.__name__, own)}
+    close = get_close_matches(spelling(name), meant, n=3, cutoff=0.6)
+    names = [meant[spelling(name)]] if spelling(name) in meant else list(dict.fromkeys(meant[c] for c in close))
+    return "Did you mean " + " or ".join(map(repr, names)) + "?" if names else near_matches(name, [*known, AUTO])
 
 
 class Selection:

@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_discrete import NVIL, RLOO, Reinforce, TraceELBO, available_estimators
+from pyro_discrete import NVIL, RLOO, Family, Reinforce, TraceELBO, available_estimators
 from pyro_discrete.errors import DiscreteInferenceError, ParticleError, UnknownEstimatorError, UnknownSiteError
 from tests.pairs import DATA, layers, layers_guide, mixture, mixture_guide
 
@@ -97,3 +97,58 @@ def test_every_estimator_is_described():
         assert info.reference
         assert info.families
         assert info.evaluations
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("gumbel-softmax", "gumbel_softmax"),
+        ("GumbelSoftmax", "gumbel_softmax"),
+        ("Gumbel Softmax", "gumbel_softmax"),
+        ("GS", "gumbel_softmax"),
+        ("concrete", "gumbel_softmax"),
+        ("gumbel_sofmax", "gumbel_softmax"),
+        ("ST", "straight_through"),
+        ("straigth-through", "straight_through"),
+        ("U2G", "disarm"),
+        ("DisArm", "disarm"),
+        ("REINFORCE", "reinforce"),
+        ("score function", "reinforce"),
+        ("leave-one-out", "rloo"),
+        ("exact", "enumerate"),
+        ("UGC", "bitflip1"),
+        ("Auto", "auto"),
+    ],
+)
+def test_other_spellings_and_other_names_lead_to_the_name(written, meant):
+    with pytest.raises(UnknownEstimatorError, match=rf"no estimator named '{written}'. Did you mean '{meant}'"):
+        TraceELBO(written)
+
+
+def test_no_name_means_two_estimators():
+    def plain(text):
+        return "".join(c for c in text.lower() if c.isalnum())
+
+    names: dict[str, str] = {}
+    for name, info in available_estimators().items():
+        assert name == info.cls.name
+        for text in {plain(t) for t in (name, info.cls.__name__, *info.also_known)}:
+            assert names.setdefault(text, name) == name
+
+
+def test_what_a_plan_names_is_what_is_available():
+    for name, info in available_estimators().items():
+        if {Family.BERNOULLI} <= info.families:
+            elbo = TraceELBO(name, num_particles=max(2, info.cls.min_particles))
+            elbo.loss(one_bit, one_bit_guide)
+            (site,) = elbo.plan.sites
+            assert site.estimator.partition("(")[0] == name
+
+
+def one_bit():
+    z = pyro.sample("z", dist.Bernoulli(0.5))
+    pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.0))
+
+
+def one_bit_guide():
+    pyro.sample("z", dist.Bernoulli(logits=pyro.param("logit", torch.zeros(()))))

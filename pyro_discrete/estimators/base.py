@@ -161,13 +161,15 @@ class Estimator(nn.Module, ABC):
       must not share later terms (local expectations); refused with an error where they do.
     - `reads_context`: whether `surrogate` wants `draw.context`; `input` names what is in it, by default the data.
     - `learning_rate`: None if the caller's optimiser trains the estimator's parameters, else it trains them itself.
-    - `summary`, `reference`: one line for tables, and the paper.
+    - `summary`, `reference`: one line for tables, and the paper. `also_known`: other names that papers and libraries
+      have for it, by which users who look for it are led to `name`.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     reference: ClassVar[str]
     evaluations: ClassVar[str] = "1"
+    also_known: ClassVar[tuple[str, ...]] = ()
     families: frozenset[Family] = ANY_FAMILY
     unbiased: bool = True
     relaxed: tuple[int, ...] = ()

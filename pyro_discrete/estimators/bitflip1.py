@@ -39,6 +39,7 @@ class BitFlip1(Estimator):
     name = "bitflip1"
     summary = "a flipped bit near the boundary, DisARM elsewhere (UGC)"
     reference = "Kunes et al. 2022"
+    also_known = ("ugc", "unbiased_gradient_with_coupling")
     evaluations = "3 (2 for a single bit)"
     families = frozenset({Family.BERNOULLI})
     separable = True

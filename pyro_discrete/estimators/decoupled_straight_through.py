@@ -37,6 +37,7 @@ class DecoupledStraightThrough(RelaxedEstimator):
     name = "decoupled_straight_through"
     summary = "straight-through with a temperature for each pass"
     reference = "Shah et al. 2024"
+    also_known = ("decoupled_st", "dst")
 
     def __init__(self, temperature: Temperature = 1.5, forward_temperature: float = 1.0) -> None:
         super().__init__(temperature)

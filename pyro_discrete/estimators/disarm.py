@@ -34,6 +34,7 @@ class DisARM(Estimator):
     name = "disarm"
     summary = "antithetic pair of draws, its noise integrated out"
     reference = "Dong, Mnih & Tucker 2020; Yin et al. 2020"
+    also_known = ("u2g", "unbiased_uniform_gradient")
     evaluations = "2"
     families = frozenset({Family.BERNOULLI})
 

@@ -40,6 +40,7 @@ class DoubleCV(Estimator):
     name = "double_cv"
     summary = "leave-one-out, and the other particles' gradients as a second control variate"
     reference = "Titsias & Shi 2022"
+    also_known = ("double_control_variates", "dcv")
     evaluations = "1 a particle, 2 or more particles"
     families = RELAXABLE
     sloped = (0,)

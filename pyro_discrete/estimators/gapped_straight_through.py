@@ -39,6 +39,7 @@ class GappedStraightThrough(RelaxedEstimator):
     name = "gapped_straight_through"
     summary = "hard draw forward, backward the softmax of logits moved in its favour"
     reference = "Fan et al. 2022"
+    also_known = ("gst",)
 
     def __init__(self, temperature: Temperature = 1.0, gap: float = 1.0) -> None:
         super().__init__(temperature)

@@ -41,6 +41,7 @@ class GumbelRao(RelaxedEstimator):
     name = "gumbel_rao"
     summary = "straight-through Gumbel-Softmax with its noise averaged out given the draw"
     reference = "Paulus et al. 2021"
+    also_known = ("gr", "gumbel_rao_blackwell")
 
     def __init__(self, temperature: Temperature = 0.5, draws: int = 10) -> None:
         super().__init__(temperature)

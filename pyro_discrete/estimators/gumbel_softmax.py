@@ -57,6 +57,7 @@ class GumbelSoftmax(RelaxedEstimator):
     name = "gumbel_softmax"
     summary = "pathwise gradient through a relaxed draw"
     reference = "Jang et al. 2017; Maddison et al. 2017"
+    also_known = ("gs", "concrete")
 
     def __init__(
         self,

@@ -49,6 +49,7 @@ class NVIL(Estimator):
     name = "nvil"
     summary = "score function, constant and input-dependent baselines, variance normalisation"
     reference = "Mnih & Gregor 2014"
+    also_known = ("input_dependent_baseline",)
 
     def __init__(
         self,

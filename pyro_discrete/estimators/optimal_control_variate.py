@@ -67,6 +67,7 @@ class OptimalControlVariate(Estimator):
     name = "optimal_control_variate"
     summary = "score function, control variates of known mean with estimated optimal coefficients"
     reference = "Paisley et al. 2012; Ranganath et al. 2014; Geffner & Domke 2018"
+    also_known = ("ocv", "control_variate")
     families = frozenset({Family.BERNOULLI, Family.CATEGORICAL, Family.ONE_HOT})
 
     def __init__(

@@ -47,6 +47,7 @@ class RODEO(Estimator):
     name = "rodeo"
     summary = "leave-one-out, and learned control variates by a discrete Stein operator"
     reference = "Shi et al. 2022"
+    also_known = ("stein",)
     evaluations = "1 a particle, 2 or more particles"
     families = frozenset({Family.BERNOULLI})
     sloped = (0,)

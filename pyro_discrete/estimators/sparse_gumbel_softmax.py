@@ -41,6 +41,7 @@ class SparseGumbelSoftmax(RelaxedEstimator):
     name = "sparse_gumbel_softmax"
     summary = "Gumbel-Softmax with entmax or sparsemax: soft values with zeros in them"
     reference = "Martins and Astudillo 2016; Peters et al. 2019"
+    also_known = ("sparsemax",)
 
     def __init__(
         self, temperature: Temperature = 0.5, mapping: Literal["entmax", "sparsemax"] = "entmax", hard: bool = False

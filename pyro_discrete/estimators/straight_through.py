@@ -35,6 +35,7 @@ class StraightThrough(RelaxedEstimator):
     name = "straight_through"
     summary = "hard draw forward, gradient of its probabilities backward"
     reference = "Bengio et al. 2013"
+    also_known = ("st", "ste")
 
     def __init__(self, temperature: Temperature = 1.0) -> None:
         super().__init__(temperature)

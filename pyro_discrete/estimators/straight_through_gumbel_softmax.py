@@ -31,6 +31,7 @@ class StraightThroughGumbelSoftmax(RelaxedEstimator):
     name = "straight_through_gumbel_softmax"
     summary = "hard draw forward, gradient of the relaxed draw backward"
     reference = "Jang et al. 2017"
+    also_known = ("stgs", "st_gs", "gumbel_straight_through")
 
     def __init__(self, temperature: Temperature = 0.65) -> None:
         super().__init__(temperature)

@@ -42,6 +42,7 @@ class SumAndSample(Estimator):
     name = "sum_and_sample"
     summary = "exact over the k most likely values, sampled over the rest"
     reference = "Liu et al. 2019"
+    also_known = ("sum_sample",)
     evaluations = "k + 1"
     families = FINITE
     separable = True

@@ -49,6 +49,7 @@ class UnorderedSet(Estimator):
     name = "unordered_set"
     summary = "k draws without replacement, with a built-in baseline"
     reference = "Kool et al. 2020"
+    also_known = ("without_replacement", "us")
     evaluations = "k"
     families = FINITE
     separable = True
