@@ -31,6 +31,7 @@ __all__ = ["UNKNOWN", "Dependencies", "divergence_of", "find_dependencies"]
 Key = tuple[str, str]
 """("guide" or "model", site name)."""
 Sources = Mapping[Key, frozenset[str]]
+_ARGUMENT = "an argument"
 CHECKED = 24
 """At most so many runs with changed draws."""
 
@@ -134,13 +135,18 @@ class _Mark(Messenger):
             self.provenance.mark(msg["value"], [msg["name"]])
 
 
-def find_dependencies(pair: Pair) -> Dependencies:
-    """Run the pair and say what depends on what, or why that is not known. Leaves random states as they were."""
+def find_dependencies(pair: Pair, numbers: Collection[Tensor] = ()) -> Dependencies:
+    """Run the pair and say what depends on what, or why that is not known. Leaves random states as they were.
+
+    Values of `numbers`, arguments of the pair, must not be read by Python, which could then decide by them.
+    """
     with on_trial(), pyro.validation_enabled(False):
         before, subsamples = _python_state(), KeepSubsamples()
         provenance = Provenance()
         try:
             with provenance, _Mark(provenance):
+                for number in numbers:
+                    provenance.mark(number, [_ARGUMENT])
                 traces = trace_pair(pair, subsamples)
                 terms, parameters = _sources(provenance, traces)
         except Exception as error:

@@ -32,7 +32,8 @@ class TraceELBO(DiscreteELBO):
     - `vectorize_particles`: run rows and particles at once; programs that cannot take a leading dim run one by one.
     - `max_plate_nesting`: number of plate dims to allow for; worked out if not given.
     - `retain_graph`: passed to `backward`.
-    - `compile`: must be False; capture of a step as a graph is not part of this version.
+    - `compile`: True captures the whole step as a graph, once for each shape of the arguments, and has it compiled;
+      `"graph"` runs the graph without a compiler, and gives what the eager step gives, bit for bit. See `captures`.
 
     - `analytic_kl`: where a site has a closed-form KL divergence between guide and model, and neither side's parameters
       depend on the site's own draw, take it instead of log q - log p at that draw: the same mean with less noise. The

@@ -6,14 +6,16 @@ import math
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pyro.infer import ELBO
 from pyro.poutine.runtime import _PYRO_STACK, am_i_wrapped
 from torch import Tensor, nn
 
+from pyro_discrete.compile import Captures
 from pyro_discrete.context import Contexts
+from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.enumeration import enumerated_loss, settle_enumeration
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Estimator
@@ -23,8 +25,8 @@ from pyro_discrete.finite import (
     check_surrogate,
     explained,
     fresh_traces,
-    leaf_parameters,
 )
+from pyro_discrete.gradients import StepGradients
 from pyro_discrete.objectives import Objective
 from pyro_discrete.planning import Plan, make_plan, plan_site
 from pyro_discrete.probe import Pair, Trial, on_trial
@@ -57,15 +59,13 @@ class DiscreteELBO(nn.Module, ELBO):
         max_plate_nesting: float = math.inf,
         retain_graph: bool | None = None,
         strict_enumeration_warning: bool = True,
-        compile: bool = False,
+        compile: bool | Literal["graph"] = False,
     ) -> None:
         nn.Module.__init__(self)
         if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
             raise SettingError(f"num_particles={num_particles!r} given, a positive whole number expected.")
         if max_plate_nesting != math.inf and (max_plate_nesting < 0 or int(max_plate_nesting) != max_plate_nesting):
             raise SettingError(f"max_plate_nesting={max_plate_nesting} given, a whole number >= 0 expected.")
-        if compile:
-            raise SettingError("compile=True given: steps cannot be captured in this version, leave it at False.")
         ELBO.__init__(
             self,
             num_particles=num_particles,
@@ -82,6 +82,7 @@ class DiscreteELBO(nn.Module, ELBO):
         self._pair: tuple[Program, Program] | None = None
         self._replans = 0
         self._calls = 0
+        self.captures = Captures(compile) if compile is not False else None
 
     # ELBO.__call__, not nn.Module's: elbo(model, guide) is a module
     __call__ = ELBO.__call__
@@ -112,19 +113,34 @@ class DiscreteELBO(nn.Module, ELBO):
         """The loss that was optimised, after one backward that adds its gradient to every parameter's `.grad`."""
         pair = Pair(model, guide, args, kwargs)
         with self._errors(pair):
-            surrogate, value = self._step(pair, register=True)
+            if self.captures is not None and torch.is_grad_enabled():
+                return self.captures.step(self, pair, register=True).accumulate()
+            outcome, surrogate = self._step(pair, register=True)
             if surrogate.requires_grad:
-                leaves = leaf_parameters(surrogate)
+                leaves = outcome.leaves()
                 surrogate.backward(retain_graph=self.retain_graph)
-                check_gradients(leaves, pair, int(self.step) - 1)
-            return value
+                check_gradients([p.grad for p in leaves if p.grad is not None], pair, int(self.step) - 1, leaves)
+            return float(outcome.loss)
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """A scalar whose value is the loss and whose gradient is the estimate (and trains the estimators' parts)."""
         pair = Pair(model, guide, args, kwargs)
         with self._errors(pair):
-            surrogate, value = self._step(pair, register=am_i_wrapped())
-            return surrogate - surrogate.detach() + value
+            if self.captures is not None and torch.is_grad_enabled():
+                return self.captures.step(self, pair, register=am_i_wrapped()).differentiable()
+            outcome, surrogate = self._step(pair, register=am_i_wrapped())
+            return surrogate - surrogate.detach() + outcome.loss
+
+    def gradients(self, model: Program, guide: Program, *args: Any, check: bool = True, **kwargs: Any) -> StepGradients:
+        """One training step's loss and gradient as tensors; no `.grad` is written.
+
+        `check=False` leaves out the look at a captured step's result that makes the processor wait for it.
+        """
+        pair = Pair(model, guide, args, kwargs)
+        with self._errors(pair):
+            if self.captures is not None:
+                return self.captures.step(self, pair, True, check)
+            return self._eager_gradients(pair, register=True)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         """Part of Pyro's interface: one guide trace with hard draws and the model replayed against it."""
@@ -133,8 +149,8 @@ class DiscreteELBO(nn.Module, ELBO):
         evaluation = outcome.evaluations[0]
         return evaluation.model_trace, evaluation.guide_trace
 
-    def _step(self, pair: Pair, register: bool) -> tuple[Tensor, float]:
-        """Surrogate and loss of one training step.
+    def _step(self, pair: Pair, register: bool) -> tuple[Outcome, Tensor]:
+        """One training step's outcome, with its loss and its surrogate, and the surrogate as a tensor.
 
         What depends on a value is decided here, outside: `run_step` and `Outcome.combine` are tensor operations alone.
         """
@@ -149,14 +165,37 @@ class DiscreteELBO(nn.Module, ELBO):
         value = float(outcome.loss)
         check_finite(value, lambda: outcome.traces() or fresh_traces(pair), int(self.step))
         if not torch.is_grad_enabled():
-            return torch.as_tensor(value), value  # nothing is learned from a run without gradients
+            return outcome, torch.as_tensor(outcome.loss)  # nothing is learned from a run without gradients
         outcome.combine(self.plan.particles)
         surrogate = torch.as_tensor(outcome.surrogate)
         check_surrogate(surrogate, int(self.step))
+        self._count_step()
+        return outcome, surrogate
+
+    def _count_step(self) -> None:
         self._calls += 1
         self.step.add_(1)
         self.estimators.warn_if_idle(self._calls)
-        return surrogate, value
+
+    def _eager_gradients(self, pair: Pair, register: bool) -> StepGradients:
+        """A step's loss and gradient, by the program itself."""
+        outcome, surrogate = self._step(pair, register)
+        loss = torch.as_tensor(outcome.loss)
+        if not surrogate.requires_grad:
+            return StepGradients(loss, [], [])
+        leaves = outcome.leaves()
+        gradients = torch.autograd.grad(surrogate, leaves, allow_unused=True, retain_graph=self.retain_graph)
+        check_gradients([g for g in gradients if g is not None], pair, int(self.step) - 1)
+        return StepGradients.of(loss, leaves, gradients, {})
+
+    def _traceable_step(self, pair: Pair, dependencies: Dependencies) -> Outcome:
+        """A step's outcome, by tensor operations alone, for what is planned already."""
+        if self.plan.path == "enumerated":
+            outcome = self._enumerated(pair, training=True)
+        else:
+            outcome = run_step(self.plan, pair, self.objective, self._adopt, dependencies)
+            outcome.combine(self.plan.particles)
+        return outcome
 
     def _advance(self) -> None:
         """Bring what follows a schedule to the present step, before a training step is run."""

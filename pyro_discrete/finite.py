@@ -132,9 +132,9 @@ def _culprit(msg: Any) -> str:
     return ""
 
 
-def check_gradients(parameters: list[Tensor], pair: Pair, step: int) -> None:
-    """Raise `NonFiniteError` if a gradient is not finite, after clearing the gradients."""
-    gradients = [p.grad.to_dense() if p.grad.is_sparse else p.grad for p in parameters if p.grad is not None]
+def check_gradients(found: list[Tensor], pair: Pair, step: int, parameters: Iterable[Tensor] = ()) -> None:
+    """Raise `NonFiniteError` if a gradient is not finite, after clearing those of `parameters`."""
+    gradients = [gradient.to_dense() if gradient.is_sparse else gradient for gradient in found]
     if not gradients or math.isfinite(torch.stack(torch._foreach_norm(gradients)).sum().item()):
         return
     if all(bool(gradient.isfinite().all()) for gradient in gradients):

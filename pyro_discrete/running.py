@@ -16,6 +16,7 @@ from pyro_discrete.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.errors import SharedTermsError
 from pyro_discrete.estimators.base import Draw, Estimator, Family, SiteView
 from pyro_discrete.estimators.reinforce import Reinforce
+from pyro_discrete.finite import leaf_parameters
 from pyro_discrete.objectives import Evaluation, Objective, first
 from pyro_discrete.one_run import StructureChangedError, evaluated
 from pyro_discrete.planning import Plan
@@ -40,6 +41,12 @@ class Outcome:
     surrogate: Tensor | float
     evaluations: list[Evaluation]
     pending: list[tuple[Estimator, Draw, Tensor]] = field(default_factory=list)
+    draws: list[Tensor] = field(default_factory=list)
+
+    def leaves(self) -> list[Tensor]:
+        """The parameters that the surrogate depends on, wherever they live; draws that slopes are taken at are none."""
+        drawn = {id(value) for value in self.draws}
+        return [leaf for leaf in leaf_parameters(torch.as_tensor(self.surrogate)) if id(leaf) not in drawn]
 
     def traces(self) -> list[tuple[str, Trace]]:
         """The guide's and the model's traces of every run."""
@@ -100,9 +107,11 @@ def run_hard(plan: Plan, pair: Pair, objective: Objective) -> Outcome:
     return Outcome(loss / plan.particles, 0.0, evaluations)
 
 
-def run_step(plan: Plan, pair: Pair, objective: Objective, adopt: Adopt) -> Outcome:
+def run_step(
+    plan: Plan, pair: Pair, objective: Objective, adopt: Adopt, dependencies: Dependencies | None = None
+) -> Outcome:
     """A training step's loss and surrogate. `adopt(site)` gives a site's estimator."""
-    dependencies = plan.dependencies(pair)
+    dependencies = plan.dependencies(pair) if dependencies is None else dependencies
     pair = objective.around(pair, training=True)
     choose = _chooser(plan, adopt)
     run = _run_rows if plan.path == "vectorised" else _run_columns
@@ -136,6 +145,7 @@ def _run_rows(
     evaluation = evaluated(pair, plan, objective, placing, columns.count * particles, dependencies=dependencies)
     outcome = Outcome(_over(evaluation.loss, particles), _over(evaluation.path, particles), [evaluation])
     contexts = Contexts(evaluation.model_trace, plan.observed, plan.batch_dims, pair.args, pair.kwargs)
+    outcome.draws = [draw.value for draw in placing.draws.values()]
     slopes = slopes_by_row(evaluation, placing.resampled, placing.draws, placing.chosen, columns, particles)
     for name, draw in placing.draws.items():
         estimator, site = placing.chosen[name], placing.sites[name]
@@ -169,6 +179,7 @@ def _run_columns(
         if subsamples is None and (particles > 1 or any(placing.extra.values())):
             subsamples = KeepSubsamples.of(evaluation.guide_trace, evaluation.model_trace)
         outcome.evaluations.append(evaluation)
+        outcome.draws += [draw.value for draw in primary.draws.values()]
         outcome.loss = outcome.loss + _over(evaluation.loss, particles)
         outcome.surrogate = outcome.surrogate + _over(evaluation.path, particles)
         contexts = Contexts(evaluation.model_trace, plan.observed, plan.batch_dims, pair.args, pair.kwargs)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyro
 from pyro.params import param_with_module_name
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Estimator
@@ -79,6 +79,10 @@ class SiteEstimators(nn.Module):
                     "Choose the estimator that the state was saved under, or do not load it."
                 ) from error
         return estimator
+
+    def state_tensors(self) -> list[Tensor]:
+        """Everything that the estimators may change or learn in a step."""
+        return [tensor for _, estimator in self.items() for tensor in estimator.state_tensors()]
 
     def _trained_by_caller(self) -> list[tuple[str, Estimator]]:
         """Estimators with parameters that the caller's optimiser is to train."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from pyro_discrete.dependencies import UNKNOWN, Dependencies, find_dependencies
 from pyro_discrete.probe import Pair
@@ -41,16 +43,40 @@ class Wiring:
         """What depends on what in this call."""
         if self._given_up or self._watched is None:
             return Dependencies(reason=self._given_up)
+        lifted, numbers = _without_floats(pair)
+        if numbers:  # an annealed weight, say, which is new in every call
+            found = self._of(lifted, numbers)
+            if found.known:
+                return found
+        return self._of(pair, ())
+
+    def _of(self, pair: Pair, numbers: Collection[Tensor]) -> Dependencies:
+        if self._watched is None:
+            return UNKNOWN
         key = switches(pair, self._watched)
         if key not in self._found:
             if len(self._found) >= KNOWN:
                 return Dependencies(reason=f"its arguments or plain values have changed more than {KNOWN} times")
             self._found[key] = UNKNOWN  # for what runs on the way
-            self._found[key] = find_dependencies(pair)
+            self._found[key] = find_dependencies(pair, numbers) if numbers else find_dependencies(pair)
             if switches(pair, self._watched) != key:
                 self._given_up = "the program changes plain values that it can see, such as a counter"
-                return self.of(pair)
+                return Dependencies(reason=self._given_up)
         return self._found[key]
+
+
+def _without_floats(pair: Pair) -> tuple[Pair, list[Tensor]]:
+    """The pair with tensors for the floats among its arguments, and these."""
+    numbers: list[Tensor] = []
+
+    def lifted(value: Any) -> Any:
+        if type(value) is not float:
+            return value
+        numbers.append(torch.tensor(value, dtype=torch.float64))
+        return numbers[-1]
+
+    args, kwargs = tree_map(lifted, (pair.args, dict(pair.kwargs)))
+    return Pair(pair.model, pair.guide, args, kwargs), numbers
 
 
 Watched = list[Callable[[], Hashable]]

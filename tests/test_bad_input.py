@@ -167,7 +167,7 @@ def test_settings_out_of_range():
         for make in (GumbelSoftmax, StraightThroughGumbelSoftmax, relax):
             with pytest.raises(SettingError, match="temperature"):
                 make(temperature=temperature)
-    for settings in ({"num_particles": 0}, {"num_particles": 1.5}, {"max_plate_nesting": -1}, {"compile": True}):
+    for settings in ({"num_particles": 0}, {"num_particles": 1.5}, {"max_plate_nesting": -1}, {"compile": "fast"}):
         with pytest.raises(SettingError, match=next(iter(settings))):
             TraceELBO("nvil", **settings)
     for settings in ({"decay": 1.0}, {"learning_rate": 0.0}, {"hidden": 0}):

@@ -203,6 +203,10 @@ class Estimator(nn.Module, ABC):
     def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
         """Combine the costs `[rows, K, *batch]` that the site's rows led to into a tensor with the right gradient."""
 
+    def state_tensors(self) -> list[Tensor]:
+        """The tensors that `surrogate` may change, in place: parameters and buffers, and what an optimiser keeps."""
+        return [*self.parameters(), *self.buffers()]
+
     @classmethod
     def variants(cls) -> list[Estimator]:
         """The configurations that the contract test tries; the first is the default one."""

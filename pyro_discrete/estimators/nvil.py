@@ -154,11 +154,17 @@ class NVIL(Estimator):
 
     def _own_optimiser(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         if self._optimiser is None:
-            self._optimiser = torch.optim.Adam(parameters, lr=self.learning_rate or 1e-3)
+            # fused: its step count stays a tensor
+            self._optimiser = torch.optim.Adam(parameters, lr=self.learning_rate or 1e-3, fused=True)
             if self._waiting is not None:
                 self._optimiser.load_state_dict(self._waiting)
                 self._waiting = None
         return self._optimiser
+
+    def state_tensors(self) -> list[Tensor]:
+        """Its averages, its network, and what its optimiser keeps."""
+        kept = [] if self._optimiser is None else self._optimiser.state.values()
+        return [*super().state_tensors(), *(t for state in kept for t in state.values() if torch.is_tensor(t))]
 
     def get_extra_state(self) -> dict[str, Any]:
         """The state of its own optimiser, where it has one."""

@@ -161,7 +161,10 @@ def _score(value: Tensor, logits: Tensor, family: Family | None) -> Tensor:
     """d log q / d logits, `[K, *batch, *logits]`, also where a probability is next to one."""
     if family is Family.BERNOULLI:
         return torch.where(value > 0.5, (-logits).sigmoid(), -logits.sigmoid())
-    hot = torch.nn.functional.one_hot(value.long(), logits.shape[-1]) if family is Family.CATEGORICAL else value
+    if family is Family.CATEGORICAL:
+        hot = value.unsqueeze(-1) == torch.arange(logits.shape[-1], device=value.device)
+    else:
+        hot = value > 0.5
     probabilities = logits.softmax(-1)
-    others = (probabilities * (1 - hot)).sum(-1, keepdim=True)  # one less the drawn value's probability
-    return torch.where(hot > 0.5, others, -probabilities)
+    others = (probabilities * ~hot).sum(-1, keepdim=True)  # one less the drawn value's probability
+    return torch.where(hot, others, -probabilities)

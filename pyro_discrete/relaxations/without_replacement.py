@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -118,8 +119,8 @@ def log_completion(log_p: Tensor, log_outside: Tensor) -> Tensor:
     subset = torch.arange(2**k, device=log_p.device)
     missing = (subset.unsqueeze(1) >> element) & 1 == 0  # [2^k, k]
     out = torch.zeros((2**k, *log_p.shape[1:]), dtype=log_p.dtype, device=log_p.device)
-    for size in range(k - 1, -1, -1):  # a subset's value needs those of the subsets with one element more
-        of_size = subset[missing.sum(1) == k - size]
+    by_size = (~missing).sum(1).argsort(stable=True).split([math.comb(k, size) for size in range(k + 1)])
+    for of_size in by_size[-2::-1]:  # a subset's value needs those of the subsets with one element more
         lacks = missing[of_size].reshape((len(of_size), k) + (1,) * log_outside.dim())
         mass = torch.where(lacks, log_p, float("-inf"))  # [subsets, k, ...]
         larger = out[of_size.unsqueeze(1) | 2**element]

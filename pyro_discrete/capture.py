@@ -1,0 +1,176 @@
+"""A step as a graph: traced from one real run, and run again without Python's part of it."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import pyro
+import torch
+from pyro.util import get_rng_state
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.functional import one_hot
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyro_discrete.graph_rewriting import (
+    NotCapturableError,
+    changed_tensors,
+    declare_writes,
+    drop_aliases,
+    drop_unused,
+    lift_constants,
+    own_outputs,
+    refuse_dynamic_shapes,
+    refuse_overlap,
+)
+
+__all__ = ["Capture", "capture", "why_not"]
+
+Step = Callable[..., list[Tensor]]
+
+
+class Capture:
+    """The graph of a step.
+
+    `tensors` are those that the step uses besides its inputs (parameters, state, constants), by reference. The ones
+    that it changes are changed in copies; `commit` writes these back, once the result is known to be good.
+    """
+
+    def __init__(self, graph: fx.GraphModule, tensors: list[Tensor], changed: list[int], reads: list[Any]) -> None:
+        self.graph, self.reads = graph, reads
+        self.originals = [tensors[i] for i in changed]
+        self.shadows = [t.detach().clone() for t in self.originals]
+        self.tensors = list(tensors)
+        for index, shadow in zip(changed, self.shadows, strict=True):
+            self.tensors[index] = shadow
+        self._function: Callable[..., Any] = graph.forward
+
+    def __call__(self, inputs: Sequence[Tensor], exactly: bool = False) -> list[Tensor]:
+        """Run on inputs shaped like the first ones; `exactly` by the graph, even where it was compiled."""
+        function = self.graph.forward if exactly else self._function
+        with torch.no_grad():
+            if self.shadows:
+                torch._foreach_copy_(self.shadows, self.originals)
+            return function(*inputs, *self.tensors)
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Let the changes of the last run take effect."""
+        if self.shadows:
+            torch._foreach_copy_(self.originals, self.shadows)
+
+    def first_run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Run for the first time. Raises `NotCapturableError` if it writes to tensors that it did not say it would."""
+        before = [t.detach().clone() for t in [*inputs, *self.tensors]]
+        outputs = self(inputs, exactly=True)
+        changed = False
+        with torch.no_grad():
+            for now, then in zip([*inputs, *self.tensors], before, strict=True):
+                if not any(now is shadow for shadow in self.shadows) and not _same(now, then):
+                    now.copy_(then)
+                    changed = True
+        if changed:
+            raise NotCapturableError("an operation in it changes a tensor without saying so")
+        return outputs
+
+    def agrees(self) -> bool:
+        """Whether the program, run on the state from before the last run, has changed it in the same way."""
+        return all(_same(a, b) for a, b in zip(self.originals, self.shadows, strict=True))
+
+    def holds(self) -> bool:
+        """Whether the tensors whose values Python read have not been written to since."""
+        return all(tensor._version == version for tensor, version in self.reads)
+
+    def compile(self, inputs: Sequence[Tensor]) -> None:
+        """Have inductor compile the graph; random numbers stay those of torch's own generator."""
+        from torch import _inductor
+
+        with torch.no_grad():
+            compiled = _inductor.compile(self.graph, [*inputs, *self.tensors], options={"fallback_random": True})
+            self._function = cast(Callable[..., Any], compiled)
+
+
+def capture(step: Step, inputs: list[Tensor], tracked: list[Tensor]) -> tuple[Capture, list[Tensor]]:
+    """Run `step(*inputs)` for real, and trace it. Returns its graph, and what it gave.
+
+    `tracked` are tensors that the step is known to use; Python must not read values of these, nor of the inputs.
+    Raises `NotCapturableError`, and whatever the step raises.
+    """
+    outputs: list[Tensor] = []
+
+    def traced(*tensors: Tensor) -> list[Tensor]:
+        outputs[:] = step(*tensors[: len(inputs)])
+        return outputs
+
+    reads = _ValueReads()
+    with _random_left_alone(), pyro.validation_enabled(False), _InsideTorch(), reads:
+        graph = make_fx(traced)(*inputs, *tracked)
+    tensors = [*tracked, *lift_constants(graph, len(inputs) + len(tracked))]
+    declare_writes(graph)
+    refuse_dynamic_shapes(graph)
+    own_outputs(graph, outputs)
+    graph.graph.eliminate_dead_code()
+    drop_aliases(graph)
+    drop_unused(graph, tensors, len(inputs))
+    graph.recompile()
+    changed = changed_tensors(graph, len(inputs))
+    refuse_overlap(tensors, changed)
+    return Capture(graph, tensors, changed, reads.found), outputs
+
+
+class _ValueReads(TorchDispatchMode):
+    """Notes the tensors outside of the graph whose values Python reads: the graph holds while they are not written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[Tensor, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.data_dependent_output in func.tags:
+            self.found += [(a, a._version) for a in args if isinstance(a, Tensor)]
+        return func(*args, **(kwargs or {}))
+
+
+class _InsideTorch(TorchFunctionMode):
+    """Refuses what takes values out of torch unseen; `one_hot` without a look at the values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is one_hot and _number_of_classes(*args, **(kwargs or {})) > 0:
+            classes = torch.arange(_number_of_classes(*args, **(kwargs or {})), device=args[0].device)
+            return (args[0].unsqueeze(-1) == classes).to(torch.int64)
+        if getattr(func, "__name__", "") in ("numpy", "__array__", "data_ptr", "__dlpack__", "storage"):
+            raise NotCapturableError("it takes a tensor's values out of torch (`.numpy()`)")
+        return func(*args, **(kwargs or {}))
+
+
+def _number_of_classes(tensor: Tensor, num_classes: int = -1) -> int:
+    return num_classes
+
+
+@contextmanager
+def _random_left_alone() -> Iterator[None]:
+    """Refuses steps that draw random numbers from Python or NumPy: a graph would repeat them."""
+    before = get_rng_state()
+    yield
+    after = get_rng_state()
+    if any(pickle.dumps(before[key]) != pickle.dumps(after[key]) for key in ("random", "numpy")):
+        raise NotCapturableError("it draws random numbers from NumPy or Python's `random`; draw them with torch")
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, 1e-5, 0.0, equal_nan=True))
+
+
+def why_not(error: Exception) -> str:
+    """What an error says about why a step cannot be captured."""
+    text = str(error).splitlines()[0].strip() if str(error) else ""
+    if "get value out of a tracing tensor" in text or "data-dependent" in text.lower():
+        return (
+            "it decides in Python by a tensor's value (`if`, `.item()`, `float()`); use tensor operations such as "
+            "torch.where instead"
+        )
+    return text if isinstance(error, NotCapturableError) else f"{type(error).__name__}: {text}"

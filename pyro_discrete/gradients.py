@@ -1,0 +1,95 @@
+"""What a step gives: the loss and its gradient, as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+__all__ = ["StepGradients"]
+
+
+@dataclass
+class StepGradients:
+    """The loss of one step, and the gradient estimate.
+
+    - `loss`: `[]`, detached.
+    - `parameters`, `gradients`: leaf tensors, and for each a gradient of its shape.
+    - `idle`: leaf tensors that the loss is made of, but has no gradient for.
+    - `inputs`: arguments of the program that require a gradient, each with it.
+    """
+
+    loss: Tensor
+    parameters: list[Tensor]
+    gradients: list[Tensor]
+    inputs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    idle: list[Tensor] = field(default_factory=list)
+
+    @staticmethod
+    def of(loss: Tensor, targets: Iterable[Tensor], gradients: Iterable[Tensor | None], inputs: Any) -> StepGradients:
+        """From gradients for `targets`, some of which may be stand-ins for the arguments that `inputs` maps them to."""
+        result = StepGradients(loss, [], [])
+        for target, gradient in zip(targets, gradients, strict=True):
+            if gradient is None:
+                result.idle.append(target)
+            elif id(target) in inputs:
+                result.inputs.append((inputs[id(target)], gradient))
+            else:
+                result.parameters.append(target)
+                result.gradients.append(gradient)
+        return result
+
+    def agrees_with(self, other: StepGradients) -> bool:
+        """Whether two results of one step are the same up to rounding (on one processor they are, bit for bit)."""
+        ours, theirs = self._by_target(), other._by_target()
+        if ours.keys() != theirs.keys():
+            return False
+        return _close(self.loss, other.loss) and all(_close(ours[key], theirs[key]) for key in ours)
+
+    def _by_target(self) -> dict[int, Tensor]:
+        pairs = [*zip(self.parameters, self.gradients, strict=True), *self.inputs]
+        return {id(target): gradient for target, gradient in pairs}
+
+    def accumulate(self) -> float:
+        """Add the gradient to each parameter's `.grad`, as `backward` does; returns the loss."""
+        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+            if parameter.grad is None:
+                parameter.grad = gradient
+            else:
+                parameter.grad += gradient
+        if self.inputs:
+            arguments, gradients = zip(*self.inputs, strict=True)
+            torch.autograd.backward(arguments, gradients)
+        return self.loss.item()
+
+    def differentiable(self) -> Tensor:
+        """The loss as a scalar with this gradient; once differentiable."""
+        targets = [*self.parameters, *(argument for argument, _ in self.inputs)]
+        gradients = [*self.gradients, *(gradient for _, gradient in self.inputs)]
+        return _WithGradient.apply(self.loss, gradients, *targets)  # type: ignore[return-value]
+
+
+class _WithGradient(torch.autograd.Function):
+    """A loss whose gradient is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], *targets: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:
+        return (None, None, *(outer[0] * gradient for gradient in ctx.gradients))
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    if torch.equal(a, b) or a.numel() == 0:
+        return True
+    return bool((a - b).abs().max() <= 32 * torch.finfo(a.dtype).eps * a.abs().max())

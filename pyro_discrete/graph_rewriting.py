@@ -1,0 +1,190 @@
+"""Rewriting a traced graph: constants become inputs, results get storage of their own, writes are found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+__all__ = [
+    "NotCapturableError",
+    "changed_tensors",
+    "declare_writes",
+    "drop_aliases",
+    "drop_unused",
+    "lift_constants",
+    "own_outputs",
+    "refuse_dynamic_shapes",
+    "refuse_overlap",
+]
+
+
+class NotCapturableError(Exception):
+    """A step depends on what a graph cannot hold; says on what."""
+
+
+def lift_constants(graph: fx.GraphModule, taken: int) -> list[Tensor]:
+    """Make inputs of the tensors that the graph holds, in place of attributes; a literal's stay what they are."""
+    places = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    assert len(places) == taken
+    lifted: dict[int, tuple[fx.Node, Tensor]] = {}
+    for node in [n for n in graph.graph.nodes if n.op == "get_attr"]:
+        if all(user.target is torch.ops.aten.lift_fresh_copy.default for user in node.users):
+            continue
+        tensor = getattr(graph, node.target)
+        if id(tensor) not in lifted:
+            with graph.graph.inserting_after(places[-1]):
+                places.append(graph.graph.placeholder(f"constant_{len(lifted)}"))
+            places[-1].meta["val"] = tensor
+            lifted[id(tensor)] = (places[-1], tensor)
+        node.replace_all_uses_with(lifted[id(tensor)][0])
+        graph.graph.erase_node(node)
+    return [tensor for _, tensor in lifted.values()]
+
+
+def declare_writes(graph: fx.GraphModule) -> None:
+    """Batch statistics by the operation that says that it writes to them."""
+    for node in graph.graph.nodes:
+        if node.target is torch.ops.aten.native_batch_norm.default and node.args[3] is not None:
+            node.target = torch.ops.aten._native_batch_norm_legit.default
+
+
+def refuse_dynamic_shapes(graph: fx.GraphModule) -> None:
+    """Raise `NotCapturableError` where a tensor's values decide on another one's shape."""
+    for node in graph.graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if torch.Tag.dynamic_output_shape not in node.target.tags:
+            continue
+        indices = [i for i in node.args[1] if i is not None] if node.target is torch.ops.aten.index.Tensor else []
+        if indices and all(_dtype(index, graph) not in (torch.bool, torch.uint8) for index in indices):
+            continue
+        raise NotCapturableError(
+            f"the shape of a tensor depends on values ({node.target.__name__}, or indexing by a mask)"
+        )
+
+
+def _dtype(node: fx.Node, graph: fx.GraphModule) -> torch.dtype:
+    return (getattr(graph, str(node.target)) if node.op == "get_attr" else node.meta["val"]).dtype
+
+
+def own_outputs(graph: fx.GraphModule, outputs: list[Tensor]) -> None:
+    """Give each output storage of its own: results are kept and changed in place by optimisers."""
+    output = next(node for node in graph.graph.nodes if node.op == "output")
+    results = list(output.args[0])
+    taken: set[int] = set()
+    for index, (node, value) in enumerate(zip(results, outputs, strict=True)):
+        storage = value.untyped_storage()
+        whole = value.is_contiguous() and storage.nbytes() == value.numel() * value.element_size()
+        if node.op == "call_function" and whole and storage.data_ptr() not in taken and _makes_storage(node):
+            taken.add(storage.data_ptr())
+            continue
+        with graph.graph.inserting_before(output):
+            results[index] = graph.graph.call_function(
+                torch.ops.aten.clone.default, (node,), {"memory_format": torch.contiguous_format}
+            )
+            results[index].meta.update(node.meta)
+    output.args = (results,)
+
+
+def _makes_storage(node: fx.Node) -> bool:
+    """Whether what a node gives is no view of an input."""
+    root = _root(node)
+    return root is not None and root.op == "call_function"
+
+
+_ALIASES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+_SAME_SHAPE = (torch.ops.aten.expand.default, torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+
+
+def drop_aliases(graph: fx.GraphModule) -> None:
+    """Take out operations that give back the tensor that they were given."""
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
+            continue
+        source = node.args[0]
+        if node.target in _SAME_SHAPE:
+            now, before = node.meta["val"], source.meta["val"]
+            same = now.shape == before.shape and now.stride() == before.stride()
+        else:
+            same = node.target in _ALIASES
+        if same:
+            node.replace_all_uses_with(source)
+            graph.graph.erase_node(node)
+
+
+def drop_unused(graph: fx.GraphModule, tensors: list[Tensor], inputs: int) -> None:
+    """Take out the tensors, of those behind the inputs, that nothing in the graph reads."""
+    places = [node for node in graph.graph.nodes if node.op == "placeholder"][inputs:]
+    for index in reversed(range(len(places))):
+        if not places[index].users:
+            graph.graph.erase_node(places[index])
+            del tensors[index]
+
+
+def _root(node: fx.Node) -> fx.Node | None:
+    """The node whose storage a node's value shares: itself, unless it is a view or an in-place result."""
+    while node.op == "call_function":
+        if not isinstance(node.target, torch._ops.OpOverload):  # getitem of several results
+            node = node.args[0]  # type: ignore[assignment]
+            continue
+        schema = node.target._schema
+        shared = schema.returns[0].alias_info if schema.returns else None
+        if shared is None:
+            return node
+        source = next(
+            (value for argument, value in _arguments(node) if _overlaps(argument.alias_info, shared)),
+            None,
+        )
+        if isinstance(source, list | tuple):
+            return None
+        if not isinstance(source, fx.Node):
+            return node
+        node = source
+    return node
+
+
+def _overlaps(of_argument: Any, shared: Any) -> bool:
+    return of_argument is not None and bool(
+        (of_argument.before_set | of_argument.after_set) & (shared.before_set | shared.after_set)
+    )
+
+
+def _arguments(node: fx.Node) -> Iterator[tuple[Any, Any]]:
+    """The arguments of a node's operation, each with what it was given."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    for argument, value in zip(schema.arguments, node.args, strict=False):
+        yield argument, value
+    for argument in schema.arguments:
+        if argument.name in node.kwargs:
+            yield argument, node.kwargs[argument.name]
+
+
+def changed_tensors(graph: fx.GraphModule, inputs: int) -> list[int]:
+    """Positions, behind the inputs, of the tensors that the graph writes to."""
+    places = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    written: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+            continue
+        for argument, value in _arguments(node):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                for each in value if isinstance(value, list | tuple) else [value]:
+                    root = _root(each) if isinstance(each, fx.Node) else None
+                    if root is not None:
+                        written.add(root)
+    if any(place in written for place in places[:inputs]):
+        raise NotCapturableError("it changes one of its arguments in place")
+    if any(node.op == "get_attr" for node in written):
+        raise NotCapturableError("it changes a constant in place")
+    return [index for index, place in enumerate(places[inputs:]) if place in written]
+
+
+def refuse_overlap(tensors: list[Tensor], changed: list[int]) -> None:
+    """Raise `NotCapturableError` where a tensor that is written to shares memory with another one."""
+    storages = [t.untyped_storage().data_ptr() for t in tensors]
+    for index in changed:
+        if storages.count(storages[index]) > 1:
+            raise NotCapturableError("it changes a tensor in place that shares its memory with another one")

@@ -1,0 +1,137 @@
+"""A captured step gives what the eager one gives, bit for bit, whatever the estimator."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI
+from torch import Tensor, nn
+
+from pyro_discrete import NVIL, TraceELBO
+from pyro_discrete.diagnostics import effect_programs, plate_programs, site_programs
+from pyro_discrete.diagnostics.programs import Program
+from pyro_discrete.estimators.base import Estimator
+from pyro_discrete.testing import discover_estimators
+
+PREFERRED = ("one_hot_plate", "two_layers", "subsampled_plate", "fair_bernoulli", "not_reparameterised")
+
+
+def all_programs() -> list[Program]:
+    modules = (plate_programs, site_programs, effect_programs)
+    return [p for module in modules for p in vars(module).values() if isinstance(p, Program)]
+
+
+def a_program_for(estimator: Estimator) -> Program:
+    """A program with a plate that the estimator serves, as many families as possible."""
+    served = [
+        p
+        for p in all_programs()
+        if p.families <= estimator.families and (p.relaxable or not (estimator.relaxed or estimator.sloped))
+    ]
+    return next((p for name in PREFERRED for p in served if p.name == name), served[0])
+
+
+def run(program: Program, estimator: Estimator, compile: Any, steps: int = 6) -> tuple[list[Any], TraceELBO]:
+    """Losses, gradients and the estimators' state after some steps of gradient descent."""
+    seen: list[Any] = []
+    with program.running(torch.float32) as pair:
+        elbo = TraceELBO(copy.deepcopy(estimator), num_particles=max(2, estimator.min_particles), compile=compile)
+        torch.manual_seed(3)
+        for _ in range(steps):
+            seen.append(torch.tensor(elbo.loss_and_grads(pair.model, pair.guide, *pair.args)))
+            parameters = {id(p): p for p in [*pair.parameters.values(), *elbo.parameters()]}
+            with torch.no_grad():
+                for parameter in parameters.values():
+                    if parameter.grad is not None:
+                        seen.append(parameter.grad.clone())
+                        parameter.sub_(0.01 * parameter.grad)
+                        parameter.grad = None
+        seen += [value for value in elbo.state_dict().values() if torch.is_tensor(value)]
+    return seen, elbo
+
+
+VARIANTS = [pytest.param(v, id=f"{c.name}-{i}") for c in discover_estimators() for i, v in enumerate(c.variants())]
+
+
+@pytest.mark.parametrize("estimator", VARIANTS)
+def test_graph_equals_eager(estimator: Estimator) -> None:
+    if estimator.name == "enumerate":
+        pytest.skip("exact enumeration is Pyro's own, which decides by values")
+    program = a_program_for(estimator)
+    expected, _ = run(program, estimator, False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got, elbo = run(program, estimator, "graph")
+    assert elbo.captures is not None
+    assert (elbo.captures.count, elbo.captures.made) == (1, 1), str(elbo.captures)
+    assert len(expected) == len(got)
+    assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+
+
+class Network:
+    """A program with everything at once: modules, a constrained param, a subsampled plate, dropout, a float."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        torch.manual_seed(0)
+        self.encoder = nn.Sequential(nn.Linear(8, 5), nn.Dropout(0.3), nn.Linear(5, 4)).to(dtype)
+        self.decoder = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)).to(dtype)
+        self.data = (torch.rand(20, 8) > 0.5).to(dtype)
+        self.dtype = dtype
+
+    def model(self, x: Tensor, weight: float) -> None:
+        pyro.module("decoder", self.decoder)
+        prior = pyro.param("prior", torch.full((4,), 0.4, dtype=self.dtype), dist.constraints.unit_interval)
+        with pyro.plate("data", 20, subsample_size=6) as i:
+            with pyro.poutine.scale(scale=weight):
+                z = pyro.sample("z", dist.Bernoulli(prior).expand([6, 4]).to_event(1))
+            logits = self.decoder(z.reshape(-1, 4)).reshape(*z.shape[:-1], 8)
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x[i])
+
+    def guide(self, x: Tensor, weight: float) -> None:
+        with pyro.plate("data", 20, subsample_size=6) as i:
+            pyro.sample("z", dist.Bernoulli(logits=self.encoder(x[i])).to_event(1))
+
+    def parameters(self) -> list[Tensor]:
+        return [
+            *self.encoder.parameters(),
+            *self.decoder.parameters(),
+            *self.encoder.buffers(),
+            *self.decoder.buffers(),
+        ]
+
+
+def trained(compile: Any, dtype: torch.dtype, estimator: Any, **settings: Any) -> tuple[list[Any], Network, TraceELBO]:
+    pyro.clear_param_store()
+    network = Network(dtype)
+    elbo = TraceELBO(estimator, compile=compile, vectorize_particles=False, **settings)  # batch statistics mix rows
+    svi = SVI(network.model, network.guide, pyro.optim.Adam({"lr": 0.02}), elbo)
+    torch.manual_seed(1)
+    losses = [svi.step(network.data, 1 - 1 / (2 + i)) for i in range(12)]
+    return losses, network, elbo
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "settings", [{"estimator": "rloo", "num_particles": 3}, {"estimator": {"z": NVIL(learning_rate=0.01)}}]
+)
+def test_svi_with_everything(settings: dict[str, Any], dtype: torch.dtype) -> None:
+    """Subsampling, dropout, batch statistics, an annealed float, a constrained param, an own optimiser."""
+    expected, by_hand, eager = trained(False, dtype, **copy.deepcopy(settings))
+    stored = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+    got, captured, elbo = trained("graph", dtype, **settings)
+    assert elbo.captures is not None
+    assert elbo.captures.count == 1, str(elbo.captures)
+    assert got == expected
+    assert all(torch.equal(a, b) for a, b in zip(by_hand.parameters(), captured.parameters(), strict=True))
+    assert set(pyro.get_param_store().keys()) == set(stored)
+    assert all(torch.equal(value, stored[name]) for name, value in pyro.get_param_store().items())
+    states = (eager.state_dict(), elbo.state_dict())
+    assert all(
+        torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True) if torch.is_tensor(a)
+    )
