@@ -39,7 +39,6 @@ from pyro_discrete.estimators import (
     UnorderedSet,
 )
 from pyro_discrete.expectation import TraceExpectation
-from pyro_discrete.posterior import DiscretePosterior
 from pyro_discrete.relaxations import (
     CosineDecay,
     ExponentialDecay,
@@ -59,6 +58,8 @@ from pyro_discrete.relaxations import (
     truncated_gumbel,
 )
 from pyro_discrete.select import EstimatorInfo, available_estimators
+from pyro_discrete.training import FitResult, fit
+from pyro_discrete.training_loop import FitState
 
 __all__ = [
     "ARM",
@@ -76,7 +77,6 @@ __all__ = [
     "DecoupledStraightThrough",
     "DisARM",
     "DiscreteInferenceError",
-    "DiscretePosterior",
     "DoubleCV",
     "Draw",
     "Enumerate",
@@ -84,6 +84,8 @@ __all__ = [
     "EstimatorInfo",
     "ExponentialDecay",
     "Family",
+    "FitResult",
+    "FitState",
     "GappedStraightThrough",
     "GumbelRao",
     "GumbelSoftmax",
@@ -110,6 +112,7 @@ __all__ = [
     "UnorderedSet",
     "available_estimators",
     "diagnostics",
+    "fit",
     "gumbel_max",
     "gumbel_top_k",
     "log_prob_ordered",

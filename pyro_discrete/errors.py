@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 __all__ = [
+    "CheckpointError",
     "DiscreteInferenceError",
     "EmptyBatchError",
     "EnumerationError",
@@ -50,6 +51,10 @@ class ParticleError(DiscreteInferenceError):
 
 class SettingError(DiscreteInferenceError):
     """A setting has a value outside its range, such as a temperature of zero."""
+
+
+class CheckpointError(DiscreteInferenceError):
+    """A checkpoint is absent, damaged, or belongs to another run than the one that is to go on with it."""
 
 
 class SiteMatchError(DiscreteInferenceError):

@@ -18,7 +18,7 @@ class StraightThroughGumbelSoftmax(RelaxedEstimator):
     \mathrm{onehot}(\arg\max(\mathrm{logits} + G))
 
     The model sees only hard values, so the loss is the discrete objective's; the gradient is biased. One evaluation.
-    Serves Bernoulli, Categorical and OneHotCategorical sites, and counts.
+    Serves Bernoulli and OneHotCategorical sites.
 
     Raises `SettingError` if `temperature` is not positive.
 

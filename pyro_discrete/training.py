@@ -1,0 +1,264 @@
+"""Training a pair: one loop with one optimiser, which can stop at any step and go on bit for bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyro
+import torch
+import xarray as xr
+from torch.optim import Optimizer
+from tqdm.auto import tqdm
+
+from pyro_discrete.batches import Arguments, as_arguments, make_batches
+from pyro_discrete.checkpoints import load_checkpoint, save_checkpoint
+from pyro_discrete.elbo import TraceELBO
+from pyro_discrete.engine import DiscreteELBO
+from pyro_discrete.errors import DiscreteInferenceError, SettingError
+from pyro_discrete.interrupts import Interrupted, StopRequest
+from pyro_discrete.optimisation import OptimizerSpec, Rates, build_optimizer
+from pyro_discrete.select import Spec
+from pyro_discrete.training_loop import FitState, Loop
+
+__all__ = ["FitResult", "fit"]
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What training led to.
+
+    - `history`: a dataset. Along `step`: `loss` (mean over the steps since the last record), `lr` (of the first
+      parameter group), `ms_per_step`; along `validation_step`: `validation_loss`.
+    - `step`: steps made, those of the runs that were resumed included. `stopped`: why it ended: "steps", or
+      "early stopping", or what a callback gave as its reason.
+    - `loss`, `validation_loss`: the last ones recorded (None if there are none); `best_loss`, `best_step`: the best
+      validation (without validation data: record), and when it was.
+    - `parameters`: by name, the tensors themselves. `optimizer`: as it is in the end.
+    """
+
+    history: xr.Dataset
+    step: int
+    stopped: str
+    loss: float | None
+    validation_loss: float | None
+    best_loss: float | None
+    best_step: int | None
+    parameters: Mapping[str, torch.Tensor] = field(repr=False)
+    optimizer: Optimizer = field(repr=False)
+
+
+def fit(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: Any = None,
+    elbo: DiscreteELBO | Spec = "auto",
+    optimizer: OptimizerSpec = "adam",
+    *,
+    steps: int | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    shuffle: bool = True,
+    drop_last: bool = False,
+    transform: Callable[..., Any] | None = None,
+    device: torch.device | str | None = None,
+    seed: int | None = None,
+    lr: float | None = None,
+    rates: Rates | None = None,
+    scheduler: Callable[[Optimizer], Any] | None = None,
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
+    log_every: int = 100,
+    validation_data: Any = None,
+    validate_every: int = 1000,
+    patience: int | None = None,
+    min_delta: float = 0.0,
+    callbacks: Sequence[Callable[[FitState], Any]] = (),
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 1000,
+    resume: bool | Literal["auto"] = False,
+    metadata: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> FitResult:
+    r"""Train a model and its guide: what `SVI` does, in one fused optimiser, with what a long run needs around it.
+
+    **What is trained**: every parameter that the loss depends on, wherever it lives (`pyro.param`, modules, the
+    estimators' own networks); those that come into being later are taken in. An ELBO with `compile` runs captured
+    steps, and on an accelerator the loss is read only where it is recorded.
+
+    - `data`: a tensor, or a tuple (arguments) or dict (keyword arguments) of tensors, with `batch_size` taken by index
+      in a seeded order and otherwise whole; a `DataLoader` or another iterable of batches; or an object with
+      `next_batch`, `state_dict` and `load_state_dict`; None for a program without arguments.
+    - `elbo`: an ELBO of this package, or what `TraceELBO` takes as its estimator.
+    - `optimizer`: a name in `torch.optim`, a class or function of parameter groups (fused where torch can), or an
+      optimiser. `lr` is its rate, `rates` maps names or globs of parameters to other rates, or to a group's settings
+      (`{"estimators.*": 1e-2}`).
+    - `steps` or `epochs`: when it ends (one of them). `transform`: applied to each batch's tensors (`torch.bernoulli`
+      binarises anew). `device`: where batches go. `seed`: of torch, NumPy and Python, and of the order of batches.
+    - `scheduler`: a function of the optimiser that makes a torch schedule, stepped after every step
+      (`ReduceLROnPlateau`: after every validation). `clip_norm`, `clip_value`: bounds on the gradient.
+    - `log_every`: steps between records. `validation_data`: as `data`, evaluated every `validate_every` steps by the
+      discrete `elbo.loss`, mean over its batches, always under the same random numbers.
+    - `patience`: end after so many validations (records, without validation data) that do not improve the best loss by
+      `min_delta`; the parameters of the best one are then put back.
+    - `callbacks`: called with a `FitState` at each record, or every `callback.every` steps if it has that; may change
+      rates there, or call `state.stop("reason")`. One with a `state_dict` is saved and resumed with the rest.
+    - `checkpoint`: a file that holds everything the next steps depend on (parameters, buffers, optimiser, schedule,
+      estimators' state, random states, the place in the data, the history, `metadata`), written as a whole every
+      `checkpoint_every` steps, at the end and on Ctrl-C. With `resume=True` (or "auto", if the file is there) the run
+      goes on as if it had never stopped: bit for bit, eagerly and with `compile="graph"`.
+
+    Raises `SettingError` for settings that contradict each other, `CheckpointError` for a checkpoint that is absent,
+    damaged or another program's, `Interrupted` on SIGINT or SIGTERM after the step and the save; and what the ELBO
+    raises, the last checkpoint being kept.
+
+    >>> import pyro, pyro.distributions as dist, torch
+    >>> def model(x):
+    ...     with pyro.plate("data", len(x)):
+    ...         z = pyro.sample("z", dist.Bernoulli(0.3))
+    ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    >>> def guide(x):
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("z", dist.Bernoulli(logits=pyro.param("slope", torch.tensor(0.0)) * x))
+    >>> result = fit(model, guide, torch.randn(100), "enumerate", lr=0.05, steps=200, batch_size=20, progress=False)
+    >>> result.step, result.history["loss"].dims, list(result.parameters)
+    (200, ('step',), ['slope'])
+    """
+    intervals = {"log_every": log_every, "validate_every": validate_every, "checkpoint_every": checkpoint_every}
+    for name, value in (intervals | {"steps": steps, "epochs": epochs, "patience": patience}).items():
+        if value is not None and value < 1:
+            raise SettingError(f"{name}={value} given, at least 1 expected.")
+    if (steps is None) == (epochs is None):
+        raise SettingError("Give either steps or epochs, to say when training ends.")
+    elbo = elbo if isinstance(elbo, DiscreteELBO) else TraceELBO(elbo)
+    path = None if checkpoint is None else Path(checkpoint)
+    saved = _saved(path, resume)
+    if seed is not None:
+        pyro.set_rng_seed(seed)
+    batches = make_batches(data, batch_size, shuffle, drop_last, seed or 0, device)
+    last = _last_step(batches, steps, epochs)
+
+    def prepare(batch: Any) -> Arguments:
+        args, kwargs = as_arguments(batch, device)
+        return (args, kwargs) if transform is None else as_arguments(transform(*args, **kwargs))
+
+    state = FitState(model, guide, elbo)
+    loop = Loop(
+        state,
+        batches,
+        prepare,
+        lambda named: build_optimizer(optimizer, named, lr, rates),
+        scheduler,
+        (clip_norm, clip_value),
+        callbacks,
+    )
+
+    def save() -> None:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_checkpoint(path, {**loop.state_dict(), "metadata": dict(metadata or {})})
+
+    def after_step() -> None:
+        """What is due at this step."""
+        if state.step % log_every == 0:
+            loop.record()
+            if validation_data is None and state.loss is not None:
+                loop.judge(state.loss, patience, min_delta)
+        if validation_data is not None and state.step % validate_every == 0:
+            loop.validate(validation_data, batch_size)
+            loop.judge(state.validation_loss or 0.0, patience, min_delta)
+        for callback in callbacks:
+            if state.step % getattr(callback, "every", log_every) == 0:
+                callback(state)
+        bar.update(state.step - bar.n)
+        if state.step % log_every == 0:
+            bar.set_postfix_str(_shown(state), refresh=False)
+        if state.step % checkpoint_every == 0 and state.step < last:
+            save()
+
+    with (
+        StopRequest() as stop,
+        tqdm(total=last, desc=type(elbo).__name__, unit="step", disable=None if progress else True) as bar,
+    ):
+        try:
+            loop.begin(saved)
+            if saved is None:
+                after_step()
+            while state.step < last and not state.stopped and stop.number is None:
+                loop.advance(recorded=(state.step + 1) % log_every == 0)
+                after_step()
+        except DiscreteInferenceError as error:
+            if path is not None and path.exists():
+                error.add_note(f"Training stopped at step {state.step}; {path} keeps the last checkpoint before it.")
+            raise
+        if saved is None or state.step > saved["step"]:
+            save()
+    if not loop.recorded:
+        loop.record()
+    if patience is not None:
+        loop.restore_best()
+    result = _result(loop)
+    if stop.number is not None and state.step < last:
+        raise Interrupted(state.step, stop.number, result)
+    return result
+
+
+def _last_step(batches: Any, steps: int | None, epochs: int | None) -> int:
+    """The step that ends training: one of the two is given."""
+    if steps is not None:
+        return steps
+    per_epoch = getattr(batches, "steps_per_epoch", None)
+    if per_epoch is None:
+        raise SettingError("The data do not say how many batches they have; give steps instead of epochs.")
+    return (epochs or 1) * per_epoch
+
+
+def _saved(path: Path | None, resume: bool | str) -> dict[str, Any] | None:
+    """The state to go on from, if any."""
+    if path is None:
+        if resume is True:
+            raise SettingError("resume=True needs a checkpoint to go on from: give checkpoint=path.")
+        return None
+    if resume == "auto":
+        resume = path.exists()
+    if resume:
+        return load_checkpoint(path)
+    if path.exists():
+        raise SettingError(f"{path} exists already; go on with it by resume=True, or name another checkpoint.")
+    return None
+
+
+def _shown(state: FitState) -> str:
+    validation = "" if state.validation_loss is None else f", validation {state.validation_loss:.5g}"
+    return f"loss {state.loss:.5g}{validation}"
+
+
+def _result(loop: Loop) -> FitResult:
+    state, best = loop.state, loop.best
+    assert state.optimizer is not None
+    columns = {key: ("step", [record[key] for record in state.records]) for key in ("loss", "lr", "ms_per_step")}
+    history = xr.Dataset(
+        {
+            **columns,
+            "validation_loss": ("validation_step", [record["validation_loss"] for record in state.validations]),
+        },
+        coords={
+            "step": [int(record["step"]) for record in state.records],
+            "validation_step": [int(record["step"]) for record in state.validations],
+        },
+    )
+    history["ms_per_step"].attrs["units"] = "ms"
+    return FitResult(
+        history,
+        state.step,
+        state.stopped or "steps",
+        state.loss,
+        state.validation_loss,
+        best["loss"] if math.isfinite(best["loss"]) else None,
+        best["step"],
+        dict(state.parameters),
+        state.optimizer,
+    )

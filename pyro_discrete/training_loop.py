@@ -1,0 +1,274 @@
+"""The loop behind `fit`: one step after another, and all of its state."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro.util
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from pyro_discrete.batches import Arguments, Batches, one_epoch
+from pyro_discrete.diagnostics.parameters import modules_of
+from pyro_discrete.engine import DiscreteELBO
+from pyro_discrete.errors import CheckpointError, NonFiniteError
+from pyro_discrete.optimisation import clip_gradients, named_parameters
+
+__all__ = ["FitState", "Loop"]
+
+VALIDATION_SEED = 20
+"""Every validation has the same random numbers, so that two of them differ by the parameters alone."""
+
+
+@dataclass
+class FitState:
+    """What a callback sees, after a step.
+
+    - `step`: steps made. `args`, `kwargs`: the program's arguments in the last one.
+    - `loss`: mean over the steps of the last record; `validation_loss`: the last one (None before there is one).
+    - `records`, `validations`: what the history will hold, one dict each.
+    - `parameters`: by name. `optimizer`: may be changed (its rates, say).
+    """
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    elbo: DiscreteELBO
+    step: int = 0
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    loss: float | None = None
+    validation_loss: float | None = None
+    records: list[dict[str, float]] = field(default_factory=list)
+    validations: list[dict[str, float]] = field(default_factory=list)
+    parameters: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: Optimizer | None = None
+    stopped: str = ""
+
+    def stop(self, reason: str) -> None:
+        """End training after this step."""
+        self.stopped = reason
+
+
+class Loop:
+    """Steps of one pair, with everything that the next ones depend on in `state_dict`.
+
+    - `prepare`: a batch to the program's arguments. `optimise`: named parameters to their optimiser; `schedule`: an
+      optimiser to its schedule, or None. `clip`: bounds on the gradient's norm and on its numbers.
+    """
+
+    def __init__(
+        self,
+        state: FitState,
+        batches: Batches,
+        prepare: Callable[[Any], Arguments],
+        optimise: Callable[[dict[str, Tensor]], Optimizer],
+        schedule: Callable[[Optimizer], Any] | None,
+        clip: tuple[float | None, float | None],
+        callbacks: Sequence[Any],
+    ) -> None:
+        self.state, self.batches, self.prepare, self.optimise = state, batches, prepare, optimise
+        self.schedule, self.clip, self.callbacks = schedule, clip, callbacks
+        self.scheduler: Any = None
+        self.modules: list[nn.Module] = []
+        self.best: dict[str, Any] = {"loss": math.inf, "step": None, "waited": 0, "parameters": {}}
+        self._total: Tensor | None = None
+        self._count, self._since = 0, time.perf_counter()
+        self._known: set[int] = set()
+        self._accelerated = False
+
+    def begin(self, saved: Mapping[str, Any] | None) -> None:
+        """Find out what is to be trained, by the first step; `saved` is the state to go on from, if any."""
+        seen: dict[int, nn.Module] = {}
+        hook = register_module_forward_pre_hook(lambda module, _: seen.setdefault(id(module), module) and None)
+        try:
+            result = self._gradients(check=True)
+        finally:
+            hook.remove()
+        state = self.state
+        self.modules = _outermost([*modules_of(state.model, state.guide), *seen.values()], state.elbo)
+        parameters = [*result.parameters, *result.idle]
+        state.parameters = named_parameters(parameters, state.elbo, state.model, state.guide)
+        self._known = {id(parameter) for parameter in parameters}
+        self._accelerated = any(parameter.device.type != "cpu" for parameter in parameters)
+        state.optimizer = self.optimise(state.parameters)
+        self.scheduler = None if self.schedule is None else self.schedule(state.optimizer)
+        if saved is not None:
+            self.load_state_dict(saved)
+        else:
+            self._apply(result)
+        self._since = time.perf_counter()
+
+    def advance(self, recorded: bool) -> None:
+        """One step. On an accelerator the loss is looked at in steps that are recorded, elsewhere in each."""
+        self._apply(self._gradients(check=recorded or not self._accelerated))
+
+    def _gradients(self, check: bool) -> Any:
+        state = self.state
+        state.args, state.kwargs = self.prepare(self.batches.next_batch())
+        return state.elbo.gradients(state.model, state.guide, *state.args, check=check, **state.kwargs)
+
+    def _apply(self, result: Any) -> None:
+        optimizer, parameters = self.state.optimizer, result.parameters
+        assert optimizer is not None
+        for parameter, gradient in zip(parameters, result.gradients, strict=True):
+            if id(parameter) not in self._known:
+                self._take_in(parameter)
+            parameter.grad = gradient
+        if self.clip != (None, None):
+            clip_gradients(parameters, *self.clip)
+        optimizer.step()
+        for parameter in parameters:
+            parameter.grad = None
+        if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step()
+        self._total = result.loss if self._total is None else self._total + result.loss
+        self._count += 1
+        self.state.step += 1
+
+    def _take_in(self, parameter: Tensor) -> None:
+        """A parameter that has come into being since the first step."""
+        state = self.state
+        assert state.optimizer is not None
+        self._known.add(id(parameter))
+        state.optimizer.add_param_group({"params": [parameter]})
+        everything = [*state.parameters.values(), parameter]
+        state.parameters = named_parameters(everything, state.elbo, state.model, state.guide)
+
+    def record(self) -> None:
+        """Put the mean loss since the last record into the history; the one place that waits for an accelerator."""
+        assert self._total is not None
+        assert self.state.optimizer is not None
+        loss = float(self._total) / self._count
+        if not math.isfinite(loss):
+            raise NonFiniteError(
+                f"The loss is {loss} in the steps up to {self.state.step}. Lower the rate, or clip gradients; go on "
+                "from the last checkpoint, if there is one."
+            )
+        now = time.perf_counter()
+        self.state.loss = loss
+        self.state.records.append(
+            {
+                "step": self.state.step,
+                "loss": loss,
+                "lr": float(self.state.optimizer.param_groups[0]["lr"]),
+                "ms_per_step": 1000 * (now - self._since) / self._count,
+            }
+        )
+        self._total, self._count, self._since = None, 0, now
+
+    @property
+    def recorded(self) -> bool:
+        """Whether there is nothing to record."""
+        return self._count == 0
+
+    def validate(self, data: Any, batch_size: int | None) -> None:
+        """The mean discrete loss of batches, each once; random states stay as they are."""
+        state, before, started = self.state, pyro.util.get_rng_state(), time.perf_counter()
+        pyro.set_rng_seed(VALIDATION_SEED)
+        losses = []
+        for batch in one_epoch(data, batch_size):
+            args, kwargs = self.prepare(batch)
+            losses.append(state.elbo.loss(state.model, state.guide, *args, **kwargs))
+        pyro.util.set_rng_state(before)
+        state.validation_loss = math.fsum(losses) / len(losses)
+        state.validations.append({"step": state.step, "validation_loss": state.validation_loss})
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(state.validation_loss)
+        self._since += time.perf_counter() - started  # not a part of the steps' time
+
+    def judge(self, loss: float, patience: int | None, min_delta: float) -> None:
+        """Keep the best parameters, and stop if the loss has not been better for `patience` times."""
+        if loss < self.best["loss"] - min_delta:
+            kept = {} if patience is None else {n: p.detach().clone() for n, p in self.state.parameters.items()}
+            self.best = {"loss": loss, "step": self.state.step, "waited": 0, "parameters": kept}
+            return
+        self.best["waited"] += 1
+        if patience is not None and self.best["waited"] >= patience:
+            self.state.stop("early stopping")
+
+    @torch.no_grad()
+    def restore_best(self) -> None:
+        """Put the best parameters back, if they were kept."""
+        for name, value in self.best["parameters"].items():
+            self.state.parameters[name].copy_(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next steps depend on, as tensors and plain values."""
+        state = self.state
+        assert state.optimizer is not None
+        random = pyro.util.get_rng_state()
+        numpy = list(random["numpy"])
+        return {
+            "step": state.step,
+            "parameters": {name: parameter.detach() for name, parameter in state.parameters.items()},
+            "buffers": [dict(module.named_buffers()) for module in self.modules],
+            "elbo": state.elbo.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "batches": self.batches.state_dict(),
+            "random": {
+                "torch": random["torch"],
+                "cuda": torch.cuda.get_rng_state_all(),
+                "python": random["random"],
+                "numpy": [numpy[0], torch.as_tensor(numpy[1].astype("int64")), *numpy[2:]],
+            },
+            "records": state.records,
+            "validations": state.validations,
+            "losses": [state.loss, state.validation_loss],
+            "unrecorded": [self._total, self._count],
+            "best": self.best,
+            "callbacks": [c.state_dict() if hasattr(c, "state_dict") else None for c in self.callbacks],
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from there. Raises `CheckpointError` if it belongs to another program."""
+        state = self.state
+        assert state.optimizer is not None
+        then = {name: tuple(value.shape) for name, value in saved["parameters"].items()}
+        now = {name: tuple(value.shape) for name, value in state.parameters.items()}
+        if then != now:
+            differing = sorted(n for n in then.keys() | now.keys() if then.get(n) != now.get(n))
+            shown = ", ".join(f"{n} ({then.get(n, 'absent')} then, {now.get(n, 'absent')} now)" for n in differing[:4])
+            raise CheckpointError(f"The checkpoint belongs to another program: its parameters differ: {shown}.")
+        for name, parameter in state.parameters.items():
+            parameter.copy_(saved["parameters"][name])
+        for module, buffers in zip(self.modules, saved["buffers"], strict=True):
+            for name, buffer in module.named_buffers():
+                buffer.copy_(buffers[name])
+        state.elbo.load_state_dict(saved["elbo"])
+        state.optimizer.load_state_dict(saved["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(saved["scheduler"])
+        self.batches.load_state_dict(saved["batches"])
+        state.step, (state.loss, state.validation_loss) = saved["step"], saved["losses"]
+        state.records, state.validations = list(saved["records"]), list(saved["validations"])
+        self._total, self._count = saved["unrecorded"]
+        self.best = dict(saved["best"])
+        for callback, own in zip(self.callbacks, saved["callbacks"], strict=True):
+            if own is not None:
+                callback.load_state_dict(own)
+        random, numpy = saved["random"], list(saved["random"]["numpy"])
+        python = tuple(tuple(part) if isinstance(part, list | tuple) else part for part in random["python"])
+        pyro.util.set_rng_state(
+            {
+                "torch": random["torch"],
+                "random": python,
+                "numpy": (numpy[0], numpy[1].numpy().astype("uint32"), *numpy[2:]),
+            }
+        )
+        torch.cuda.set_rng_state_all(random["cuda"])
+
+
+def _outermost(modules: Sequence[nn.Module], elbo: nn.Module) -> list[nn.Module]:
+    """Each module once, without those that are inside others, or the ELBO's own."""
+    inner = {id(part) for module in modules for part in module.modules() if part is not module}
+    inner |= {id(part) for part in elbo.modules()}
+    return list({id(module): module for module in modules if id(module) not in inner}.values())
