@@ -57,12 +57,19 @@ class Relaxation:
 
 RELAXATIONS: dict[str, Relaxation] = {
     "gumbel_softmax": Relaxation("gumbel_softmax", (0.35, 0.6)),
+    "gumbel_softmax, kl analytic": Relaxation("gumbel_softmax", (0.35, 0.6), {"kl": "analytic"}),
+    "gumbel_softmax, kl relaxed": Relaxation("gumbel_softmax", (0.35, 0.6), {"kl": "relaxed"}),
     "reinmax": Relaxation("reinmax", (1.0, 1.4)),
     "straight_through": Relaxation("straight_through", (1.0, 0.7)),
     "straight_through_gumbel_softmax": Relaxation("straight_through_gumbel_softmax", (0.65, 1.0)),
-    "gumbel_rao": Relaxation("gumbel_rao", (0.5, 0.25)),
-    "gapped_straight_through": Relaxation("gapped_straight_through", (1.0, 0.65)),
-    "decoupled_straight_through": Relaxation("decoupled_straight_through", (1.5, 0.7), {"forward_temperature": 0.9}),
+    "gumbel_rao": Relaxation("gumbel_rao", (0.5, 0.25, 0.15)),
+    "gapped_straight_through": Relaxation("gapped_straight_through", (1.0, 0.65, 0.45)),
+    "decoupled_straight_through, forward 0.9": Relaxation(
+        "decoupled_straight_through", (1.5, 0.7), {"forward_temperature": 0.9}
+    ),
+    "decoupled_straight_through, forward 1.1": Relaxation(
+        "decoupled_straight_through", (0.7,), {"forward_temperature": 1.1}
+    ),
     "sparse_gumbel_softmax, entmax": Relaxation("sparse_gumbel_softmax", (0.5, 1.0), {"mapping": "entmax"}),
     "sparse_gumbel_softmax, sparsemax": Relaxation("sparse_gumbel_softmax", (0.5, 1.0), {"mapping": "sparsemax"}),
     "rloo, 2 particles": Relaxation("rloo", (None,), particles=2),

@@ -39,6 +39,7 @@ from pyro_discrete.estimators import (
     UnorderedSet,
 )
 from pyro_discrete.expectation import TraceExpectation
+from pyro_discrete.posterior import DiscretePosterior
 from pyro_discrete.relaxations import (
     CosineDecay,
     ExponentialDecay,
@@ -77,6 +78,7 @@ __all__ = [
     "DecoupledStraightThrough",
     "DisARM",
     "DiscreteInferenceError",
+    "DiscretePosterior",
     "DoubleCV",
     "Draw",
     "Enumerate",

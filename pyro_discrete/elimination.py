@@ -156,13 +156,14 @@ class Elimination(LogRing):
         self, terms: Sequence[Tensor], dims: Sequence[str], width: int, sizes: dict[str, int], batch: str
     ) -> Tensor:
         """The product in log space of a chain's matrices, summed over its first and last state: `[*batch]`."""
-        matrices = _links(terms, dims, width, sizes, batch)
+        matrices, taken = _near_zero(_links(terms, dims, width, sizes, batch))
         while len(matrices) > 1:
             paired = len(matrices) // 2 * 2
             table = matrices[0:paired:2].unsqueeze(3) + matrices[1:paired:2].unsqueeze(1)
             self._note(table.numel())
-            matrices = torch.cat([self.reduce(table, 2), matrices[paired:]])
-        return self.reduce(self.reduce(matrices[0], 0), 0)
+            matrices, more = _near_zero(torch.cat([self.reduce(table, 2), matrices[paired:]]))
+            taken = taken + more
+        return self.reduce(self.reduce(matrices[0], 0), 0) + taken
 
 
 class SizesAlone(Elimination):
@@ -224,6 +225,12 @@ def _links(terms: Sequence[Tensor], dims: Sequence[str], width: int, sizes: dict
     rest = [sizes[d] for d in batch]
     states = sizes[dims[0]] ** width
     return total.expand([count, *[sizes[dims[0]]] * (2 * width), *rest]).reshape([count, states, states, *rest])
+
+
+def _near_zero(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Matrices `[n, S, S, *batch]` less their largest elements, and the sum of these: long sums keep their digits."""
+    largest = matrices.detach().amax((1, 2), keepdim=True).clamp(min=torch.finfo(matrices.dtype).min)
+    return matrices - largest, largest.sum((0, 1, 2))
 
 
 def _dims(term: Tensor) -> str:

@@ -1,21 +1,25 @@
-"""How a site is enumerated: its joint support, its score without mask, and the size of the table it makes."""
+"""How sites are enumerated: its joint support, its score without mask, and the size of the table it makes."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.distributions.score_parts import ScoreParts
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_discrete.errors import EnumerationError
+from pyro_discrete.errors import EnumerationError, SiteMatchError
+from pyro_discrete.estimators.base import Family
 from pyro_discrete.estimators.enumerate import Enumerate
-from pyro_discrete.sites import base_distribution, cardinality, joint_support, without_mask
+from pyro_discrete.sites import base_distribution, cardinality, family_of, is_latent, joint_support, without_mask
 
-__all__ = ["mark_for_enumeration"]
+__all__ = ["Marginalise", "mark_for_enumeration", "refuse_unguided"]
 
 
 def mark_for_enumeration(msg: Any, settings: Enumerate, marginal: bool, parallel: bool = True) -> None:
@@ -37,6 +41,50 @@ def mark_for_enumeration(msg: Any, settings: Enumerate, marginal: bool, parallel
     if fn.event_dim > len(base.event_shape) or without_mask(fn) is not fn:
         msg["fn"] = _Enumerated(fn, marginal)
     msg["infer"] = {**msg["infer"], "enumerate": "parallel" if parallel else "sequential"}
+
+
+def refuse_unguided(name: str, fn: Any) -> None:
+    """Raise `SiteMatchError` if a site in the model alone cannot be summed out."""
+    if family_of(fn) in (None, Family.CONTINUOUS) or not math.isfinite(cardinality(fn)):
+        raise SiteMatchError(
+            f"Site {name!r} is latent in the model but not drawn in the guide, and has no finite support that could be "
+            "summed over. Draw it in the guide too."
+        )
+
+
+class Marginalise(EnumMessenger):
+    """Enumerates every latent site of the model that is not in `drawn`, in dims left of rows and plates.
+
+    `dims` says, by site, which enumerated site's values (by a number of its own) each such dim holds; `own` is each
+    enumerated site's own number.
+    """
+
+    def __init__(self, drawn: Collection[str], settings: Mapping[str, Enumerate], batch_dims: int) -> None:
+        super().__init__(first_available_dim=-2 - batch_dims)
+        self.drawn, self.settings = drawn, settings
+        self.dims: dict[str, dict[int, int]] = {}
+        self.own: dict[str, int] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if is_latent(msg) and not msg["done"] and msg["name"] not in self.drawn:
+            refuse_unguided(msg["name"], msg["fn"])
+            mark_for_enumeration(msg, self.settings.get(msg["name"]) or Enumerate(), marginal=True)
+            super()._pyro_sample(msg)
+            self.own[msg["name"]] = msg["infer"]["_dim_to_id"][msg["infer"]["_enumerate_dim"]]
+        else:
+            super()._pyro_sample(msg)
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        # as in Pyro, but kept here: a replayed site's `infer` is the guide site's own
+        if not isinstance(msg["fn"], TorchDistributionMixin) or not torch.is_tensor(msg["value"]):
+            return
+        name = msg["name"]
+        known = dict(self._param_dims.get(name, {}))
+        if name in self.own:
+            known |= msg["infer"]["_dim_to_id"]
+        self.dims[name] = known
+        shape = msg["value"].shape[: msg["value"].dim() - msg["fn"].event_dim]
+        self._value_dims[name] = {d: i for d, i in known.items() if len(shape) >= -d and shape[d] > 1}
 
 
 class _Enumerated(TorchDistribution):

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from pyro import poutine
 
+from pyro_discrete.components import Component, components, contract
 from pyro_discrete.elimination import SizesAlone
+from pyro_discrete.enumerated_sites import Marginalise, refuse_unguided
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SiteMatchError
 from pyro_discrete.estimators.enumerate import Enumerate
-from pyro_discrete.marginalisation import Component, Marginalise, components, contract, refuse_unguided
 from pyro_discrete.probe import Pair, Trial, crossing_site
 from pyro_discrete.rows_check import check_rows
 from pyro_discrete.select import AUTO, Selection

@@ -12,7 +12,8 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 
 from pyro_discrete.dependencies import UNKNOWN, Dependencies
-from pyro_discrete.marginalisation import Marginalise, collapsed
+from pyro_discrete.enumerated_sites import Marginalise
+from pyro_discrete.marginalisation import collapsed
 from pyro_discrete.objectives import Evaluation, Objective
 from pyro_discrete.planning import Plan
 from pyro_discrete.probe import Pair

@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from benchmarks import nvil_ablation, step_time, variance
+from benchmarks import bias_variance, nvil_ablation, relaxations, step_time, variance
 from benchmarks.step_shapes import Shape
 
 
@@ -127,3 +127,27 @@ def test_by_hand_is_the_same_estimator(shape: Shape) -> None:
         return
     error = ((theirs.var(0) + ours.var(0)) / draws).sqrt()
     assert float(((theirs.mean(0) - ours.mean(0)) / error).abs().max()) < 5
+
+
+@pytest.mark.slow
+def test_relaxations_are_trained_at_each_temperature_once(tmp_path: Path) -> None:
+    small = ["--data", "digits", "--steps", 2, "--batch-size", 20, "--out", tmp_path]
+    call(relaxations.main, *small, "--programs", "8 x 16", "--relaxations", "reinmax;rloo, 2 particles")
+    first = json.loads((tmp_path / "relaxations.json").read_text())["programs"]
+    printed = call(relaxations.main, *small, "--programs", "8 x 16;20 x 10", "--relaxations", "reinmax")
+    again = json.loads((tmp_path / "relaxations.json").read_text())["programs"]
+    assert list(first["8 x 16"]["reinmax"]) == ["1.0"]  # the default temperature
+    assert again["8 x 16"] == first["8 x 16"]  # not made again
+    assert list(again["20 x 10"]["reinmax"]) == ["1.0", "1.4"]
+    assert all(run["bound"] >= run["elbo"] for run in again["20 x 10"]["reinmax"].values())
+    assert "| `reinmax` | 1.0 |" in printed
+    assert min(matplotlib.image.imread(tmp_path / "relaxations.png").shape[:2]) > 200
+
+
+@pytest.mark.slow
+def test_bias_and_variance_are_measured_for_every_relaxation(tmp_path: Path) -> None:
+    call(bias_variance.main, "--particles", 20, "--calls", 2, "--points", 2, "--out", tmp_path)
+    results = json.loads((tmp_path / "bias_variance.json").read_text())
+    assert {"gumbel_softmax", "reinmax", "gumbel_rao"} <= set(results["one_hot_event"])
+    assert all(len(points) == 2 for rows in results.values() for points in rows.values())
+    assert min(matplotlib.image.imread(tmp_path / "bias_variance.png").shape[:2]) > 200

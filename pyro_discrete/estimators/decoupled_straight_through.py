@@ -21,7 +21,7 @@ class DecoupledStraightThrough(RelaxedEstimator):
     The forward temperature says how far the draws explore, the backward one over how many categories the gradient is
     spread. At t_f = 1 the draws are those of q and the loss that is optimised is the discrete objective's; at another
     one they are those of a tempered q, whose log-mass is still that of q: a bias of its own (`loss()` draws from q
-    itself, whatever t_f is). One evaluation. Serves Bernoulli and OneHotCategorical sites.
+    itself, whatever t_f is). One evaluation. Serves Bernoulli, Categorical and OneHotCategorical sites, and counts.
 
     - `temperature`: of the backward pass. `forward_temperature`: of the draws.
 

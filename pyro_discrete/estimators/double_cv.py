@@ -22,7 +22,7 @@ class DoubleCV(Estimator):
     value. Where particles share `mu`, as in a program of one layer, the last term is the published
     `alpha g mu (1 - mu)`. One evaluation a particle and one more backward pass; the model's cost has to be
     differentiable in the value (where it is not, it is `rloo`), but is never evaluated at soft values. Unbiased
-    whatever `alpha` is; at zero it is `rloo`, at minus one exact for a linear `f`. Serves Bernoulli and
+    whatever `alpha` is; at zero it is `rloo`, at minus one exact for a linear `f`. Serves Bernoulli, Categorical and
     OneHotCategorical sites, with `num_particles >= 2`. Helps little where the gradient at a corner says little about
     the difference between corners.
 

@@ -23,7 +23,7 @@ class GappedStraightThrough(RelaxedEstimator):
 
     It agrees with its draw as the straight-through Gumbel-Softmax does (the soft value is largest where D is one), but
     what moves the logits is a function of D: there is no noise beside the draw's own. m_1 and m_2 are held constant.
-    One evaluation, biased. Serves Bernoulli and OneHotCategorical sites.
+    One evaluation, biased. Serves Bernoulli, Categorical and OneHotCategorical sites, and counts.
 
     - `gap`: g, at least 0.
 

@@ -24,8 +24,8 @@ class GumbelRao(RelaxedEstimator):
 
     (the gradient is taken with the noise G held). One evaluation of the model, whatever K is: only the softmax is
     repeated. The bias is that of the straight-through Gumbel-Softmax at this temperature, to which it is equal in
-    distribution at K = 1; the variance falls with K, so a lower temperature can be afforded. Serves Bernoulli and
-    OneHotCategorical sites.
+    distribution at K = 1; the variance falls with K, so a lower temperature can be afforded. Serves Bernoulli,
+    Categorical and OneHotCategorical sites, and counts.
 
     - `draws`: K.
 

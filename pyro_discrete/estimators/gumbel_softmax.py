@@ -40,6 +40,10 @@ class GumbelSoftmax(RelaxedEstimator):
     `loss()` is the discrete objective whichever it is. Serves Bernoulli, Categorical and OneHotCategorical sites, and
     counts of finite or truncated support.
 
+    When to use which: where categories start alike (mixtures, latent classes, emission tables), soft values part them,
+    and hard ones, like the exact gradient, may not ("The stall" in benchmarks/RESULTS.md). Where the discrete loss
+    itself has to be what is trained, `ReinMax` is the least biased of the hard ones.
+
     - `prior_temperature`: with `kl="relaxed"`, that of the prior; the same as the posterior's by default.
 
     Raises `SettingError` for a setting out of range.

@@ -19,7 +19,7 @@ class MuProp(Estimator):
 
     with `mu` the mean of q, and `c` the running mean of the residual, read before it is updated. Two evaluations (hard
     and mean, downstream of which relaxable sites take their mean too); the model has to accept soft values. Exact, draw
-    by draw, for a linear `f`. Serves Bernoulli and OneHotCategorical sites.
+    by draw, for a linear `f`. Serves Bernoulli, Categorical and OneHotCategorical sites.
 
     The residual of a curved `f` is far from zero on average (a quarter of the second derivative for a fair bit), which
     is why there is always a baseline `c`: without it, the estimator may be noisier than the plain score function. It

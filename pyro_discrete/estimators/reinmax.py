@@ -20,8 +20,11 @@ class ReinMax(RelaxedEstimator):
 
     At t = 1 it is exact where f is quadratic in each variable (the straight-through estimator: where it is linear), and
     it is one half of the sum of that estimator and of DARN's. Hard forward, so the loss is the discrete objective's.
-    One evaluation. A temperature of one or more is recommended: it lowers the variance. Serves Bernoulli and
-    OneHotCategorical sites.
+    One evaluation. A temperature of one or more is recommended: it lowers the variance. Serves Bernoulli,
+    Categorical and OneHotCategorical sites, and counts.
+
+    When to use which: hard values leave a program whose categories coincide (a mixture that starts broad) where it is,
+    as the exact gradient does; soft ones part them ("The stall" in benchmarks/RESULTS.md, with what else helps).
 
     Raises `SettingError` if `temperature` is not positive.
 

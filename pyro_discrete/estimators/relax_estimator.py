@@ -28,10 +28,10 @@ class RELAX(ConditionallyRelaxed):
     caller's optimiser) on the gradient's second moment; unbiased whatever they are.
 
     Around the relaxed cost it is REBAR with a network added: three evaluations, and the model has to accept soft values
-    at Bernoulli and OneHotCategorical sites. As a black box (`black_box=True`: c = r alone) it asks nothing of the
-    model: one evaluation, any cost, Categorical sites too. The network starts at zero, where a black box is the plain
-    score function: it needs steps of training to be of use, and more of them the wider the site. Training
-    differentiates the cost twice.
+    at Bernoulli, Categorical and OneHotCategorical sites. As a black box (`black_box=True`: c = r alone) it asks
+    nothing of the model: one evaluation, any cost. The network starts at zero, where a black box is the plain score
+    function: it needs steps of training to be of use, and more of them the wider the site. Training differentiates the
+    cost twice.
 
     - `temperature`, `eta`: where they start, positive; a schedule leaves nothing of the temperature to learn.
       `learn=False` keeps them and the network.

@@ -25,7 +25,8 @@ class SparseGumbelSoftmax(RelaxedEstimator):
 
     with Tsallis' entropy H of order alpha: 1.5 for "entmax", 2 for "sparsemax" (the projection on the simplex). Soft
     values have zeros in them, and are hard with positive probability: then the model sees the discrete program, and
-    the draw hands on no gradient. One evaluation, biased. Serves Bernoulli and OneHotCategorical sites.
+    the draw hands on no gradient. One evaluation, biased. Serves Bernoulli, Categorical and
+    OneHotCategorical sites, and counts.
 
     - `mapping`: "entmax" or "sparsemax". `hard`: hard values in the forward pass (straight-through).
 

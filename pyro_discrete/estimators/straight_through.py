@@ -18,7 +18,7 @@ class StraightThrough(RelaxedEstimator):
 
     The model sees only hard values, so the loss is the discrete objective's. One evaluation, and no noise beside the
     draw's own. At t = 1 it is exact where f is linear in each variable, and biased otherwise: it reads f as its tangent
-    at D. Serves Bernoulli and OneHotCategorical sites.
+    at D. Serves Bernoulli, Categorical and OneHotCategorical sites, and counts.
 
     - `temperature`: of the backward pass alone. The draw is always one of q.
 

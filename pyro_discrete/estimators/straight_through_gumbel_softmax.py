@@ -18,7 +18,7 @@ class StraightThroughGumbelSoftmax(RelaxedEstimator):
     \mathrm{onehot}(\arg\max(\mathrm{logits} + G))
 
     The model sees only hard values, so the loss is the discrete objective's; the gradient is biased. One evaluation.
-    Serves Bernoulli and OneHotCategorical sites.
+    Serves Bernoulli, Categorical and OneHotCategorical sites, and counts.
 
     Raises `SettingError` if `temperature` is not positive.
 
