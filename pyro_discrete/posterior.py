@@ -64,7 +64,7 @@ class DiscretePosterior:
     ...         z = pyro.sample(f"z{t}", dist.Categorical(torch.tensor([[0.9, 0.1], [0.1, 0.9]])[z]))
     ...         pyro.sample(f"x{t}", dist.Normal(2.0 * z, 1.0), obs=x[t])
     >>> posterior = DiscretePosterior(model)
-    >>> best = posterior.most_probable(torch.tensor([0.1, 1.9, 2.2, -1.3]))
+    >>> best = posterior.most_probable(torch.tensor([0.1, 2.5, 2.6, -1.3]))
     >>> [int(best[f"z{t}"]) for t in range(4)]
     [0, 1, 1, 0]
 

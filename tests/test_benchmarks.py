@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from benchmarks import bias_variance, nvil_ablation, relaxations, step_time, variance
+from benchmarks import bias_variance, enumeration, nvil_ablation, relaxations, step_time, variance
 from benchmarks.step_shapes import Shape
 
 
@@ -151,3 +151,19 @@ def test_bias_and_variance_are_measured_for_every_relaxation(tmp_path: Path) -> 
     assert {"gumbel_softmax", "reinmax", "gumbel_rao"} <= set(results["one_hot_event"])
     assert all(len(points) == 2 for rows in results.values() for points in rows.values())
     assert min(matplotlib.image.imread(tmp_path / "bias_variance.png").shape[:2]) > 200
+
+
+def test_growth_of_exact_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small sizes in this process: the ways agree, and a table and a picture come out."""
+
+    def here(command: list[str], check: bool) -> None:
+        enumeration.main(command[3:])
+
+    monkeypatch.setattr(enumeration.subprocess, "run", here)
+    enumeration.main(["--out", str(tmp_path), "--lengths", "5", "20", "--points", "50"])
+    found = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    values = {(r["program"], r["size"], r["what"]): r["value"] for r in found}
+    assert len(found) == 8
+    assert values["chain", 20, "ours"] == pytest.approx(values["chain", 20, "pyro"], rel=1e-5)
+    assert "| chain | 20 | viterbi |" in (tmp_path / "enumeration.md").read_text()
+    assert min(matplotlib.image.imread(tmp_path / "enumeration.png").shape[:2]) > 200
