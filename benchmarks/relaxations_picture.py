@@ -1,8 +1,7 @@
-"""The picture of `benchmarks/relaxations.py`: the discrete ELBO over the temperature of each relaxation."""
+"""The picture of `benchmarks/relaxations.py`: discrete ELBOs over the temperature, and on codes of 32 bits."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,37 +13,75 @@ from models.pictures import PALETTE
 
 __all__ = ["picture"]
 
+MARKS = "os^vD"
+
 
 def picture(results: Mapping[str, Any], defaults: Mapping[str, float | None], path: Path) -> None:
-    """Write one panel for each program: the discrete test ELBO over the temperature, the default's mark filled."""
+    """Write a panel for each program with several temperatures, and one for all others, by their categories.
+
+    `defaults` maps each relaxation's name to its temperature, None for what has no temperature.
+    """
     programs = results["programs"]
-    across = min(2, len(programs))
-    down = math.ceil(len(programs) / 2)
-    figure = Figure(figsize=(6.5 * across, 4.0 * down + 1.0), layout="constrained")
-    panels = figure.subplots(down, across, squeeze=False).flatten()
-    for axes, (program, rows) in zip(panels, programs.items(), strict=False):
-        _panel(axes, program, rows, defaults)
-    for axes in panels[len(programs) :]:
-        axes.set_visible(False)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    figure.savefig(path, dpi=90)
+    swept = {n: rows for n, rows in programs.items() if any(len(runs) > 1 for runs in rows.values())}
+    grid = {n: rows for n, rows in programs.items() if n not in swept}
+    count = len(swept) + bool(grid)
+    figure = Figure(figsize=(5.6 * count, 6.2), layout="constrained")
+    panels = figure.subplots(1, count, squeeze=False)[0]
+    for axes, (program, rows) in zip(panels, swept.items(), strict=False):
+        _over_temperatures(axes, program, rows, defaults)
+    if grid:
+        _over_categories(panels[-1], grid, defaults)
+    handles: dict[str, Any] = {}
+    for axes in panels:
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.savefig(path, dpi=85)
 
 
-def _panel(axes: Axes, program: str, rows: Mapping[str, Any], defaults: Mapping[str, float | None]) -> None:
+def _style(number: int) -> dict[str, Any]:
+    return {
+        "color": PALETTE[number % len(PALETTE)],
+        "linestyle": "-" if number < len(PALETTE) else "--",
+        "marker": MARKS[number % len(MARKS)],
+        "markersize": 5,
+        "linewidth": 1.2,
+    }
+
+
+def _over_temperatures(axes: Axes, program: str, rows: Mapping[str, Any], defaults: Mapping[str, float | None]) -> None:
     for number, (name, default) in enumerate(defaults.items()):
         runs = rows.get(name, {})
-        colour = PALETTE[number % len(PALETTE)]
         if default is None:
             for one in runs.values():
                 axes.axhline(one["elbo"], color="0.4", linestyle=":", label=name)
-            continue
-        points = sorted((float(t), one["elbo"]) for t, one in runs.items())
-        style = "-" if number < len(PALETTE) else "--"
-        axes.plot([t for t, _ in points], [e for _, e in points], style, color=colour, label=name, linewidth=1.2)
-        for t, elbo in points:
-            axes.plot(t, elbo, "o", color=colour, markerfacecolor=colour if t == default else "white", markersize=5)
+        elif runs:
+            points = sorted((float(t), one["elbo"]) for t, one in runs.items())
+            style = _style(number)
+            axes.plot([t for t, _ in points], [e for _, e in points], label=name, markerfacecolor="white", **style)
+            at = [(t, e) for t, e in points if t == default]
+            axes.plot([t for t, _ in at], [e for _, e in at], **{**style, "linestyle": ""})
     axes.set_xscale("log")
-    axes.set_title(program, fontsize=10)
-    axes.set_xlabel("temperature (filled: the default)")
+    ticks = sorted({float(t) for runs in rows.values() for t in runs if t != "None"})
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks], rotation=60, fontsize=7)
+    axes.minorticks_off()
+    axes.set_title(f"{program} (filled: default temperature)", fontsize=10)
+    axes.set_xlabel("temperature")
     axes.set_ylabel("discrete test ELBO, nats an image")
+
+
+def _over_categories(axes: Axes, grid: Mapping[str, Any], defaults: Mapping[str, float | None]) -> None:
+    """By how much each relaxation, at its default temperature, is above the one without a temperature."""
+    (reference,) = (name for name, default in defaults.items() if default is None)
+    order = sorted(grid, key=lambda program: int(program.split("x")[1]))
+    for number, (name, default) in enumerate(defaults.items()):
+        found = [
+            (program, grid[program][name][str(default)]["elbo"] - grid[program][reference]["None"]["elbo"])
+            for program in order
+            if default is not None and str(default) in grid[program].get(name, {}) and reference in grid[program]
+        ]
+        if found:
+            axes.plot([p for p, _ in found], [e for _, e in found], label=name, **_style(number))
+    axes.axhline(0.0, color="0.4", linestyle=":", label=reference)
+    axes.set_title("codes of 32 bits, default temperatures", fontsize=10)
+    axes.set_xlabel("variables x categories")
+    axes.set_ylabel(f"discrete test ELBO above that of {reference}")

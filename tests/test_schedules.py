@@ -191,3 +191,28 @@ def test_relaxed_control_variates_take_schedules(make):
     assert site.temperature_at(elbo.step).item() == pytest.approx(0.3)
     assert not any("temperature" in name for name, _ in site.named_parameters())
     assert pyro.param("z_logits").grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: GumbelSoftmax(LinearDecay(1.0, 0.2, steps=4)),
+        lambda: GumbelSoftmax(0.5, kl="relaxed", prior_temperature=PiecewiseConstant([1.0, 0.3], [2])),
+        lambda: REBAR(temperature=StepDecay(1.0, factor=0.5, every=2, end=0.1)),
+    ],
+    ids=["gumbel_softmax", "prior temperature", "rebar"],
+)
+def test_a_captured_step_does_not_freeze_the_schedule(make):
+    found = []
+    for compile in (False, "graph"):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        elbo, gradients = TraceELBO(make(), compile=compile), []
+        elbo.loss(model, guide)
+        for step in range(4):
+            pyro.param("z_logits").grad = pyro.param("b_logits").grad = None
+            torch.manual_seed(step)
+            elbo.loss_and_grads(model, guide)
+            gradients.append(pyro.param("z_logits").grad.clone())
+        found.append(torch.stack(gradients))
+    assert torch.equal(found[0], found[1])
