@@ -39,6 +39,7 @@ from pyro_discrete.estimators import (
     UnorderedSet,
 )
 from pyro_discrete.expectation import TraceExpectation
+from pyro_discrete.guides import AutoDiscreteMeanField
 from pyro_discrete.posterior import DiscretePosterior
 from pyro_discrete.relaxations import (
     CosineDecay,
@@ -71,6 +72,7 @@ __all__ = [
     "RELAX",
     "RLOO",
     "RODEO",
+    "AutoDiscreteMeanField",
     "BitFlip1",
     "ControlVariate",
     "CosineDecay",

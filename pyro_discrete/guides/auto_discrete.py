@@ -1,0 +1,293 @@
+"""A guide for every latent site of a model, made from the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from copy import copy
+from operator import attrgetter
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide, AutoNormal
+from pyro.infer.autoguide.utils import deep_setattr
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyro_discrete.errors import SettingError, SiteShapeError
+from pyro_discrete.estimators.base import Family
+from pyro_discrete.guides.networks import LogitNetworks
+from pyro_discrete.guides.observations import observed_run
+from pyro_discrete.guides.variational import VariationalSite
+from pyro_discrete.sites import family_of, latent_sites, without_mask
+
+__all__ = ["AutoDiscreteMeanField"]
+
+Init = str | Callable[[VariationalSite], Tensor]
+
+
+class AutoDiscreteMeanField(AutoGuide):
+    """A mean-field guide for every latent site of a model, so that only the model has to be written.
+
+    .. math:: q(z) = \\prod_i q_i(z_i)
+
+    Each element of a discrete site has logits of its own (free, or given by a network of the observed data); the
+    continuous sites get one of Pyro's autoguides. Bernoulli, Categorical and OneHotCategorical sites keep their family;
+    other sites of finite support (Binomial ...) get a table of free probabilities, and so do counts without a bound
+    where the model states one, `infer={"truncation": 20}`. `.to_event`, `.mask`, plates and `pyro.markov` are as in the
+    model. Any estimator can train it, also beside guides of one's own in an `AutoGuideList`.
+
+    - `amortize`: False for free logits, `[*plates, ...]`: a subsampled plate has them for all of its elements, and a
+      step trains those of the subsample. True, or a number of hidden units, for networks with one hidden layer that
+      read all observed values; sites in the same plates share one. An `nn.Module` from `[..., features]` to
+      `[..., logits]` is a network of one's own for all discrete sites, which then have to be in the same plates.
+      With a network, plates may have another size at every call.
+    - `input`: a function of the model's arguments that returns what networks read, `[*plates, features]`. Without it
+      the guide runs the model once more at every call, to see the observed values; with it, it does not.
+    - `continuous`: makes the guide of the continuous sites from a model without the discrete ones; None leaves these
+      sites to another guide.
+    - `init`: where the logits start: "uniform", "prior" (the model's own), or a function of a `VariationalSite`, whose
+      result is broadcast to the logits. `init_scale`: the standard deviation of the noise on free logits, without
+      which components of a mixture would stay alike.
+    - `create_plates`: as in Pyro, for a plate whose `subsample=` is given.
+
+    Like Pyro's autoguides it makes its parameters at the first call (call it once before collecting
+    `parameters()`), and returns a dict of samples. `marginals`, `mode`, `median` and `quantiles` tell what it has
+    learned; with a network they take the model's arguments.
+
+    Raises `UnsupportedSiteError` for a discrete site whose values cannot be listed, `SiteShapeError` where plates or a
+    network do not fit, `SettingError` for a setting that means nothing.
+
+    >>> import pyro.distributions as dist
+    >>> from pyro_discrete import TraceELBO
+    >>> def model(x):
+    ...     low, high = (pyro.sample(name, dist.Normal(0.0, 5.0)) for name in ("low", "high"))
+    ...     with pyro.plate("data", len(x)):
+    ...         z = pyro.sample("z", dist.Bernoulli(0.5))
+    ...         pyro.sample("x", dist.Normal(low + z * (high - low), 1.0), obs=x)
+    >>> x = torch.tensor([-3.0, 3.1, 2.9])
+    >>> guide = AutoDiscreteMeanField(model)
+    >>> loss = TraceELBO("rloo", num_particles=4).loss_and_grads(model, guide, x)
+    >>> guide.marginals()["z"].shape, sorted(guide.median(x))
+    (torch.Size([3]), ['high', 'low', 'z'])
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        *,
+        amortize: bool | int | nn.Module = False,
+        input: Callable[..., Tensor] | None = None,
+        continuous: Callable[[Any], AutoGuide] | None = AutoNormal,
+        init: Init = "uniform",
+        init_scale: float = 0.1,
+        create_plates: Callable[..., Any] | None = None,
+    ) -> None:
+        if not isinstance(amortize, nn.Module) and (not isinstance(amortize, int) or amortize < 0):
+            raise SettingError(f"amortize={amortize!r} given; True, False, a number of units or a module is expected.")
+        if not callable(init) and init not in ("uniform", "prior"):
+            raise SettingError(f"init={init!r} given; 'uniform', 'prior' or a function of a site is expected.")
+        if not 0 <= init_scale < math.inf:
+            raise SettingError(f"init_scale={init_scale!r} given; a number of at least 0 is expected.")
+        if input is not None and amortize is False:
+            raise SettingError("input= is what a network reads, and amortize=False has none: set amortize=True.")
+        super().__init__(model, create_plates=create_plates)
+        self.amortized = amortize is not False
+        self.input, self.init, self.init_scale = input, init, init_scale
+        self._make_continuous = continuous
+        self.logits = PyroModule()
+        if self.amortized:
+            self.networks = LogitNetworks(amortize, input)
+
+    def _check_prototype(self, part_trace: Any) -> None:
+        """Part of Pyro's interface: the guide of the continuous sites has seen the same model, so it fits."""
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        self.prototype_trace = trace = observed_run(self.model, {}, args, kwargs)
+        if self.master is not None:
+            self.master()._check_prototype(_latent_part(trace))
+        latent = latent_sites(trace)
+        discrete = {n: m for n, m in latent.items() if _is_discrete(m)}
+        self._sites = {n: VariationalSite.of(m, discrete) for n, m in discrete.items()}
+        others = [n for n in latent if n not in self._sites]
+        self._prototype_frames = {f.name: f for m in latent.values() for f in m["cond_indep_stack"] if f.vectorized}
+        self._batch_dims = max([0, *(-f.dim for m in trace.nodes.values() if m["type"] == "sample"
+                                     for f in m["cond_indep_stack"] if f.vectorized)])  # fmt: skip
+        # A mask may depend on the data, a plate's size too if a network can follow it: then every call looks anew.
+        masked = any(m["mask"] is not None or without_mask(m["fn"]) is not m["fn"] for m in latent.values())
+        self._looks = masked or (self.amortized and self.input is None)
+        self._shapes = _shapes(args, kwargs)
+        if self.amortized:
+            start = {name: self._start(site) for name, site in self._sites.items()}
+            self.networks.make(self._sites, start, self._batch_dims, (trace, args, kwargs))
+        else:
+            for name, site in self._sites.items():
+                start = self._start(site)
+                for frame in site.plates:
+                    dim = frame.dim - site.event_dim
+                    if start.shape[dim] != site.full_shape[dim]:  # the full size of a subsampled plate
+                        repeats = -(-site.full_shape[dim] // start.shape[dim])
+                        start = torch.cat([start] * repeats, dim).narrow(dim, 0, site.full_shape[dim])
+                start = start + self.init_scale * torch.randn_like(start)
+                deep_setattr(self.logits, name, PyroParam(start, constraints.real, site.event_dim))
+        if others and self._make_continuous is not None:
+            self.continuous = self._make_continuous(poutine.block(self.model, hide=list(self._sites)))
+
+    def _start(self, site: VariationalSite) -> Tensor:
+        """Where the site's logits start, in the shape that they had in the first run."""
+        prior = site.prior_logits()
+        if callable(self.init):
+            try:
+                return self.init(site).to(prior).expand(prior.shape)
+            except RuntimeError as error:
+                raise SiteShapeError(
+                    f"init= returned logits for site {site.name!r} that do not broadcast to {tuple(prior.shape)}."
+                ) from error
+        return prior if self.init == "prior" else torch.zeros_like(prior)
+
+    def _look(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A run of the model on this call's data, where one is needed; else the first run's trace."""
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        trace = self.prototype_trace
+        changed = _shapes(args, kwargs) != self._shapes
+        if self._looks or changed:
+            given = {name: plate._indices for name, plate in self.plates.items()}
+            trace = observed_run(self.model, given, args, kwargs)
+        if changed:
+            self._check_plates(trace)
+        return trace
+
+    def _check_plates(self, trace: Any) -> None:
+        """Raise `SiteShapeError` if a plate has another size now, and sites in it have one parameter an element."""
+        for name, msg in latent_sites(trace).items():
+            for frame in msg["cond_indep_stack"]:
+                known = self._prototype_frames.get(frame.name)
+                fixed = not self.amortized or name not in self._sites
+                if known is not None and fixed and frame.full_size != known.full_size:
+                    raise SiteShapeError(
+                        f"Plate {frame.name!r} has {frame.full_size} elements and had {known.full_size} at the first "
+                        f"call, and the guide has parameters of their own for those of site {name!r}. Subsample by "
+                        "pyro.plate(name, size, subsample_size=...), or let a network give the logits: amortize=True."
+                    )
+
+    def _enter_plates(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make the plates of this call and look at its data: `self.plates`, and the trace of the look."""
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        whole = {n for n, f in self._prototype_frames.items() if f.full_size == f.size}
+        if self.master is not None or self.create_plates is not None or not (self._looks or self.amortized):
+            self._create_plates(*args, **kwargs)
+            return self._look(args, kwargs)
+        self.plates = {
+            name: pyro.plate(name, frame.full_size, subsample_size=frame.size, dim=frame.dim)
+            for name, frame in self._prototype_frames.items()
+            if name not in whole
+        }
+        trace = self._look(args, kwargs)
+        sizes = {f.name: f.size for m in latent_sites(trace).values() for f in m["cond_indep_stack"]}
+        if trace is self.prototype_trace and self.input is not None:
+            sizes |= self._input_sizes(args, kwargs)
+        for name in whole:
+            self.plates[name] = pyro.plate(name, sizes[name], dim=self._prototype_frames[name].dim)
+        return trace
+
+    def _input_sizes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[str, int]]:
+        """Sizes of plates as the features of `input` have them."""
+        assert self.input is not None
+        shape = self.input(*args, **kwargs).shape[:-1]
+        for name, frame in self._prototype_frames.items():
+            if len(shape) >= -frame.dim and shape[frame.dim] > 1:
+                yield name, shape[frame.dim]
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draw every latent site, in the plates that the model has; returns the values by name."""
+        trace = self._enter_plates(args, kwargs)
+        result: dict[str, Tensor] = {}
+        logits = self._all_logits(trace, args, kwargs)
+        for name, site in self._sites.items():
+            node = trace.nodes[name]
+            infer: Any = {key: copy(value) for key, value in site.infer.items()}
+            with ExitStack() as stack:
+                for frame in site.plates:
+                    stack.enter_context(self.plates[frame.name])
+                if node["mask"] is not None:
+                    stack.enter_context(poutine.mask(mask=node["mask"]))
+                own = logits[name] if self.amortized else attrgetter(name)(self.logits)  # the plates' subsample of it
+                result[name] = pyro.sample(name, site.distribution(own, node["fn"]), infer=infer)
+        if self._has_continuous:
+            result |= self.continuous(*args, **kwargs)
+        return result
+
+    def _all_logits(self, trace: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        """The logits of every discrete site: of all elements where they are free, of this call's with a network."""
+        if self.amortized:
+            return self.networks((trace, args, kwargs))
+        return {name: attrgetter(name)(self.logits) for name in self._sites}
+
+    @torch.no_grad()
+    def _learned(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        """Detached logits by site, outside all plates."""
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        trace = self.prototype_trace
+        if self.amortized:
+            if not args and not kwargs:
+                raise SettingError("The logits are a network's: give the arguments of the model, marginals(x) say.")
+            trace = observed_run(self.model, {}, args, kwargs) if self._looks else trace
+        return {name: logits.detach() for name, logits in self._all_logits(trace, args, kwargs).items()}
+
+    def marginals(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Probabilities at each discrete site: of a one, `[*batch, *event]`, for a Bernoulli; else of all values, last.
+
+        Free logits are of all the data, whatever the subsample, and need no arguments after the first call.
+        """
+        return {n: self._sites[n].probabilities(logits) for n, logits in self._learned(args, kwargs).items()}
+
+    def mode(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The most probable value of each discrete site, in the shape of the model's values."""
+        return {n: self._sites[n].mode(logits) for n, logits in self._learned(args, kwargs).items()}
+
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The median of each latent site; the most probable category of one whose values have no order."""
+        found = {}
+        for name, logits in self._learned(args, kwargs).items():
+            median = self._sites[name].quantile(logits, 0.5)
+            found[name] = self._sites[name].mode(logits) if median is None else median
+        return {**found, **(self.continuous.median(*args, **kwargs) if self._has_continuous else {})}
+
+    def quantiles(self, quantiles: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """`[quantiles, *batch, *event]` for each latent site whose values have an order: not for categories."""
+        levels = torch.as_tensor(quantiles).tolist()
+        found = {}
+        for name, logits in self._learned(args, kwargs).items():
+            values = [v for v in (self._sites[name].quantile(logits, q) for q in levels) if v is not None]
+            if values:
+                found[name] = torch.stack(values)
+        return {**found, **(self.continuous.quantiles(quantiles, *args, **kwargs) if self._has_continuous else {})}
+
+    @property
+    def _has_continuous(self) -> bool:
+        return "continuous" in self._modules
+
+
+def _latent_part(trace: Any) -> Any:
+    """The trace without what is no latent site."""
+    part = trace.copy()
+    for name in set(trace.nodes) - set(latent_sites(trace)):
+        part.remove_node(name)
+    return part
+
+
+def _is_discrete(msg: Any) -> bool:
+    return family_of(msg["fn"]) not in (None, Family.CONTINUOUS)
+
+
+def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells whether plates may have another size: shapes of tensors, and plain numbers."""
+    values = [*args, *(kwargs[key] for key in sorted(kwargs))]
+    return tuple(tuple(v.shape) if torch.is_tensor(v) else v if isinstance(v, int) else None for v in values)

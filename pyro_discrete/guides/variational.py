@@ -1,0 +1,148 @@
+"""What a discrete site of a model becomes in a mean-field guide: a distribution of free logits over its values."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_discrete.errors import SettingError, UnsupportedSiteError
+from pyro_discrete.estimators.base import Family
+from pyro_discrete.guides.table import Table
+from pyro_discrete.relaxations.forms import TRUNCATION, log_masses, rebuilt
+from pyro_discrete.sites import base_distribution, family_of
+
+__all__ = ["VariationalSite"]
+
+
+@dataclass(frozen=True)
+class VariationalSite:
+    """A discrete site of the model, and how many numbers the guide has for one element of it.
+
+    - `base_event` is the event shape of one element below `.to_event`; `copies` the shape of the independent elements.
+    - `values` `[K]` are a count's values; None for a Bernoulli, a Categorical or a OneHotCategorical.
+    - `numbers`: K for categories and counts, 0 for a Bernoulli, whose elements have one logit without a dim of its own.
+    """
+
+    name: str
+    fn: Any
+    plates: tuple[Any, ...]
+    infer: dict[str, Any]
+    family: Family
+    copies: tuple[int, ...]
+    numbers: int
+    values: Tensor | None
+
+    @classmethod
+    def of(cls, msg: Any, names: Collection[str]) -> VariationalSite:
+        """The guide's part for a latent discrete site of the model's trace, one of those with the `names`.
+
+        Raises `UnsupportedSiteError` where the values are not finitely many and no truncation is stated.
+        """
+        name, fn = msg["name"], msg["fn"]
+        base, family = base_distribution(fn), family_of(fn)
+        copied = fn.event_dim - len(base.event_shape)
+        values = None
+        if family is Family.BERNOULLI:
+            numbers = 0
+        elif family in (Family.CATEGORICAL, Family.ONE_HOT):
+            numbers = base.logits.shape[-1]
+        else:
+            values = _values(name, base, msg["infer"])
+            numbers = len(values)
+        plates = tuple(sorted((f for f in msg["cond_indep_stack"] if f.vectorized), key=lambda f: f.dim))
+        infer = {key: msg["infer"][key] for key in ("_markov_depth", "estimator") if key in msg["infer"]}
+        if "_markov_scope" in msg["infer"]:
+            # Which earlier sites pyro.markov keeps in sight is a matter of names, and holds in the guide as well.
+            scope = msg["infer"]["_markov_scope"]
+            infer["_markov_scope"] = Counter({name: depth for name, depth in scope.items() if name in names})
+        assert family is not None
+        return cls(name, fn, plates, infer, family, tuple(fn.event_shape[:copied]), numbers, values)
+
+    @property
+    def event_dim(self) -> int:
+        """Number of event dims of the logits."""
+        return len(self.copies) + bool(self.numbers)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of the logits of one element of the batch."""
+        return self.copies + ((self.numbers,) if self.numbers else ())
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        """Shape of the logits of all data: batch dims of subsampled plates have their full size."""
+        batch = list(self.fn.batch_shape)
+        for frame in self.plates:
+            if len(batch) >= -frame.dim:
+                batch[frame.dim] = frame.full_size or frame.size
+        return (*batch, *self.event_shape)
+
+    def prior_logits(self) -> Tensor:
+        """The model's own logits in the run that made the guide, `[*batch, *event]`."""
+        base = base_distribution(self.fn)
+        logits = base.logits if self.values is None else log_masses(base, self.values)
+        return logits.detach().expand((*self.fn.batch_shape, *self.event_shape)).clamp(-10.0, 10.0)
+
+    def base(self, logits: Tensor) -> Any:
+        """The distribution of one element, of logits `[*batch, *event]`."""
+        if self.values is not None:
+            return Table(self.values.to(logits.device), logits)
+        if self.family is Family.BERNOULLI:
+            return dist.Bernoulli(logits=logits)
+        return (dist.Categorical if self.family is Family.CATEGORICAL else dist.OneHotCategorical)(logits=logits)
+
+    def distribution(self, logits: Tensor, fn: Any) -> Any:
+        """The guide's distribution, under the same `.to_event` and `.mask` as the model's `fn` in the present run."""
+        return rebuilt(fn, lambda _: self.base(logits))
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of a one, `[*batch, *event]`, for a Bernoulli; of every value, in the last dim, for others."""
+        return logits.softmax(-1) if self.numbers else logits.sigmoid()
+
+    def quantile(self, logits: Tensor, quantile: float) -> Tensor | None:
+        """The least value whose cumulative probability reaches the quantile; None for categories, without order."""
+        if self.family is Family.BERNOULLI:
+            return (logits.sigmoid() > 1 - quantile).to(logits.dtype)
+        if self.values is None:
+            return None
+        reached = logits.softmax(-1).cumsum(-1) >= quantile - 1e-6
+        return self.values.to(logits.device)[reached.long().argmax(-1)]
+
+    def mode(self, logits: Tensor) -> Tensor:
+        """The most probable value of each element, in the shape of the site's values."""
+        if self.family is Family.BERNOULLI:
+            return (logits > 0).to(logits.dtype)
+        best = logits.argmax(-1)
+        if self.values is not None:
+            return self.values.to(logits.device)[best]
+        if self.family is Family.CATEGORICAL:
+            return best
+        return torch.nn.functional.one_hot(best, self.numbers).to(logits.dtype)
+
+
+def _values(name: str, base: Any, infer: Any) -> Tensor:
+    """The values of a site that is neither Bernoulli nor categorical: its support, or the counts up to a bound."""
+    if getattr(base, "has_enumerate_support", False) and not base.event_shape:
+        try:
+            return base.enumerate_support(expand=False).flatten()
+        except NotImplementedError:
+            pass
+    largest = infer.get(TRUNCATION)
+    if largest is None or base.event_shape:
+        raise UnsupportedSiteError(
+            f"Site {name!r} is {type(base).__name__}, whose values cannot be listed for a table. For a count, "
+            f'state the largest one at the site: infer={{"{TRUNCATION}": 20}}; otherwise leave it out of this guide by '
+            "poutine.block and write its guide yourself."
+        )
+    if isinstance(largest, bool) or not isinstance(largest, int) or largest < 1:
+        raise SettingError(
+            f"Site {name!r}: infer={{{TRUNCATION!r}: {largest!r}}} given; the largest count, a whole number of at "
+            "least one, is expected."
+        )
+    return torch.arange(largest + 1, dtype=base.mean.dtype, device=base.mean.device)
