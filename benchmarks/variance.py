@@ -23,7 +23,8 @@ from models.estimators import bias, build_elbo
 from models.evaluation import EVALUATION_SEED, gradient_noise, isolated
 from models.program import Program
 from models.training import Training
-from pyro_discrete import NVIL, TraceELBO, available_estimators
+from pyro_discrete import NVIL, available_estimators
+from pyro_discrete.engine import DiscreteELBO
 from pyro_discrete.errors import DiscreteInferenceError, near_matches
 
 __all__ = ["NETWORKS", "Measured", "measure", "times", "train_point", "warm_up"]
@@ -69,7 +70,7 @@ class Measured:
 class _Counted:
     """An ELBO whose gradient estimates move a progress bar."""
 
-    def __init__(self, elbo: TraceELBO, bar: tqdm) -> None:
+    def __init__(self, elbo: DiscreteELBO, bar: tqdm) -> None:
         self.elbo, self.bar = elbo, bar
 
     def differentiable_loss(self, *arguments: Any) -> Tensor:
@@ -86,7 +87,7 @@ def train_point(config: RunConfig, images: Images) -> Training:
     return training
 
 
-def warm_up(program: Program, elbo: TraceELBO, stream: BatchStream, steps: int, rate: float) -> None:
+def warm_up(program: Program, elbo: DiscreteELBO, stream: BatchStream, steps: int, rate: float) -> None:
     """Train what the estimator itself learns, by Adam whose rate falls linearly to zero; the program stays as it is."""
     own = list(elbo.parameters())
     optimiser = torch.optim.Adam(own, rate) if own else None
@@ -107,7 +108,7 @@ def measure(
     draws: int,
     seconds: float,
     warm_up_steps: int,
-    elbo: TraceELBO | None = None,
+    elbo: DiscreteELBO | None = None,
 ) -> Measured:
     """Variance and time of the config's estimator (or of `elbo`) at `point`, on the first batch of training images.
 
@@ -131,7 +132,7 @@ def measure(
     return Measured(config.estimator, kind, evaluations, number, ms, noise.guide, noise.model)
 
 
-def _one_draw_ms(program: Program, elbo: TraceELBO, batch: Tensor) -> float:
+def _one_draw_ms(program: Program, elbo: DiscreteELBO, batch: Tensor) -> float:
     """Median of five, for how many draws there is time."""
     taken: list[float] = []
     with isolated(EVALUATION_SEED):
@@ -264,7 +265,9 @@ def main(
 ) -> None:
     """Measure the gradient variance of every estimator at a shared point: variance.json, variance.md, variance.png."""
     networks = _chosen(programs, list(NETWORKS), "--programs")
-    names = _chosen(estimators, list(available_estimators()), "--estimators")
+    names = _chosen(
+        estimators, [n for n, e in available_estimators().items() if not e.cls.importance_weighted], "--estimators"
+    )
     torch.set_num_threads(1)
     images = load_images(data)
     settings = {"latents": latents, "steps": steps, "batch_size": batch_size, "seed": seed}

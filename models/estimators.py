@@ -6,7 +6,8 @@ import inspect
 from typing import TYPE_CHECKING
 
 from models.errors import ConfigError
-from pyro_discrete import NVIL, TraceELBO, available_estimators
+from pyro_discrete import NVIL, Estimator, TraceELBO, TraceIWELBO, available_estimators
+from pyro_discrete.engine import DiscreteELBO
 from pyro_discrete.errors import UnknownEstimatorError, near_matches
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ def check_estimator(name: str) -> None:
 
 def least_particles(name: str) -> int:
     """The least number of particles that the estimator works with."""
-    return 1 if name == AUTO else available_estimators()[name].cls.min_particles
+    if name == AUTO:
+        return 1
+    estimator = available_estimators()[name].cls
+    return max(estimator.min_particles, estimator.min_inner)
 
 
 def has_temperature(name: str) -> bool:
@@ -43,9 +47,11 @@ def bias(name: str) -> str:
     return "unbiased" if name == AUTO or available_estimators()[name].unbiased else "biased"
 
 
-def build_elbo(config: RunConfig, *, rescaled: bool = True) -> TraceELBO:
-    """The ELBO of a run. With `rescaled=False`, NVIL leaves out its division by the signal's running deviation, which
-    shrinks gradient and noise alike: without it, its variance can be compared with the others'.
+def build_elbo(config: RunConfig, *, rescaled: bool = True) -> DiscreteELBO:
+    """The ELBO of a run, or the importance-weighted bound for the estimators that are made for it.
+
+    With `rescaled=False`, NVIL leaves out its division by the signal's running deviation, which shrinks gradient and
+    noise alike: without it, its variance can be compared with the others'.
 
     Raises `ConfigError` if a temperature is given to an estimator that has none, and the library's `SettingError` if
     it is not positive.
@@ -54,8 +60,13 @@ def build_elbo(config: RunConfig, *, rescaled: bool = True) -> TraceELBO:
     if name == NVIL.name and not rescaled:
         return TraceELBO(NVIL(variance_normalisation=False), num_particles=config.particles)
     if config.temperature is None:
-        return TraceELBO(name, num_particles=config.particles)
+        return _elbo(available_estimators()[name].cls() if name != AUTO else AUTO, config.particles)
     if not has_temperature(name):
         raise ConfigError(f"Estimator {name!r} has no temperature; leave out --temperature.")
     estimator = available_estimators()[name].cls(temperature=config.temperature)  # type: ignore[call-arg]
-    return TraceELBO(estimator, num_particles=config.particles)
+    return _elbo(estimator, config.particles)
+
+
+def _elbo(estimator: str | Estimator, particles: int) -> DiscreteELBO:
+    weighted = isinstance(estimator, Estimator) and estimator.importance_weighted
+    return (TraceIWELBO if weighted else TraceELBO)(estimator, num_particles=particles)

@@ -13,6 +13,7 @@ from pyro_discrete.estimators import (
     RELAX,
     RLOO,
     RODEO,
+    VIMCO,
     BitFlip1,
     ControlVariate,
     Coupled,
@@ -31,6 +32,7 @@ from pyro_discrete.estimators import (
     OptimalControlVariate,
     Reinforce,
     ReinMax,
+    ReweightedWakeSleep,
     SparseGumbelSoftmax,
     StraightThrough,
     StraightThroughGumbelSoftmax,
@@ -40,6 +42,7 @@ from pyro_discrete.estimators import (
 )
 from pyro_discrete.expectation import TraceExpectation
 from pyro_discrete.guides import AutoDiscreteMeanField
+from pyro_discrete.iwelbo import TraceIWELBO
 from pyro_discrete.posterior import DiscretePosterior
 from pyro_discrete.relaxations import (
     CosineDecay,
@@ -72,6 +75,7 @@ __all__ = [
     "RELAX",
     "RLOO",
     "RODEO",
+    "VIMCO",
     "AutoDiscreteMeanField",
     "BitFlip1",
     "ControlVariate",
@@ -103,6 +107,7 @@ __all__ = [
     "PiecewiseLinear",
     "ReinMax",
     "Reinforce",
+    "ReweightedWakeSleep",
     "Schedule",
     "SoftIndex",
     "SparseGumbelSoftmax",
@@ -113,6 +118,7 @@ __all__ = [
     "Surrogate",
     "TraceELBO",
     "TraceExpectation",
+    "TraceIWELBO",
     "UnorderedSet",
     "available_estimators",
     "diagnostics",

@@ -13,9 +13,9 @@ from pyro_discrete.capture import Capture, capture
 from pyro_discrete.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.gradients import StepGradients
 from pyro_discrete.graph_rewriting import NotCapturableError
-from pyro_discrete.planning import Plan
+from pyro_discrete.outcome import Outcome
+from pyro_discrete.plan import Plan
 from pyro_discrete.probe import Pair
-from pyro_discrete.running import Outcome
 from pyro_discrete.site_estimators import SiteEstimators
 
 __all__ = [

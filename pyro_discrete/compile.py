@@ -24,9 +24,9 @@ from pyro_discrete.errors import DiscreteInferenceError, SettingError
 from pyro_discrete.gradients import StepGradients
 from pyro_discrete.graph_rewriting import NotCapturableError
 from pyro_discrete.guards import Run, Watch, foreign_handlers, observed_run
-from pyro_discrete.planning import Plan
+from pyro_discrete.one_run import StructureChangedError
+from pyro_discrete.plan import Plan
 from pyro_discrete.probe import Pair
-from pyro_discrete.running import StructureChangedError
 
 __all__ = ["Captures"]
 

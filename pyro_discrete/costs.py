@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from itertools import accumulate, pairwise
 from operator import add
+from typing import Protocol
 
 import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from pyro_discrete.dependencies import UNKNOWN, Dependencies
 
-__all__ = ["Costs", "Frames", "Order", "Term"]
+__all__ = ["Costs", "Frames", "Order", "SiteCosts", "Term"]
 
 Frames = frozenset[CondIndepStackFrame]
 NEVER = 1 << 60
@@ -125,6 +126,16 @@ class _Group:
             rest = self.between(self.positions[chosen[tail]], NEVER) if tail is not None else None
             self.sums_of[chosen] = reduce(add, values[:tail] + ([rest] if rest is not None else []))
         return self.sums_of.get(chosen)
+
+
+class SiteCosts(Protocol):
+    """The cost behind each guide site of a run."""
+
+    @property
+    def order(self) -> Order: ...
+    def of(self, name: str, local: bool = True) -> Tensor | None: ...
+    def totals(self) -> Tensor: ...
+    def crosses_plates(self, name: str) -> bool: ...
 
 
 class Costs:

@@ -19,19 +19,16 @@ from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.enumeration import enumerated_loss, settle_enumeration
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Estimator
-from pyro_discrete.finite import (
-    check_finite,
-    check_gradients,
-    check_surrogate,
-    explained,
-    fresh_traces,
-)
+from pyro_discrete.finite import check_finite, check_gradients, check_surrogate, explained, fresh_traces
 from pyro_discrete.gradients import StepGradients
 from pyro_discrete.objectives import Objective
-from pyro_discrete.planning import Plan, make_plan, plan_site
+from pyro_discrete.one_run import StructureChangedError
+from pyro_discrete.outcome import Outcome
+from pyro_discrete.plan import Plan
+from pyro_discrete.planning import make_plan, plan_site
 from pyro_discrete.probe import Pair, Trial, on_trial
 from pyro_discrete.relaxations.relax import RelaxMessenger
-from pyro_discrete.running import Outcome, StructureChangedError, run_hard, run_step
+from pyro_discrete.running import run_hard, run_step
 from pyro_discrete.select import Selection, Spec
 from pyro_discrete.site_estimators import SiteEstimators
 from pyro_discrete.sites import Site, latent_sites, plates_of
@@ -75,7 +72,7 @@ class DiscreteELBO(nn.Module, ELBO):
             retain_graph=retain_graph,
         )
         self.max_plate_nesting = max_plate_nesting
-        self.selection = Selection(estimator, num_particles)
+        self.selection = Selection(estimator, self.objective, self.objective.repetitions(num_particles))
         self.estimators = SiteEstimators()
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self._plan: Plan | None = None
@@ -145,8 +142,7 @@ class DiscreteELBO(nn.Module, ELBO):
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         """Part of Pyro's interface: one guide trace with hard draws and the model replayed against it."""
         pair = Pair(model, guide, args, kwargs)
-        outcome = run_hard(self._planned(pair), pair, self.objective)
-        evaluation = outcome.evaluations[0]
+        (evaluation,) = run_hard(self._planned(pair).single(), pair, self.objective).evaluations
         return evaluation.model_trace, evaluation.guide_trace
 
     def _step(self, pair: Pair, register: bool) -> tuple[Outcome, Tensor]:

@@ -18,7 +18,7 @@ from pyro_discrete.enumerated_sites import mark_for_enumeration
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError
 from pyro_discrete.estimators.base import Family
 from pyro_discrete.estimators.enumerate import Enumerate
-from pyro_discrete.planning import Plan
+from pyro_discrete.plan import Plan
 from pyro_discrete.probe import Pair, Trial, hidden_from_traces, plain_trial, trace_pair
 from pyro_discrete.rows_check import check_rows
 from pyro_discrete.sites import (

@@ -20,6 +20,7 @@ __all__ = [
     "SiteShapeError",
     "UnknownEstimatorError",
     "UnknownSiteError",
+    "UnsupportedObjectiveError",
     "UnsupportedSiteError",
     "near_matches",
 ]
@@ -43,6 +44,10 @@ class UnsupportedSiteError(DiscreteInferenceError):
 
 class RelaxationError(DiscreteInferenceError):
     """A program does something to a relaxed value that only a hard one allows."""
+
+
+class UnsupportedObjectiveError(DiscreteInferenceError):
+    """An estimator was asked for under an objective on which its gradient would be another's."""
 
 
 class ParticleError(DiscreteInferenceError):

@@ -3,60 +3,69 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
-from typing import Any
+from typing import ClassVar
 
 import torch
-from pyro.distributions import Delta, Unit
-from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.distributions import Unit
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_discrete.costs import Costs, Frames, Order, Term
+from pyro_discrete.costs import Costs, Frames, Order, SiteCosts, Term
 from pyro_discrete.dependencies import UNKNOWN, Dependencies, divergence_of
 from pyro_discrete.divergence import WeighDivergence, closed_divergence
-from pyro_discrete.errors import MissingDataError
-from pyro_discrete.probe import Pair
-from pyro_discrete.sites import base_distribution, latent_sites, plates_of, sample_sites, without_mask
+from pyro_discrete.errors import ParticleError, UnsupportedObjectiveError
+from pyro_discrete.estimators.base import Estimator, Weights
+from pyro_discrete.layout import Layout
+from pyro_discrete.probe import Pair, Trial
+from pyro_discrete.scoring import first, guide_log_prob, log_prob, padded
+from pyro_discrete.sites import base_distribution, latent_sites, plates_of, sample_sites
 
-__all__ = ["Evaluation", "EvidenceBound", "Objective", "first"]
+__all__ = ["Evaluation", "EvidenceBound", "Objective"]
 
 
 @dataclass
 class Evaluation:
     """One run of guide and model, over `n` rows x particles (1 where the program runs without a leading dim).
 
-    - `costs`: each site's cost, `[n, *batch]`.
+    - `costs`: each site's cost, `[n, *batch]`; n as in the site's `Layout.leading`.
     - `path`: differentiable loss of the first K rows, summed: model terms, and guide terms of reparameterised sites.
     - `loss`: detached loss of the first K rows, summed.
     - `scores`: log q of sites that an estimator drew, unscaled and unmasked, `[n, *batch]`.
     - `untended`: sites with a score but no estimator (factors of the guide, partly reparameterised distributions).
     """
 
-    guide_trace: Trace
-    model_trace: Trace
-    costs: Costs
+    guide_trace: Trace | None
+    model_trace: Trace | None
+    costs: SiteCosts
     path: Tensor | float
     loss: Tensor | float
     scores: dict[str, Tensor]
     untended: dict[str, Tensor]
 
+    @property
+    def factors(self) -> set[str]:
+        """The guide's factor statements."""
+        sites = {} if self.guide_trace is None else sample_sites(self.guide_trace)
+        return {name for name, msg in sites.items() if isinstance(base_distribution(msg["fn"]), Unit)}
 
-def first(tensor: Tensor, particles: int) -> Tensor:
-    """The first K of the leading dim, without a node of the graph where that is all there is."""
-    return tensor if tensor.shape[0] <= particles else tensor[:particles]
+    def light(self) -> Evaluation:
+        """The same without its traces."""
+        return replace(self, guide_trace=None, model_trace=None)
 
 
 class Objective(ABC):
     """What is maximised: it scores a pair of traces. Drawing, planning and the estimators know nothing of it.
 
-    - `may_enumerate`: whether sums over all discrete sites by enumeration give this objective.
+    - `name`: the ELBO that has it. `may_enumerate`: whether sums over all discrete sites by enumeration give it.
     - `reads_dependencies`: whether its value, and not the sites' costs alone, is made up by what depends on what.
     """
 
+    name: ClassVar[str]
     may_enumerate: bool = True
     reads_dependencies: bool = False
 
@@ -73,18 +82,59 @@ class Objective(ABC):
         self,
         guide_trace: Trace,
         model_trace: Trace,
-        estimated: Mapping[str, bool],
-        particles: int,
+        chosen: Mapping[str, Estimator],
+        layout: Layout,
         batch_dims: int,
         keep_graph: bool = False,
         dependencies: Dependencies = UNKNOWN,
     ) -> Evaluation:
         """Score a pair of traces.
 
-        `estimated` maps the sites that an estimator drew to whether row 0 is relaxed. Terms come out with `batch_dims`
-        batch dims behind a leading dim of rows x particles. They are detached unless `keep_graph` says that slopes are
-        wanted. `dependencies` says which of them each site can influence.
+        `chosen` maps the sites that an estimator drew to it. Terms come out with `batch_dims` batch dims behind a
+        leading dim of `layout.size` rows (or 1, for a program run without it). They are detached unless `keep_graph`
+        says that slopes are wanted. `dependencies` says which of them each site can influence.
         """
+
+    def layout(self, pair: Pair, trial: Trial, known: Dependencies, particles: int) -> Layout:
+        """What the rows of a run of this pair are, for so many repetitions."""
+        return Layout(particles)
+
+    def repetitions(self, particles: int) -> int:
+        """How many independent samples of the objective `num_particles=particles` gives."""
+        return particles
+
+    def join(self, evaluations: Sequence[Evaluation]) -> Evaluation:
+        """The evaluation of one sample of the objective, from its runs one by one."""
+        (evaluation,) = evaluations
+        return evaluation
+
+    def beside(self, evaluation: Evaluation, joined: Evaluation, number: int) -> Evaluation:
+        """The evaluation of a run in which particle `number` of a sample of the objective differs from `joined`."""
+        return evaluation
+
+    def weights(self, evaluation: Evaluation, name: str) -> Weights | None:
+        """How the named site's particles are weighed, where they are."""
+        return None
+
+    def automatic(self) -> str:
+        """The name of the estimator that "auto" takes for sites of its own particles, empty for the general rule."""
+        return ""
+
+    def check_estimator(self, estimator: Estimator, where: str, particles: int) -> None:
+        """Refuse an estimator that cannot work on this objective, or not with so many repetitions."""
+        if estimator.importance_weighted:
+            raise UnsupportedObjectiveError(
+                f"Estimator {estimator.name!r} {where + ' ' if where else ''}was given to {self.name}, but it needs "
+                f"the weights of the importance-weighted bound. Write TraceIWELBO({estimator.name!r}, "
+                "num_particles=8), or use 'rloo' or 'nvil'."
+            )
+        if estimator.min_particles > particles:
+            raise ParticleError(
+                f"Estimator {estimator.name!r} {where + ' ' if where else ''}needs num_particles >= "
+                f"{estimator.min_particles}, num_particles={particles} was given. Write "
+                f"{self.name}({estimator.name!r}, num_particles={max(4, estimator.min_particles)}), or use 'nvil' with "
+                "one particle."
+            )
 
 
 class _Sum:
@@ -139,22 +189,20 @@ class EvidenceBound(Objective):
             for name, msg in latent_sites(guide_trace).items()
         }
 
+    name = "TraceELBO"
+
     def evaluate(
         self,
         guide_trace: Trace,
         model_trace: Trace,
-        estimated: Mapping[str, bool],
-        particles: int,
+        chosen: Mapping[str, Estimator],
+        layout: Layout,
         batch_dims: int,
         keep_graph: bool = False,
         dependencies: Dependencies = UNKNOWN,
     ) -> Evaluation:
         """Score a pair of traces: see `Objective.evaluate`."""
-
-        def padded(tensor: Tensor) -> Tensor:
-            missing = 1 + batch_dims - tensor.dim()
-            return tensor.reshape((1,) * missing + tuple(tensor.shape)) if missing > 0 else tensor
-
+        particles = layout.particles
         terms: list[Term] = []
         both, pathwise_alone, value_alone = _Sum(), _Sum(), _Sum()
         scores: dict[str, Tensor] = {}
@@ -162,7 +210,7 @@ class EvidenceBound(Objective):
         closed: dict[str, Tensor] = {}
         if self.analytic_kl:
             divergences = self._divergences(guide_trace, model_trace, dependencies)
-            closed = {name: padded(term) for name, term in divergences.items() if isinstance(term, Tensor)}
+            closed = {name: padded(term, batch_dims) for name, term in divergences.items() if isinstance(term, Tensor)}
         model_sites = sample_sites(model_trace)
         guide_sites = {}
 
@@ -172,10 +220,10 @@ class EvidenceBound(Objective):
 
         for position, (name, msg) in enumerate(sample_sites(guide_trace).items()):
             plates = guide_sites[name] = plates_of(msg)
-            log_q, score, pathwise = _guide_log_prob(msg, estimated.get(name))
-            term = padded(log_q)
+            log_q, score, pathwise = guide_log_prob(msg, chosen.get(name))
+            term = padded(log_q, batch_dims)
             if score is not None:
-                (scores if name in estimated else untended)[name] = term if score is log_q else padded(score)
+                (scores if name in chosen else untended)[name] = term if score is log_q else padded(score, batch_dims)
             if name in closed and name not in untended:
                 if name not in model_sites or model_sites[name]["mask"] is False:
                     add(closed.pop(name), plates, False, position, divergence_of(name))
@@ -188,14 +236,14 @@ class EvidenceBound(Objective):
             else:
                 value_alone.add(value)
                 if pathwise is not None:
-                    pathwise_alone.add(padded(pathwise))
+                    pathwise_alone.add(padded(pathwise, batch_dims))
         model_positions = {}
         for position, (name, msg) in enumerate(model_sites.items()):
             model_positions[name] = position
             if name in closed:
                 add(closed[name], plates_of(msg), True, position, divergence_of(name))
                 continue
-            cost = -padded(scale_and_mask(_log_prob(msg["fn"], msg), msg["scale"], msg["mask"]))
+            cost = -padded(scale_and_mask(log_prob(msg["fn"], msg), msg["scale"], msg["mask"]), batch_dims)
             add(cost, plates_of(msg), True, position, name)
         path = both.total(particles)
         loss = path.detach() if torch.is_tensor(path) else path
@@ -205,43 +253,3 @@ class EvidenceBound(Objective):
             path = path + pathwise_alone.total(particles)
         costs = Costs(terms, Order(guide_sites, model_positions, dependencies))
         return Evaluation(guide_trace, model_trace, costs, path, loss, scores, untended)
-
-
-def _log_prob(fn: Any, msg: Any) -> Tensor:
-    try:
-        return fn.log_prob(msg["value"], *msg["args"], **msg["kwargs"])
-    except ValueError as error:
-        value = msg["value"]
-        if msg["is_observed"] and torch.is_tensor(value) and bool(value.isnan().any()):
-            raise MissingDataError(
-                f"The observed value of site {msg['name']!r} contains NaN. Drop or fill the missing data, or "
-                f"use obs_mask."
-            ) from error
-        raise ValueError(f"While scoring site {msg['name']!r}: {error}") from error
-
-
-def _guide_log_prob(msg: Any, relaxed: bool | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """A guide site's cost term, its score if it has one, and its pathwise term if it has one.
-
-    `relaxed` is None for a site that no estimator drew, else whether its row 0 is relaxed.
-    """
-    fn, scale, mask = msg["fn"], msg["scale"], msg["mask"]
-    if msg["is_observed"] and not isinstance(base_distribution(fn), Unit | Delta):
-        # a value that the guide was conditioned on is not a draw of q
-        return torch.zeros_like(_log_prob(fn, msg)), None, None
-    if relaxed is None:
-        parts = fn.score_parts(msg["value"], *msg["args"], **msg["kwargs"])
-        log_q = scale_and_mask(parts.log_prob, scale, mask)
-        pathwise = None
-        if parts.entropy_term is parts.log_prob:
-            pathwise = log_q
-        elif not is_identically_zero(parts.entropy_term):
-            pathwise = scale_and_mask(parts.entropy_term, scale, mask)
-        score = None if is_identically_zero(parts.score_function) else parts.score_function
-        return log_q, score, pathwise
-    log_mass = _log_prob(fn, msg)
-    log_q = scale_and_mask(log_mass, scale, mask)
-    if relaxed:
-        return log_q, None, log_q
-    bare = without_mask(fn)
-    return log_q, log_mass if bare is fn else _log_prob(bare, msg), None

@@ -13,9 +13,10 @@ from pyro.poutine.messenger import Messenger
 
 from pyro_discrete.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.enumerated_sites import Marginalise
+from pyro_discrete.layout import Layout
 from pyro_discrete.marginalisation import collapsed
 from pyro_discrete.objectives import Evaluation, Objective
-from pyro_discrete.planning import Plan
+from pyro_discrete.plan import Plan
 from pyro_discrete.probe import Pair
 from pyro_discrete.relaxations.relax import ExtendMessenger
 from pyro_discrete.rows import KeepSubsamples, PlaceColumn, PlaceRows
@@ -38,14 +39,14 @@ def evaluated(
     plan: Plan,
     objective: Objective,
     placing: PlaceRows | PlaceColumn,
-    rows: int | None,
+    layout: Layout,
     subsamples: KeepSubsamples | None = None,
     dependencies: Dependencies = UNKNOWN,
 ) -> Evaluation:
-    """The guide once and the model once, under a plate of `rows` rows x particles, or without one."""
+    """The guide once and the model once, under a plate of `layout.size` rows, or without one for a single column."""
     guide, model = pair.guide, pair.model
-    if rows is not None:
-        plate = pyro.plate(ROWS_PLATE, rows, dim=-1 - plan.batch_dims)
+    if isinstance(placing, PlaceRows):
+        plate = pyro.plate(ROWS_PLATE, layout.size, dim=-1 - plan.batch_dims)
         guide, model = plate(guide), plate(model)
     if subsamples is not None:
         guide, model = subsamples(guide), subsamples(model)
@@ -55,8 +56,6 @@ def evaluated(
         if "collide at dim" in str(error) and f'"{ROWS_PLATE}"' in str(error):
             raise StructureChangedError("the program has deeper plates than before", plan.batch_dims + 1) from error
         raise
-    estimated = {name: 0 in placing.chosen[name].relaxed for name in placing.chosen}
-    particles = plan.particles if rows is not None else 1
     frames = [f for t in (guide_trace, model_trace) for m in sample_sites(t).values() for f in m["cond_indep_stack"]]
     deepest = max((-f.dim for f in frames if f.dim is not None and f.name != ROWS_PLATE), default=0)
     if deepest > plan.batch_dims:
@@ -66,7 +65,7 @@ def evaluated(
         raise StructureChangedError("its sites are others than in the trial run")
     dependencies = dependencies.joined(members)
     evaluation = objective.evaluate(
-        guide_trace, scored, estimated, particles, plan.batch_dims, keep_graph, dependencies
+        guide_trace, scored, placing.chosen, layout, plan.batch_dims, keep_graph, dependencies
     )
     return replace(evaluation, model_trace=model_trace)
 

@@ -1,18 +1,17 @@
-"""The plan of a pair: each site's estimator, the columns of a step, and the path it takes."""
+"""Making a plan: each site's estimator, the columns of a step, and the path it takes."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, field
 
 from pyro_discrete.costs import Order
-from pyro_discrete.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.estimators.base import Estimator, Family
 from pyro_discrete.estimators.enumerate import Enumerate
-from pyro_discrete.marginal_planning import SumCost, marginal_settings, marginal_sites, settle_marginals
+from pyro_discrete.marginal_planning import marginal_settings, marginal_sites, settle_marginals
 from pyro_discrete.objectives import Objective
+from pyro_discrete.plan import Plan, SitePlan
 from pyro_discrete.probe import (
     Pair,
     Trial,
@@ -29,75 +28,10 @@ from pyro_discrete.select import Selection
 from pyro_discrete.sites import Site, latent_sites, plates_of, sample_sites
 from pyro_discrete.switches import Wiring
 
-__all__ = ["Plan", "SitePlan", "make_plan"]
+__all__ = ["make_plan", "plan_site"]
 
 CHEAP_SUPPORT = 256
 """Up to so many joint values of all the guide's discrete sites, "auto" enumerates."""
-
-
-@dataclass
-class SitePlan:
-    """What one site got: `rows` counts the coupled values of a particle, 0 for a site that is not drawn."""
-
-    name: str
-    kind: str
-    estimator: str
-    rows: int
-    why: str
-    notes: str = ""
-
-
-@dataclass
-class Plan:
-    """What a step does. `print(elbo.plan)` shows it as a table.
-
-    - `path`: "vectorised" (all rows at once), "sequential" (row by row), or "enumerated" (exact, in parallel).
-    - `rows`: evaluations of the model per particle; `particles` multiplies it.
-    - `costs`: what each site's learning signal holds: the terms that it can influence, or why that is not known.
-    """
-
-    sites: list[SitePlan]
-    path: str
-    columns: Columns
-    particles: int
-    batch_dims: int
-    reason: str = ""
-    enumeration: Enumerate | None = None
-    explicit: bool = False
-    joint: bool = False
-    one_by_one: bool = False
-    marginal: dict[str, Enumerate] = field(default_factory=dict)
-    cost: SumCost | None = None
-    observed: dict[str, int] = field(default_factory=dict)
-    estimators: dict[str, Estimator | None] = field(default_factory=dict)
-    wiring: Wiring | None = None
-    costs: str = ""
-
-    def dependencies(self, pair: Pair) -> Dependencies:
-        """Which cost terms each site can influence in a call with these arguments, as far as that is known."""
-        return UNKNOWN if self.wiring is None else self.wiring.of(pair)
-
-    @property
-    def rows(self) -> int:
-        """Evaluations of the model per particle and step."""
-        return self.columns.count
-
-    def chosen(self) -> dict[str, str]:
-        """Site to the name of the estimator that "auto" chose for it."""
-        chosen = {name: e.name for name, e in self.estimators.items() if e is not None}
-        chosen |= {s.name: Enumerate.name for s in self.sites if self.enumeration is not None and not s.rows}
-        return {s.name: chosen[s.name] for s in self.sites if s.why.startswith("auto") and s.name in chosen}
-
-    def __str__(self) -> str:
-        header = ("site", "kind", "estimator", "rows", "why")
-        lines = [(s.name, s.kind, s.estimator, str(s.rows or "-"), s.why + s.notes) for s in self.sites]
-        widths = [max(len(row[i]) for row in [header, *lines]) for i in range(4)]
-        table = ["  ".join(v.ljust(w) for v, w in zip(row, [*widths, 0], strict=True)) for row in [header, *lines]]
-        total = f"{self.path}: {self.rows} row(s) x {self.particles} particle(s) a step"
-        total += f" ({self.reason})" if self.reason else ""
-        exact = [] if self.cost is None else [f"exact sums: {self.cost} a row"]
-        costs = [f"costs: {self.costs}"] if self.costs else []
-        return "\n".join([*(row.rstrip() for row in table), total, *exact, *costs])
 
 
 def make_plan(
@@ -131,7 +65,9 @@ def make_plan(
     plan = Plan([], "vectorised", Columns(), selection.particles, trial.batch_dims, marginal=settings)
     if objective.reads_dependencies or any(s.family is not None for s in sites):
         plan.wiring = Wiring(given)
+    plan.elements = _elements(trial)
     known = plan.dependencies(given)
+    plan.layout = objective.layout(pair, trial, known, selection.particles)
     order = Order({n: plates_of(m) for n, m in sample_sites(trial.guide_trace).items()}, {}, known)
     for site in sites:
         plan.sites.append(plan_site(site, selection, plan, order))
@@ -155,7 +91,7 @@ def plan_site(site: Site, selection: Selection, plan: Plan, order: Order | None 
     if site.family is None:
         plan.estimators[site.name] = None
         return SitePlan(site.name, "reparameterised", "pathwise", 1, "continuous and reparameterised")
-    estimator, why = selection.estimator(site)
+    estimator, why = selection.estimator(site, plan.layout.shares(site.plates))
     if isinstance(estimator, Enumerate):
         _check_support(site, estimator)
     rows = estimator.rows(site)
@@ -244,6 +180,12 @@ def _enumeration_plan(
     return plan
 
 
+def _elements(trial: Trial) -> int:
+    """How many numbers the values of all sites have."""
+    sites = [m for t in (trial.guide_trace, trial.model_trace) for m in sample_sites(t).values()]
+    return sum(math.prod(m["fn"].shape()) for m in sites)
+
+
 def _fits(site: Site, settings: Enumerate) -> bool:
     return site.cardinality * math.prod(site.distribution.shape()) <= settings.max_elements
 
@@ -260,7 +202,7 @@ def _is_cheap(discrete: list[Site], marginal: list[Site]) -> bool:
 def _choose_path(pair: Pair, trial: Trial, plan: Plan, vectorise: bool) -> None:
     """Vectorised where there is more than one row and the program can take them."""
     wants_data = any(e is not None and e.reads_context for e in plan.estimators.values())
-    total = plan.columns.count * plan.particles
+    total = plan.columns.count * plan.layout.size
     verdict: RowsVerdict | None = None
     if (total > 1 and vectorise) or wants_data:
         verdict = check_rows(pair, trial, total) if total > 1 and vectorise else _try_rows(pair, trial)

@@ -8,7 +8,7 @@ for each column and particle instead, with the same copies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,10 +18,11 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_discrete.estimators.base import RELAXABLE, Draw, Estimator
+from pyro_discrete.layout import Layout
 from pyro_discrete.relaxations.extension import extended
 from pyro_discrete.relaxations.forms import one_hot_site, one_hot_weights, program_value
 from pyro_discrete.relaxations.point import Point
-from pyro_discrete.sites import Site, is_latent
+from pyro_discrete.sites import Site, is_latent, plates_of
 from pyro_discrete.soft_sites import as_seen, at_density, mean, merged, softened
 from pyro_discrete.tracing import SiteMessenger
 
@@ -70,43 +71,46 @@ class PlaceRows(SiteMessenger):
 
     `choose(site)` gives a site's estimator, None for a reparameterised one. `draws` holds what the estimators drew;
     `soft_columns` those whose owner's value is relaxed there, and `resampled` the sites drawn hard downstream in them.
+    What inner particles share is taken from `given` where it has it, and kept in `shared`.
     """
 
     def __init__(
         self,
         choose: Choose,
         columns: Columns,
-        particles: int,
+        layout: Layout,
         batch_dims: int,
         soft_columns: Collection[int] = (),
         downstream: Downstream = _always,
+        given: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.downstream = downstream
-        self.choose, self.columns, self.particles, self.batch_dims = choose, columns, particles, batch_dims
-        self.soft_columns = soft_columns
+        self.choose, self.columns, self.layout, self.batch_dims = choose, columns, layout, batch_dims
+        self.soft_columns, self.given, self.shared = soft_columns, given or {}, {}
         self.draws: dict[str, Draw] = {}
         self.sites: dict[str, Site] = {}
         self.chosen: dict[str, Estimator] = {}
         self.relaxed: dict[str, Point | None] = {}
         self.resampled: list[tuple[int, str]] = []
-        self._drawn: set[str] = set()
+        self._drawn: dict[str, bool] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         if not _to_place(msg):
             return
-        site = Site(msg, (self.columns.count, self.particles), self.batch_dims)
+        site = Site(msg, batch_dims=self.batch_dims).under(self.layout)
+        shares = self.layout.shares(site.plates)
         estimator = self.choose(site)
-        if estimator is None:
-            if self.columns.count > 1:
+        if site.name in self.given:
+            msg["value"], msg["done"] = site.merge(self.given[site.name]), True
+        elif estimator is None:
+            if self.columns.count > 1 or shares:
                 msg["value"], msg["done"] = site.merge(self._columns(site, site.fresh[:1])), True
         else:
             soft = softened(site, estimator, bool(self.soft_columns))
             seen = as_seen(site, estimator)
             if 0 in estimator.relaxed:  # in every column it is relaxed, wherever it is drawn anew
-                everywhere = Site(msg, (1, self.columns.count * self.particles), self.batch_dims)
-                everywhere.step = site.step
-                drawn = estimator.draw(as_seen(everywhere, estimator))
+                drawn = estimator.draw(as_seen(site.all_columns(), estimator))
                 seen.fresh = drawn.value[0].reshape(self.columns.count, *seen.fresh_shape)
                 draw = Draw(seen.fresh[:1], drawn.point)
             else:
@@ -123,7 +127,9 @@ class PlaceRows(SiteMessenger):
             else:
                 msg["value"] = site.merge(self._columns(site, draw.value))
             msg["done"] = True
-        self._drawn.add(site.name)
+        if shares:
+            self.shared[site.name] = site.split(msg["value"], site.event_dim)
+        self._drawn[site.name] = shares
 
     def _point(self, site: Site, point: Point | None) -> Point | None:
         """Where the site is scored in every column, in the shape that the program gives its values."""
@@ -145,8 +151,10 @@ class PlaceRows(SiteMessenger):
         values = [rows[0]] * self.columns.count
         for row, column in enumerate(owned, start=1):
             values[column] = rows[row]
+        local = not self.layout.shares(site.plates)
         for owner, columns in self.columns.owned.items():
-            if owner in self._drawn and self.downstream(owner, site.name):  # there the site draws anew
+            # there the site draws anew, unless others share it whose owner they do not share
+            if owner in self._drawn and self.downstream(owner, site.name) and (local or self._drawn[owner]):
                 for column in columns:
                     values[column] = self._downstream(site, column, may_be_mean)
         return torch.stack(values)
@@ -177,11 +185,11 @@ class KeepSubsamples(SiteMessenger):
         self.indices: dict[str, Tensor] = {}
 
     @staticmethod
-    def of(*traces: Trace) -> KeepSubsamples:
+    def of(*traces: Trace | None) -> KeepSubsamples:
         """For the runs that follow these ones."""
         kept = KeepSubsamples()
         for trace in traces:
-            for name, msg in trace.nodes.items():
+            for name, msg in trace.nodes.items() if trace is not None else ():
                 if site_is_subsample(msg):
                     kept.indices.setdefault(name, msg["value"])  # type: ignore[arg-type]
         return kept
@@ -199,22 +207,24 @@ class PlaceColumn(SiteMessenger):
     """Draws the guide's sites for one column of one particle.
 
     Column 0 (`owner=None`) draws and keeps its values in `primary`; a further column copies them up to its owner,
-    takes the owner's coupled value in `row`, and draws anew from there.
+    takes the owner's coupled value in `row`, and draws anew from there. `given` and `shared` are as in `PlaceRows`.
     """
 
     def __init__(
         self,
         choose: Choose,
         primary: Primary,
+        layout: Layout,
         batch_dims: int,
         owner: str | None = None,
         row: int = 0,
         downstream: Downstream = _always,
+        given: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.downstream = downstream
         self.choose, self.primary, self.owner, self.row = choose, primary, owner, row
-        self.batch_dims = batch_dims
+        self.layout, self.batch_dims, self.given, self.shared = layout, batch_dims, given or {}, {}
         self.soft = False
         self.resampled: list[tuple[int, str]] = []
         self.sites: dict[str, Site] = {}
@@ -227,16 +237,19 @@ class PlaceColumn(SiteMessenger):
     def _pyro_sample(self, msg: Any) -> None:
         if not _to_place(msg):
             return
-        site = Site(msg, (1, 1), self.batch_dims)
+        site = Site(msg, batch_dims=self.batch_dims).under(self.layout)
         estimator = self.choose(site)
         if estimator is not None:
             self.chosen[site.name] = estimator
-        if self.owner is None:
+        if site.name == self.owner:
+            self._past_owner, self.soft = True, estimator is not None and self.row in estimator.relaxed
+        if site.name in self.given:
+            msg["value"], msg["done"] = self.given[site.name], True
+        elif self.owner is None:
             self._primary(site, estimator, msg)
         elif estimator is not None and site.name == self.owner:
             value = self.primary.draws[site.name].value[self.row]
             msg["value"], msg["done"] = self._own_value(site, estimator, value), True
-            self._past_owner, self.soft = True, self.row in estimator.relaxed
         elif not self._past_owner or not self.downstream(self.owner, site.name):
             msg["value"], msg["done"] = self.primary.values[site.name], True
         elif estimator is not None:
@@ -279,5 +292,9 @@ class PlaceColumn(SiteMessenger):
         msg["value"], msg["done"] = self._own_value(site, estimator, draw.value[0]), True
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if self.owner is None and is_latent(msg):
+        if not is_latent(msg):
+            return
+        if self.owner is None:
             self.primary.values[msg["name"]] = msg["value"]
+        if self.layout.inner is not None and self.layout.shares(plates_of(msg)):
+            self.shared[msg["name"]] = msg["value"]

@@ -18,12 +18,14 @@ from pyro_discrete.errors import (
     SettingError,
     UnknownEstimatorError,
     UnknownSiteError,
+    UnsupportedObjectiveError,
     UnsupportedSiteError,
     near_matches,
 )
 from pyro_discrete.estimators.base import ANY_FAMILY, Estimator, Family
 from pyro_discrete.estimators.enumerate import Enumerate
 from pyro_discrete.estimators.reinforce import Reinforce
+from pyro_discrete.objectives import Objective
 from pyro_discrete.sites import Site
 
 __all__ = ["AUTO", "EstimatorInfo", "Selection", "Spec", "available_estimators"]
@@ -103,8 +105,8 @@ class Selection:
     dict an exact name goes before globs, and globs go in their order. Sites that nothing names get "auto".
     """
 
-    def __init__(self, spec: Spec, particles: int) -> None:
-        self.particles = particles
+    def __init__(self, spec: Spec, objective: Objective, particles: int) -> None:
+        self.objective, self.particles = objective, particles
         self.remembered: dict[str, str] = {}
         if isinstance(spec, type) and issubclass(spec, Estimator):
             raise SettingError(f"estimator={spec.__name__} is a class; give an instance: {spec.__name__}().")
@@ -127,13 +129,7 @@ class Selection:
             if choice != AUTO:
                 self._check(named_estimator(choice), where)
         elif isinstance(choice, Estimator):
-            if choice.min_particles > self.particles:
-                raise ParticleError(
-                    f"Estimator {choice.name!r} {where + ' ' if where else ''}needs num_particles >= "
-                    f"{choice.min_particles}, num_particles={self.particles} was given. Write "
-                    f"TraceELBO({choice.name!r}, num_particles={max(4, choice.min_particles)}), or use 'nvil' with "
-                    "one particle."
-                )
+            self.objective.check_estimator(choice, where, self.particles)
         else:
             raise SettingError(f"{choice!r} {where} is neither the name of an estimator nor an Estimator instance.")
 
@@ -170,15 +166,19 @@ class Selection:
                     f"{near_matches(pattern, names) if names else 'The guide has no latent sites.'}"
                 )
 
-    def estimator(self, site: Site) -> tuple[Estimator, str]:
+    def estimator(self, site: Site, shared: bool = False) -> tuple[Estimator, str]:
         """An estimator of the site's own, and why it was chosen. Not for "auto" and reparameterised sites.
 
-        A non-reparameterised continuous site that the wanted estimator does not serve gets the score function.
+        A non-reparameterised continuous site that the wanted estimator does not serve gets the score function, and a
+        site that a bound's particles share (`shared`) the choice of "auto" where one for their weights is wanted.
         """
         choice, why = self.wanted(site)
         if choice is None or choice == AUTO:
-            choice, why = self._automatic(site)
+            choice, why = self._automatic(site, shared)
         made = named_estimator(choice) if isinstance(choice, str) else deepcopy(choice)
+        if shared and made.importance_weighted:
+            made = named_estimator(self._automatic(site, shared)[0])
+            why = "shared by a bound's particles, which have no weights there"
         family = site.family
         if family is Family.CONTINUOUS and family not in made.families:
             return Reinforce(), "continuous and not reparameterised: the score function"
@@ -187,16 +187,19 @@ class Selection:
                 f"Estimator {made.name!r} does not serve site {site.name!r}, which is "
                 f"{type(site.distribution).__name__} ({family.value}). It serves "
                 f"{', '.join(sorted(f.value for f in made.families))}. Estimators that would do: "
-                f"{', '.join(serving(site, self.particles))}."
+                f"{', '.join(serving(site, self.objective, self.particles))}."
             )
         return made, why
 
-    def _automatic(self, site: Site) -> tuple[str, str]:
+    def _automatic(self, site: Site, shared: bool) -> tuple[str, str]:
         """What "auto" is where the program is not enumerated; a choice that was saved is kept."""
         saved = self.remembered.get(site.name)
         info = available_estimators().get(saved or "")
         if saved != Enumerate.name and info is not None and info.cls.min_particles <= self.particles:
             return info.cls.name, "auto: as saved"
+        weighed = self.objective.automatic() if not shared else ""
+        if weighed:
+            return weighed, "auto: weighted particles"
         if self.particles > 1:
             return "rloo", f"auto: {self.particles} particles"
         return "nvil", "auto: one particle"
@@ -222,9 +225,17 @@ class Selection:
         return self.wanted(site)[0] in (None, AUTO) and self.remembered.get(site.name, Enumerate.name) == Enumerate.name
 
 
-def serving(site: Site, particles: int) -> list[str]:
-    """Names of the estimators that serve a site and work with so many particles."""
+def serving(site: Site, objective: Objective, particles: int) -> list[str]:
+    """Names of the estimators that serve a site and work on this objective with so many particles."""
     known = available_estimators()
     if not math.isfinite(site.cardinality):
         known = {name: info for name, info in known.items() if info.families == ANY_FAMILY}
-    return [n for n, e in known.items() if site.family in e.families and e.cls.min_particles <= particles]
+    return [n for n, e in known.items() if site.family in e.families and _works(e.cls, objective, particles)]
+
+
+def _works(cls: type[Estimator], objective: Objective, particles: int) -> bool:
+    try:
+        objective.check_estimator(cls(), "", particles)
+    except (ParticleError, UnsupportedObjectiveError):
+        return False
+    return True

@@ -25,6 +25,7 @@ from torch.distributions import (
 )
 
 from pyro_discrete.estimators.base import Family
+from pyro_discrete.layout import Layout
 
 __all__ = [
     "ROWS_PLATE",
@@ -176,25 +177,26 @@ def joint_support(fn: Any) -> Tensor:
 class Site:
     """A latent site of the guide as its estimator sees it: the particles of row 0 alone.
 
-    `leading` is the shape in front of the plates' dims: `(columns, K)`. Its tensors have `batch_dims` batch dims
-    throughout, of size 1 where no plate is. `family` is None for a reparameterised site; `plates` are those around it.
-    `site["fn"]` and the other keys of Pyro's message can be read as well. `distribution` is the message's own if not
-    given.
+    `leading` is the shape in front of the plates' dims: `(columns, K)`, or `(columns, S, K)` for S samples of a bound
+    of K particles; `K` below stands for all of it but the columns. `copies` rows beside each other hold the same value.
+    Its tensors have `batch_dims` batch dims throughout, of size 1 where no plate is. `family` is None if
+    reparameterised; `plates` are around it. `site["fn"]` etc. are Pyro's; `distribution` is its own if not given.
     """
 
     def __init__(
         self,
         msg: Any,
-        leading: tuple[int, int] = (1, 1),
+        leading: tuple[int, ...] = (1, 1),
         batch_dims: int | None = None,
         distribution: Any = None,
+        copies: int = 1,
     ) -> None:
         self.message = msg
         self.name: str = msg["name"]
         self.distribution = msg["fn"] if distribution is None else distribution
         self.family: Family | None = family_of(self.distribution)
         self.plates: frozenset[CondIndepStackFrame] = plates_of(msg)
-        self.leading = leading
+        self.leading, self.copies = leading, copies
         self.batch_dims = len(self.distribution.batch_shape) if batch_dims is None else batch_dims
         self.step: Tensor | int = 0
         self._fresh: Tensor | None = None
@@ -205,9 +207,9 @@ class Site:
     def __repr__(self) -> str:
         return f"Site({self.name!r}, {self.family.value if self.family else 'reparameterised'})"
 
-    def of(self, distribution: Any) -> Site:
+    def of(self, distribution: Any, leading: tuple[int, ...] | None = None) -> Site:
         """The same site, as one of another distribution."""
-        made = Site(self.message, self.leading, self.batch_dims, distribution)
+        made = Site(self.message, leading or self.leading, self.batch_dims, distribution, self.copies)
         made.step = self.step
         return made
 
@@ -226,11 +228,25 @@ class Site:
         event = tuple(tensor.shape[tensor.dim() - event_dim :])
         batch = tuple(tensor.shape[: tensor.dim() - event_dim])[-self.batch_dims :] if self.batch_dims else ()
         batch = (1,) * (self.batch_dims - len(batch)) + batch
+        if self.copies > 1:
+            return tensor.reshape(self.leading + (self.copies,) + batch + event).select(len(self.leading), 0)
         return tensor.reshape(self.leading + batch + event)
 
     def merge(self, tensor: Tensor) -> Tensor:
         """The inverse of `split`: the value in the shape in which the program expects it."""
+        if self.copies > 1:
+            tensor = tensor.unsqueeze(len(self.leading))
+            tensor = tensor.expand(self.leading + (self.copies,) + tuple(tensor.shape[len(self.leading) + 1 :]))
         return tensor.reshape(self.distribution.shape())
+
+    def under(self, layout: Layout) -> Site:
+        """This site, in a run of that layout."""
+        self.leading, self.copies = layout.leading(self.plates), layout.copies(self.plates)
+        return self
+
+    def all_columns(self) -> Site:
+        """The same site with the particles of every column in one."""
+        return self.of(self.distribution, (1, math.prod(self.leading[:2]), *self.leading[2:]))
 
     @property
     def fresh(self) -> Tensor:
@@ -257,7 +273,8 @@ class Site:
     def support(self) -> Tensor:
         """All joint values of one element, `[cardinality, K, *batch, *event]` (expanded)."""
         values = joint_support(self.distribution)
-        values = values.reshape((values.shape[0], 1, *(1,) * self.batch_dims, *self.distribution.event_shape))
+        ones = (1,) * (len(self.leading) - 1 + self.batch_dims)
+        values = values.reshape((values.shape[0], *ones, *self.distribution.event_shape))
         return values.expand((values.shape[0], *self.fresh_shape))
 
     @property
@@ -265,19 +282,19 @@ class Site:
         """`[K, *batch, *event]`."""
         batch = tuple(self.distribution.batch_shape)[-self.batch_dims :] if self.batch_dims else ()
         batch = (1,) * (self.batch_dims - len(batch)) + batch
-        return (self.leading[1], *batch, *self.distribution.event_shape)
+        return (*self.leading[1:], *batch, *self.distribution.event_shape)
 
     def log_mass(self, value: Tensor) -> Tensor:
         """log q of row-0 values `[..., K, *batch, *event]`, without scale and mask: `[..., K, *batch]`."""
         fn = without_mask(self.distribution)
-        rows = self.leading[0]
-        if rows == 1:
-            lead = tuple(value.shape[: value.dim() - len(self.fresh_shape)])
-            flat = value.reshape(lead + tuple(fn.shape()))
-            return fn.log_prob(flat).reshape(lead + self.fresh_shape[: 1 + self.batch_dims])
-        # the first K of rows x K parameters: score a padded value, keep what belongs to row 0
-        lead = tuple(value.shape[: value.dim() - len(self.fresh_shape)])
-        padded = value.unsqueeze(len(lead)).expand(lead + (rows,) + self.fresh_shape)
-        scored = fn.log_prob(padded.reshape(lead + tuple(fn.shape())))
-        scored = scored.reshape(lead + (rows,) + self.fresh_shape[: 1 + self.batch_dims])
-        return scored.select(len(lead), 0)
+        shape, rows = self.fresh_shape, self.leading[0]
+        lead = tuple(value.shape[: value.dim() - len(shape)])
+        particles = len(self.leading) - 1
+        scored = shape[: particles + self.batch_dims]
+        if rows == self.copies == 1:
+            return fn.log_prob(value.reshape(lead + tuple(fn.shape()))).reshape(lead + scored)
+        full = (rows, *shape[:particles], self.copies)  # what the parameters are of: score a padded value, keep row 0
+        padded = value.unsqueeze(len(lead)).unsqueeze(len(lead) + 1 + particles)
+        padded = padded.expand(lead + full + shape[particles:]).reshape(lead + tuple(fn.shape()))
+        found = fn.log_prob(padded).reshape(lead + full + scored[particles:])
+        return found.select(len(lead) + 1 + particles, 0).select(len(lead), 0)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.estimators.base import Draw, Estimator
+from pyro_discrete.layout import Layout
 from pyro_discrete.objectives import Evaluation
 from pyro_discrete.rows import Columns
 
@@ -20,7 +21,7 @@ def slopes_by_row(
     draws: Mapping[str, Draw],
     chosen: Mapping[str, Estimator],
     columns: Columns,
-    particles: int,
+    layout: Layout,
 ) -> dict[str, dict[int, Tensor]]:
     """Site to row to slope `[K, *batch, *event]`, for the rows of a run that holds all of them.
 
@@ -30,7 +31,7 @@ def slopes_by_row(
     wanting = {name: e for name, e in chosen.items() if e.slope_rows and name in draws}
     if not wanting:
         return {}
-    totals = _scored(evaluation, resampled, (columns.count, particles))
+    totals = _scored(evaluation, resampled, layout)
     own = [columns.rows_of(n)[r] for n, e in wanting.items() for r in e.slope_rows if r > 0]
     found: dict[str, dict[int, Tensor]] = {name: {} for name in wanting}
     for cost, first in ((totals[0].sum(), True), (totals[own].sum(), False)):
@@ -44,18 +45,24 @@ def slopes_by_row(
 
 
 def slopes_by_column(
-    evaluation: Evaluation, resampled: Iterable[tuple[int, str]], draw: Draw, estimator: Estimator, row: int
+    evaluation: Evaluation,
+    resampled: Iterable[tuple[int, str]],
+    layout: Layout,
+    draw: Draw,
+    estimator: Estimator,
+    row: int,
 ) -> Tensor:
     """The slope `[1, *batch, *event]` of one row, from the run of its column alone."""
-    total = _scored(evaluation, resampled, (1, 1)).sum()
+    total = _scored(evaluation, resampled, layout).sum()
     return _gradients(total, [draw.value], estimator.differentiates_costs)[0][row]
 
 
-def _scored(evaluation: Evaluation, resampled: Iterable[tuple[int, str]], leading: tuple[int, int]) -> Tensor:
+def _scored(evaluation: Evaluation, resampled: Iterable[tuple[int, str]], layout: Layout) -> Tensor:
     """Total costs `[columns, K]`, with the scores of sites drawn hard downstream of a relaxed value.
 
     Without its score such a site's influence would be missing from the slope.
     """
+    leading = (layout.columns, layout.particles)
     totals = evaluation.costs.totals().reshape(leading)
     for column, name in resampled:
         cost = evaluation.costs.of(name)

@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_discrete import NVIL, RLOO, Family, Reinforce, TraceELBO, available_estimators
+from pyro_discrete import NVIL, RLOO, Family, Reinforce, TraceELBO, TraceIWELBO, available_estimators
 from pyro_discrete.errors import DiscreteInferenceError, ParticleError, UnknownEstimatorError, UnknownSiteError
 from tests.pairs import DATA, layers, layers_guide, mixture, mixture_guide
 
@@ -139,7 +139,8 @@ def test_no_name_means_two_estimators():
 def test_what_a_plan_names_is_what_is_available():
     for name, info in available_estimators().items():
         if {Family.BERNOULLI} <= info.families:
-            elbo = TraceELBO(name, num_particles=max(2, info.cls.min_particles))
+            objective = TraceIWELBO if info.cls.importance_weighted else TraceELBO
+            elbo = objective(name, num_particles=max(2, info.cls.min_particles))
             elbo.loss(one_bit, one_bit_guide)
             (site,) = elbo.plan.sites
             assert site.estimator.partition("(")[0] == name

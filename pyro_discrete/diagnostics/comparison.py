@@ -153,10 +153,10 @@ def _least_particles(spec: Spec) -> int:
     """The least number of particles that every estimator named in `spec` works with."""
     if isinstance(spec, str):
         known = available_estimators().get(spec)
-        return 1 if known is None else known.cls.min_particles
+        return 1 if known is None else max(known.cls.min_particles, known.cls.min_inner)
     if isinstance(spec, Mapping):
         return max(map(_least_particles, spec.values()), default=1)
-    return spec.min_particles if isinstance(spec, Estimator) else 1
+    return max(spec.min_particles, spec.min_inner) if isinstance(spec, Estimator) else 1
 
 
 def _exact(pair: Pair, objective: Objective) -> _Reference | None:

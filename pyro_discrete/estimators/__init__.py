@@ -21,6 +21,7 @@ from pyro_discrete.estimators.rebar import REBAR
 from pyro_discrete.estimators.reinforce import Reinforce
 from pyro_discrete.estimators.reinmax import ReinMax
 from pyro_discrete.estimators.relax_estimator import RELAX
+from pyro_discrete.estimators.reweighted_wake_sleep import ReweightedWakeSleep
 from pyro_discrete.estimators.rloo import RLOO
 from pyro_discrete.estimators.rodeo import RODEO
 from pyro_discrete.estimators.sparse_gumbel_softmax import SparseGumbelSoftmax
@@ -28,6 +29,7 @@ from pyro_discrete.estimators.straight_through import StraightThrough
 from pyro_discrete.estimators.straight_through_gumbel_softmax import StraightThroughGumbelSoftmax
 from pyro_discrete.estimators.sum_and_sample import SumAndSample
 from pyro_discrete.estimators.unordered_set import UnorderedSet
+from pyro_discrete.estimators.vimco import VIMCO
 
 __all__ = [
     "ARM",
@@ -38,6 +40,7 @@ __all__ = [
     "RELAX",
     "RLOO",
     "RODEO",
+    "VIMCO",
     "BitFlip1",
     "ControlVariate",
     "Coupled",
@@ -56,6 +59,7 @@ __all__ = [
     "OptimalControlVariate",
     "ReinMax",
     "Reinforce",
+    "ReweightedWakeSleep",
     "SiteView",
     "SparseGumbelSoftmax",
     "StraightThrough",

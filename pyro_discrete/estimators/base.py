@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,18 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from pyro_discrete.relaxations.point import Point
 
-__all__ = ["ANY_FAMILY", "FINITE", "PATHWISE", "RELAXABLE", "Draw", "Estimator", "Family", "SiteView", "Surrogate"]
+__all__ = [
+    "ANY_FAMILY",
+    "FINITE",
+    "PATHWISE",
+    "RELAXABLE",
+    "Draw",
+    "Estimator",
+    "Family",
+    "SiteView",
+    "Surrogate",
+    "Weights",
+]
 
 
 class Family(str, Enum):
@@ -63,6 +74,29 @@ class SiteView(Protocol):
 
 
 @dataclass(frozen=True)
+class Weights:
+    """What a particle of an importance-weighted bound of `count` particles can know of the bound; all are detached.
+
+    - `own` `[K, *batch]`: its log-weight log p(x, z) - log q(z) for each datum, unscaled, in row 0.
+    - `others` `[K, *batch]`: the logarithm of the sum of the other particles' weights (-inf if there are none).
+    - `mean` `[K, *batch]`: the mean of the other particles' log-weights.
+    - `scale`: what multiplies the bound: a site's cost is `-scale * (logaddexp(own, others) - log(count))`.
+    """
+
+    own: Tensor
+    others: Tensor
+    mean: Tensor
+    scale: float
+    count: int
+
+    @staticmethod
+    def join(parts: Sequence[Weights]) -> Weights:
+        """The weights of separate runs of the program as those of so many particles."""
+        own, others, mean = (torch.cat([getattr(w, n) for w in parts]) for n in ("own", "others", "mean"))
+        return replace(parts[0], own=own, others=others, mean=mean)
+
+
+@dataclass(frozen=True)
 class Draw:
     """The coupled values that an estimator drew at a site.
 
@@ -79,6 +113,8 @@ class Draw:
     - `slopes` row -> `[K, *batch, *event]`: for a relaxed row, d(the row's total cost) / d(value).
     - `context` `[K or 1, *batch, features]`: what the site's baseline may read: observed values, or its own `input`.
     - `extra`: tensors `[K, ...]` that `draw` hands to `surrogate`.
+    - `weights`: under `TraceIWELBO`, at a site that its inner particles do not share, how they are weighed. There K
+      stands for `S, inner`: the outer samples, and the particles of the bound as one more batch dim.
     """
 
     value: Tensor
@@ -90,6 +126,7 @@ class Draw:
     slopes: Mapping[int, Tensor] = field(default_factory=dict)
     context: Tensor | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Weights | None = None
 
     @property
     def score(self) -> Tensor:
@@ -109,19 +146,22 @@ class Draw:
             return draws[0]
         first = draws[0]
 
-        def joined(name: str) -> Tensor | None:
-            parts = [getattr(d, name) for d in draws]
-            return None if parts[0] is None else torch.cat(parts, 0)
+        def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+            present = [p for p in parts if p is not None]
+            return torch.cat(present) if present else None
 
-        return Draw(
+        def together(parts: Sequence[Mapping[Any, Tensor]]) -> dict[Any, Tensor]:
+            return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+        weights = [d.weights for d in draws if d.weights is not None]
+        return first.replace(
             value=torch.cat([d.value for d in draws], 1),
-            log_q=joined("log_q"),
-            logits=joined("logits"),
-            event_dim=first.event_dim,
-            scale=first.scale,
-            slopes={r: torch.cat([d.slopes[r] for d in draws], 0) for r in first.slopes},
-            context=joined("context"),
-            extra={k: torch.cat([d.extra[k] for d in draws], 0) for k in first.extra},
+            log_q=joined([d.log_q for d in draws]),
+            logits=joined([d.logits for d in draws]),
+            context=joined([d.context for d in draws]),
+            slopes=together([d.slopes for d in draws]),
+            extra=together([d.extra for d in draws]),
+            weights=Weights.join(weights) if weights else None,
         )
 
 
@@ -157,6 +197,9 @@ class Estimator(nn.Module, ABC):
     - `min_particles`: the least `num_particles` that it works with.
     - `local_signals`: whether the learning signal leaves out the terms drawn before the site.
     - `draws_from_guide`: whether the hard values behind row 0 are draws of q; `loss()` draws anew where they are not.
+    - `importance_weighted`: whether it serves the importance-weighted bound (`TraceIWELBO`) alone, and there the sites
+      that the inner particles do not share: it reads `draw.weights`. `min_inner`: the least number of these particles.
+    - `direct_term`: whether that bound is differentiated in log q of row 0 too (its gradient beside the score's).
     - `separable`: whether it changes the elements of a plate together while it means one of them, so that the elements
       must not share later terms (local expectations); refused with an error where they do.
     - `reads_context`: whether `surrogate` wants `draw.context`; `input` names what is in it, by default the data.
@@ -178,6 +221,9 @@ class Estimator(nn.Module, ABC):
     min_particles: int = 1
     local_signals: bool = True
     draws_from_guide: bool = True
+    importance_weighted: bool = False
+    min_inner: int = 1
+    direct_term: bool = True
     separable: bool = False
     reads_context: bool = False
     input: str | Callable[..., Tensor] | None = None

@@ -1,0 +1,148 @@
+"""The importance-weighted bound as an objective: one bound for each independent datum."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_discrete.bound_costs import BoundCosts
+from pyro_discrete.costs import Order, Term
+from pyro_discrete.datum import check_inside, datum_plates
+from pyro_discrete.dependencies import UNKNOWN, Dependencies
+from pyro_discrete.doubly import DoublyValue, doubly_sites, with_fixed_parameters
+from pyro_discrete.errors import ParticleError
+from pyro_discrete.estimators.base import Estimator, Weights
+from pyro_discrete.layout import Layout
+from pyro_discrete.objectives import Evaluation, Objective
+from pyro_discrete.probe import Pair, Trial
+from pyro_discrete.scoring import guide_log_prob, log_prob, padded
+from pyro_discrete.sites import plates_of, sample_sites
+from pyro_discrete.weighing import Weighed, common_scale
+
+__all__ = ["ImportanceBound"]
+
+
+@dataclass
+class BoundEvaluation(Evaluation):
+    """An evaluation that can be put together with those of the bound's other particles."""
+
+    weighed: Weighed
+
+
+class ImportanceBound(Objective):
+    r"""The bound :math:`E_g[\log p(g)/q(g) + s \sum_n \log \frac1K \sum_k w_{nk}(g)]`.
+
+    - `inner`: K. `outer`: how many samples of the bound are taken, in each of which g is drawn once.
+    - `plates`: names of the plates of independent data, None to work them out.
+    - `doubly`: whether continuous sites take the doubly reparameterised gradient where they can.
+    """
+
+    name = "TraceIWELBO"
+    may_enumerate = False
+
+    def __init__(self, inner: int, outer: int, plates: Collection[str] | None, doubly: bool) -> None:
+        self.inner, self.outer, self.plates, self.doubly = inner, outer, plates, doubly
+
+    def repetitions(self, particles: int) -> int:
+        """The number of outer samples."""
+        return self.outer
+
+    def layout(self, pair: Pair, trial: Trial, known: Dependencies, particles: int) -> Layout:
+        """K inner particles of each outer sample; `SettingError` if the data's plates give no bound."""
+        datum = datum_plates(trial, known, self.plates)
+        check_inside(trial, datum)
+        doubly = doubly_sites(pair, trial, datum) if self.doubly else frozenset()
+        return Layout(particles, self.inner, datum=datum, doubly=doubly)
+
+    def automatic(self) -> str:
+        """VIMCO, where there are particles to leave out."""
+        return "vimco" if self.inner > 1 else ""
+
+    def check_estimator(self, estimator: Estimator, where: str, particles: int) -> None:
+        """Refuse an estimator that needs more inner particles, or outer samples to leave out one of."""
+        who = f"Estimator {estimator.name!r} {where + ' ' if where else ''}"
+        if estimator.min_inner > self.inner:
+            raise ParticleError(
+                f"{who}needs the weights of at least {estimator.min_inner} particles, num_particles={self.inner} was "
+                f"given. Write TraceIWELBO({estimator.name!r}, num_particles=8)."
+            )
+        if estimator.min_particles > particles:
+            raise ParticleError(
+                f"{who}takes a particle's baseline from others that are independent of it, but the {self.inner} of "
+                "one bound are not: each one's cost is the bound that they have in common, so that the baseline would "
+                f"depend on the particle itself. Give num_outer_samples >= {estimator.min_particles} for it to run "
+                f"over (num_outer_samples={particles} was given), or use 'vimco'."
+            )
+
+    def weights(self, evaluation: Evaluation, name: str) -> Weights | None:
+        """How the named site's particles are weighed; None if they share it."""
+        return evaluation.costs.weights(name) if isinstance(evaluation.costs, BoundCosts) else None
+
+    def evaluate(
+        self,
+        guide_trace: Trace,
+        model_trace: Trace,
+        chosen: Mapping[str, Estimator],
+        layout: Layout,
+        batch_dims: int,
+        keep_graph: bool = False,
+        dependencies: Dependencies = UNKNOWN,
+    ) -> Evaluation:
+        """Score a pair of traces: see `Objective.evaluate`."""
+        guide, model = sample_sites(guide_trace), sample_sites(model_trace)
+        scale = common_scale([*guide.values(), *model.values()], layout)
+        weighed = Weighed(layout, batch_dims, scale, keep_graph)
+        scores: dict[str, Tensor] = {}
+        untended: dict[str, Tensor] = {}
+        for position, (name, msg) in enumerate(guide.items()):
+            plates, estimator = plates_of(msg), chosen.get(name)
+            log_q, score, pathwise = guide_log_prob(msg, estimator)
+            if score is not None:
+                (scores if name in chosen else untended)[name] = layout.once(plates, padded(score, batch_dims))
+            if layout.shares(plates):
+                weighed.add_shared(Term(log_q, plates, False, position, name), pathwise)
+                continue
+            weighed.data[name] = weighed.datum(plates)
+            if estimator is not None and not estimator.direct_term:
+                log_q = log_q.detach()
+            if name in layout.doubly and torch.is_grad_enabled():
+                log_q = with_fixed_parameters(log_q, guide_log_prob({**msg, "value": msg["value"].detach()}, None)[0])
+                values = DoublyValue(msg["value"], msg["fn"].event_dim, weighed.data[name], 0, layout.inner or 1)
+                weighed.values.append(values)
+            weighed.add(-log_q, plates)
+        model_positions = {}
+        for position, (name, msg) in enumerate(model.items()):
+            plates, model_positions[name] = plates_of(msg), position
+            log_p = scale_and_mask(log_prob(msg["fn"], msg), msg["scale"], msg["mask"])
+            if layout.shares(plates):
+                weighed.add_shared(Term(-log_p, plates, True, position, name), -log_p)
+            else:
+                weighed.add(log_p, plates)
+        order = Order({name: plates_of(msg) for name, msg in guide.items()}, model_positions, dependencies)
+        path, loss = weighed.loss()
+        return BoundEvaluation(guide_trace, model_trace, weighed.costs(order), path, loss, scores, untended, weighed)
+
+    def join(self, evaluations: Sequence[Evaluation]) -> Evaluation:
+        """The evaluation of one bound, from runs of one particle (or a block of them) each."""
+        runs = [e for e in evaluations if isinstance(e, BoundEvaluation)]
+        first, weighed = runs[0], Weighed.join([e.weighed for e in runs])
+        path, loss = weighed.loss()
+        scores = {
+            name: torch.cat([e.scores[name] for e in runs]) if name in weighed.data else score
+            for name, score in first.scores.items()
+            if all(name in e.scores for e in runs)
+        }
+        costs = weighed.costs(first.costs.order)
+        return replace(first, costs=costs, path=path, loss=loss, scores=scores, weighed=weighed)
+
+    def beside(self, evaluation: Evaluation, joined: Evaluation, number: int) -> Evaluation:
+        """The evaluation of a run of one particle, as that of `number` beside the others of the joined runs."""
+        costs, others = evaluation.costs, joined.costs
+        if not isinstance(costs, BoundCosts) or not isinstance(others, BoundCosts):
+            raise TypeError("an evaluation of another objective")
+        return replace(evaluation, costs=costs.beside(others, number))

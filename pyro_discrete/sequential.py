@@ -1,0 +1,140 @@
+"""One step of a program that cannot take a leading dim: row by row, particle by particle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_discrete.dependencies import Dependencies
+from pyro_discrete.estimators.base import Draw, Estimator
+from pyro_discrete.layout import Layout
+from pyro_discrete.objectives import Evaluation, Objective
+from pyro_discrete.one_run import evaluated
+from pyro_discrete.outcome import Outcome, Pending, contexts_of, filled_draw, over, site_cost, untended_part
+from pyro_discrete.plan import Plan
+from pyro_discrete.probe import Pair
+from pyro_discrete.rows import KeepSubsamples, PlaceColumn, Primary
+from pyro_discrete.sites import Site
+from pyro_discrete.slopes import slopes_by_column
+
+__all__ = ["run_columns"]
+
+
+@dataclass
+class _Particle:
+    """The primary run of one particle: beside the others of its bound, if it has one."""
+
+    primary: Primary
+    placing: PlaceColumn
+    evaluation: Evaluation
+
+
+@dataclass
+class _Sequence:
+    """What the runs of one step have in common."""
+
+    plan: Plan
+    pair: Pair
+    objective: Objective
+    choose: Callable[[Site], Estimator | None]
+    layout: Layout
+    dependencies: Dependencies
+    subsamples: KeepSubsamples | None = None
+
+    def run(
+        self, primary: Primary, given: Mapping[str, Tensor], owner: str | None = None, row: int = 0
+    ) -> tuple[PlaceColumn, Evaluation]:
+        known, plan = self.dependencies, self.plan
+        placing = PlaceColumn(self.choose, primary, self.layout, plan.batch_dims, owner, row, known.downstream, given)
+        evaluation = evaluated(self.pair, plan, self.objective, placing, self.layout, self.subsamples, known)
+        if self.subsamples is None and (self.plan.layout.size > 1 or any(placing.extra.values())):
+            self.subsamples = KeepSubsamples.of(evaluation.guide_trace, evaluation.model_trace)
+        return placing, evaluation
+
+    def row_of(
+        self, particles: list[_Particle], number: int, joined: Evaluation, name: str, row: int
+    ) -> tuple[PlaceColumn, Evaluation]:
+        """A further row of a site: of one particle beside the others, or of all that share the site."""
+        own = particles[number]
+        if not self.layout.shares(own.placing.sites[name].plates):
+            placing, evaluation = self.run(own.primary, particles[0].placing.shared, name, row)
+            return placing, self.objective.beside(evaluation, joined, number)
+        placing, evaluation = self.run(own.primary, {}, name, row)
+        runs = [evaluation] + [self.run(p.primary, placing.shared, name, row)[1] for p in particles[1:]]
+        return placing, self.objective.join(runs)
+
+
+def run_columns(
+    plan: Plan,
+    pair: Pair,
+    objective: Objective,
+    choose: Callable[[Site], Estimator | None],
+    dependencies: Dependencies,
+) -> Outcome:
+    """A step's loss and surrogate; sites of the same shape are combined over samples."""
+    outcome = Outcome(0.0, 0.0, [])
+    sequence = _Sequence(plan, pair, objective, choose, plan.layout.block(), dependencies)
+    gathered: dict[Any, list[Pending]] = {}
+    for _ in range(plan.particles):
+        particles: list[_Particle] = []
+        for _ in range(plan.layout.inner or 1):
+            primary = Primary()
+            placing, evaluation = sequence.run(primary, particles[0].placing.shared if particles else {})
+            particles.append(_Particle(primary, placing, evaluation))
+        outcome.evaluations.extend(p.evaluation for p in particles)
+        outcome.draws += [draw.value for p in particles for draw in p.primary.draws.values()]
+        joined = objective.join([p.evaluation for p in particles])
+        outcome.loss = outcome.loss + over(joined.loss, plan.particles)
+        outcome.surrogate = outcome.surrogate + over(joined.path, plan.particles)
+        for number, particle in enumerate(particles):
+            particle.evaluation = objective.beside(particle.evaluation, joined, number)
+            for name, each in _draws(sequence, particles, number, joined):
+                gathered.setdefault((name, number, each.cost.shape, each.draw.value.shape), []).append(each)
+            if particle.evaluation.untended:
+                part = untended_part(particle.evaluation, joined, sequence.layout, shared=number == 0)
+                outcome.surrogate = outcome.surrogate + over(part, plan.particles)
+    for group in gathered.values():
+        outcome.pending.extend(_together(group))
+    return outcome
+
+
+def _draws(
+    sequence: _Sequence, particles: list[_Particle], number: int, joined: Evaluation
+) -> Iterator[tuple[str, Pending]]:
+    """What the estimators drew for one particle, by site, with the costs of all rows."""
+    particle, layout, plan = particles[number], sequence.layout, sequence.plan
+    contexts = contexts_of(particle.evaluation, plan, sequence.pair)
+    for name, draw in particle.primary.draws.items():
+        estimator, site = particle.placing.chosen[name], particle.placing.sites[name]
+        shares = layout.shares(site.plates)
+        evaluation = joined if shares else particle.evaluation
+        costs, slopes = [site_cost(evaluation, name, estimator)], {}
+        if 0 in estimator.slope_rows:
+            slopes[0] = slopes_by_column(evaluation, (), layout, draw, estimator, 0)
+        for row in range(1, particle.placing.extra[name] + 1):
+            wanted = row in estimator.slope_rows
+            with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
+                column, other = sequence.row_of(particles, number, joined, name, row)
+                costs.append(site_cost(other, name, estimator))
+            if wanted:
+                slopes[row] = slopes_by_column(other, column.resampled, layout, draw, estimator, row)
+        rows = [layout.split(site.plates, c) for c in costs]
+        cost = rows[0] if len(rows) == 1 else torch.cat(rows)
+        filled = filled_draw(draw, site, estimator, evaluation, sequence.objective, layout, contexts, slopes)
+        runs = plan.particles * (1 if shares else len(particles))
+        yield name, Pending(estimator, filled, cost, 1 / runs)
+
+
+def _together(group: list[Pending]) -> list[Pending]:
+    """One site's draws of independent samples as one draw, unless each needs its own graph."""
+    first = group[0]
+    if first.estimator.differentiates_costs:
+        return group
+    if len(group) == 1:
+        return group
+    draw, cost = Draw.join([p.draw for p in group]), torch.cat([p.cost for p in group], 1)
+    return [replace(first, draw=draw, cost=cost, share=sum(p.share for p in group))]
