@@ -29,6 +29,8 @@ class GappedStraightThrough(RelaxedEstimator):
 
     Raises `SettingError` for a setting out of range.
 
+    The default temperature is chosen by the discrete ELBO of short runs (benchmarks/RESULTS.md).
+
     Source: Fan, Chi, Rudnicky and Ramadge (2022), Training discrete deep generative models via gapped straight-through
     estimator.
 
@@ -41,7 +43,7 @@ class GappedStraightThrough(RelaxedEstimator):
     reference = "Fan et al. 2022"
     also_known = ("gst",)
 
-    def __init__(self, temperature: Temperature = 1.0, gap: float = 1.0) -> None:
+    def __init__(self, temperature: Temperature = 0.65, gap: float = 1.0) -> None:
         super().__init__(temperature)
         if not 0 <= gap < float("inf"):
             raise SettingError(f"GappedStraightThrough: gap={gap} given, a number >= 0 expected.")

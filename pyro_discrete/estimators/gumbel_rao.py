@@ -31,6 +31,8 @@ class GumbelRao(RelaxedEstimator):
 
     Raises `SettingError` for a setting out of range.
 
+    The default temperature is chosen by the discrete ELBO of short runs (benchmarks/RESULTS.md).
+
     Source: Paulus, Maddison and Krause (2021), Rao-Blackwellizing the straight-through Gumbel-Softmax gradient
     estimator.
 
@@ -43,7 +45,7 @@ class GumbelRao(RelaxedEstimator):
     reference = "Paulus et al. 2021"
     also_known = ("gr", "gumbel_rao_blackwell")
 
-    def __init__(self, temperature: Temperature = 0.5, draws: int = 10) -> None:
+    def __init__(self, temperature: Temperature = 0.25, draws: int = 10) -> None:
         super().__init__(temperature)
         if draws < 1:
             raise SettingError(f"GumbelRao: draws={draws} given, at least one expected.")

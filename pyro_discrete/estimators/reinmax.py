@@ -28,6 +28,8 @@ class ReinMax(RelaxedEstimator):
 
     Raises `SettingError` if `temperature` is not positive.
 
+    The default temperature is chosen by the discrete ELBO of short runs (benchmarks/RESULTS.md).
+
     Source: Liu, Dong, Liu, Yu and Gao (2023), Bridging discrete and backpropagation: straight-through and beyond,
     algorithm 2.
 

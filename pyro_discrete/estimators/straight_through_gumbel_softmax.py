@@ -22,6 +22,8 @@ class StraightThroughGumbelSoftmax(RelaxedEstimator):
 
     Raises `SettingError` if `temperature` is not positive.
 
+    The default temperature is chosen by the discrete ELBO of short runs (benchmarks/RESULTS.md).
+
     Source: Jang, Gu and Poole (2017), Categorical reparameterization with Gumbel-Softmax, section 2.2.
 
     >>> from pyro_discrete import StraightThroughGumbelSoftmax, TraceELBO
