@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -15,15 +17,17 @@ ANSWERS = torch.tensor([[0, 1, 1, 2], [1, 1, 0, 0], [0, 0, 1, 2]])
 SERIES = torch.tensor([[[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]], [[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]]], dtype=REAL)
 
 
+@cache
+def start(shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=REAL)
+
+
 def real(name, *shape, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return pyro.param(name, lambda: torch.randn(*shape, generator=generator, dtype=REAL))
+    return pyro.param(name, lambda: start(shape, seed).clone())
 
 
 def simplex(name, *shape):
-    generator = torch.Generator().manual_seed(2)
-    start = torch.randn(*shape, generator=generator, dtype=REAL).softmax(-1)
-    return pyro.param(name, start, constraint=constraints.simplex)
+    return pyro.param(name, lambda: start(shape, 2).softmax(-1), constraint=constraints.simplex)
 
 
 def mixture(x=POINTS):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Predictive, Trace_ELBO
@@ -18,6 +21,7 @@ from pyro_discrete import (
     relax,
 )
 from pyro_discrete.diagnostics.exact import Oracle
+from pyro_discrete.errors import RelaxationError
 from pyro_discrete.relaxations import soft_lookup
 from pyro_discrete.select import available_estimators
 from tests.integer_programs import PROGRAMS
@@ -120,3 +124,42 @@ def test_a_planted_rounding_of_the_table_is_seen(monkeypatch, estimator):
     monkeypatch.setattr(soft_lookup, "_weighted", rounded)
     with pytest.raises(AssertionError):
         assert_same(estimate(TraceELBO(estimator, num_particles=2), model, guide), expected)
+
+
+def branching():
+    z = pyro.sample("cluster", dist.Categorical(torch.ones(2) / 2))
+    pyro.sample("x", dist.Normal(1.0 if z == 1 else -1.0, 1.0), obs=torch.tensor(0.3))
+
+
+def branching_guide():
+    pyro.sample("cluster", dist.Categorical(logits=pyro.param("logits", torch.zeros(2))))
+
+
+@pytest.mark.parametrize("name", ["gumbel_softmax", "reinmax", "rebar"])
+def test_control_flow_on_a_relaxed_integer_is_refused_by_name(name):
+    pyro.clear_param_store()
+    elbo = TraceELBO(name)
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(RelaxationError, match=r"'cluster'.*__bool__.*torch\.where") as caught,
+    ):
+        warnings.simplefilter("ignore")  # that rows are run one by one
+        elbo.loss_and_grads(branching, branching_guide)
+    assert "Trace Shapes" not in str(caught.value)
+    assert elbo.loss(branching, branching_guide) > 0  # the discrete objective asks nothing of the program
+
+
+@pytest.mark.parametrize("name", ["gumbel_softmax", "reinmax"])
+def test_a_step_with_soft_indices_is_captured(name):
+    model, guide, *_ = PROGRAMS["chain"]
+    found = []
+    for compile in (False, "graph"):
+        pyro.clear_param_store()
+        elbo = TraceELBO(name, compile=compile)
+        for seed in range(3):
+            torch.manual_seed(seed)
+            loss = elbo.loss_and_grads(model, guide)
+            last = (loss, gradients())
+        found.append(last)
+    assert elbo.captures.made == 1
+    assert_same(found[1], found[0])
