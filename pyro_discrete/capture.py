@@ -86,7 +86,10 @@ class Capture:
         return all(tensor._version == version for tensor, version in self.reads)
 
     def compile(self, inputs: Sequence[Tensor]) -> None:
-        """Have inductor compile the graph; random numbers stay those of torch's own generator."""
+        """Have inductor compile the graph; random numbers still come from torch's own generator.
+
+        In float32 they are those of the graph; Bernoulli draws in float64, and dropout, are others of the same law.
+        """
         from torch import _inductor
 
         with torch.no_grad():

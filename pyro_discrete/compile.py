@@ -173,7 +173,8 @@ class Captures:
             elif call.floats:
                 self._take_floats_otherwise()
             else:
-                self._give_up(why_not(error))
+                exact = "" if engine._plan is None or engine._plan.path != "enumerated" else "exact enumeration: "
+                self._give_up(exact + why_not(error))
         return _eagerly(engine, call)
 
     def _compile(self, graph: Capture, inputs: list[Tensor]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -70,7 +70,7 @@ class TraceELBO(DiscreteELBO):
         max_plate_nesting: float = math.inf,
         retain_graph: bool | None = None,
         strict_enumeration_warning: bool = True,
-        compile: bool = False,
+        compile: bool | Literal["graph"] = False,
         analytic_kl: bool = False,
         kl_weight: float | Callable[[Any], Any] = 1.0,
     ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -84,7 +84,7 @@ class TraceExpectation(DiscreteELBO):
         max_plate_nesting: float = math.inf,
         retain_graph: bool | None = None,
         strict_enumeration_warning: bool = True,
-        compile: bool = False,
+        compile: bool | Literal["graph"] = False,
         entropy_weight: float | Callable[[Any], Any] = 0.0,
     ) -> None:
         self.objective = ExpectedReward()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -13,9 +14,10 @@ import torch
 from pyro.infer import SVI
 from torch import Tensor, nn
 
-from pyro_discrete import NVIL, TraceELBO
+from pyro_discrete import NVIL, ExponentialDecay, GumbelSoftmax, LinearDecay, TraceELBO, TraceExpectation
 from pyro_discrete.diagnostics import effect_programs, plate_programs, site_programs
 from pyro_discrete.diagnostics.programs import Program
+from pyro_discrete.engine import DiscreteELBO
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.testing import discover_estimators
 
@@ -135,3 +137,40 @@ def test_svi_with_everything(settings: dict[str, Any], dtype: torch.dtype) -> No
     assert all(
         torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True) if torch.is_tensor(a)
     )
+
+
+def reward_model(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.5)))
+        pyro.factor("reward", (z * x).sin())
+
+
+def reward_guide(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Bernoulli(logits=x * pyro.param("slope", torch.tensor(0.4))))
+
+
+OBJECTIVES: dict[str, Callable[[Any], DiscreteELBO]] = {
+    "expectation": lambda compile: TraceExpectation("rloo", num_particles=3, compile=compile),
+    "annealed": lambda compile: TraceELBO(
+        "rloo", num_particles=2, kl_weight=LinearDecay(0.1, 1.0, steps=8), compile=compile
+    ),
+    "temperature": lambda compile: TraceELBO(
+        GumbelSoftmax(temperature=ExponentialDecay(1.0, 0.1, rate=0.2)), compile=compile
+    ),
+    "dict": lambda compile: TraceELBO({"z": "disarm"}, compile=compile),
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_objectives_and_schedules(objective: str) -> None:
+    x, results = torch.linspace(-2, 2, 6), []
+    for compile in (False, "graph"):
+        pyro.clear_param_store()
+        elbo = OBJECTIVES[objective](compile)
+        svi = SVI(reward_model, reward_guide, pyro.optim.Adam({"lr": 0.05}), elbo)
+        torch.manual_seed(2)
+        losses = [svi.step(x) for _ in range(10)]
+        results.append((losses, pyro.param("slope").item(), int(elbo.step)))
+        assert compile is False or str(elbo.captures).startswith("1 captured step(s), 1 made"), str(elbo.captures)
+    assert results[0] == results[1]

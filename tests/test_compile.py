@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pyro_discrete import TraceELBO
 from pyro_discrete.compile import MOST_CAPTURES, Captures
 from pyro_discrete.errors import NonFiniteError, SettingError
+from pyro_discrete.gradients import StepGradients
 
 
 class Pair:
@@ -427,3 +428,29 @@ def test_says_what_it_holds():
     assert TraceELBO("rloo", num_particles=2).captures is None
     with pytest.raises(SettingError, match='"graph"'):
         TraceELBO("rloo", num_particles=2, compile="inductor")  # type: ignore[arg-type]
+
+
+def test_exact_enumeration_says_that_it_is_not_captured():
+    pair, elbo = Pair(), TraceELBO("enumerate", compile="graph")
+    with pytest.warns(UserWarning, match="exact enumeration: "):
+        steps(elbo, pair, data())
+    assert captures_of(elbo).count == 0
+
+
+@pytest.mark.slow
+def test_a_compiled_step_has_the_draws_of_the_eager_one():
+    """By inductor sums are rounded otherwise; random numbers are the same."""
+    results = []
+    for compile in (False, True):
+        pair, elbo = Pair(), TraceELBO("rloo", num_particles=2, compile=compile)
+        for seed in range(8):  # the graph itself runs at the uses 1, 2, 4 ...
+            torch.manual_seed(seed)
+            step = elbo.gradients(pair.model, pair.guide, data())
+            results.append(torch.cat([step.loss.reshape(1), *(g.flatten() for g in _in_order(pair, step))]))
+    assert str(elbo.captures) == "1 captured step(s), 1 made so far, run by inductor"
+    torch.testing.assert_close(results[:8], results[8:])
+
+
+def _in_order(pair: Pair, step: StepGradients) -> list[Tensor]:
+    found = {id(p): g for p, g in zip(step.parameters, step.gradients, strict=True)}
+    return [found[id(p)] for p in [*pair.encoder.parameters(), *pair.decoder.parameters()]]
