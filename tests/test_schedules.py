@@ -121,6 +121,7 @@ def test_the_elbo_counts_the_steps_and_each_site_has_its_own_schedule():
     seen = {name: [t for i, t in enumerate(e.seen) if i % 2 == 0] for name, e in elbo.estimators.items()}
     assert seen["z"] == pytest.approx([1.0, 0.95, 0.9, 0.85])
     assert seen["b"] == pytest.approx([2.0, 1.0, 2 / 3, 0.5])
+    assert "temperature=LinearDecay(start=1, end=0.5, steps=10)" in str(elbo.plan)
 
 
 @pytest.mark.parametrize("particles", [1, 3])

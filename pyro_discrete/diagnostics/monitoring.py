@@ -20,6 +20,7 @@ from pyro_discrete.engine import DiscreteELBO
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Draw, Estimator, Family, Surrogate
 from pyro_discrete.probe import Pair
+from pyro_discrete.relaxations.schedules import temperature_at
 from pyro_discrete.sites import base_distribution, family_of, latent_sites
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class Monitor:
                         signal = signals.get(name)
                         record["sites"][name] = {
                             "baseline_fit": signal.fit() if signal else math.nan,
-                            "temperature": _temperature(signal.estimator) if signal else math.nan,
+                            "temperature": _temperature(signal.estimator, self.elbo.step) if signal else math.nan,
                             **_posterior(msg),
                         }
         self.records.append(record)
@@ -215,12 +216,13 @@ def _noise(found: list[dict[str, Tensor]]) -> dict[str, float]:
     return {"gradient_variance": variance, "gradient_norm": math.sqrt(squared), "signal_to_noise": ratio}
 
 
-def _temperature(estimator: Estimator) -> float:
+def _temperature(estimator: Estimator, step: Tensor) -> float:
+    """At that step, NaN if it has none."""
     learned = getattr(estimator, "log_temperature", None)
     if learned is not None:
         return float(learned.detach().exp())
-    given = getattr(estimator, "temperature", None)
-    return float(given) if isinstance(given, int | float) or torch.is_tensor(given) else math.nan
+    given = getattr(estimator, "schedule", None) or getattr(estimator, "temperature", None)
+    return math.nan if given is None else float(temperature_at(given, step))
 
 
 def _posterior(msg: Any) -> dict[str, float]:

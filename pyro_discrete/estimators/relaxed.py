@@ -11,7 +11,6 @@ from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import PATHWISE, Draw, Estimator, Family, SiteView, Surrogate
 from pyro_discrete.relaxations.schedules import (
     LearnedTemperature,
-    Schedule,
     Temperature,
     checked_temperature,
     described,
@@ -46,7 +45,7 @@ class RelaxedEstimator(Estimator):
         self.temperature = checked_temperature(temperature, name)
 
     def extra_repr(self) -> str:
-        return "" if isinstance(self.temperature, Schedule) else f"temperature={described(self.temperature)}"
+        return f"temperature={described(self.temperature)}"
 
     @abstractmethod
     def weights(self, logits: Tensor, temperature: Tensor | float, one_hot: bool) -> Tensor:

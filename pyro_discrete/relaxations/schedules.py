@@ -211,6 +211,9 @@ class LearnedTemperature(Schedule):
         positive_temperature(start, type(self).__name__)
         self.logarithm = nn.Parameter(torch.tensor(start, dtype=torch.float64).log())
 
+    def extra_repr(self) -> str:
+        return f"{self.logarithm.detach().exp().item():.3g}"
+
     def forward(self, step: Tensor | int) -> Tensor:
         return self.logarithm.exp()
 
