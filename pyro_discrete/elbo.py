@@ -31,6 +31,8 @@ class TraceELBO(DiscreteELBO):
     - `num_particles`: independent repetitions, averaged (and each other's baselines in leave-one-out estimators).
     - `vectorize_particles`: run rows and particles at once; programs that cannot take a leading dim run one by one.
     - `max_plate_nesting`: number of plate dims to allow for; worked out if not given.
+    - `strict_enumeration_warning`: taken for Pyro's sake, and without effect: sites that can be enumerated are found
+      without annotations, so that there is nothing to warn of.
     - `retain_graph`: passed to `backward`.
     - `compile`: True captures the whole step as a graph, once for each shape of the arguments, and has it compiled;
       `"graph"` runs the graph without a compiler, and gives what the eager step gives, bit for bit. See `captures`.

@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from pyro.infer import TraceEnum_ELBO
-from pyro.infer.traceenum_elbo import _compute_dice_elbo
+from pyro.infer.traceenum_elbo import _compute_model_factors
+from pyro.infer.util import Dice
+from pyro.ops import packed
+from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_discrete.elimination import Elimination, SizesAlone
 from pyro_discrete.enumerated_sites import mark_for_enumeration
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError
 from pyro_discrete.estimators.base import Family
 from pyro_discrete.estimators.enumerate import Enumerate
+from pyro_discrete.joint_enumeration import joint_loss
+from pyro_discrete.marginal_planning import SumCost
 from pyro_discrete.plan import Plan
-from pyro_discrete.probe import Pair, Trial, hidden_from_traces, plain_trial, trace_pair
+from pyro_discrete.probe import Pair, Trial
 from pyro_discrete.rows_check import check_rows
 from pyro_discrete.sites import (
     Site,
-    cardinality,
     family_of,
     is_latent,
-    joint_support,
     latent_sites,
     plates_of,
     sample_sites,
-    without_mask,
 )
 
 __all__ = ["enumerated_loss", "settle_enumeration"]
@@ -43,24 +46,25 @@ def enumerated_loss(plan: Plan, pair: Pair) -> Tensor:
     """The loss with every discrete site summed over its support, differentiable; `[]`."""
     settings = plan.enumeration or Enumerate()
     if plan.joint:
-        return _joint_loss(plan, pair, settings)
+        return joint_loss(plan, pair, settings)
     parallel = not plan.one_by_one
     particles = plan.particles if any(site.rows for site in plan.sites) else 1  # nothing is sampled: all are the same
     elbo = _ExactELBO(num_particles=particles, max_plate_nesting=plan.batch_dims, vectorize_particles=parallel)
+    elbo.settings = settings
     seen: set[str] = set()
     guide = _Configure(settings, parallel, seen=seen)(pair.guide)
     model = _Configure(settings, parallel, drawn=seen)(pair.model)
     try:
         with warnings.catch_warnings():  # sites that need not be in the model may be there
             warnings.filterwarnings("ignore", message="Found auxiliary vars in the model")
-            return elbo.exact_loss(model, guide, *pair.args, **pair.kwargs)
+            loss = elbo.exact_loss(model, guide, *pair.args, **pair.kwargs)
     except ValueError as error:
-        if "no more global" not in str(error):
+        if "no more global" not in str(error) or not plan.explicit:
             raise
-        raise EnumerationError(
-            "A site that is in the model alone is outside a plate in which the guide's sites are enumerated, which "
-            "cannot be summed exactly. Draw that site in the guide too, or leave the guide's sites out of the guide."
-        ) from error
+        plan.joint, plan.reason = True, "joint values of all plate elements, as a site of the model alone couples them"
+        return joint_loss(plan, pair, settings)
+    plan.cost = elbo.cost
+    return loss
 
 
 def settle_enumeration(plan: Plan, pair: Pair, trial: Trial) -> bool:
@@ -144,7 +148,13 @@ class _Configure(Messenger):
 
 
 class _ExactELBO(TraceEnum_ELBO):
-    """Pyro's enumeration, with a check for what it would get silently wrong."""
+    """Pyro's enumeration, with a check for what it would get silently wrong and for what it would cost.
+
+    The sites of the model alone are summed out by `Elimination`.
+    """
+
+    settings: Enumerate
+    cost: SumCost | None = None
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
@@ -154,8 +164,48 @@ class _ExactELBO(TraceEnum_ELBO):
 
     def exact_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Like `differentiable_loss`, but also where nothing requires a gradient."""
-        elbo = sum(_compute_dice_elbo(*traces) for traces in self._get_traces(model, guide, args, kwargs))
+        elbo = sum(self._expected(*traces) for traces in self._get_traces(model, guide, args, kwargs))
         return -torch.as_tensor(elbo) / self.num_particles
+
+    def _expected(self, model_trace: Trace, guide_trace: Trace) -> Any:
+        """As in Pyro's `_compute_dice_elbo`: marginal model costs and guide costs, their expectation by Dice."""
+        costs, log_factors, ordering, sum_dims, scale = _compute_model_factors(model_trace, guide_trace)
+        self.cost = _cost(costs, log_factors, sum_dims, guide_trace)
+        if not self.cost.fits(self.settings):
+            latent = [n for t in (guide_trace, model_trace) for n in latent_sites(t)]
+            raise EnumerationError(
+                f"Enumerating {', '.join(map(repr, dict.fromkeys(latent[:6])))}{', ...' if len(latent) > 6 else ''} "
+                f"together needs: {self.cost}; at most {self.settings.max_elements:.3g} and "
+                f"{self.settings.max_operations:.3g} are allowed (Enumerate(max_elements=..., max_operations=...)). "
+                "Use 'rloo' or 'nvil' for some of them, or put chains in pyro.markov."
+            )
+        if log_factors:
+            for ordinal, terms in contract_tensor_tree(log_factors, sum_dims, ring=Elimination()).items():
+                costs.setdefault(ordinal, []).extend(packed.scale_and_mask(t, scale=scale) for t in terms)
+        for name, site in guide_trace.nodes.items():
+            if site["type"] == "sample":
+                costs.setdefault(ordering[name], []).append(packed.neg(site["packed"]["log_prob"]))
+        return Dice(guide_trace, ordering).compute_expectation(costs)
+
+
+def _cost(costs: Any, log_factors: Any, sum_dims: set[str], guide_trace: Trace) -> SumCost:
+    """What an expectation costs: the sums over the model's own sites, and those over the guide's with its costs."""
+    ring = SizesAlone()
+    every = [term for terms in [*costs.values(), *log_factors.values()] for term in terms]
+    if log_factors:
+        for ordinal, terms in contract_tensor_tree(log_factors, sum_dims, ring=ring).items():
+            costs = {**costs, ordinal: [*costs.get(ordinal, []), *terms]}
+    drawn = [m["packed"]["log_prob"] for m in latent_sites(guide_trace).values()]
+    every += drawn
+    enumerated = {
+        m["infer"]["_enumerate_symbol"]
+        for m in latent_sites(guide_trace).values()
+        if m["infer"].get("_enumerate_symbol") is not None
+    }
+    terms = [t for t in [*drawn, *(t for terms in costs.values() for t in terms)] if enumerated & set(t._pyro_dims)]
+    if terms:
+        ring.sumproduct(terms, enumerated & {d for t in terms for d in t._pyro_dims})
+    return SumCost(max([ring.largest, *(t.numel() for t in every)]), ring.operations + sum(t.numel() for t in every))
 
 
 def _in_one_dtype(guide_trace: Trace, model_trace: Trace) -> None:
@@ -191,50 +241,3 @@ def _check_crossing(guide_trace: Trace, model_trace: Trace) -> None:
                     "enumerated inside it, so all joint values of the plate's elements would have to be enumerated. "
                     "Use 'rloo' or 'nvil'."
                 )
-
-
-def _joint_loss(plan: Plan, pair: Pair, settings: Enumerate) -> Tensor:
-    """Every joint value of all elements of all guide sites as rows of one run, weighted by their probability."""
-    with hidden_from_traces():
-        trial = plain_trial(pair)
-    sites = {
-        n: m for n, m in latent_sites(trial.guide_trace).items() if family_of(m["fn"]) not in (None, Family.CONTINUOUS)
-    }
-    extra = latent_sites(trial.model_trace).keys() - latent_sites(trial.guide_trace).keys()
-    total = math.prod(cardinality(m["fn"]) ** math.prod(m["fn"].batch_shape) for m in sites.values())
-    largest = max(m["value"].numel() for t in (trial.guide_trace, trial.model_trace) for m in sample_sites(t).values())
-    if extra or total * largest * plan.particles > settings.max_elements:
-        names = ", ".join(repr(n) for n in sites)
-        raise EnumerationError(
-            f"Sites {names} may influence a later site outside their plate, so their plate elements have to be "
-            f"enumerated jointly: {total:.3g} joint values{', with sites in the model alone' if extra else ''}. Use "
-            "'rloo' or 'nvil', or draw sites outside the plate first."
-        )
-    rows = int(total)
-    values, stride = {}, 1
-    index = torch.arange(rows)
-    for name, msg in sites.items():
-        fn = msg["fn"]
-        support = joint_support(fn).reshape((-1, *fn.event_shape))
-        elements = math.prod(fn.batch_shape)
-        digits = torch.stack([(index // (stride * len(support) ** e)) % len(support) for e in range(elements)], -1)
-        stride *= len(support) ** elements
-        batch = (1,) * (plan.batch_dims - len(fn.batch_shape)) + tuple(fn.batch_shape)
-        table = support[digits.to(support.device)].reshape((rows, 1, *batch, *fn.event_shape))
-        values[name] = table.expand((rows, plan.particles, *batch, *fn.event_shape)).flatten(0, 1)
-    rowed = trace_pair(pair, trial.subsamples, values, rows=(rows * plan.particles, -1 - plan.batch_dims))
-    return _weighted(rowed, sites, plan.particles)
-
-
-def _weighted(rowed: tuple[Trace, Trace], sites: Mapping[str, Any], particles: int) -> Tensor:
-    guide_trace, model_trace = rowed
-    guide_trace.compute_log_prob()
-    model_trace.compute_log_prob()
-    weight: Tensor | float = 0.0
-    f: Tensor | float = 0.0
-    for trace, sign in ((model_trace, 1.0), (guide_trace, -1.0)):
-        for name, msg in sample_sites(trace).items():
-            f = f + sign * msg["log_prob"].flatten(1).sum(1)
-            if trace is guide_trace and name in sites:
-                weight = weight + without_mask(msg["fn"]).log_prob(msg["value"]).flatten(1).sum(1)
-    return -(torch.as_tensor(weight).exp() * f).sum() / particles

@@ -135,6 +135,26 @@ def test_enumerated_dims_of_earlier_sites_count_towards_the_size():
         TraceELBO(Enumerate(max_elements=100)).loss(chain, guide, DATA)
 
 
+def test_a_sum_beyond_the_budget_is_refused_before_it_is_contracted():
+    transition = torch.tensor([[0.8, 0.2], [0.3, 0.7]])
+
+    def chain(x, observed=True):
+        z = torch.tensor(0)
+        for t in pyro.markov(range(12)):
+            z = pyro.sample(f"z{t}", dist.Categorical(transition[z]))
+            if observed:
+                pyro.sample(f"x{t}", dist.Normal(z.to(x), 1.0), obs=x[0])
+
+    def guide(x):
+        chain(x, observed=False)
+
+    elbo = TraceELBO("enumerate")
+    elbo.loss(chain, guide, DATA)
+    assert "exact sums: largest table 4 elements, 163 operations" in str(elbo.plan)
+    with pytest.raises(EnumerationError, match=r"'z0', 'z1', .* together needs: largest .* and 100 are allowed"):
+        TraceELBO(Enumerate(max_operations=100)).loss(chain, guide, DATA)
+
+
 def test_beside_sampled_sites_elements_must_not_share_terms():
     def model(x):
         with pyro.plate("data", 3):

@@ -105,6 +105,16 @@ def test_exact_where_the_guide_is_enumerated_too():
             assert torch.allclose(gradient, exact[name].to(gradient), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["summed_over_all_plates", "summed_chain", "summed_nested"])
+def test_enumerating_the_guide_leaves_nothing_to_chance(name):
+    program = getattr(marginal_programs, name)
+    with program.running() as pair:
+        loss = TraceELBO("enumerate").loss_and_grads(pair.model, pair.guide, *pair.args)
+        assert loss == pytest.approx(program.exact.loss, abs=1e-9)
+        for key, parameter in pair.parameters.items():
+            assert torch.allclose(parameter.grad, program.exact.gradients[key], atol=1e-9)
+
+
 def test_a_site_of_the_model_alone_cannot_be_sampled():
     for spec in ({"y": "rloo"}, {"y": "disarm", "z": "rloo"}):
         with pytest.raises(SiteMatchError, match="'y', which is latent in the model but not drawn in the guide"):

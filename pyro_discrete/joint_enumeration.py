@@ -1,0 +1,88 @@
+"""Joint values of all plate elements as rows of one run, where elements cannot be summed over one by one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_discrete.enumerated_sites import Marginalise
+from pyro_discrete.errors import EnumerationError
+from pyro_discrete.estimators.base import Family
+from pyro_discrete.estimators.enumerate import Enumerate
+from pyro_discrete.marginal_planning import SumCost
+from pyro_discrete.marginalisation import collapsed
+from pyro_discrete.plan import Plan
+from pyro_discrete.probe import Pair, Substitute, hidden_from_traces, plain_trial
+from pyro_discrete.sites import (
+    ROWS_PLATE,
+    cardinality,
+    family_of,
+    joint_support,
+    latent_sites,
+    sample_sites,
+    without_mask,
+)
+
+__all__ = ["joint_loss"]
+
+
+def joint_loss(plan: Plan, pair: Pair, settings: Enumerate) -> Tensor:
+    """Every joint value of all elements of all guide sites as rows of one run, weighted by their probability."""
+    with hidden_from_traces():
+        trial = plain_trial(pair)
+    sites = {
+        n: m for n, m in latent_sites(trial.guide_trace).items() if family_of(m["fn"]) not in (None, Family.CONTINUOUS)
+    }
+    extra = latent_sites(trial.model_trace).keys() - latent_sites(trial.guide_trace).keys()
+    total = math.prod(cardinality(m["fn"]) ** math.prod(m["fn"].batch_shape) for m in sites.values())
+    largest = max(m["value"].numel() for t in (trial.guide_trace, trial.model_trace) for m in sample_sites(t).values())
+    if total * largest * plan.particles > settings.max_elements:
+        names = ", ".join(repr(n) for n in sites)
+        raise EnumerationError(
+            f"Sites {names} may influence a later site outside their plate, so their plate elements have to be "
+            f"enumerated jointly: {total:.3g} joint values. Use 'rloo' or 'nvil', or draw sites outside the plate "
+            "first."
+        )
+    rows = int(total)
+    values, stride = {}, 1
+    index = torch.arange(rows)
+    for name, msg in sites.items():
+        fn = msg["fn"]
+        support = joint_support(fn).reshape((-1, *fn.event_shape))
+        elements = math.prod(fn.batch_shape)
+        digits = torch.stack([(index // (stride * len(support) ** e)) % len(support) for e in range(elements)], -1)
+        stride *= len(support) ** elements
+        batch = (1,) * (plan.batch_dims - len(fn.batch_shape)) + tuple(fn.batch_shape)
+        table = support[digits.to(support.device)].reshape((rows, 1, *batch, *fn.event_shape))
+        values[name] = table.expand((rows, plan.particles, *batch, *fn.event_shape)).flatten(0, 1)
+    plan.cost = SumCost(int(total * largest) * plan.particles, int(total * largest) * plan.particles)
+    plate = pyro.plate(ROWS_PLATE, rows * plan.particles, dim=-1 - plan.batch_dims)
+    marginalise = Marginalise(latent_sites(trial.guide_trace), dict.fromkeys(extra, settings), plan.batch_dims)
+    with trial.subsamples, Substitute(values):
+        guide_trace = poutine.trace(plate(pair.guide)).get_trace(*pair.args, **pair.kwargs)
+        replayed = poutine.replay(marginalise(plate(pair.model)), trace=guide_trace)
+        model_trace = poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
+    if extra:
+        model_trace = collapsed(model_trace, marginalise, plan.batch_dims)[0]
+    return _weighted((guide_trace, model_trace), sites, plan.particles)
+
+
+def _weighted(rowed: tuple[Trace, Trace], sites: Mapping[str, Any], particles: int) -> Tensor:
+    guide_trace, model_trace = rowed
+    guide_trace.compute_log_prob()
+    model_trace.compute_log_prob()
+    weight: Tensor | float = 0.0
+    f: Tensor | float = 0.0
+    for trace, sign in ((model_trace, 1.0), (guide_trace, -1.0)):
+        for name, msg in sample_sites(trace).items():
+            f = f + sign * msg["log_prob"].flatten(1).sum(1)
+            if trace is guide_trace and name in sites:
+                weight = weight + without_mask(msg["fn"]).log_prob(msg["value"]).flatten(1).sum(1)
+    return -(torch.as_tensor(weight).exp() * f).sum() / particles
