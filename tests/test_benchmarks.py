@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from benchmarks import bias_variance, enumeration, nvil_ablation, relaxations, step_time, variance
+from benchmarks import bias_variance, enumeration, mixtures_and_chains, nvil_ablation, relaxations, step_time, variance
 from benchmarks.step_shapes import Shape
 
 
@@ -167,3 +167,19 @@ def test_growth_of_exact_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert values["chain", 20, "ours"] == pytest.approx(values["chain", 20, "pyro"], rel=1e-5)
     assert "| chain | 20 | viterbi |" in (tmp_path / "enumeration.md").read_text()
     assert min(matplotlib.image.imread(tmp_path / "enumeration.png").shape[:2]) > 200
+
+
+@pytest.mark.parametrize(("name", "other"), [("iris", "scikit-learn, EM"), ("simulated-chains", "hmmlearn, EM")])
+def test_mixtures_and_chains_beside_other_implementations(
+    name: str, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(mixtures_and_chains.TASKS, name, {**mixtures_and_chains.TASKS[name], "steps": 3})
+    monkeypatch.setattr(mixtures_and_chains, "EM_ITERATIONS", 5)
+    printed = call(mixtures_and_chains.main, "--sets", name, "--seeds", 1, "--out", tmp_path)
+    results = json.loads((tmp_path / f"{name}.json").read_text())
+    assert list(results) == [other, *mixtures_and_chains.OURS]
+    for method, (row,) in results.items():
+        assert row["log_likelihood"] < 0
+        assert 0 < row["many_to_one_accuracy"] <= 1
+        assert row["seconds"] > 0
+        assert f"| {method} | {row['log_likelihood']:.2f} |" in printed

@@ -1,0 +1,158 @@
+"""Mixtures and chains beside scikit-learn and hmmlearn, on the same data and by the same measures."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from sklearn.metrics import adjusted_rand_score
+from sklearn.mixture import GaussianMixture
+from tqdm import tqdm
+
+from models.checkpoints import write_atomically
+from models.config import configure
+from models.data import load_data
+from models.dataset import Dataset
+from models.estimators import least_particles
+from models.evaluation import isolated, log_likelihood
+from models.posterior import agreement, many_to_one_accuracy
+from models.program import LatentClasses
+from models.training import Training
+
+__all__ = ["TASKS", "compare", "section"]
+
+OURS = {
+    "enumerate, marginal": ("enumerate", "marginal"),
+    "enumerate": ("enumerate", "amortised"),
+    "rloo": ("rloo", "amortised"),
+    "gumbel_softmax": ("gumbel_softmax", "amortised"),
+}
+"""Estimator and guide of each of our rows; "marginal" leaves the latents out of the guide."""
+TASKS: dict[str, dict[str, Any]] = {
+    "iris": {"program": "gmm", "categories": 3, "steps": 400},
+    "wine": {"program": "gmm", "categories": 3, "steps": 400},
+    "blobs": {"program": "gmm", "categories": 5, "steps": 400},
+    "simulated-chains": {"program": "hmm", "categories": 4, "steps": 300, "lr": 0.05},
+    "brown-characters": {"program": "hmm", "categories": 3, "steps": 200, "lr": 0.05},
+    "brown-words": {"program": "hmm", "categories": 12, "steps": 300, "lr": 0.05},
+}
+"""A data set, and the settings of the run on it."""
+EM_ITERATIONS = 100
+
+
+def _ours(estimator: str, guide: str, task: Mapping[str, Any], data: Dataset, seed: int) -> dict[str, float]:
+    """Train our program; seconds are the processor's, of training alone."""
+    particles = max(4, least_particles(estimator)) if estimator == "rloo" else None
+    config = configure(estimator=estimator, data=data.name, guide=guide, seed=seed, particles=particles, **task)
+    with isolated(seed):
+        training = Training(config, data)
+        started = time.process_time()
+        for _ in tqdm(range(config.steps), desc=f"{data.name} {estimator} {guide}", leave=False):
+            training.advance()
+        seconds = time.process_time() - started
+    program = training.program
+    assert isinstance(program, LatentClasses)
+    return {"log_likelihood": log_likelihood(program, data.test), **agreement(program, data), "seconds": seconds}
+
+
+def _scikit_learn(task: Mapping[str, Any], data: Dataset, seed: int) -> dict[str, float]:
+    """EM from scikit-learn, by its defaults: full covariances, one start from k-means."""
+    points = data.test.numpy()
+    started = time.process_time()
+    fitted: Any = GaussianMixture(task["categories"], random_state=seed).fit(data.train.numpy())
+    seconds = time.process_time() - started
+    assert data.labels is not None
+    return {"log_likelihood": float(fitted.score(points)), **_judged(data, fitted.predict(points)), "seconds": seconds}
+
+
+def _hmmlearn(task: Mapping[str, Any], data: Dataset, seed: int) -> dict[str, float]:
+    """EM from hmmlearn, `EM_ITERATIONS` at most, from its random start; classes by Viterbi."""
+    from hmmlearn.hmm import CategoricalHMM
+
+    (train, lengths), (test, test_lengths) = _joined(data.train), _joined(data.test)
+    symbols = len(getattr(data, "vocabulary", ()))
+    started = time.process_time()
+    fitted: Any = CategoricalHMM(task["categories"], n_iter=EM_ITERATIONS, random_state=seed, n_features=symbols)
+    fitted.fit(train, lengths)
+    seconds = time.process_time() - started
+    # A word that no training sentence has would get probability 0 and make the likelihood of the test set 0.
+    fitted.emissionprob_ = (fitted.emissionprob_ + 1e-6) / (fitted.emissionprob_ + 1e-6).sum(1, keepdims=True)
+    found = fitted.predict(test, test_lengths)
+    each = float(fitted.score(test, test_lengths)) / len(test_lengths)
+    return {"log_likelihood": each, **_judged(data, found), "seconds": seconds}
+
+
+def _joined(sequences: torch.Tensor) -> tuple[np.ndarray, list[int]]:
+    """Sequences one after another, `[symbols, 1]`, and their lengths."""
+    there = sequences >= 0
+    return sequences[there].numpy()[:, None], there.sum(1).tolist()
+
+
+def _judged(data: Dataset, found: np.ndarray) -> dict[str, float]:
+    assert data.labels is not None
+    labels = data.labels[data.labels >= 0].numpy()
+    return {
+        "adjusted_rand_index": float(adjusted_rand_score(labels, found)),
+        "many_to_one_accuracy": many_to_one_accuracy(labels, found),
+    }
+
+
+OTHERS: dict[str, tuple[str, Callable[..., dict[str, float]]]] = {
+    "gmm": ("scikit-learn, EM", _scikit_learn),
+    "hmm": ("hmmlearn, EM", _hmmlearn),
+}
+
+
+def compare(name: str, seeds: int, data_dir: Path | None = None, **changed: Any) -> dict[str, list[dict[str, float]]]:
+    """Each method's results on a data set of `TASKS`, one a seed; `changed` settings go before the task's."""
+    task = {**TASKS[name], **changed}
+    data = load_data(name, data_dir)
+    other, fit = OTHERS[task["program"]]
+    results = {other: [fit(task, data, seed) for seed in range(seeds)]}
+    for method, (estimator, guide) in OURS.items():
+        results[method] = [_ours(estimator, guide, task, data, seed) for seed in range(seeds)]
+    return results
+
+
+def section(name: str, results: Mapping[str, list[dict[str, float]]]) -> str:
+    """The results on one data set as a table of markdown: means over seeds, and the lowest and highest index."""
+    task = TASKS[name]
+    seeds = len(next(iter(results.values())))
+    heads = ["log-likelihood", "adjusted Rand index", "lowest to highest", "many-to-one accuracy", "CPU seconds"]
+    lines = [
+        f"| {name}, {task['categories']} classes, {seeds} seed{'s' * (seeds > 1)} | {' | '.join(heads)} |",
+        "| --- " * 6 + "|",
+    ]
+    for method, rows in results.items():
+        mean = {key: statistics.mean(row[key] for row in rows) for key in rows[0]}
+        indices = [row["adjusted_rand_index"] for row in rows]
+        lines.append(
+            f"| {method} | {mean['log_likelihood']:.2f} | {mean['adjusted_rand_index']:.3f} | "
+            f"{min(indices):.3f} to {max(indices):.3f} | {mean['many_to_one_accuracy']:.3f} | {mean['seconds']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(
+    sets: Annotated[str, typer.Option(help="Names from TASKS, separated by commas.")] = ",".join(TASKS),
+    seeds: Annotated[int, typer.Option(min=1)] = 3,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the Brown corpus, if npm has it elsewhere.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/mixtures"),
+) -> None:
+    """Fit every data set by every method, save the results, and print them as tables."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in sets.split(","):
+        results = compare(name, seeds, data_dir if name.startswith("brown") else None)
+        write_atomically(out / f"{name}.json", json.dumps(results, indent=2) + "\n")
+        typer.echo(section(name, results))
+
+
+if __name__ == "__main__":
+    typer.run(main)
