@@ -14,7 +14,15 @@ import torch
 from pyro.infer import SVI
 from torch import Tensor, nn
 
-from pyro_discrete import NVIL, ExponentialDecay, GumbelSoftmax, LinearDecay, TraceELBO, TraceExpectation
+from pyro_discrete import (
+    NVIL,
+    ExponentialDecay,
+    GumbelSoftmax,
+    LinearDecay,
+    TraceELBO,
+    TraceExpectation,
+    TraceIWELBO,
+)
 from pyro_discrete.diagnostics import effect_programs, plate_programs, site_programs
 from pyro_discrete.diagnostics.programs import Program
 from pyro_discrete.engine import DiscreteELBO
@@ -39,11 +47,12 @@ def a_program_for(estimator: Estimator) -> Program:
     return next((p for name in PREFERRED for p in served if p.name == name), served[0])
 
 
-def run(program: Program, estimator: Estimator, compile: Any, steps: int = 6) -> tuple[list[Any], TraceELBO]:
+def run(program: Program, estimator: Estimator, compile: Any, steps: int = 6) -> tuple[list[Any], DiscreteELBO]:
     """Losses, gradients and the estimators' state after some steps of gradient descent."""
     seen: list[Any] = []
     with program.running(torch.float32) as pair:
-        elbo = TraceELBO(copy.deepcopy(estimator), num_particles=max(2, estimator.min_particles), compile=compile)
+        bound = TraceIWELBO if estimator.importance_weighted else TraceELBO
+        elbo = bound(copy.deepcopy(estimator), num_particles=max(2, estimator.min_particles), compile=compile)
         torch.manual_seed(3)
         for _ in range(steps):
             seen.append(torch.tensor(elbo.loss_and_grads(pair.model, pair.guide, *pair.args)))
@@ -152,6 +161,7 @@ def reward_guide(x: Tensor) -> None:
 
 OBJECTIVES: dict[str, Callable[[Any], DiscreteELBO]] = {
     "expectation": lambda compile: TraceExpectation("rloo", num_particles=3, compile=compile),
+    "bound": lambda compile: TraceIWELBO("disarm", num_particles=3, compile=compile),
     "annealed": lambda compile: TraceELBO(
         "rloo", num_particles=2, kl_weight=LinearDecay(0.1, 1.0, steps=8), compile=compile
     ),
