@@ -11,7 +11,7 @@ import torch
 from pyro.infer import SVI
 from torch import nn
 
-from pyro_discrete import NVIL, RLOO, Enumerate, GumbelSoftmax, Reinforce, TraceELBO
+from pyro_discrete import NVIL, RLOO, Enumerate, GumbelSoftmax, LinearDecay, Reinforce, TraceELBO
 from pyro_discrete.diagnostics import Monitor
 from pyro_discrete.errors import SettingError
 
@@ -120,6 +120,16 @@ def test_noise_is_zero_for_an_exact_gradient_and_temperature_is_read(tmp_path):
     assert math.isnan(soft.history["baseline_fit"].values[0, 0])
     soft.plot(tmp_path / "monitor.png")
     assert (tmp_path / "monitor.png").stat().st_size > 10_000
+
+
+def test_the_temperature_of_a_schedule_is_that_of_its_step():
+    model, guide, _ = pair()
+    elbo = TraceELBO(GumbelSoftmax(temperature=LinearDecay(1.0, 0.2, 8)))
+    svi, monitor = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), loss=elbo), Monitor(model, guide, elbo, every=4)
+    for _ in range(8):
+        svi.step(X)
+        monitor(X)
+    assert monitor.history["temperature"].sel(site="z").values.tolist() == pytest.approx([0.6, 0.2])
 
 
 def test_bad_settings_are_refused():

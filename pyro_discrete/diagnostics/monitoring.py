@@ -217,12 +217,15 @@ def _noise(found: list[dict[str, Tensor]]) -> dict[str, float]:
 
 
 def _temperature(estimator: Estimator, step: Tensor) -> float:
-    """At that step, NaN if it has none."""
+    """A constant's, a schedule's at this step, or a learned one's value; NaN if it has none."""
     learned = getattr(estimator, "log_temperature", None)
     if learned is not None:
         return float(learned.detach().exp())
     given = getattr(estimator, "schedule", None) or getattr(estimator, "temperature", None)
-    return math.nan if given is None else float(temperature_at(given, step))
+    if given is None:
+        return math.nan
+    now = temperature_at(given, step)
+    return float(now.detach() if torch.is_tensor(now) else now)
 
 
 def _posterior(msg: Any) -> dict[str, float]:
