@@ -8,10 +8,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import xarray as xr
 from pyro.infer import SVI
 from torch import nn
 
-from pyro_discrete import NVIL, RLOO, Enumerate, GumbelSoftmax, LinearDecay, Reinforce, TraceELBO
+from pyro_discrete import NVIL, RLOO, Enumerate, GumbelSoftmax, LinearDecay, Reinforce, TraceELBO, fit
 from pyro_discrete.diagnostics import Monitor
 from pyro_discrete.errors import SettingError
 
@@ -130,6 +131,19 @@ def test_the_temperature_of_a_schedule_is_that_of_its_step():
         svi.step(X)
         monitor(X)
     assert monitor.history["temperature"].sel(site="z").values.tolist() == pytest.approx([0.6, 0.2])
+
+
+def test_fit_calls_it_and_keeps_its_records_in_the_checkpoint(tmp_path):
+    model, guide, _ = pair()
+    elbo = TraceELBO("rloo", num_particles=2)
+    settings = {"lr": 0.01, "progress": False, "checkpoint": tmp_path / "run.pt", "seed": 0}
+    monitor = Monitor(model, guide, elbo, every=3)
+    fit(model, guide, X, elbo, steps=6, callbacks=[monitor], **settings)
+    assert monitor.history["step"].values.tolist() == [3, 6]
+    again = Monitor(model, guide, elbo, every=3)
+    fit(model, guide, X, elbo, steps=9, callbacks=[again], resume=True, **settings)
+    assert again.history["step"].values.tolist() == [3, 6, 9]
+    xr.testing.assert_equal(again.history.isel(step=slice(2)), monitor.history)
 
 
 def test_bad_settings_are_refused():

@@ -37,9 +37,9 @@ IN_ALL = ("gradient_variance", "gradient_norm", "signal_to_noise")
 class Monitor:
     r"""Looks at a pair and its ELBO now and then during training, and leaves both as they are.
 
-    Call it after a step with the step's arguments; every `every` calls it makes `draws` (at least 2) gradient
-    estimates of its own on them, so its cost is `draws / every` of the training's. `history` is a dataset with the dims
-    `step` and `site`:
+    Call it after a step with the step's arguments, or give it to `fit` among its `callbacks`. Every `every` steps it
+    makes `draws` (at least 2) gradient estimates of its own on them, so its cost is `draws / every` of the training's.
+    `history` is a dataset with the dims `step` and `site`:
 
     - `gradient_variance`: of one estimate on this batch, summed over all parameters; `gradient_norm`: of the mean
       gradient, noise taken off; `signal_to_noise`: the latter over the root of the former.
@@ -88,10 +88,24 @@ class Monitor:
         self._gradients: GradientDraws | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
-        """Count a step, and look every so many of them; `args` and `kwargs` are the step's."""
+        """Count a step, and look every so many of them; `args` and `kwargs` are the step's, or the state that `fit`
+        hands to its callbacks, which counts by itself."""
+        from pyro_discrete.training_loop import FitState  # which imports this package
+
+        if len(args) == 1 and isinstance(args[0], FitState):
+            self.look(args[0].step, *args[0].args, **args[0].kwargs)
+            return
         self.calls += 1
         if self.calls % self.every == 0:
             self.look(self.calls, *args, **kwargs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The records so far, and how many steps were counted."""
+        return {"records": self.records, "calls": self.calls}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from saved records."""
+        self.records, self.calls = list(state["records"]), state["calls"]
 
     def look(self, step: int, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Look now; the record is added to the history under `step` and returned."""
