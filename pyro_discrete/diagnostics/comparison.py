@@ -54,6 +54,7 @@ def compare_estimators(
     seconds: float = math.inf,
     objective: Objective = TraceELBO,
     warm_up: int = 200,
+    next_batch: Callable[[], Any] | None = None,
     learning_rate: float = 1e-2,
     seed: int = 0,
     progress: bool = True,
@@ -68,7 +69,9 @@ def compare_estimators(
     - `num_particles`: for all; by default each has the least that it works with.
     - `objective`: `TraceELBO`, or another class of objectives.
     - `warm_up`: steps in which an estimator first learns what it learns (baselines, coefficients), by Adam from
-      `learning_rate`. `nvil` by name is measured without its variance normalisation, which rescales its gradient.
+      `learning_rate`: on the same arguments, or on what `next_batch()` returns (a tensor, or a tuple of arguments), which
+      is fairer to baselines that read the data. `nvil` by name is measured without its variance normalisation, which
+      rescales its gradient.
 
     Returns an `EstimatorComparison`: a dataset with dims `estimator` and `parameter`, a table, a plot, and the line of
     code that it recommends. The exact gradient is the reference where it can be had (parallel enumeration, else up to
@@ -110,7 +113,8 @@ def compare_estimators(
         with tqdm(total=len(measured) * (draws + warm_up), unit="draw", disable=not progress) as bar:
             for label, drawn in measured.items():
                 bar.set_description(label)
-                _measure(drawn, draws, seconds, warm_up, learning_rate, bar)
+                _learn(drawn, warm_up, learning_rate, next_batch, bar)
+                _measure(drawn, draws, seconds, bar)
         reference = exact or _sampled_reference(measured, draws, progress)
         taken = _times(list(measured.values()))
     dataset = _dataset(measured, reference, taken, draws)
@@ -141,11 +145,12 @@ def _prepared(
         try:
             fair = NVIL(variance_normalisation=False) if spec == NVIL.name else spec
             elbo = objective(fair, num_particles=num_particles or _least_particles(spec))
-            elbo.loss(pair.model, pair.guide, *pair.args, **pair.kwargs)
+            drawn = GradientDraws(elbo, pair)
+            drawn.draw()
         except DiscreteInferenceError as error:
             left_out[label] = str(error)
         else:
-            measured[label] = GradientDraws(elbo, pair)
+            measured[label] = drawn
     return measured, left_out
 
 
@@ -178,13 +183,16 @@ def _exact(pair: Pair, objective: Objective) -> _Reference | None:
     return _Reference("exact", found.gradients, {})
 
 
-def _measure(drawn: GradientDraws, draws: int, seconds: float, warm_up: int, rate: float, bar: tqdm) -> None:
-    """Train the estimator's own parts, if it has any, and draw."""
-    learns = any(state.is_floating_point() for state in [*drawn.elbo.parameters(), *drawn.elbo.buffers()])
-    if learns:
-        train_own_parts(drawn.elbo, drawn.pair, warm_up, rate, bar.update)
-    else:
-        bar.update(warm_up)
+def _learn(drawn: GradientDraws, steps: int, rate: float, next_batch: Callable[[], Any] | None, bar: tqdm) -> None:
+    """Train the estimator's own parts, if it has any."""
+    if not any(state.is_floating_point() for state in [*drawn.elbo.parameters(), *drawn.elbo.buffers()]):
+        bar.update(steps)
+        return
+    train_own_parts(drawn.elbo, drawn.pair, steps, rate, bar.update, next_batch)
+
+
+def _measure(drawn: GradientDraws, draws: int, seconds: float, bar: tqdm) -> None:
+    """Draw, for as long as there are seconds."""
     for number in range(draws):
         if number >= 10 and sum(drawn.seconds) > seconds:
             bar.update(draws - number)

@@ -119,15 +119,25 @@ class GradientDraws:
         return {name: moments.mean for name, moments in self.moments.items()}
 
 
-def train_own_parts(elbo: DiscreteELBO, pair: Pair, steps: int, rate: float, progress: Callable[[], Any]) -> None:
+def train_own_parts(
+    elbo: DiscreteELBO,
+    pair: Pair,
+    steps: int,
+    rate: float,
+    progress: Callable[[], Any],
+    next_batch: Callable[[], Any] | None = None,
+) -> None:
     """Let the estimators learn what they learn (baselines, coefficients) at the pair's parameters, which stay.
 
-    Adam, whose rate falls linearly to zero. Running averages go on by themselves.
+    Adam, whose rate falls linearly to zero, on the pair's arguments or on those that `next_batch` returns. Running
+    averages go on by themselves.
     """
     own = [p for p in elbo.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(own, rate) if own else None
     for step in range(steps):
-        loss = elbo.differentiable_loss(pair.model, pair.guide, *pair.args, **pair.kwargs)
+        batch = pair.args if next_batch is None else next_batch()
+        args = batch if isinstance(batch, tuple) else (batch,)
+        loss = elbo.differentiable_loss(pair.model, pair.guide, *args, **pair.kwargs)
         if optimiser is not None:
             gradients = torch.autograd.grad(loss, own, allow_unused=True)
             for parameter, gradient in zip(own, gradients, strict=True):
