@@ -69,7 +69,7 @@ def compare_estimators(
     - `num_particles`: for all; by default each has the least that it works with.
     - `objective`: `TraceELBO`, or another class of objectives.
     - `warm_up`: steps in which an estimator first learns what it learns (baselines, coefficients), by Adam from
-      `learning_rate`: on the same arguments, or on what `next_batch()` returns (a tensor, or a tuple of arguments), which
+      `learning_rate`: on the same arguments, or on what `next_batch()` returns (a tensor, or a tuple of them), which
       is fairer to baselines that read the data. `nvil` by name is measured without its variance normalisation, which
       rescales its gradient.
 
