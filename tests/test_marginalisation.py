@@ -5,12 +5,14 @@ The statistical tests here alarm falsely with a probability below 1e-5 together,
 
 from __future__ import annotations
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_discrete import Enumerate, TraceELBO, marginalisation, one_run
+from pyro_discrete import Enumerate, TraceELBO, TraceIWELBO, marginalisation, one_run
 from pyro_discrete.diagnostics import marginal_programs
 from pyro_discrete.diagnostics.programs import Program
 from pyro_discrete.errors import EnumerationError, SiteMatchError
@@ -202,3 +204,27 @@ def test_too_large_a_sum_is_refused_before_work():
     many = TraceELBO({"y*": Enumerate(max_elements=2**15), "z": "rloo"}, num_particles=4)
     many.loss_and_grads(model, guide, DATA)
     assert "4 rows at once would be beyond the budget" in str(many.plan)
+
+
+@pytest.mark.statistical
+def test_importance_weighted_bounds_see_the_marginal():
+    """The bound of three particles a datum and its gradient, against the mean over all draws of the three bits."""
+    torch.manual_seed(0)
+    elbo = TraceIWELBO("vimco", num_particles=3, num_outer_samples=4_000)
+    loss = elbo.loss_and_grads(mixed, guide, DATA)
+    found = gradients()
+    a = torch.tensor([0.3, -0.2, 0.5], requires_grad=True)
+    free = torch.tensor([0.2, 0.3, 0.5], requires_grad=True)
+    y, z = torch.arange(3.0), torch.tensor([[0.0], [1.0]])
+    joint = dist.Bernoulli(0.2 + 0.2 * y).log_prob(z) + free.log() - free.sum().log()
+    exact = torch.zeros(())
+    for x, logit in zip(DATA, a, strict=True):
+        log_q = dist.Bernoulli(logits=logit).log_prob(z.flatten())
+        log_w = (joint + dist.Normal(y - z, 0.7).log_prob(x)).logsumexp(-1) - log_q
+        for draws in torch.cartesian_prod(*[torch.arange(2)] * 3):
+            bound = log_w[draws].logsumexp(0) - math.log(3)
+            exact = exact - log_q[draws].sum().exp() * bound
+    exact.backward()
+    assert loss == pytest.approx(exact.item(), abs=0.02)
+    assert torch.allclose(found["a"], a.grad, atol=0.02)
+    assert torch.allclose(found["weights"], free.grad, atol=0.03)
