@@ -43,6 +43,7 @@ class ImportanceBound(Objective):
     """
 
     name = "TraceIWELBO"
+    additive = False
     may_enumerate = False
 
     def __init__(self, inner: int, outer: int, plates: Collection[str] | None, doubly: bool) -> None:

@@ -62,11 +62,13 @@ class Objective(ABC):
     """What is maximised: it scores a pair of traces. Drawing, planning and the estimators know nothing of it.
 
     - `name`: the ELBO that has it. `may_enumerate`: whether sums over all discrete sites by enumeration give it.
+    - `additive`: whether it is the mean of a sum of terms, so that one of them may be replaced by its mean.
     - `reads_dependencies`: whether its value, and not the sites' costs alone, is made up by what depends on what.
     """
 
     name: ClassVar[str]
     may_enumerate: bool = True
+    additive: bool = True
     reads_dependencies: bool = False
 
     def around(self, pair: Pair, training: bool) -> Pair:

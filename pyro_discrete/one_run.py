@@ -20,6 +20,7 @@ from pyro_discrete.plan import Plan
 from pyro_discrete.probe import Pair
 from pyro_discrete.relaxations.relax import ExtendMessenger
 from pyro_discrete.rows import KeepSubsamples, PlaceColumn, PlaceRows
+from pyro_discrete.scored_points import point_if_sound
 from pyro_discrete.sites import ROWS_PLATE, latent_sites, sample_sites
 from pyro_discrete.tracing import trace_sites
 
@@ -51,7 +52,8 @@ def evaluated(
     if subsamples is not None:
         guide, model = subsamples(guide), subsamples(model)
     try:
-        guide_trace, model_trace, scored, members = _traces(guide, model, placing, pair, plan)
+        sound = dependencies if objective.additive else UNKNOWN
+        guide_trace, model_trace, scored, members = _traces(guide, model, placing, pair, plan, sound)
     except ValueError as error:
         if "collide at dim" in str(error) and f'"{ROWS_PLATE}"' in str(error):
             raise StructureChangedError("the program has deeper plates than before", plan.batch_dims + 1) from error
@@ -71,9 +73,17 @@ def evaluated(
 
 
 def _traces(
-    guide: Callable[..., Any], model: Callable[..., Any], placing: PlaceRows | PlaceColumn, pair: Pair, plan: Plan
+    guide: Callable[..., Any],
+    model: Callable[..., Any],
+    placing: PlaceRows | PlaceColumn,
+    pair: Pair,
+    plan: Plan,
+    sound: Dependencies,
 ) -> tuple[Trace, Trace, Trace, Mapping[str, list[str]]]:
-    """The guide's trace, the model's, and that as it is to be scored: its own discrete sites summed out, by term."""
+    """The guide's trace, the model's, and that as it is to be scored: its own discrete sites summed out, by term.
+
+    `sound` says where a divergence may be analytic.
+    """
     unwrapped = poutine.unwrap(guide)
     if isinstance(unwrapped, Messenger):  # a guide that runs the model itself
         with placing:
@@ -83,7 +93,8 @@ def _traces(
     with placing:
         guide_trace = trace_sites(guide, pair.args, pair.kwargs)
     if placing.relaxed:
-        model = ExtendMessenger(placing.relaxed)(model)
+        points = {name: point_if_sound(name, point, guide_trace, sound) for name, point in placing.relaxed.items()}
+        model = ExtendMessenger(points)(model)
     drawn = latent_sites(guide_trace)
     if plan.marginal:
         marginalise = Marginalise(drawn, plan.marginal, plan.batch_dims)

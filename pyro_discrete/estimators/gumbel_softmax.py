@@ -31,8 +31,9 @@ class GumbelSoftmax(RelaxedEstimator):
 
     - `kl="linear"`: log-masses extended linearly to soft values.
     - `kl="analytic"`: the Kullback-Leibler divergence of the discrete distributions, given the site's parents; only the
-      likelihood sees the soft value. Wrong where the prior's parameters depend on what the guide draws from this site
-      (`TraceELBO(analytic_kl=True)`, for sites of every estimator, leaves those out).
+      likelihood sees the soft value. Where that would be wrong - the prior's parameters depend, or may depend, on what
+      the guide draws from this site, or the objective is the importance-weighted bound - it is linear.
+      (`TraceELBO(analytic_kl=True)` is the same for the sites of every estimator.)
     - `kl="relaxed"`: densities of the relaxed distributions (in logits), the prior relaxed at its own temperature. The
       loss is then a bound of the relaxed model's evidence, but that is another model's. Categories without probability
       are left out.
