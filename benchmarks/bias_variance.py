@@ -13,9 +13,9 @@ import typer
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from models.checkpoints import write_atomically
 from models.pictures import PALETTE
 from pyro_discrete import TraceELBO, available_estimators
+from pyro_discrete.checkpoints import write_atomically
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
 from pyro_discrete.testing import bias_and_variance, programs
 

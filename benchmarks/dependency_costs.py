@@ -13,8 +13,8 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from models.checkpoints import write_atomically
 from pyro_discrete import TraceELBO
+from pyro_discrete.checkpoints import write_atomically
 
 __all__ = ["WIRINGS", "Wired", "variance"]
 

@@ -16,7 +16,6 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 from tqdm import tqdm
 
-from models.checkpoints import write_atomically
 from models.config import configure
 from models.data import load_data
 from models.dataset import Dataset
@@ -25,6 +24,7 @@ from models.evaluation import isolated, log_likelihood
 from models.posterior import agreement, many_to_one_accuracy
 from models.program import LatentClasses
 from models.training import Training
+from pyro_discrete.checkpoints import write_atomically
 
 __all__ = ["TASKS", "compare", "section"]
 

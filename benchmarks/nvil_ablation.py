@@ -15,12 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.variance import measure
-from models.checkpoints import write_atomically
 from models.config import RunConfig, build_program, configure
 from models.data import BatchStream, Images, binarise_once, load_images
 from models.evaluation import bounds, isolated
 from models.program import Program
 from pyro_discrete import NVIL, TraceELBO
+from pyro_discrete.checkpoints import write_atomically
 
 __all__ = ["PARTS", "VARIANTS", "train_variant"]
 

@@ -14,12 +14,12 @@ import typer
 from tqdm import tqdm
 
 from benchmarks.relaxations_picture import picture
-from models.checkpoints import write_atomically
 from models.config import configure
 from models.data import Images, binarise_once, load_images
 from models.evaluation import bounds, isolated
 from models.training import Training
 from pyro_discrete import TraceELBO, available_estimators
+from pyro_discrete.checkpoints import write_atomically
 from pyro_discrete.errors import near_matches
 
 __all__ = ["PROGRAMS", "RELAXATIONS", "Relaxation", "run_one", "section"]

@@ -16,7 +16,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.variance_picture import picture
-from models.checkpoints import write_atomically
 from models.config import RunConfig, configure
 from models.data import BatchStream, Images, binarise_once, load_images
 from models.estimators import bias, build_elbo
@@ -24,6 +23,7 @@ from models.evaluation import EVALUATION_SEED, gradient_noise, isolated
 from models.program import Program
 from models.training import Training
 from pyro_discrete import NVIL, available_estimators
+from pyro_discrete.checkpoints import write_atomically
 from pyro_discrete.engine import DiscreteELBO
 from pyro_discrete.errors import DiscreteInferenceError, near_matches
 

@@ -18,20 +18,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from models.bandit import bandit_table, learn_policy
-from models.checkpoints import write_atomically
 from models.comparison import compare as run_comparison
 from models.config import RunConfig, configure, resumed
 from models.data import load_data
 from models.demo import demonstrate
 from models.errors import ConfigError, ModelsError
 from models.estimators import has_temperature
-from models.interrupts import Interrupted
 from models.logged import load_log
 from models.options import takes_settings
 from models.pictures import picture_comparisons, picture_run
 from models.tables import choices, comparison_table, run_table
 from models.training import RUN_FILES, refuse_used_folder, run
+from pyro_discrete.checkpoints import write_atomically
 from pyro_discrete.errors import DiscreteInferenceError
+from pyro_discrete.interrupts import Interrupted
 
 __all__ = ["app"]
 

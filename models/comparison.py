@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from models.checkpoints import CHECKPOINT_NAME
-from models.config import RunConfig
+from models.config import CHECKPOINT_NAME, RunConfig
 from models.data import binarise_once
 from models.dataset import Dataset
 from models.estimators import bias, build_elbo

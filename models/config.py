@@ -10,19 +10,29 @@ from typing import Any
 import torch
 
 from models.categorical_vae import CategoricalVAE
-from models.checkpoints import load_checkpoint
 from models.data import BINARISATIONS, DATASETS
 from models.dataset import Dataset
-from models.errors import CheckpointError, ConfigError
+from models.errors import ConfigError
 from models.estimators import check_estimator, least_particles
 from models.gmm import GaussianMixture
 from models.hmm import HiddenMarkovModel
 from models.lca import LatentClassAnalysis
 from models.program import LatentClasses, Program
 from models.sbn import SigmoidBeliefNetwork
-from pyro_discrete.errors import near_matches
+from pyro_discrete.checkpoints import load_checkpoint
+from pyro_discrete.errors import CheckpointError, near_matches
 
-__all__ = ["PRIORS", "PROGRAMS", "RunConfig", "build_program", "check_same_run", "configure", "resumed", "size_of"]
+__all__ = [
+    "CHECKPOINT_NAME",
+    "PRIORS",
+    "PROGRAMS",
+    "RunConfig",
+    "build_program",
+    "check_same_run",
+    "configure",
+    "resumed",
+    "size_of",
+]
 
 PROGRAMS: dict[str, type[Program]] = {
     "sbn": SigmoidBeliefNetwork,
@@ -31,6 +41,8 @@ PROGRAMS: dict[str, type[Program]] = {
     "lca": LatentClassAnalysis,
     "hmm": HiddenMarkovModel,
 }
+CHECKPOINT_NAME = "checkpoint.pt"
+"""The file of a run's folder that `fit` keeps its state in."""
 PRIORS: dict[str, str] = {"uniform": "logits fixed at zero", "learned": "logits trained with the model"}
 
 OF_A_PROGRAM = frozenset(
@@ -168,7 +180,7 @@ def resumed(folder: Path, given: Mapping[str, Any]) -> RunConfig:
 
     Raises `CheckpointError` if there is no run, or if a setting is given that differs from the run's.
     """
-    saved = load_checkpoint(folder)["config"]
+    saved = load_checkpoint(folder / CHECKPOINT_NAME).get("metadata", {}).get("config", {})
     if saved.keys() != {field.name for field in fields(RunConfig)}:
         raise CheckpointError(f"The checkpoint in {folder} has other settings than this version knows; start anew.")
     config = RunConfig(**{**saved, **{name: value for name, value in given.items() if value is not None}})

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from models.checkpoints import write_atomically
 from models.comparison import Comparison, compare
 from models.config import configure
 from models.data import load_images
 from models.pictures import picture_comparisons
+from pyro_discrete.checkpoints import write_atomically
 
 __all__ = ["ESTIMATORS", "demonstrate"]
 

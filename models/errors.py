@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "ModelsError"]
+__all__ = ["ConfigError", "DataError", "ModelsError"]
 
 
 class ModelsError(ValueError):
@@ -15,7 +15,3 @@ class DataError(ModelsError):
 
 class ConfigError(ModelsError):
     """A setting is out of its range, or settings contradict each other."""
-
-
-class CheckpointError(ModelsError):
-    """A checkpoint is absent, damaged, or belongs to another run than the one asked for."""

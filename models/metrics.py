@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any, Required, TypedDict
 
-from models.checkpoints import write_atomically
+from pyro_discrete.checkpoints import write_atomically
 
 __all__ = ["Metrics", "Record"]
 

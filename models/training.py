@@ -3,43 +3,36 @@
 from __future__ import annotations
 
 import json
-import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyro
-import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from models.checkpoints import CHECKPOINT_NAME, load_checkpoint, save_checkpoint, write_atomically
-from models.config import RunConfig, build_program, check_same_run
+from models.config import CHECKPOINT_NAME, RunConfig, build_program, check_same_run
 from models.data import BatchStream, binarise_once
 from models.dataset import Dataset
-from models.errors import CheckpointError, ConfigError
+from models.errors import ConfigError
 from models.estimators import build_elbo
-from models.evaluation import Bounds, bounds, discrete_elbo, isolated, log_likelihood
-from models.interrupts import Interrupted, StopRequest
-from models.metrics import Metrics, Record
+from models.evaluation import Bounds, bounds, isolated, log_likelihood
+from models.metrics import Metrics
 from models.posterior import agreement
 from models.program import LatentClasses, Program
-from pyro_discrete.errors import DiscreteInferenceError
+from models.recording import Recorder
+from pyro_discrete import fit
+from pyro_discrete.checkpoints import load_checkpoint, write_atomically
+from pyro_discrete.errors import CheckpointError
 
 __all__ = ["RUN_FILES", "RunResult", "Training", "refuse_used_folder", "run"]
 
 RUN_FILES = (CHECKPOINT_NAME, "config.json", "metrics.jsonl")
 """What a run writes from its start on."""
-LOG_EVERY = 10
-"""Steps between two records of metrics."""
-SMOOTHING = 0.98
-"""Decay of the running mean of the training objective."""
 
 
 class Training:
-    """A program, its ELBO, optimiser and batches: all that changes from step to step.
+    """A program, its ELBO and its batches; `step` counts the steps made.
 
     Parameters start from the config's seed alone, so that runs differing in the estimator start from the same program.
     """
@@ -51,53 +44,33 @@ class Training:
         pyro.set_rng_seed(config.seed)
         self.program: Program = build_program(config, data)
         self.elbo = build_elbo(config)
-        # The estimator's own parameters come into being on the first call; the optimiser needs them.
+        self.step = 0
+        # The estimator's own parameters come into being on the first call; whether it has any decides on its rate.
         with isolated(config.seed):
             first = binarise_once(data.train[: config.batch_size], config.binarisation).to(config.device)
             self.elbo.loss(self.program.model, self.program.guide, first)
-        groups: list[dict[str, Any]] = [{"params": list(self.program.parameters()), "lr": config.lr}]
-        own = list(self.elbo.parameters())
-        if own:
-            groups.append({"params": own, "lr": config.estimator_lr})
-        self.optimiser = torch.optim.Adam(groups)
-        self.step = 0
-        self.smoothed: float | None = None
 
-    def advance(self) -> float:
-        """Make one step; returns its training objective, in nats per element of the data."""
-        x = self.stream.next_batch().to(self.config.device)
-        self.optimiser.zero_grad()
-        loss = self.elbo.loss_and_grads(self.program.model, self.program.guide, x)
-        self.optimiser.step()
-        self.step += 1
-        objective = -loss / len(x)
-        self.smoothed = objective if self.smoothed is None else SMOOTHING * self.smoothed + (1 - SMOOTHING) * objective
-        return objective
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next steps depend on, as tensors and plain values."""
-        return {
-            "config": self.config.to_dict(),
-            "data": self.fingerprint,
-            "step": self.step,
-            "smoothed": self.smoothed,
-            "program": self.program.state_dict(),
-            "elbo": self.elbo.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "stream": self.stream.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.program.load_state_dict(state["program"])
-        self.elbo.load_state_dict(state["elbo"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.stream.load_state_dict(state["stream"])
-        self.step = state["step"]
-        self.smoothed = state["smoothed"]
-        torch.set_rng_state(state["random"])
-        torch.cuda.set_rng_state_all(state["random_cuda"])
+    def run(self, recorder: Recorder, checkpoint: Path | None, checkpoint_every: int, resume: bool) -> None:
+        """Train to `config.steps`."""
+        config = self.config
+        result = fit(
+            self.program.model,
+            self.program.guide,
+            self.stream,
+            self.elbo,
+            lr=config.lr,
+            rates={"estimators.*": config.estimator_lr} if any(True for _ in self.elbo.parameters()) else None,
+            steps=config.steps,
+            device=config.device,
+            log_every=recorder.log_every,
+            callbacks=[recorder],
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+            metadata={"config": config.to_dict(), "data": self.fingerprint},
+            progress=f"{config.program} {config.estimator}",
+        )
+        self.step = result.step
 
 
 @dataclass(frozen=True)
@@ -149,30 +122,24 @@ def run(
         raise ConfigError(f"--bound-samples is {bound_samples}; expected at least 1.")
     if out is not None and not resume:
         refuse_used_folder(out)
-    state = load_checkpoint(out) if out is not None and resume else None
+    path = None if out is None else out / CHECKPOINT_NAME
+    saved = load_checkpoint(path)["metadata"] if path is not None and resume else None
     test = binarise_once(data.test, config.binarisation)
     metrics = Metrics(out / "metrics.jsonl" if out is not None else None)
     with isolated(config.seed):
         training = Training(config, data)
-        if state is not None and out is not None:
-            check_same_run(state["config"], config, out)
-            if state["data"] != training.fingerprint:
+        recorder = Recorder(metrics, training.program, test, config.evaluate_every, config.steps)
+        if saved is not None and path is not None and out is not None:
+            check_same_run(saved["config"], config, out)
+            if saved["data"] != training.fingerprint:
                 raise CheckpointError(
-                    f"The run in {out} was trained on other data: {state['data']}, now {training.fingerprint}."
+                    f"The run in {out} was trained on other data: {saved['data']}, now {training.fingerprint}."
                 )
-            training.load_state_dict(state)
-            metrics.resume(training.step)
-        elif out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            save_checkpoint(out, training.state_dict())
+            metrics.resume(load_checkpoint(path)["step"])
         if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
             write_atomically(out / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
-        try:
-            _train(training, metrics, test, out, checkpoint_every)
-        except DiscreteInferenceError as error:
-            if out is not None:
-                error.add_note(f"Training stopped at step {training.step}; {out} keeps the last checkpoint before it.")
-            raise
+        training.run(recorder, path, checkpoint_every, resume)
     program = training.program
     found = {}
     if isinstance(program, LatentClasses):
@@ -192,33 +159,3 @@ def refuse_used_folder(out: Path, signs: Sequence[str] = RUN_FILES) -> None:
         )
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; --out names a folder.")
-
-
-def _train(training: Training, metrics: Metrics, test: Tensor, out: Path | None, checkpoint_every: int) -> None:
-    config = training.config
-    times: list[float] = []
-    label = f"{config.program} {config.estimator}"
-    latest = ""
-    with StopRequest() as stop, tqdm(total=config.steps, initial=training.step, desc=label, unit="step") as bar:
-        while training.step < config.steps:
-            started = time.perf_counter()
-            objective = training.advance()
-            times.append(1000 * (time.perf_counter() - started))
-            step = training.step
-            last = step == config.steps or stop.number is not None
-            evaluate = step % config.evaluate_every == 0 or step == config.steps
-            if evaluate or step % LOG_EVERY == 0:
-                assert training.smoothed is not None
-                record: Record = {"step": step, "elbo": objective, "smoothed": training.smoothed}
-                if evaluate:
-                    record["test_elbo"] = discrete_elbo(training.program, test)
-                    latest = f", test {record['test_elbo']:.2f}"
-                record["ms_per_step"] = statistics.median(times)
-                times.clear()
-                metrics.append(record)
-                bar.set_postfix_str(f"bound {training.smoothed:.2f}{latest} nats", refresh=False)
-            bar.update()
-            if out is not None and (last or step % checkpoint_every == 0):
-                save_checkpoint(out, training.state_dict())
-            if stop.number is not None and step < config.steps:
-                raise Interrupted(step, stop.number)

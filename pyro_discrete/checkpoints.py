@@ -34,7 +34,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises `CheckpointError` if there is none, or none that this version can read.
     """
     if not path.is_file():
-        raise CheckpointError(f"There is no checkpoint {path} to resume from; leave out resume to start anew.")
+        raise CheckpointError(
+            f"There is no checkpoint in {path.parent} ({path.name}) to resume from; leave out resume to start anew."
+        )
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyro
+import torch
 from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
@@ -45,7 +46,7 @@ class SiteEstimators(nn.Module):
         super().__init__()
         self._waiting: dict[str, dict[str, Any]] = {}
         self._prefix: str | None = None
-        self._watched: list[tuple[str, nn.Parameter, int]] = []
+        self._watched: list[tuple[str, nn.Parameter, Tensor]] = []
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and _key(name) in self._modules
@@ -143,10 +144,13 @@ class SiteEstimators(nn.Module):
         if calls == 1:
             own = self._trained_by_caller()
             self._watched = [
-                (name, p, p._version) for name, estimator in own for p in estimator.parameters() if p.requires_grad
+                (name, p, p.detach().clone())
+                for name, estimator in own
+                for p in estimator.parameters()
+                if p.requires_grad
             ]
         elif calls == 50 and self._watched:
-            idle = sorted({name for name, parameter, version in self._watched if parameter._version == version})
+            idle = sorted({name for name, parameter, before in self._watched if torch.equal(parameter, before)})
             self._watched = []
             if idle:
                 warnings.warn(

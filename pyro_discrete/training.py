@@ -81,7 +81,7 @@ def fit(
     checkpoint_every: int = 1000,
     resume: bool | Literal["auto"] = False,
     metadata: Mapping[str, Any] | None = None,
-    progress: bool = True,
+    progress: bool | str = True,
 ) -> FitResult:
     r"""Train a model and its guide: what `SVI` does, in one fused optimiser, with what a long run needs around it.
 
@@ -110,6 +110,7 @@ def fit(
       estimators' state, random states, the place in the data, the history, `metadata`), written as a whole every
       `checkpoint_every` steps, at the end and on Ctrl-C. With `resume=True` (or "auto", if the file is there) the run
       goes on as if it had never stopped: bit for bit, eagerly and with `compile="graph"`.
+    - `progress`: whether a terminal shows a bar, or what to call it.
 
     Raises `SettingError` for settings that contradict each other, `CheckpointError` for a checkpoint that is absent,
     damaged or another program's, `Interrupted` on SIGINT or SIGTERM after the step and the save; and what the ELBO
@@ -179,20 +180,20 @@ def fit(
         if state.step % checkpoint_every == 0 and state.step < last:
             save()
 
-    with (
-        StopRequest() as stop,
-        tqdm(total=last, desc=type(elbo).__name__, unit="step", disable=None if progress else True) as bar,
-    ):
+    name = progress if isinstance(progress, str) else type(elbo).__name__
+    hidden = None if progress else True  # None: shown in a terminal alone
+    with StopRequest() as stop, tqdm(total=last, desc=name, unit="step", disable=hidden) as bar:
         try:
             loop.begin(saved)
             if saved is None:
                 after_step()
+                save()  # a run that is killed early can be resumed as well
             while state.step < last and not state.stopped and stop.number is None:
                 loop.advance(recorded=(state.step + 1) % log_every == 0)
                 after_step()
         except DiscreteInferenceError as error:
-            if path is not None and path.exists():
-                error.add_note(f"Training stopped at step {state.step}; {path} keeps the last checkpoint before it.")
+            kept = f"; {path} keeps the last checkpoint before it" if path is not None and path.exists() else ""
+            error.add_note(f"Training stopped at step {state.step}{kept}.")
             raise
         if saved is None or state.step > saved["step"]:
             save()

@@ -184,6 +184,11 @@ def test_it_is_svi_with_another_optimiser() -> None:
         torch.testing.assert_close(result.parameters[f"pair.{name}"].detach(), value, atol=1e-4, rtol=1e-4)
 
 
+def test_a_fused_optimiser_is_seen_to_train_the_estimator(recwarn: pytest.WarningsRecorder) -> None:
+    run(steps=55)
+    assert not [warning for warning in recwarn if "no optimiser has" in str(warning.message)]
+
+
 def test_the_history() -> None:
     result = run(steps=25, validation_data=DATA, validate_every=10)
     assert result.history["step"].values.tolist() == [10, 20, 25]
