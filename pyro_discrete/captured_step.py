@@ -23,8 +23,6 @@ __all__ = [
     "Engine",
     "NotFiniteStepError",
     "capture_step",
-    "set_torch_random_state",
-    "torch_random_state",
 ]
 
 
@@ -113,15 +111,3 @@ def capture_step(
 
 def _all_finite(tensors: list[Tensor]) -> Tensor:
     return torch.stack([norm.double() for norm in torch._foreach_norm(tensors)]).isfinite().all()
-
-
-def torch_random_state() -> tuple[Tensor, list[Tensor]]:
-    """The state of torch's random number generators, the only ones that a graph draws from."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-
-
-def set_torch_random_state(state: tuple[Tensor, list[Tensor]]) -> None:
-    """Put torch's random number generators back into a state."""
-    torch.set_rng_state(state[0])
-    if state[1]:
-        torch.cuda.set_rng_state_all(state[1])

@@ -17,8 +17,6 @@ from pyro_discrete.captured_step import (
     Engine,
     NotFiniteStepError,
     capture_step,
-    set_torch_random_state,
-    torch_random_state,
 )
 from pyro_discrete.errors import DiscreteInferenceError, SettingError
 from pyro_discrete.gradients import StepGradients
@@ -27,6 +25,7 @@ from pyro_discrete.guards import Run, Watch, foreign_handlers, observed_run
 from pyro_discrete.one_run import StructureChangedError
 from pyro_discrete.plan import Plan
 from pyro_discrete.probe import Pair
+from pyro_discrete.random_states import set_torch_random_state, torch_random_state
 
 __all__ = ["Captures"]
 

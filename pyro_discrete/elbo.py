@@ -40,6 +40,8 @@ class TraceELBO(DiscreteELBO):
     - `analytic_kl`: where a site has a closed-form KL divergence between guide and model, and neither side's parameters
       depend on the site's own draw, take it instead of log q - log p at that draw: the same mean with less noise. The
       plan says for which sites.
+    - `row_chunk`: run at most so many rows (coupled draws x particles) at once. The gradient is that of all particles,
+      the memory that of a chunk, and each chunk is run twice. Not for estimators with relaxed rows beside the draw.
     - `kl_weight`: what the terms log p(z) - log q(z) of the guide's sites are multiplied by in training: a number, or
       a schedule from the step (a whole number in a tensor) to a number. `loss()` reports the bound itself, unweighed.
 
@@ -73,6 +75,7 @@ class TraceELBO(DiscreteELBO):
         retain_graph: bool | None = None,
         strict_enumeration_warning: bool = True,
         compile: bool | Literal["graph"] = False,
+        row_chunk: int | None = None,
         analytic_kl: bool = False,
         kl_weight: float | Callable[[Any], Any] = 1.0,
     ) -> None:
@@ -85,6 +88,7 @@ class TraceELBO(DiscreteELBO):
             retain_graph=retain_graph,
             strict_enumeration_warning=strict_enumeration_warning,
             compile=compile,
+            row_chunk=row_chunk,
         )
         self.kl_weight = checked_weight(kl_weight, "kl_weight")
         self.register_buffer("weight", torch.as_tensor(1.0), persistent=False)  # the step says what it is

@@ -57,12 +57,16 @@ class DiscreteELBO(nn.Module, ELBO):
         retain_graph: bool | None = None,
         strict_enumeration_warning: bool = True,
         compile: bool | Literal["graph"] = False,
+        row_chunk: int | None = None,
     ) -> None:
         nn.Module.__init__(self)
         if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
             raise SettingError(f"num_particles={num_particles!r} given, a positive whole number expected.")
         if max_plate_nesting != math.inf and (max_plate_nesting < 0 or int(max_plate_nesting) != max_plate_nesting):
             raise SettingError(f"max_plate_nesting={max_plate_nesting} given, a whole number >= 0 expected.")
+        if row_chunk is not None and (isinstance(row_chunk, bool) or row_chunk < 1 or compile is not False):
+            raise SettingError(f"row_chunk={row_chunk!r}, compile={compile!r} given; a number >= 1 without compile.")
+        self.row_chunk = row_chunk
         ELBO.__init__(
             self,
             num_particles=num_particles,
@@ -157,7 +161,8 @@ class DiscreteELBO(nn.Module, ELBO):
         if plan.path == "enumerated":
             outcome = self._enumerated(pair, training=True)
         else:
-            outcome = self._retried(lambda: run_step(self._planned(pair), pair, self.objective, self._adopt), pair)
+            more = (self.objective, self._adopt, None, self.row_chunk)
+            outcome = self._retried(lambda: run_step(self._planned(pair), pair, *more), pair)
         value = float(outcome.loss)
         check_finite(value, lambda: outcome.traces() or fresh_traces(pair), int(self.step))
         if not torch.is_grad_enabled():
@@ -194,7 +199,7 @@ class DiscreteELBO(nn.Module, ELBO):
         return outcome
 
     def _advance(self) -> None:
-        """Bring what follows a schedule to the present step, before a training step is run."""
+        """Bring what follows a schedule to the present step."""
 
     def _enumerated(self, pair: Pair, training: bool) -> Outcome:
         """The exact loss, which is its own surrogate."""

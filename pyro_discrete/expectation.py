@@ -85,6 +85,7 @@ class TraceExpectation(DiscreteELBO):
         retain_graph: bool | None = None,
         strict_enumeration_warning: bool = True,
         compile: bool | Literal["graph"] = False,
+        row_chunk: int | None = None,
         entropy_weight: float | Callable[[Any], Any] = 0.0,
     ) -> None:
         self.objective = ExpectedReward()
@@ -96,6 +97,7 @@ class TraceExpectation(DiscreteELBO):
             retain_graph=retain_graph,
             strict_enumeration_warning=strict_enumeration_warning,
             compile=compile,
+            row_chunk=row_chunk,
         )
         self.entropy_weight = checked_weight(entropy_weight, "entropy_weight")
         self.register_buffer("weight", torch.as_tensor(0.0), persistent=False)  # the step says what it is

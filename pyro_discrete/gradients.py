@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["StepGradients"]
+__all__ = ["StepGradients", "with_gradient"]
 
 
 @dataclass
@@ -70,7 +70,12 @@ class StepGradients:
         """The loss as a scalar with this gradient; once differentiable."""
         targets = [*self.parameters, *(argument for argument, _ in self.inputs)]
         gradients = [*self.gradients, *(gradient for _, gradient in self.inputs)]
-        return _WithGradient.apply(self.loss, gradients, *targets)  # type: ignore[return-value]
+        return with_gradient(self.loss, targets, gradients)
+
+
+def with_gradient(loss: Tensor, targets: list[Tensor], gradients: list[Tensor]) -> Tensor:
+    """A scalar of the loss's value, whose gradients on `targets` are given."""
+    return _WithGradient.apply(loss, gradients, *targets)  # type: ignore[return-value]
 
 
 class _WithGradient(torch.autograd.Function):

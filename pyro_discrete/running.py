@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from pyro_discrete.chunked import run_chunks
 from pyro_discrete.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.estimators.base import Draw, Estimator, Family, SiteView
 from pyro_discrete.estimators.reinforce import Reinforce
@@ -94,14 +95,21 @@ def run_hard(plan: Plan, pair: Pair, objective: Objective) -> Outcome:
 
 
 def run_step(
-    plan: Plan, pair: Pair, objective: Objective, adopt: Adopt, dependencies: Dependencies | None = None
+    plan: Plan,
+    pair: Pair,
+    objective: Objective,
+    adopt: Adopt,
+    dependencies: Dependencies | None = None,
+    row_chunk: int | None = None,
 ) -> Outcome:
-    """A training step's loss and surrogate. `adopt(site)` gives a site's estimator."""
-    dependencies = plan.dependencies(pair) if dependencies is None else dependencies
+    """A training step's loss and surrogate, in chunks of `row_chunk` rows. `adopt(site)` gives a site's estimator."""
+    found = plan.dependencies(pair) if dependencies is None else dependencies
     pair = objective.around(pair, training=True)
     choose = _chooser(plan, adopt)
+    if row_chunk is not None:
+        return run_chunks(lambda part, pair: _run_rows(part, pair, objective, choose, found), plan, pair, row_chunk)
     run = _run_rows if plan.path == "vectorised" else run_columns
-    return run(plan, pair, objective, choose, dependencies)
+    return run(plan, pair, objective, choose, found)
 
 
 def _chooser(plan: Plan, adopt: Adopt) -> Callable[[Site], Estimator | None]:

@@ -1,0 +1,154 @@
+"""A step whose rows are run in chunks: the gradient is that of all particles at once, the memory that of one chunk.
+
+The costs of all particles are found first, chunk by chunk and without a graph. The estimators combine them - all
+particles, so that each is another's baseline - into what multiplies the gradient of every score; with these weights
+each chunk is run again, on the same random numbers, and differentiated by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_discrete.errors import SettingError
+from pyro_discrete.estimators.base import Draw
+from pyro_discrete.finite import leaf_parameters
+from pyro_discrete.gradients import with_gradient
+from pyro_discrete.outcome import Outcome, Pending, over
+from pyro_discrete.plan import Plan
+from pyro_discrete.probe import Pair
+from pyro_discrete.random_states import random_state, set_random_state
+from pyro_discrete.rows import KeepSubsamples
+
+__all__ = ["check_chunks", "run_chunks"]
+
+RunRows = Callable[[Plan, Pair], Outcome]
+Parts = dict[tuple[int, str], Tensor]
+"""Tensors of the pending draws, by the draw's place and the name of its part."""
+
+
+def check_chunks(plan: Plan) -> None:
+    """Refuse a plan that cannot be run in chunks."""
+    if plan.layout.inner is not None:
+        raise SettingError("row_chunk: an importance-weighted bound weighs all its particles together; leave it out.")
+    if plan.path != "vectorised":
+        raise SettingError(f"row_chunk: the rows of this step are not run at once anyway ({plan.path}); leave it out.")
+    for name, estimator in plan.estimators.items():
+        if estimator is not None and (estimator.slope_rows or estimator.differentiates_costs):
+            raise SettingError(
+                f"row_chunk: estimator {estimator.name!r} of site {name!r} differentiates the costs of all rows, which "
+                "chunks do not keep. Leave row_chunk out, or use an estimator without relaxed rows."
+            )
+
+
+def run_chunks(run: RunRows, plan: Plan, pair: Pair, rows: int) -> Outcome:
+    """A training step's outcome by chunks of at most so many rows (and at least one particle)."""
+    check_chunks(plan)
+    size, kept = max(1, rows // plan.columns.count), KeepSubsamples()
+    same_data = Pair(kept(pair.model), kept(pair.guide), pair.args, pair.kwargs)
+    chunks = [min(size, plan.particles - start) for start in range(0, plan.particles, size)]
+    states, outcomes = [], []
+    with torch.no_grad():
+        for particles in chunks:
+            states.append(random_state())
+            outcome = run(_of_size(plan, particles), same_data)
+            outcomes.append(replace(outcome, evaluations=[], draws=[]))
+    loss = over(sum(o.loss * n for o, n in zip(outcomes, chunks, strict=True)), plan.particles)
+    pending = [_joined(parts) for parts in zip(*(o.pending for o in outcomes), strict=True)]
+
+    def again() -> Iterator[tuple[int, Outcome]]:
+        after = random_state()
+        for particles, state in zip(chunks, states, strict=True):
+            set_random_state(state)
+            yield particles, run(_of_size(plan, particles), same_data)
+        set_random_state(after)
+
+    return _Chunked(loss, 0.0, [], pending, again=again)
+
+
+def _of_size(plan: Plan, particles: int) -> Plan:
+    return replace(plan, particles=particles, layout=replace(plan.layout, particles=particles))
+
+
+def _joined(parts: tuple[Pending, ...]) -> Pending:
+    draw, first = Draw.join([p.draw for p in parts]), parts[0].draw
+    if first.context is not None and len(first.context) == 1:
+        draw = draw.replace(context=first.context)  # the particles share it
+    return Pending(parts[0].estimator, draw, torch.cat([p.cost for p in parts], 1), parts[0].share)
+
+
+@dataclass
+class _Chunked(Outcome):
+    """All particles' draws and costs without their graphs; `again` runs the chunks with them."""
+
+    again: Callable[[], Iterator[tuple[int, Outcome]]] = field(kw_only=True)
+
+    def combine(self, particles: int) -> None:
+        parts: Parts = {}
+        for place, pending in enumerate(self.pending):
+            for name, tensor in _parts(pending.draw).items():
+                parts[place, name] = tensor.detach().requires_grad_()
+        waiting = [replace(p, draw=_with_parts(p.draw, i, parts)) for i, p in enumerate(self.pending)]
+        combined = _Combined.of(waiting, particles)
+        weights: Parts = {}
+        if combined.loss.requires_grad:
+            found = torch.autograd.grad(combined.loss, list(parts.values()), allow_unused=True, retain_graph=True)
+            weights = {key: g for key, g in zip(parts, found, strict=True) if g is not None}
+        targets, gradients = self._differentiated(weights, particles)
+        self.draws, self.pending = list(parts.values()), []
+        self.surrogate = combined.auxiliary
+        if targets:
+            self.surrogate = self.surrogate + with_gradient(combined.loss.new_zeros(()), targets, gradients)
+
+    def _differentiated(self, weights: Parts, particles: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Parameters and their gradients, summed over the chunks."""
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        start = 0
+        for size, outcome in self.again():
+            total = torch.as_tensor(outcome.surrogate) * (size / particles)
+            for place, pending in enumerate(outcome.pending):
+                for name, tensor in _parts(pending.draw).items():
+                    if (place, name) in weights and tensor.requires_grad:
+                        total = total + (tensor * weights[place, name][start : start + size]).sum()
+            start += size
+            if not total.requires_grad:
+                continue
+            leaves = leaf_parameters(total)
+            for leaf, gradient in zip(leaves, torch.autograd.grad(total, leaves, allow_unused=True), strict=True):
+                if gradient is not None:
+                    known = found.get(id(leaf))
+                    found[id(leaf)] = (leaf, gradient if known is None else known[1] + gradient)
+        return [leaf for leaf, _ in found.values()], [gradient for _, gradient in found.values()]
+
+
+@dataclass
+class _Combined:
+    """What the estimators made of their costs: the score's part, and what trains the estimators."""
+
+    loss: Tensor
+    auxiliary: Any
+
+    @staticmethod
+    def of(waiting: list[Pending], particles: int) -> _Combined:
+        loss, auxiliary = torch.zeros(()), torch.zeros(())
+        for each in waiting:
+            surrogate = each.estimator.surrogate(each.draw, each.cost)
+            loss = loss + over(torch.as_tensor(surrogate.loss).sum(), particles)
+            if surrogate.auxiliary is not None:
+                auxiliary = auxiliary + surrogate.auxiliary * each.share
+        return _Combined(loss, auxiliary)
+
+
+def _parts(draw: Draw) -> dict[str, Tensor]:
+    """The tensors of a draw, `[K, ...]`, through which its surrogate may reach parameters."""
+    parts = {"log_q": draw.log_q, "logits": draw.logits, **{f"extra {name}": t for name, t in draw.extra.items()}}
+    return {name: t for name, t in parts.items() if t is not None and t.is_floating_point()}
+
+
+def _with_parts(draw: Draw, place: int, parts: Parts) -> Draw:
+    extra = {name: parts.get((place, f"extra {name}"), tensor) for name, tensor in draw.extra.items()}
+    return draw.replace(log_q=parts.get((place, "log_q")), logits=parts.get((place, "logits")), extra=extra)
