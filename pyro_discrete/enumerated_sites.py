@@ -19,7 +19,24 @@ from pyro_discrete.estimators.base import Family
 from pyro_discrete.estimators.enumerate import Enumerate
 from pyro_discrete.sites import base_distribution, cardinality, family_of, is_latent, joint_support, without_mask
 
-__all__ = ["Marginalise", "mark_for_enumeration", "refuse_unguided"]
+__all__ = ["Marginalise", "check_table", "mark_for_enumeration", "refuse_unguided"]
+
+
+def check_table(msg: Any, settings: Enumerate, marginal: bool) -> None:
+    """Raise `EnumerationError` if a site's table is larger than `settings` allow, earlier sites' dims included."""
+    fn = msg["fn"]
+    elements = cardinality(fn) * math.prod(fn.shape())
+    if elements > settings.max_elements:
+        remedy = (
+            "Draw it in the guide too, declare independent dims as a pyro.plate, or put chains in pyro.markov."
+            if marginal
+            else "Use 'rloo' or 'nvil', put chains in pyro.markov, or enumerate fewer sites."
+        )
+        raise EnumerationError(
+            f"Enumerating site {msg['name']!r} needs a table of {elements:.3g} elements ({cardinality(fn):.3g} "
+            f"values by shape {tuple(fn.shape())}, enumerated dims of earlier sites included); at most "
+            f"{settings.max_elements:.3g} are allowed (Enumerate(max_elements=...)). {remedy}"
+        )
 
 
 def mark_for_enumeration(msg: Any, settings: Enumerate, marginal: bool, parallel: bool = True) -> None:
@@ -29,14 +46,7 @@ def mark_for_enumeration(msg: Any, settings: Enumerate, marginal: bool, parallel
     `EnumerationError` if its table is larger than `settings` allow, enumerated dims of earlier sites included.
     """
     fn = msg["fn"]
-    elements = cardinality(fn) * math.prod(fn.shape())
-    if elements > settings.max_elements:
-        raise EnumerationError(
-            f"Enumerating site {msg['name']!r} needs a table of {elements:.3g} elements ({cardinality(fn):.3g} "
-            f"values by shape {tuple(fn.shape())}, enumerated dims of earlier sites included); at most "
-            f"{settings.max_elements:.3g} are allowed (Enumerate(max_elements=...)). Use 'rloo' or 'nvil', "
-            "put chains in pyro.markov, or enumerate fewer sites."
-        )
+    check_table(msg, settings, marginal)
     base = base_distribution(fn)
     if fn.event_dim > len(base.event_shape) or without_mask(fn) is not fn:
         msg["fn"] = _Enumerated(fn, marginal)

@@ -10,7 +10,7 @@ from pyro import poutine
 
 from pyro_discrete.components import Component, components, contract
 from pyro_discrete.elimination import SizesAlone
-from pyro_discrete.enumerated_sites import Marginalise, refuse_unguided
+from pyro_discrete.enumerated_sites import Marginalise, check_table, refuse_unguided
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SiteMatchError
 from pyro_discrete.estimators.enumerate import Enumerate
 from pyro_discrete.probe import Pair, Trial, crossing_site
@@ -65,6 +65,7 @@ def marginal_settings(sites: list[Site], selection: Selection) -> dict[str, Enum
                 "dict to have it marginalised exactly."
             )
         settings[site.name] = choice if isinstance(choice, Enumerate) else Enumerate()
+        check_table(site.message, settings[site.name], marginal=True)
     return settings
 
 

@@ -129,7 +129,8 @@ def _check_support(site: Site, settings: Enumerate) -> None:
             f"Enumerating site {site.name!r} needs {size:.3g} joint values of event shape "
             f"{tuple(site.distribution.event_shape)}, a table of {elements:.3g} elements; at most "
             f"{settings.max_elements:.3g} are allowed (Enumerate(max_elements=...)). Use 'rloo' or 'nvil' for it, or "
-            "declare independent dims as a pyro.plate instead of .to_event."
+            "'indecater', which sums over each element by itself (its gradient is exact where the elements share no "
+            "term), or declare independent dims as a pyro.plate instead of .to_event."
         )
 
 

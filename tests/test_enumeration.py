@@ -188,3 +188,28 @@ def test_continuous_sites_are_sampled_beside_enumerated_ones():
     exact = exact_gradient(model, guide, DATA)
     for name, gradient in gradients().items():
         assert torch.allclose(gradient, exact[name].to(gradient), atol=0.12)
+
+
+def test_elements_that_share_no_term_are_summed_over_one_by_one():
+    """2^40 joint values are refused; element by element the gradient is exact in one draw, at 41 evaluations."""
+    weights, x = torch.linspace(-1, 1, 40), torch.linspace(-2, 2, 40)
+
+    def model(x):
+        z = pyro.sample("z", dist.Bernoulli(0.3 * torch.ones(40)).to_event(1))
+        pyro.sample("x", dist.Normal(weights * z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.linspace(-1, 1, 40))).to_event(1))
+
+    with pytest.raises(EnumerationError, match=r"'z' needs 1\.1e\+12 joint values.*'indecater'"):
+        TraceELBO("enumerate").loss(model, guide, x)
+    with pytest.raises(EnumerationError, match=r"'z' needs a table of 4\.4e\+13.*Draw it in the guide too"):
+        TraceELBO("enumerate").loss(model, lambda x: None, x)
+    elbo = TraceELBO("indecater")
+    elbo.loss_and_grads(model, guide, x)
+    a = torch.linspace(-1, 1, 40, requires_grad=True)
+    q = a.sigmoid()
+    one, zero = (dist.Normal(weights * v, 1.0).log_prob(x) + dist.Bernoulli(0.3).log_prob(v) for v in torch.eye(2)[0])
+    (q * (q.log() - one) + (1 - q) * ((1 - q).log() - zero)).sum().backward()
+    assert elbo.plan.rows == 41
+    assert torch.allclose(gradients()["a"], a.grad, atol=1e-4)

@@ -22,6 +22,10 @@ class Enumerate(Estimator):
     - `max_elements`: the largest table, in elements, that may be built. `max_operations`: elements of all tables of a
       step together. More is refused before any work is done.
 
+    A factorised `.to_event` site of many elements is not split up by itself, as no number of evaluations can show that
+    the program's terms do not join its elements: give it "indecater" (exact where they do not, unbiased where they do,
+    at the cost of its elements' values added up), or declare the elements as a `pyro.plate`.
+
     Raises `EnumerationError`, naming the site and the size, if a support is infinite or a table too large.
 
     Source: Titsias and Lázaro-Gredilla (2015), Local expectation gradients; Obermeyer et al. (2019), Tensor variable
