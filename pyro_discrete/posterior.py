@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import pyro
@@ -143,19 +144,24 @@ class _Runs:
     """Runs of one pair with one set of arguments."""
 
     def __init__(self, pair: Pair, num_samples: int) -> None:
-        self.pair = pair
+        self.pair, self.num_samples = pair, num_samples
         with on_trial(), torch.no_grad():
             self.trial: Trial = plain_trial(pair)
             marginal = marginal_sites(self.trial)
             self.settings = {s.name: Enumerate() for s in marginal}
             if marginal:
                 settle_marginals(pair, self.trial, self.settings)
-            self.in_rows = num_samples > 1 and bool(check_rows(pair, self.trial, num_samples))
         self.guide_sites = {n: Site(m) for n, m in latent_sites(self.trial.guide_trace).items()}
         self.model_sites = {s.name: s for s in marginal}
         every = self.guide_sites | self.model_sites
         self.discrete = [n for n, s in every.items() if s.family not in (None, Family.CONTINUOUS)]
         self.continuous = [n for n in every if n not in self.discrete]
+
+    @cached_property
+    def in_rows(self) -> bool:
+        """Whether all draws of the guide may be run at once."""
+        with on_trial(), torch.no_grad():
+            return self.num_samples > 1 and bool(check_rows(self.pair, self.trial, self.num_samples))
 
     def _rowed(self, program: Callable[..., Any], rows: int | None) -> Callable[..., Any]:
         program = self.trial.subsamples(program)
