@@ -14,6 +14,8 @@ from models.pictures import PALETTE
 __all__ = ["picture"]
 
 MARKS = "os^vD"
+SHOWN = 10.0
+"""Nats below the best that a panel shows."""
 
 
 def picture(results: Mapping[str, Any], defaults: Mapping[str, float | None], path: Path) -> None:
@@ -60,6 +62,7 @@ def _over_temperatures(axes: Axes, program: str, rows: Mapping[str, Any], defaul
             axes.plot([t for t, _ in points], [e for _, e in points], label=name, markerfacecolor="white", **style)
             at = [(t, e) for t, e in points if t == default]
             axes.plot([t for t, _ in at], [e for _, e in at], **{**style, "linestyle": ""})
+    _leave_out_far_below(axes, rows)
     axes.set_xscale("log")
     ticks = sorted({float(t) for runs in rows.values() for t in runs if t != "None"})
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks], rotation=60, fontsize=7)
@@ -67,6 +70,17 @@ def _over_temperatures(axes: Axes, program: str, rows: Mapping[str, Any], defaul
     axes.set_title(f"{program} (filled: default temperature)", fontsize=10)
     axes.set_xlabel("temperature")
     axes.set_ylabel("discrete test ELBO, nats an image")
+
+
+def _leave_out_far_below(axes: Axes, rows: Mapping[str, Any]) -> None:
+    """End the panel some nats below the best, and say what is below that."""
+    best = max(one["elbo"] for runs in rows.values() for one in runs.values())
+    far = {n: max(one["elbo"] for one in runs.values()) for n, runs in rows.items() if runs}
+    far = {name: elbo for name, elbo in far.items() if elbo < best - SHOWN}
+    if far:
+        axes.set_ylim(best - SHOWN, best + 0.5)
+        text = "\n".join(f"below: {name}, {elbo:.1f} at best" for name, elbo in far.items())
+        axes.text(0.02, 0.02, text, transform=axes.transAxes, fontsize=8)
 
 
 def _over_categories(axes: Axes, grid: Mapping[str, Any], defaults: Mapping[str, float | None]) -> None:

@@ -49,8 +49,8 @@ class GumbelSoftmax(RelaxedEstimator):
 
     Raises `SettingError` for a setting out of range.
 
-    Defaults are those of the best discrete ELBO (benchmarks/RESULTS.md); the literature has a temperature of 2/3 for
-    Bernoulli variables.
+    The default temperature has the best discrete ELBO (benchmarks/RESULTS.md; the literature has 2/3 for Bernoulli
+    variables). There "analytic" is up to a nat better than "linear", and "relaxed" much worse.
 
     Source: Jang, Gu and Poole (2017), Categorical reparameterization with Gumbel-Softmax (analytic); Maddison, Mnih and
     Teh (2017), The Concrete distribution, section 3.3 and appendix C (relaxed; equation 20 is the analytic one).
