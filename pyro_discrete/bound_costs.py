@@ -76,7 +76,12 @@ class BoundCosts:
         """The named site's cost `[columns * S * K, *batch]`, or `[columns * S, *batch]` if the K particles share it."""
         if name not in self.data:
             return self.outer.of(name, local)
-        return -self.scale * self.bounds[self.data[name]].flatten(0, 2)
+        cost = -self.scale * self.bounds[self.data[name]].flatten(0, 2)
+        sizes = list(cost.shape)
+        for plate in self.order.plates.get(name, ()):  # elements within a datum have one cost in common
+            if plate.dim is not None:
+                sizes[plate.dim] = plate.size
+        return cost.expand(sizes)
 
     def totals(self) -> Tensor:
         """Each column's total cost, `[columns * S]`; where one particle moves at a time, summed over which one."""

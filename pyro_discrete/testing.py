@@ -19,6 +19,7 @@ from dataclasses import replace
 import torch
 
 from pyro_discrete.diagnostics import effect_programs, plate_programs, site_programs
+from pyro_discrete.diagnostics.bound_programs import bounded, global_and_layers, words_in_documents
 from pyro_discrete.diagnostics.contract import Comparison, ElboLike, Measurement, Report, decide
 from pyro_discrete.diagnostics.exact import Exact, Oracle, exact_gradient, exact_loss
 from pyro_discrete.diagnostics.extremes import LOGITS, Extreme, SharedNoise, compare_precisions
@@ -41,6 +42,7 @@ __all__ = [
     "SharedNoise",
     "assert_contract",
     "bias_and_variance",
+    "bound_programs",
     "check_elbo",
     "check_estimator",
     "compare_precisions",
@@ -61,6 +63,11 @@ def programs() -> tuple[Program, ...]:
     return tuple(p for module in modules for p in vars(module).values() if isinstance(p, Program))
 
 
+def bound_programs() -> tuple[Program, ...]:
+    """Test programs for the importance-weighted bound: what its particles share, layers, and data within data."""
+    return (global_and_layers, words_in_documents)
+
+
 def discover_estimators() -> list[type[Estimator]]:
     """Every concrete estimator class in the package `pyro_discrete.estimators`, found by looking."""
     return [info.cls for info in available_estimators().values()]
@@ -74,22 +81,34 @@ def check_estimator(
     dtypes: Sequence[torch.dtype] = BOTH_DTYPES,
     false_alarm: float = 1e-4,
     seed: int = 0,
+    inner: int | None = None,
 ) -> Report:
     """Hold an estimator (an instance, a class or a name) to its declarations.
 
     - `programs`: by default all those that its `families` serve. `draws`: particles for each comparison's first stage.
     - `false_alarm`: the probability that a right estimator's report has a failure.
+    - `inner`: by default None, the evidence lower bound (3 for an estimator that serves the importance-weighted bound
+      alone); a number K is the importance-weighted bound of K particles, with the contract's particles as its outer
+      samples. Its exact answer is by brute force over all K-tuples.
 
     Returns a `Report`, which `assert_contract` judges. The mean loss and, if the estimator is declared unbiased, the
     mean gradients must agree with the exact ones; if it is declared biased, some gradient must be seen to be; and its
     auxiliary loss must not reach the programs' parameters.
     """
     from pyro_discrete.elbo import TraceELBO  # the engine, which this module is not to load unless it is used
+    from pyro_discrete.iwelbo import TraceIWELBO
 
     given = _instance(estimator)
+    if inner is None and given.importance_weighted:
+        inner = max(3, given.min_inner)
+    if inner is not None:
+        programs = bounded([*all_programs(), *bound_programs()] if programs is None else programs, inner)
 
     def make(particles: int, vectorize: bool) -> ElboLike:
-        return TraceELBO(copy.deepcopy(given), num_particles=particles, vectorize_particles=vectorize)
+        own = copy.deepcopy(given)
+        if inner is None:
+            return TraceELBO(own, num_particles=particles, vectorize_particles=vectorize)
+        return TraceIWELBO(own, num_particles=inner, num_outer_samples=particles, vectorize_particles=vectorize)
 
     leaks: list[str] = []
     with auxiliary_leaks(type(given), leaks):
