@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
 import pyro
 import torch
+from pyro.infer.util import Dice
 from pyro.util import get_rng_state
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -145,9 +147,20 @@ class _InsideTorch(TorchFunctionMode):
         if func is one_hot and _number_of_classes(*args, **(kwargs or {})) > 0:
             classes = torch.arange(_number_of_classes(*args, **(kwargs or {})), device=args[0].device)
             return (args[0].unsqueeze(-1) == classes).to(torch.int64)
+        if getattr(func, "__name__", "") in ("all", "masked_select") and _in_exact_sums():
+            # Pyro leaves out terms of probability zero there; here they stay in, as zeros
+            return False if func.__name__ == "all" else torch.where(args[1], args[0], 0.0)
         if getattr(func, "__name__", "") in ("numpy", "__array__", "data_ptr", "__dlpack__", "storage"):
             raise NotCapturableError("it takes a tensor's values out of torch (`.numpy()`)")
         return func(*args, **(kwargs or {}))
+
+
+def _in_exact_sums() -> bool:
+    """Whether Pyro's sums over enumerated sites are what is running."""
+    frame = sys._getframe(2)
+    while frame.f_code.co_name == "__torch_function__" and frame.f_back is not None:  # of other modes
+        frame = frame.f_back
+    return frame.f_code is Dice.compute_expectation.__code__
 
 
 def _number_of_classes(tensor: Tensor, num_classes: int = -1) -> int:

@@ -430,9 +430,9 @@ def test_says_what_it_holds():
         TraceELBO("rloo", num_particles=2, compile="inductor")  # type: ignore[arg-type]
 
 
-def test_exact_enumeration_says_that_it_is_not_captured():
-    pair, elbo = Pair(), TraceELBO("enumerate", compile="graph")
-    with pytest.warns(UserWarning, match="exact enumeration: "):
+def test_exact_sums_of_a_program_that_decides_say_that_they_are_not_captured():
+    pair, elbo = Pair(lambda mean: mean if mean.sum() > 0 else -mean), TraceELBO("enumerate", compile="graph")
+    with pytest.warns(UserWarning, match="exact enumeration: it decides in Python"):
         steps(elbo, pair, data())
     assert captures_of(elbo).count == 0
 
