@@ -21,7 +21,7 @@ from models.posterior import agreement, many_to_one_accuracy, most_probable
 from models.program import LatentClasses
 from models.training import Training
 from models.trials import KINDS, kind_of, try_program
-from pyro_discrete import TraceELBO, available_estimators
+from pyro_discrete import AutoDiscreteMeanField, TraceELBO, available_estimators
 from pyro_discrete.diagnostics import exact_gradient
 
 NAMES = [name for name, program in PROGRAMS.items() if issubclass(program, LatentClasses)]
@@ -34,8 +34,8 @@ def small(name: str, guide: str = "amortised", seed: int = 0) -> tuple[LatentCla
     if name == "gmm":
         factors = torch.tensor([[[1.0, 0.0], [0.3, 0.8]], [[0.5, 0.0], [-0.2, 1.2]]])
         shares = torch.tensor([0.7, 0.3])
-        program: LatentClasses = GaussianMixture(torch.randn(2, 2), factors, shares, (3,), guide)
-        x = torch.randn(2, 2)
+        program: LatentClasses = GaussianMixture(0.3 * torch.randn(2, 2), factors, shares, (3,), guide)
+        x = 0.3 * torch.randn(2, 2)
     elif name == "lca":
         program = LatentClassAnalysis(torch.tensor([0.3, 0.6, 0.8]), 3, (3,), guide)
         x = torch.tensor([[1.0, 0.0, -1.0], [0.0, 1.0, 1.0]])
@@ -184,3 +184,32 @@ def test_each_program_runs_unmodified_under_every_kind(name: str) -> None:
     assert all(trial.runs[kind] for kind in KINDS), trial.refused
     assert sum(len(trial.runs[kind]) + len(trial.refused[kind]) for kind in KINDS) == len(available_estimators())
     assert trial.told("exact") == "1 of 1"
+
+
+@pytest.mark.parametrize("amortize", [False, 8])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_guide_made_from_the_model_serves_too(name: str, amortize: bool | int) -> None:
+    """With logits for each element, the bound comes to the likelihood where classes are independent given the data."""
+    program, x = small(name)
+    guide = AutoDiscreteMeanField(program.model, amortize=amortize)
+    elbo = TraceELBO("enumerate")
+    before = -elbo.loss(program.model, guide, x) / len(x)
+    optimiser = torch.optim.Adam(guide.parameters())
+    for step in range(60):
+        optimiser.param_groups[0]["lr"] = 0.3 * (1 - step / 60)
+        optimiser.zero_grad()
+        elbo.loss_and_grads(program.model, guide, x)
+        optimiser.step()
+    bound, evidence = -elbo.loss(program.model, guide, x) / len(x), log_likelihood(program, x)
+    assert before < bound < evidence + 1e-4
+    if not amortize:
+        # What a chain's mean field leaves out: the dependence of one step on the next.
+        assert bound == pytest.approx(evidence, abs=0.2 if name == "hmm" else 0.005)
+
+
+@pytest.mark.parametrize("estimator", ["nvil", "gumbel_softmax"])
+def test_latents_that_the_guide_leaves_out_are_summed_under_every_estimator(estimator: str) -> None:
+    program, x = small("hmm", "marginal")
+    truth = gradients(program, TraceELBO("enumerate"), x)
+    for parameter, gradient in gradients(program, TraceELBO(estimator), x).items():
+        assert torch.allclose(gradient, truth[parameter], atol=1e-5), parameter
