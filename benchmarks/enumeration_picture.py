@@ -14,10 +14,11 @@ __all__ = ["picture"]
 
 LABELS = {
     "ours": 'TraceELBO("enumerate"), a step',
-    "viterbi": "most probable path",
+    "viterbi": "most probable path, all included",
     "pyro": "Pyro's TraceEnum_ELBO, a step",
 }
 MARKS = {"ours": "o", "viterbi": "^", "pyro": "D"}
+COLOURS = dict(zip(MARKS, PALETTE, strict=False))
 SIZES = {"chain": "length of the chain", "mixture": "points, in minibatches of 1,000"}
 
 
@@ -30,10 +31,10 @@ def picture(results: Sequence[Mapping[str, Any]], path: Path) -> None:
         for row, (key, scale, label) in enumerate((("step", 1e3, "ms"), ("memory", 1.0, "MB beyond the imports"))):
             axes = panels[row][column]
             mine = [r for r in results if r["program"] == program]
-            for number, what in enumerate(dict.fromkeys(r["what"] for r in mine)):
+            for what in dict.fromkeys(r["what"] for r in mine):
                 found = [r for r in mine if r["what"] == what]
                 sizes, heights = [r["size"] for r in found], [max(scale * r[key], 0.1) for r in found]
-                axes.plot(sizes, heights, marker=MARKS[what], color=PALETTE[number], label=LABELS[what])
+                axes.plot(sizes, heights, marker=MARKS[what], color=COLOURS[what], label=LABELS[what])
             if program == "chain":
                 ours = [r for r in results if (r["program"], r["what"]) == (program, "ours")]
                 end = scale * ours[-1][key]
@@ -46,6 +47,8 @@ def picture(results: Sequence[Mapping[str, Any]], path: Path) -> None:
                     label="linear",
                 )
             axes.set(xscale="log", yscale="log", ylabel=label)
+            low, high = axes.get_ylim()
+            axes.set_ylim(min(low, 1.0), max(high, 100.0))
             if row == 0:
                 axes.set_title("hidden Markov model, 4 states" if program == "chain" else "mixture of 4 Gaussians")
                 axes.legend(fontsize=8)
