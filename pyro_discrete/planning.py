@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 
+from pyro_discrete.automatic import Situation, situations, sums_are_small
 from pyro_discrete.costs import Order
+from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.estimators.base import Estimator, Family
 from pyro_discrete.estimators.enumerate import Enumerate
@@ -31,7 +34,7 @@ from pyro_discrete.switches import Wiring
 __all__ = ["make_plan", "plan_site"]
 
 CHEAP_SUPPORT = 256
-"""Up to so many joint values of all the guide's discrete sites, "auto" enumerates."""
+"""Up to so many joint values of all the guide's discrete sites, or of those behind any one term, "auto" enumerates."""
 
 
 def make_plan(
@@ -59,18 +62,21 @@ def make_plan(
     selection.check_patterns(names, lambda: names | names_of_guide(pair))
     marginal = marginal_sites(trial)
     settings = marginal_settings(marginal, selection)
-    enumerated = _enumeration_plan(pair, trial, sites, marginal, selection, objective, may_enumerate)
+    wiring = Wiring(given)
+    enumerated = _enumeration_plan(
+        pair, trial, sites, marginal, selection, objective, may_enumerate, lambda: wiring.of(given)
+    )
     if enumerated is not None:
         return enumerated, trial
     plan = Plan([], "vectorised", Columns(), selection.particles, trial.batch_dims, marginal=settings)
     if objective.reads_dependencies or any(s.family is not None for s in sites):
-        plan.wiring = Wiring(given)
+        plan.wiring = wiring
     plan.elements = _elements(trial)
     known = plan.dependencies(given)
     plan.layout = objective.layout(pair, trial, known, selection.particles)
     order = Order({n: plates_of(m) for n, m in sample_sites(trial.guide_trace).items()}, {}, known)
-    for site in sites:
-        plan.sites.append(plan_site(site, selection, plan, order))
+    situation = situations(pair, trial, sites, known, vectorise)
+    plan.sites += [plan_site(site, selection, plan, order, situation[site.name]) for site in sites]
     notes = objective.notes(trial.guide_trace, trial.model_trace, known)
     for site_plan in plan.sites:
         site_plan.notes += notes.get(site_plan.name, "")
@@ -86,12 +92,14 @@ def _marginal_plan(site: Site) -> SitePlan:
     return SitePlan(site.name, _kind(site), "enumerate", 0, "in the model alone: marginalised")
 
 
-def plan_site(site: Site, selection: Selection, plan: Plan, order: Order | None = None) -> SitePlan:
+def plan_site(
+    site: Site, selection: Selection, plan: Plan, order: Order | None = None, situation: Situation | None = None
+) -> SitePlan:
     """Choose a site's estimator and give it its columns."""
     if site.family is None:
         plan.estimators[site.name] = None
         return SitePlan(site.name, "reparameterised", "pathwise", 1, "continuous and reparameterised")
-    estimator, why = selection.estimator(site, plan.layout.shares(site.plates))
+    estimator, why = selection.estimator(site, situation, plan.layout.shares(site.plates))
     if isinstance(estimator, Enumerate):
         _check_support(site, estimator)
     rows = estimator.rows(site)
@@ -142,6 +150,7 @@ def _enumeration_plan(
     selection: Selection,
     objective: Objective,
     may_enumerate: bool,
+    known: Callable[[], Dependencies],
 ) -> Plan | None:
     """A plan that enumerates every discrete site of the guide, if asked for or, under "auto", cheap; else None."""
     discrete = [s for s in sites if s.family not in (None, Family.CONTINUOUS)]
@@ -152,7 +161,7 @@ def _enumeration_plan(
     if explicit and any(selection.left_to_auto(s) and not _fits(s, settings) for s in discrete):
         explicit = False  # a site that nobody named cannot be had: the named ones get the local expectation
     auto = may_enumerate and all(map(selection.left_to_auto, discrete))
-    if not explicit and not (auto and _is_cheap(discrete, marginal)):
+    if not explicit and not (auto and _is_cheap(discrete, marginal, known)):
         return None
     for site in everything:
         _check_support(site, settings)
@@ -165,7 +174,7 @@ def _enumeration_plan(
     plan.explicit, plan.joint = explicit, joint
     for site in sites:
         if site in discrete:
-            why = "asked for" if explicit else f"auto: at most {CHEAP_SUPPORT} joint values"
+            why = "asked for" if explicit else f"auto: at most {CHEAP_SUPPORT} joint values in a sum"
             plan.sites.append(
                 SitePlan(site.name, _kind(site), "enumerate", 0, why, f"; {int(site.cardinality)} joint values")
             )
@@ -175,9 +184,7 @@ def _enumeration_plan(
             plan.sites.append(SitePlan(site.name, _kind(site), "reinforce", 1, "continuous: the score function"))
     plan.sites += map(_marginal_plan, marginal)
     if joint:
-        plan.reason = (
-            "joint values of all plate elements, as a later site outside a plate may depend on an enumerated one"
-        )
+        plan.reason = "joint values of all plate elements, as a later site outside may depend on an enumerated one"
     return plan
 
 
@@ -195,9 +202,11 @@ def _kind(site: Site) -> str:
     return site.family.value if site.family else "reparameterised"
 
 
-def _is_cheap(discrete: list[Site], marginal: list[Site]) -> bool:
+def _is_cheap(discrete: list[Site], marginal: list[Site], known: Callable[[], Dependencies]) -> bool:
+    if any(s.cardinality > CHEAP_SUPPORT for s in [*discrete, *marginal]):
+        return False
     joint = math.prod(s.cardinality for s in discrete)
-    return joint <= CHEAP_SUPPORT and all(s.cardinality <= CHEAP_SUPPORT for s in marginal)
+    return joint <= CHEAP_SUPPORT or sums_are_small([*discrete, *marginal], known(), CHEAP_SUPPORT)
 
 
 def _choose_path(pair: Pair, trial: Trial, plan: Plan, vectorise: bool) -> None:

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from inspect import isabstract
 
 from pyro_discrete import estimators
+from pyro_discrete.automatic import Situation, ranking
 from pyro_discrete.errors import (
     ParticleError,
     SettingError,
@@ -166,7 +167,7 @@ class Selection:
                     f"{near_matches(pattern, names) if names else 'The guide has no latent sites.'}"
                 )
 
-    def estimator(self, site: Site, shared: bool = False) -> tuple[Estimator, str]:
+    def estimator(self, site: Site, situation: Situation | None = None, shared: bool = False) -> tuple[Estimator, str]:
         """An estimator of the site's own, and why it was chosen. Not for "auto" and reparameterised sites.
 
         A non-reparameterised continuous site that the wanted estimator does not serve gets the score function, and a
@@ -174,10 +175,10 @@ class Selection:
         """
         choice, why = self.wanted(site)
         if choice is None or choice == AUTO:
-            choice, why = self._automatic(site, shared)
+            choice, why = self._automatic(site, situation or Situation(), shared)
         made = named_estimator(choice) if isinstance(choice, str) else deepcopy(choice)
         if shared and made.importance_weighted:
-            made = named_estimator(self._automatic(site, shared)[0])
+            made = named_estimator(self._automatic(site, Situation(), shared)[0])
             why = "shared by a bound's particles, which have no weights there"
         family = site.family
         if family is Family.CONTINUOUS and family not in made.families:
@@ -191,18 +192,33 @@ class Selection:
             )
         return made, why
 
-    def _automatic(self, site: Site, shared: bool) -> tuple[str, str]:
-        """What "auto" is where the program is not enumerated; a choice that was saved is kept."""
-        saved = self.remembered.get(site.name)
-        info = available_estimators().get(saved or "")
-        if saved != Enumerate.name and info is not None and info.cls.min_particles <= self.particles:
-            return info.cls.name, "auto: as saved"
+    def _automatic(self, site: Site, situation: Situation, shared: bool) -> tuple[str, str]:
+        """What "auto" is where not all is enumerated: the table's first that can be had; a saved choice is kept.
+
+        Without a reason to prefer another, "nvil" with one particle and "rloo" with more.
+        """
+        known = available_estimators()
+        saved = known.get(self.remembered.get(site.name, ""))
+        if saved is not None and saved.cls is not Enumerate and saved.cls.min_particles <= self.particles:
+            return saved.cls.name, "auto: as saved"
         weighed = self.objective.automatic() if not shared else ""
         if weighed:
             return weighed, "auto: weighted particles"
-        if self.particles > 1:
-            return "rloo", f"auto: {self.particles} particles"
-        return "nvil", "auto: one particle"
+        family = site.family or Family.DISCRETE
+        names, cell = ranking(family, site.cardinality, situation.depth, self.particles)
+        passed = []
+        for name in names if not shared else ():
+            info = known[name]
+            if info.cls is Enumerate or family not in info.families or info.cls.min_particles > self.particles:
+                continue
+            if not info.unbiased and self.particles > 1:
+                continue  # nvil, whose variance normalisation rescales: it is for one particle, where rloo cannot be
+            why_not = situation.why_not(info.cls(), site)
+            if not why_not:
+                skipped = "".join(f"; not {other}, as {reason}" for other, reason in passed)
+                return name, f"auto: least variance x time ({cell}{skipped})"
+            passed.append((name, why_not))
+        return ("rloo", f"auto: {self.particles} particles") if self.particles > 1 else ("nvil", "auto: one particle")
 
     def wants_enumeration(self, sites: Iterable[Site]) -> tuple[bool, Enumerate]:
         """Whether one of these sites is asked to be enumerated and none otherwise, and with which settings."""

@@ -1,0 +1,207 @@
+"""The table behind "auto": variance times time of every unbiased estimator, by kind of site, support, depth, particles.
+
+`python -m benchmarks.auto_table` measures and writes pyro_discrete/auto_table.json; the same again goes on with the
+cells that are missing.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+import typer
+from torch import Tensor, nn
+
+from pyro_discrete import NVIL, Estimator, Family, TraceELBO, available_estimators
+from pyro_discrete.automatic import TABLE_FILE
+from pyro_discrete.checkpoints import write_atomically
+from pyro_discrete.errors import DiscreteInferenceError
+
+__all__ = ["CELLS", "Layers", "candidates", "measure_cell", "products_of", "score"]
+
+PIXELS, BATCH = 64, 20
+SIZES = {
+    Family.BERNOULLI: {8: (3, 2), 64: (6, 2), 1 << 20: (30, 2)},
+    Family.ONE_HOT: {8: (1, 8), 64: (2, 8), 1 << 20: (20, 10)},
+    Family.DISCRETE: {1 << 20: (8, 0)},
+}
+"""For each family, the number of joint values of a site (by which it is found again), its elements and their values.
+
+A Categorical is looked up as a OneHotCategorical."""
+DEPTHS, PARTICLES = (1, 3, 8), (1, 4)
+CELLS = [
+    (family.value, support, depth, particles)
+    for family in SIZES
+    for support, depth, particles in product(SIZES[family], DEPTHS, PARTICLES)
+    if (depth == 3 or support > 64) and not (family is Family.DISCRETE and depth == 8)
+]
+"""Small supports in one layer are enumerated whatever the table says."""
+STEPS = 300
+"""Of rloo, before a cell is measured."""
+SLOWEST = 0.12
+"""Seconds of a step from which on an estimator is left out of a cell."""
+LEFT_OUT = {"arm", "relax", "optimal_control_variate"}
+"""Estimators of which another is the better half: `disarm`, `rebar`; and one that wants a function of the user's."""
+
+
+class Layers(nn.Module):
+    """A belief network of `depth` sites of one family, one above the other, on random binary images."""
+
+    def __init__(self, family: Family, elements: int, values: int, depth: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.family, self.elements, self.values = family, elements, max(values, 1)
+        width = elements * (self.values if values > 2 else 1)
+        self.width = width
+        sizes = [PIXELS] + [width] * depth
+        self.up = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.down = nn.ModuleList(nn.Linear(b, a) for a, b in pairwise(sizes))
+        self.top = nn.Parameter(torch.zeros(width))
+        patterns = (torch.rand(5, PIXELS) < 0.4).float()
+        noise = (torch.rand(BATCH, PIXELS) < 0.1).float()
+        self.data = (patterns[torch.arange(BATCH) % 5] - noise).abs()
+
+    def site(self, logits: Tensor) -> Any:
+        if self.family is Family.BERNOULLI:
+            return dist.Bernoulli(logits=logits).to_event(1)
+        if self.family is Family.DISCRETE:
+            return dist.Poisson(nn.functional.softplus(logits)).to_event(1)
+        table = logits.unflatten(-1, (self.elements, self.values))
+        made = dist.OneHotCategorical if self.family is Family.ONE_HOT else dist.Categorical
+        return made(logits=table).to_event(1)
+
+    def flat(self, value: Tensor) -> Tensor:
+        if self.family is Family.CATEGORICAL:
+            value = (value.unsqueeze(-1) == torch.arange(self.values)).float()
+        return value.flatten(-2) if self.values > 2 else value
+
+    def model(self) -> None:
+        with pyro.plate("data", BATCH):
+            depth = len(self.down)
+            z = pyro.sample(f"z{depth}", self.site(self.top))
+            for layer in range(depth - 1, 0, -1):
+                z = pyro.sample(f"z{layer}", self.site(self.down[layer](self.flat(z))))
+            pyro.sample("x", dist.Bernoulli(logits=self.down[0](self.flat(z))).to_event(1), obs=self.data)
+
+    def guide(self) -> None:
+        with pyro.plate("data", BATCH):
+            below = self.data
+            for layer, network in enumerate(self.up, start=1):
+                below = self.flat(pyro.sample(f"z{layer}", self.site(network(below))))
+
+
+def score(
+    model: Callable[[], Any],
+    guide: Callable[[], Any],
+    parameters: Sequence[Tensor],
+    estimator: Estimator | str,
+    particles: int,
+    seconds: float,
+) -> dict[str, float]:
+    """Variance of the gradient of some parameters, milliseconds a step, and their product."""
+    elbo = TraceELBO(copy.deepcopy(estimator), num_particles=particles)
+    torch.manual_seed(0)
+    elbo.loss_and_grads(model, guide)
+    own = list(elbo.parameters())
+    optimiser = torch.optim.Adam(own, lr=1e-2) if own else None
+    samples, started, deadline = [], time.process_time(), time.process_time() + seconds
+    warming = 15
+    while len(samples) < 20 or (time.process_time() < deadline and len(samples) < 200):
+        for parameter in parameters:
+            parameter.grad = None
+        elbo.loss_and_grads(model, guide)
+        if optimiser is not None:
+            optimiser.step()
+            optimiser.zero_grad()
+        warming -= 1
+        if warming < 0:
+            samples.append(
+                torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
+            )
+        elif warming == 0:
+            started, deadline = time.process_time(), time.process_time() + seconds
+    ms = 1e3 * (time.process_time() - started) / len(samples)
+    variance = float(torch.stack(samples).double().var(0).sum())
+    return {"variance": variance, "ms": ms, "product": variance * ms}
+
+
+def candidates(family: Family | None) -> dict[str, Estimator]:
+    """The unbiased estimators that serve a family (None: any), and those that are but for their scale, without it."""
+    known = {n: e for n, e in available_estimators().items() if family is None or family in e.families}
+    found = {n: e.cls() for n, e in known.items() if e.unbiased}
+    kept = {n: e for n, e in found.items() if n not in LEFT_OUT}
+    return {**kept, "nvil": NVIL(variance_normalisation=False)}
+
+
+def measure_cell(family: str, support: int, depth: int, particles: int, seconds: float) -> list[list[Any]]:
+    """Names and relative products of what serves a cell, the best first."""
+    elements, values = SIZES[Family(family)][support]
+    program = Layers(Family(family), elements, values, depth)
+    optimiser = torch.optim.Adam(program.parameters(), lr=1e-2)
+    elbo = TraceELBO("rloo", num_particles=2)
+    torch.manual_seed(0)
+    for _ in range(STEPS):  # away from the start, where f is next to linear
+        optimiser.zero_grad()
+        elbo.loss_and_grads(program.model, program.guide)
+        optimiser.step()
+    up = list(program.up.parameters())
+    products = products_of(program.model, program.guide, up, candidates(Family(family)), particles, seconds)
+    best = min(v for v in products.values() if v > 0)
+    return [[name, float(f"{v / best:.3g}")] for name, v in sorted(products.items(), key=lambda item: item[1])]
+
+
+def products_of(
+    model: Callable[[], Any],
+    guide: Callable[[], Any],
+    parameters: Sequence[Tensor],
+    estimators: Mapping[str, Estimator | str],
+    particles: int,
+    seconds: float,
+) -> dict[str, float]:
+    """Variance times milliseconds of each estimator that the program allows and that is not too slow."""
+    products = {}
+    for name, estimator in estimators.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                first = TraceELBO(copy.deepcopy(estimator), num_particles=particles)
+                for _ in range(2):
+                    started = time.process_time()
+                    first.loss_and_grads(model, guide)
+                if time.process_time() - started < SLOWEST:
+                    products[name] = score(model, guide, parameters, estimator, particles, seconds)["product"]
+        except (DiscreteInferenceError, RuntimeError):
+            continue
+    return products
+
+
+def main(
+    seconds: Annotated[float, typer.Option(help="For each estimator in each cell.")] = 0.6,
+    only: Annotated[int, typer.Option(help="Cells at most; 0: all.")] = 0,
+    out: Annotated[Path, typer.Option(help="The table, which is gone on with.")] = TABLE_FILE,
+) -> None:
+    """Measure the cells that the table does not have, and write it."""
+    torch.set_num_threads(1)
+    cells: list[dict[str, Any]] = json.loads(out.read_text()) if out.exists() else []
+    done = {(c["family"], c["support"], c["depth"], c["particles"]) for c in cells}
+    missing = [cell for cell in CELLS if cell not in done]
+    for family, support, depth, particles in missing[: only or None]:
+        ranking = measure_cell(family, support, depth, particles, seconds)
+        cell = {"family": family, "support": support, "depth": depth, "particles": particles, "ranking": ranking}
+        cells.append(cell)
+        print(family, support, depth, particles, ranking[:4], flush=True)
+        lines = ",\n".join(json.dumps(c) for c in cells)
+        write_atomically(out, f"[\n{lines}\n]\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,180 @@
+"""What "auto" takes for a site: the first of a committed table of measurements that the site and its program allow."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pyro_discrete.dependencies import Dependencies
+from pyro_discrete.errors import DiscreteInferenceError
+from pyro_discrete.estimators.base import Estimator, Family
+from pyro_discrete.probe import Pair, Trial, on_trial, trace_pair
+from pyro_discrete.relaxations.relax import ExtendMessenger
+from pyro_discrete.rows_check import check_rows
+from pyro_discrete.sites import Site, latent_sites, plates_of, sample_sites, site_log_prob
+
+__all__ = ["TABLE_FILE", "Situation", "is_differentiable", "keeps_to_plates", "ranking", "situations", "sums_are_small"]
+
+TABLE_FILE = Path(__file__).with_name("auto_table.json")
+"""Variance times time of estimators by kind of site, as benchmarks/auto_table.py measured it."""
+_MEASURED_AS = {
+    Family.CATEGORICAL: Family.ONE_HOT,
+    Family.COUNT: Family.DISCRETE,
+    Family.CONTINUOUS: Family.DISCRETE,
+}
+MOST_NUMBERS = 4_000_000
+"""Estimators whose rows would hold more numbers in the program's sites are not taken by themselves.
+
+A hundred rows cost next to nothing on small programs, like those of the table, and all their time on large ones.
+"""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What "auto" knows of a site's surroundings.
+
+    - `depth`: how many sites of the guide are drawn by estimators.
+    - `differentiable`: whether the model is a differentiable function of the site's relaxed value.
+    - `separable`: whether the elements of the site's plates share no later term.
+    - `takes_rows`: whether the program can be run over rows at once. `numbers`: how many a row holds in its sites.
+    """
+
+    depth: int = 1
+    numbers: int = 0
+    takes_rows: Callable[[], bool] = lambda: False
+    differentiable: Callable[[], bool] = lambda: False
+    separable: Callable[[], bool] = lambda: False
+
+    def why_not(self, estimator: Estimator, site: Site) -> str:
+        """Why an estimator that serves the site cannot be taken here; empty if it can."""
+        if estimator.rows(site) > 1 and not self.takes_rows():
+            return "the program takes no rows at once"
+        if (estimator.slope_rows or estimator.relaxed) and not self.differentiable():
+            return "the model is not differentiable there"
+        if estimator.separable and not self.separable():
+            return "elements of a plate share terms"
+        numbers = self.depth * estimator.rows(site) * self.numbers
+        if estimator.rows(site) > 4 and numbers > MOST_NUMBERS:
+            return f"its rows hold {numbers:.2g} numbers"
+        return ""
+
+
+@cache
+def _table() -> list[dict]:
+    return json.loads(TABLE_FILE.read_text())
+
+
+def ranking(family: Family, support: float, depth: int, particles: int) -> tuple[list[str], str]:
+    """Names of estimators, least variance times time first, and the measured cell that is nearest.
+
+    Supports are rounded up, for what lists joint values was measured on no larger ones; depth and particles go to the
+    nearest on a logarithmic scale.
+
+    >>> names, cell = ranking(Family.BERNOULLI, float("inf"), depth=1, particles=1)
+    >>> cell
+    'Bernoulli, many joint values, 1 site, 1 particle'
+    """
+    kind = _MEASURED_AS.get(family, family)
+    cells = [cell for cell in _table() if cell["family"] == kind.value]
+    largest = max(cell["support"] for cell in cells)
+    size = min((cell["support"] for cell in cells if cell["support"] >= support), default=largest)
+
+    def distance(cell: dict) -> tuple[float, ...]:
+        return (
+            abs(math.log(cell["support"] / size)),
+            abs(math.log(cell["depth"] / depth)),
+            abs(math.log(cell["particles"] / particles)),
+            cell["depth"],
+            cell["particles"],
+        )
+
+    best = min(cells, key=distance)
+    joint = "many" if best["support"] == largest else f"up to {best['support']}"
+    where = f"{best['family']}, {joint} joint values, {_count(best['depth'], 'site')}"
+    return [name for name, _ in best["ranking"]], f"{where}, {_count(best['particles'], 'particle')}"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number > 1)}"
+
+
+def situations(
+    pair: Pair, trial: Trial, sites: list[Site], known: Dependencies, vectorise: bool
+) -> dict[str, Situation]:
+    """Each site's situation. What takes a run is looked at when it is asked for, once."""
+    drawn = sum(site.family is not None for site in sites)
+    traces = (trial.guide_trace, trial.model_trace)
+    values = [msg["value"] for trace in traces for msg in sample_sites(trace).values()]
+    numbers = sum(value.numel() for value in values if isinstance(value, Tensor))
+
+    @cache
+    def takes_rows() -> bool:
+        try:
+            return vectorise and bool(check_rows(pair, trial, 2))
+        except DiscreteInferenceError:  # it mixes rows into another dim: no error, as long as it has none
+            return False
+
+    return {
+        site.name: Situation(
+            drawn,
+            numbers,
+            takes_rows,
+            partial(is_differentiable, pair, trial, site.name),
+            partial(keeps_to_plates, trial, site.name, known),
+        )
+        for site in sites
+    }
+
+
+def is_differentiable(pair: Pair, trial: Trial, name: str) -> bool:
+    """Whether the model's terms have a finite gradient with respect to a relaxed value of the site.
+
+    Integers are left out: their soft values are slower than the table's one-hot ones.
+    """
+    msg = latent_sites(trial.guide_trace)[name]
+    site = Site(msg)
+    if site.family not in (Family.BERNOULLI, Family.ONE_HOT):
+        return False
+    values = {n: m["value"].detach() for n, m in latent_sites(trial.guide_trace).items()}
+    hard = values[name]
+    soft = (0.8 * hard + 0.2 / hard.shape[-1] if site.family is Family.ONE_HOT else 0.8 * hard + 0.1).requires_grad_()
+    try:
+        with on_trial(), torch.enable_grad():
+            extend = ExtendMessenger({name: None})
+            given = Pair(extend(pair.model), extend(pair.guide), pair.args, pair.kwargs)
+            _, model_trace = trace_pair(given, trial.subsamples, values | {name: soft})
+            terms = [site_log_prob(m).sum() for n, m in sample_sites(model_trace).items() if n != name]
+            total: Tensor = sum(terms, torch.zeros(()))
+            (slope,) = torch.autograd.grad(total, [soft], allow_unused=True)
+    except Exception:  # whatever a program says to a value that is no corner
+        return False
+    return slope is not None and bool(slope.isfinite().all()) and bool(slope.any())
+
+
+def sums_are_small(sites: list[Site], known: Dependencies, largest: int) -> bool:
+    """Whether the joint values that any one term depends on, through all that is drawn on the way, are so few."""
+    if not known.known or not sites:
+        return False
+    sizes = {site.name: site.cardinality for site in sites}
+    return all(math.prod(sizes.get(name, 1.0) for name in sources) <= largest for sources in known.terms.values())
+
+
+def keeps_to_plates(trial: Trial, name: str, known: Dependencies) -> bool:
+    """Whether every term that a site's draw may change is in all of the site's plates."""
+    plates = {p for p in plates_of(latent_sites(trial.guide_trace)[name]) if p.vectorized}
+    if not plates:
+        return True
+    traces = (("guide", trial.guide_trace), ("model", trial.model_trace))
+    return known.known and all(
+        plates <= plates_of(msg)
+        for where, trace in traces
+        for other, msg in sample_sites(trace).items()
+        if known.influences(name, (where, other))
+    )

@@ -1,0 +1,29 @@
+"""The scripts behind costs and "auto" run to their end on a small scale, and what they report is in order."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import auto_models, auto_table, dependency_costs
+from pyro_discrete import Family
+
+
+def test_dependency_costs_reports_both_kinds_of_costs(tmp_path: Path) -> None:
+    dependency_costs.main(draws=12, small=True, out=tmp_path)
+    rows = json.loads((tmp_path / "dependency_costs.json").read_text())
+    assert {row["wiring"] for row in rows} == set(dependency_costs.WIRINGS)
+    assert all(row["full"] > row["saved"] for row in rows if row["estimator"] == "reinforce")
+
+
+@pytest.mark.slow
+def test_the_table_behind_auto_is_measured_and_held_against_every_estimator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto_table, "STEPS", 2)
+    monkeypatch.setattr(auto_table, "SLOWEST", 10.0)
+    ranking = auto_table.measure_cell(Family.BERNOULLI.value, 8, 1, 1, seconds=0.0)
+    assert [product for _, product in ranking] == sorted(product for _, product in ranking)
+    assert ranking[0] == ["enumerate", 0.0]
+    found = auto_models.compare_auto("sbn", {"latents": 3}, 1, steps=1, seconds=0.0)
+    assert (found["auto"], found["best"], found["ratio"]) == (["enumerate"], "enumerate", 1.0)

@@ -1,0 +1,141 @@
+"""What "auto" takes: what the table says is best, of what the site and its program allow, and always the same."""
+
+from __future__ import annotations
+
+import json
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_discrete import Enumerate, Family, TraceELBO, available_estimators
+from pyro_discrete.automatic import TABLE_FILE, ranking
+
+
+@pytest.fixture
+def table(monkeypatch):
+    """A table of the test's own."""
+
+    def replace(*names, **more):
+        cells = [
+            {
+                "family": f.value,
+                "support": more.get("support", 1 << 20),
+                "depth": 1,
+                "particles": 1,
+                "ranking": [[n, 1.0] for n in names],
+            }
+            for f in (Family.BERNOULLI, Family.ONE_HOT, Family.DISCRETE)
+        ]
+        monkeypatch.setattr("pyro_discrete.automatic._table", lambda: cells)
+
+    return replace
+
+
+def bits(through=lambda z: z, plate_sum=False, size=12):
+    phi = torch.zeros(size, requires_grad=True)
+
+    def model():
+        with pyro.plate("data", 2):
+            z = pyro.sample("z", dist.Bernoulli(0.5 * torch.ones(size)).to_event(1))
+            if not plate_sum:
+                pyro.sample("x", dist.Normal(through(z).sum(-1), 1.0), obs=torch.tensor([0.0, 1.0]))
+        if plate_sum:
+            pyro.sample("x", dist.Normal(through(z).sum(-1).sum(-1, keepdim=True), 1.0), obs=torch.tensor(1.0))
+
+    def guide():
+        with pyro.plate("data", 2):
+            pyro.sample("z", dist.Bernoulli(logits=phi.expand(2, size)).to_event(1))
+
+    return model, guide
+
+
+def chosen(model, guide, particles=1):
+    elbo = TraceELBO(num_particles=particles)
+    elbo.loss_and_grads(model, guide)
+    (site,) = elbo.plan.sites
+    return site.estimator.partition("(")[0], site.why
+
+
+def test_the_committed_table_ranks_unbiased_estimators_that_serve():
+    known = available_estimators()
+    cells = json.loads(TABLE_FILE.read_text())
+    assert {c["family"] for c in cells} == {f.value for f in (Family.BERNOULLI, Family.ONE_HOT, Family.DISCRETE)}
+    for cell in cells:
+        products = [product for _, product in cell["ranking"]]
+        assert products == sorted(products)
+        for name, _ in cell["ranking"]:
+            assert known[name].unbiased or name == "nvil"
+            assert Family(cell["family"]) in known[name].families
+            assert known[name].cls.min_particles <= cell["particles"]
+
+
+def test_the_first_that_can_be_had_is_taken_and_the_plan_says_why(table):
+    table("rebar", "disarm")
+    assert chosen(*bits()) == (
+        "rebar",
+        "auto: least variance x time (Bernoulli, many joint values, 1 site, 1 particle)",
+    )
+    name, why = chosen(*bits(through=lambda z: (z > 0.5).float()))
+    assert name == "disarm"
+    assert "not rebar, as the model is not differentiable there" in why
+
+
+def test_what_judges_elements_one_by_one_needs_them_apart(table):
+    table("indecater", "rloo", "disarm")
+    assert chosen(*bits(size=9))[0] == "indecater"
+    name, why = chosen(*bits(size=9, plate_sum=True))
+    assert name == "disarm"  # rloo needs particles
+    assert "not indecater, as elements of a plate share terms" in why
+    assert "its rows hold 1.6e+07 numbers" in chosen(*bits(size=2000))[1]
+
+
+def test_without_an_entry_the_score_function_with_baselines_is_taken(table):
+    table("rebar")
+    hard = bits(through=lambda z: z.round())
+    assert chosen(*hard)[0] == "nvil"
+    assert chosen(*hard, particles=3)[0] == "rloo"
+
+
+def test_supports_are_rounded_up_and_depth_and_particles_to_the_nearest():
+    assert ranking(Family.BERNOULLI, 3.0, 3, 1)[1] == ranking(Family.BERNOULLI, 8.0, 3, 1)[1]
+    assert ranking(Family.BERNOULLI, 9.0, 3, 1)[1] != ranking(Family.BERNOULLI, 8.0, 3, 1)[1]
+    assert ranking(Family.CATEGORICAL, 1e30, 1, 3)[1] == ranking(Family.ONE_HOT, 1e30, 1, 4)[1]
+    assert "many" in ranking(Family.CONTINUOUS, float("inf"), 1, 1)[1]
+
+
+def test_the_choice_is_the_same_in_every_run_and_after_a_reload(table):
+    table("rebar", "disarm")
+    assert len({chosen(*bits()) for _ in range(3)}) == 1
+    first = TraceELBO()
+    first.loss(*bits())
+    table("disarm")
+    again = TraceELBO()
+    again.load_state_dict(first.state_dict())
+    again.loss(*bits())
+    (site,) = again.plan.sites
+    assert (site.estimator.partition("(")[0], site.why) == ("rebar", "auto: as saved")
+
+
+def test_chains_of_separate_sites_are_enumerated_as_each_term_holds_few_values():
+    phi = torch.zeros(10, requires_grad=True)
+
+    def model():
+        above = torch.tensor(0.0)
+        for i in range(10):
+            above = pyro.sample(f"z{i}", dist.Bernoulli(logits=above - 0.5))
+            pyro.sample(f"x{i}", dist.Normal(above, 1.0), obs=torch.tensor(0.3))
+
+    def guide():
+        for i in range(10):
+            pyro.sample(f"z{i}", dist.Bernoulli(logits=phi[i]))
+
+    elbo = TraceELBO()
+    elbo.loss_and_grads(model, guide)
+    assert elbo.plan.path == "enumerated"
+    found = phi.grad.clone()
+    phi.grad = None
+    explicit = TraceELBO(Enumerate())
+    assert elbo.loss(model, guide) == pytest.approx(explicit.loss_and_grads(model, guide))
+    assert torch.allclose(found, phi.grad)
