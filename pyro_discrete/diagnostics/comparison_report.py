@@ -118,8 +118,8 @@ class EstimatorComparison:
         out = StringIO()
         console = Console(file=out, width=120, force_jupyter=False, force_terminal=False)
         console.print(self.table())
-        for label, reason in self.left_out.items():
-            console.print(f"left out: {label}: {reason}", highlight=False, markup=False)
+        if self.left_out:
+            console.print(f"left out (`left_out` says why): {', '.join(self.left_out)}", highlight=False, markup=False)
         return out.getvalue()
 
     def plot(self, path: str | Path | None = None) -> Figure:
