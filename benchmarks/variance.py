@@ -67,17 +67,6 @@ class Measured:
         }
 
 
-class _Counted:
-    """An ELBO whose gradient estimates move a progress bar."""
-
-    def __init__(self, elbo: DiscreteELBO, bar: tqdm) -> None:
-        self.elbo, self.bar = elbo, bar
-
-    def differentiable_loss(self, *arguments: Any) -> Tensor:
-        self.bar.update()
-        return self.elbo.differentiable_loss(*arguments)
-
-
 def train_point(config: RunConfig, images: Images) -> Training:
     """A short run to the parameters at which all estimators are measured."""
     with isolated(config.seed):
@@ -126,7 +115,7 @@ def measure(
     ms = _one_draw_ms(program, elbo, batch)
     number = max(min(draws, int(1000 * seconds / ms)), min(draws, LEAST_DRAWS))
     with tqdm(total=number, desc=f"{config.program}: {config.estimator}", unit="draw", leave=False) as bar:
-        noise = gradient_noise(program, _Counted(elbo, bar), batch, number)
+        noise = gradient_noise(program, elbo, batch, number, bar.update)
     evaluations = elbo.plan.rows * elbo.plan.particles
     kind = "unbiased" if config.estimator == NVIL.name else bias(config.estimator)  # measured without its rescaling
     return Measured(config.estimator, kind, evaluations, number, ms, noise.guide, noise.model)

@@ -135,7 +135,7 @@ def compare(
     bound_samples: BoundSamples = 100,
     threads: Threads = None,
 ) -> None:
-    """Train one program from the same start under several estimators; print one table, save one picture."""
+    """Train one program from the same start under several estimators; then compare their gradients where the best ended."""
     with reported(threads):
         names = [name.strip() for name in estimators.split(",") if name.strip()]
         if not names or len(set(names)) < len(names):
@@ -153,8 +153,10 @@ def compare(
         )
         write_atomically(out / "results.json", json.dumps(comparison.to_dict(), indent=2) + "\n")
         show(comparison_table([comparison]))
+        show(comparison.measured.table())
         picture_comparisons([comparison], data, out / "comparison.png")
-        say(f"picture: {out / 'comparison.png'}\nfigures: {out / 'results.json'}")
+        comparison.measured.plot(out / "gradients.png")
+        say(f"pictures: {out / 'comparison.png'}, {out / 'gradients.png'}\nfigures: {out / 'results.json'}")
 
 
 @app.command()

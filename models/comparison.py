@@ -13,10 +13,11 @@ from models.config import CHECKPOINT_NAME, RunConfig
 from models.data import binarise_once
 from models.dataset import Dataset
 from models.estimators import bias, build_elbo
-from models.evaluation import GradientNoise, gradient_noise, isolated
+from models.evaluation import GradientNoise, isolated
 from models.training import RunResult, Training, run
+from pyro_discrete.diagnostics import EstimatorComparison, compare_estimators
 
-__all__ = ["Comparison", "Row", "compare", "noise_at"]
+__all__ = ["Comparison", "Row", "compare", "measure"]
 
 WARM_UP = 200
 """Batches on which an estimator learns its baselines at the shared point before its noise is measured there."""
@@ -49,10 +50,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows in the order asked for, and the estimator at whose last parameters all gradient noise was measured."""
+    """Rows in the order asked for, and the estimator at whose last parameters all gradients were `measured`."""
 
     rows: list[Row]
     shared_point: str
+    measured: EstimatorComparison
 
     @property
     def config(self) -> RunConfig:
@@ -103,29 +105,36 @@ def compare(
         )
     best = max(results, key=lambda result: result.bounds.elbo)
     point = best.training.program.state_dict()
-    rows = [Row(result, noise_at(point, result.training.config, data)) for result in results]
-    return Comparison(rows, best.training.config.estimator)
+    measured = measure(point, configs, data)
+    rows = [Row(result, _noise(measured, result.training.config)) for result in results]
+    return Comparison(rows, best.training.config.estimator, measured)
 
 
-def noise_at(point: dict[str, torch.Tensor], config: RunConfig, data: Dataset) -> GradientNoise:
-    """Gradient noise of the config's estimator at the program parameters `point`, on one batch of training elements.
+def _noise(measured: EstimatorComparison, config: RunConfig) -> GradientNoise:
+    of = measured.dataset.sel(estimator=config.estimator)
+    variances = {str(name): float(of["variance"].sel(parameter=name)) for name in of["parameter"].values}
+    return GradientNoise.of(variances, config.batch_size, int(of["draws"]))
 
-    Only what the estimator itself learns is trained beforehand, on `WARM_UP` batches: baselines fitted elsewhere would
-    tell of their own past, not of this point.
+
+def measure(point: dict[str, torch.Tensor], configs: Sequence[RunConfig], data: Dataset) -> EstimatorComparison:
+    """The configs' estimators at the program parameters `point`, on one batch of training elements.
+
+    Only what an estimator itself learns is trained beforehand, on `WARM_UP` other batches: baselines fitted elsewhere
+    would tell of their own past, not of this point.
     """
+    config = configs[0]
     with isolated(config.seed):
         training = Training(config, data)
         program = training.program
         program.load_state_dict(point)
-        elbo = build_elbo(config, rescaled=False)
-        batch = binarise_once(data.train[: config.batch_size], config.binarisation).to(config.device)
-        elbo.loss(program.model, program.guide, batch)
-        own = list(elbo.parameters())
-        optimiser = torch.optim.Adam(own, config.estimator_lr) if own else None
-        for _ in range(WARM_UP if elbo.state_dict() else 0):
-            elbo.zero_grad()
-            x = training.stream.next_batch().to(config.device)
-            elbo.differentiable_loss(program.model, program.guide, x).backward()
-            if optimiser is not None:
-                optimiser.step()
-    return gradient_noise(program, elbo, batch, DRAWS)
+        return compare_estimators(
+            program.model,
+            program.guide,
+            binarise_once(data.train[: config.batch_size], config.binarisation).to(config.device),
+            estimators={each.estimator: build_elbo(each, rescaled=False) for each in configs},
+            draws=DRAWS,
+            warm_up=WARM_UP,
+            next_batch=lambda: training.stream.next_batch().to(config.device),
+            learning_rate=config.estimator_lr,
+            progress=True,
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 from models.program import LatentClasses, Program
 from pyro_discrete import TraceELBO
+from pyro_discrete.diagnostics.gradients import GradientDraws
+from pyro_discrete.engine import DiscreteELBO
 from pyro_discrete.errors import NonFiniteError
 
 __all__ = [
@@ -60,6 +62,13 @@ class GradientNoise:
     guide: float
     model: float
     draws: int
+
+    @classmethod
+    def of(cls, variances: Mapping[str, float], batch: int, draws: int) -> GradientNoise:
+        """From the variance of each parameter's gradient of the objective of a whole batch."""
+        guide = sum(v for name, v in variances.items() if "encoder." in name)
+        model = sum(v for name, v in variances.items() if "encoder." not in name)
+        return cls(guide / batch**2, model / batch**2, draws)
 
     @property
     def total(self) -> float:
@@ -148,28 +157,18 @@ def discrete_elbo(program: Program, x: Tensor) -> float:
     return bounds(program, x, samples=1).elbo
 
 
-def gradient_noise(program: Program, elbo: Any, x: Tensor, draws: int) -> GradientNoise:
+def gradient_noise(
+    program: Program, elbo: DiscreteELBO, x: Tensor, draws: int, progress: Callable[[], Any] | None = None
+) -> GradientNoise:
     """Variance of the gradient estimate of `elbo` at the program's parameters, on the batch `x` `[batch, ...]`.
 
     Parameters stay as they are; running averages of the estimator go on with each draw. `draws` is at least 2.
+    `progress` is called after each.
     """
-    parameters = dict(program.named_parameters())
-    mean = {name: torch.zeros_like(p, dtype=torch.double) for name, p in parameters.items()}
-    squares = {name: torch.zeros_like(p, dtype=torch.double) for name, p in parameters.items()}
+    drawn = GradientDraws(elbo, Pair(program.model, program.guide, (x,), {}))
     with isolated(EVALUATION_SEED):
-        for draw in range(1, draws + 1):
-            program.zero_grad()
-            (elbo.differentiable_loss(program.model, program.guide, x) / len(x)).backward()
-            for name, parameter in parameters.items():
-                if parameter.grad is None:
-                    continue
-                # Welford's update: the plain difference of moments loses all digits where the variance is small.
-                gradient = parameter.grad.double()
-                deviation = gradient - mean[name]
-                mean[name] += deviation / draw
-                squares[name] += deviation * (gradient - mean[name])
-    program.zero_grad()
-    sums = {"guide": 0.0, "model": 0.0}
-    for name, square in squares.items():
-        sums["guide" if name.startswith("encoder.") else "model"] += float(square.sum()) / (draws - 1)
-    return GradientNoise(sums["guide"], sums["model"], draws)
+        for _ in range(draws):
+            drawn.add()
+            if progress is not None:
+                progress()
+    return GradientNoise.of({name: float(m.variance.sum()) for name, m in drawn.moments.items()}, len(x), draws)

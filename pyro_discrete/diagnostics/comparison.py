@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from pyro_discrete.select import Spec, available_estimators
 __all__ = ["compare_estimators"]
 
 Objective = Callable[..., DiscreteELBO]
+Candidate = Spec | DiscreteELBO
 REFERENCE_FACTOR = 4
 """So many times the draws go into a reference that has to be sampled."""
 ROUNDING = 1e-4
@@ -48,7 +50,7 @@ def compare_estimators(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     *args: Any,
-    estimators: Iterable[str | Estimator] | Mapping[str, Spec] | None = None,
+    estimators: Iterable[str | Estimator] | Mapping[str, Candidate] | None = None,
     draws: int = 200,
     num_particles: int | None = None,
     seconds: float = math.inf,
@@ -62,8 +64,8 @@ def compare_estimators(
 ) -> EstimatorComparison:
     r"""Measure estimators of the gradient on a model and guide, at their parameters as they are.
 
-    - `estimators`: names or instances, or a dict from labels to whatever `TraceELBO` takes; by default every one in
-      `available_estimators()` that serves the pair.
+    - `estimators`: names or instances, or a dict from labels to whatever `TraceELBO` takes, or to ELBOs (which are
+      copied); by default every one in `available_estimators()` that serves the pair.
     - `draws`: gradient estimates for each mean and variance, at least 2, of the same arguments `args` and `kwargs`;
       an estimator that would take longer than `seconds` makes fewer.
     - `num_particles`: for all; by default each has the least that it works with.
@@ -119,15 +121,15 @@ def compare_estimators(
         taken = _times(list(measured.values()))
     dataset = _dataset(measured, reference, taken, draws)
     return EstimatorComparison(
-        dataset, left_out, {label: _code(chosen[label], drawn) for label, drawn in measured.items()}
+        dataset, left_out, {label: _code(label, chosen[label], drawn) for label, drawn in measured.items()}
     )
 
 
-def _chosen(estimators: Iterable[str | Estimator] | Mapping[str, Spec] | None) -> dict[str, Spec]:
+def _chosen(estimators: Iterable[str | Estimator] | Mapping[str, Candidate] | None) -> dict[str, Candidate]:
     """Label -> what to give to an objective."""
     if isinstance(estimators, Mapping):
         return {str(label): spec for label, spec in estimators.items()}
-    found: dict[str, Spec] = {}
+    found: dict[str, Candidate] = {}
     for each in available_estimators() if estimators is None else estimators:
         label = each if isinstance(each, str) else each.name
         number = sum(known.split(" #")[0] == label for known in found)
@@ -136,22 +138,27 @@ def _chosen(estimators: Iterable[str | Estimator] | Mapping[str, Spec] | None) -
 
 
 def _prepared(
-    pair: Pair, chosen: Mapping[str, Spec], objective: Objective, num_particles: int | None
+    pair: Pair, chosen: Mapping[str, Candidate], objective: Objective, num_particles: int | None
 ) -> tuple[dict[str, GradientDraws], dict[str, str]]:
     """What serves the pair, planned; and label -> why not for the rest."""
     measured: dict[str, GradientDraws] = {}
     left_out: dict[str, str] = {}
     for label, spec in chosen.items():
         try:
-            fair = NVIL(variance_normalisation=False) if spec == NVIL.name else spec
-            elbo = objective(fair, num_particles=num_particles or _least_particles(spec))
-            drawn = GradientDraws(elbo, pair)
+            drawn = GradientDraws(_elbo(spec, objective, num_particles), pair)
             drawn.draw()
         except DiscreteInferenceError as error:
             left_out[label] = str(error)
         else:
             measured[label] = drawn
     return measured, left_out
+
+
+def _elbo(spec: Candidate, objective: Objective, num_particles: int | None) -> DiscreteELBO:
+    if isinstance(spec, DiscreteELBO):
+        return copy.deepcopy(spec)
+    fair = NVIL(variance_normalisation=False) if spec == NVIL.name else spec
+    return objective(fair, num_particles=num_particles or _least_particles(spec))
 
 
 def _least_particles(spec: Spec) -> int:
@@ -277,8 +284,9 @@ def _dataset(
     return dataset
 
 
-def _code(spec: Spec, drawn: GradientDraws) -> str:
+def _code(label: str, spec: Candidate, drawn: GradientDraws) -> str:
     """The line that makes this ELBO."""
-    elbo, given = drawn.elbo, f'"{spec}"' if isinstance(spec, str) else repr(spec)
+    elbo = drawn.elbo
+    given = repr(spec) if isinstance(spec, Estimator | Mapping) else f'"{spec if isinstance(spec, str) else label}"'
     particles = f", num_particles={elbo.num_particles}" if elbo.num_particles > 1 else ""
     return f"{type(elbo).__name__}({given}{particles})"
