@@ -27,6 +27,7 @@ from models.estimators import has_temperature
 from models.logged import load_log
 from models.options import takes_settings
 from models.pictures import picture_comparisons, picture_run
+from models.report import write_report
 from models.tables import choices, comparison_table, run_table
 from models.training import RUN_FILES, refuse_used_folder, run
 from pyro_discrete.checkpoints import write_atomically
@@ -100,6 +101,7 @@ def train(
     data_dir: DataDir = None,
     checkpoint_every: CheckpointEvery = 500,
     bound_samples: BoundSamples = 100,
+    monitor_every: Annotated[int, typer.Option(help="Steps between two looks at the gradients; 0: none.", min=0)] = 200,
     threads: Threads = None,
 ) -> None:
     """Train one program under one estimator; report test ELBO and importance-weighted bound, and save pictures."""
@@ -114,7 +116,15 @@ def train(
             refuse_used_folder(out)
         data = load_data(config.data, data_dir)
         say(f"{data.origin}{_binarised(config)}; results in {out}")
-        result = run(config, data, out, resume=resume, checkpoint_every=checkpoint_every, bound_samples=bound_samples)
+        result = run(
+            config,
+            data,
+            out,
+            resume=resume,
+            checkpoint_every=checkpoint_every,
+            bound_samples=bound_samples,
+            monitor_every=monitor_every,
+        )
         show(run_table(result))
         for path in picture_run(result, data, out):
             say(f"picture: {path}")
@@ -135,7 +145,7 @@ def compare(
     bound_samples: BoundSamples = 100,
     threads: Threads = None,
 ) -> None:
-    """Train one program from the same start under several estimators; then compare their gradients where the best ended."""
+    """Train one program from the same start under several estimators, and compare their gradients where the best ends."""
     with reported(threads):
         names = [name.strip() for name in estimators.split(",") if name.strip()]
         if not names or len(set(names)) < len(names):
@@ -216,6 +226,16 @@ def bandit(
         write_atomically(out / "results.json", json.dumps([run.to_dict() for run in runs], indent=2) + "\n")
         show(bandit_table(rounds, runs))
         say(f"figures: {out / 'results.json'}")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run, the --out of `train`.")],
+    out: Annotated[Path | None, typer.Option(help="The file.  [default: report.html in the folder]")] = None,
+) -> None:
+    """Write one HTML file on a run: its figures, curves, samples, gradient health and settings."""
+    with reported():
+        say(f"report: {write_report(folder, out)}")
 
 
 @app.command(name="list")

@@ -106,14 +106,15 @@ def compare(
     best = max(results, key=lambda result: result.bounds.elbo)
     point = best.training.program.state_dict()
     measured = measure(point, configs, data)
-    rows = [Row(result, _noise(measured, result.training.config)) for result in results]
+    size = min(configs[0].batch_size, len(data.train))
+    rows = [Row(result, _noise(measured, result.training.config.estimator, size)) for result in results]
     return Comparison(rows, best.training.config.estimator, measured)
 
 
-def _noise(measured: EstimatorComparison, config: RunConfig) -> GradientNoise:
-    of = measured.dataset.sel(estimator=config.estimator)
+def _noise(measured: EstimatorComparison, estimator: str, batch: int) -> GradientNoise:
+    of = measured.dataset.sel(estimator=estimator)
     variances = {str(name): float(of["variance"].sel(parameter=name)) for name in of["parameter"].values}
-    return GradientNoise.of(variances, config.batch_size, int(of["draws"]))
+    return GradientNoise.of(variances, batch, int(of["draws"]))
 
 
 def measure(point: dict[str, torch.Tensor], configs: Sequence[RunConfig], data: Dataset) -> EstimatorComparison:

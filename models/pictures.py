@@ -31,7 +31,8 @@ ACROSS, FEW = 10, 5
 def picture_run(result: RunResult, data: Dataset, out: Path) -> list[Path]:
     """Write `curves.png` into the folder, and what was learned; returns the paths.
 
-    Of images, that is `reconstructions.png` and `samples.png`; of latent classes, `found.png`.
+    Of images, that is `reconstructions.png` and `samples.png`; of latent classes, `found.png`; `gradients.png` where
+    they were monitored.
     """
     config, program, bounds = result.training.config, result.training.program, result.bounds
     title = f"{config.program} on {config.data}, estimator {config.estimator}"
@@ -53,6 +54,9 @@ def picture_run(result: RunResult, data: Dataset, out: Path) -> list[Path]:
         figures["found"].suptitle(title, fontsize=10)
     if isinstance(data, Images):
         figures |= _image_figures(result, data, title)
+    if result.monitor.records:
+        figures["gradients"] = result.monitor.plot()
+        figures["gradients"].suptitle(title, fontsize=10)
     return _save(figures, out)
 
 

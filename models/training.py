@@ -23,6 +23,7 @@ from models.program import LatentClasses, Program
 from models.recording import Recorder
 from pyro_discrete import fit
 from pyro_discrete.checkpoints import load_checkpoint, write_atomically
+from pyro_discrete.diagnostics import Monitor
 from pyro_discrete.errors import CheckpointError
 
 __all__ = ["RUN_FILES", "RunResult", "Training", "refuse_used_folder", "run"]
@@ -50,8 +51,8 @@ class Training:
             first = binarise_once(data.train[: config.batch_size], config.binarisation).to(config.device)
             self.elbo.loss(self.program.model, self.program.guide, first)
 
-    def run(self, recorder: Recorder, checkpoint: Path | None, checkpoint_every: int, resume: bool) -> None:
-        """Train to `config.steps`."""
+    def run(self, callbacks: Sequence[Any], checkpoint: Path | None, checkpoint_every: int, resume: bool) -> None:
+        """Train to `config.steps`, with a `Recorder` among the `callbacks`."""
         config = self.config
         result = fit(
             self.program.model,
@@ -62,8 +63,8 @@ class Training:
             rates={"estimators.*": config.estimator_lr} if any(True for _ in self.elbo.parameters()) else None,
             steps=config.steps,
             device=config.device,
-            log_every=recorder.log_every,
-            callbacks=[recorder],
+            log_every=next(each.log_every for each in callbacks if isinstance(each, Recorder)),
+            callbacks=callbacks,
             checkpoint=checkpoint,
             checkpoint_every=checkpoint_every,
             resume=resume,
@@ -77,6 +78,7 @@ class Training:
 class RunResult:
     """A finished run: its training state, metrics, and bounds on the test elements `test` `[m, ...]` (binary images).
 
+    `monitor` has looked at its gradients as it went.
     `found`, where the latents are classes: the exact test log-likelihood, and how the classes agree with the labels.
     """
 
@@ -84,6 +86,7 @@ class RunResult:
     metrics: Metrics
     test: Tensor
     bounds: Bounds
+    monitor: Monitor
     found: dict[str, float]
 
     @property
@@ -107,10 +110,14 @@ def run(
     resume: bool = False,
     checkpoint_every: int = 500,
     bound_samples: int = 100,
+    monitor_every: int = 0,
 ) -> RunResult:
     """Train to `config.steps` and evaluate; with `out`, keep config, metrics, checkpoints and summary in that folder.
 
     With `resume` the folder's checkpoint is continued, bit for bit as if the run had never stopped.
+
+    `monitor_every`: steps between two looks at the gradients (see `pyro_discrete.diagnostics.Monitor`), each of which
+    costs two steps; 0 for none.
 
     Raises `ConfigError` if the folder holds a run and `resume` is not set; `CheckpointError` if there is nothing to
     resume, or another run; `Interrupted` on SIGINT or SIGTERM, after saving; the library's errors, the last checkpoint
@@ -129,6 +136,8 @@ def run(
     with isolated(config.seed):
         training = Training(config, data)
         recorder = Recorder(metrics, training.program, test, config.evaluate_every, config.steps)
+        program = training.program
+        monitor = Monitor(program.model, program.guide, training.elbo, every=monitor_every or config.steps + 1)
         if saved is not None and path is not None and out is not None:
             check_same_run(saved["config"], config, out)
             if saved["data"] != training.fingerprint:
@@ -139,12 +148,11 @@ def run(
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             write_atomically(out / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
-        training.run(recorder, path, checkpoint_every, resume)
-    program = training.program
+        training.run([recorder, monitor], path, checkpoint_every, resume)
     found = {}
     if isinstance(program, LatentClasses):
         found = {"test_log_likelihood": log_likelihood(program, test), **agreement(program, data)}
-    result = RunResult(training, metrics, test, bounds(program, test, bound_samples), found)
+    result = RunResult(training, metrics, test, bounds(program, test, bound_samples), monitor, found)
     if out is not None:
         write_atomically(out / "summary.json", json.dumps(result.summary, indent=2) + "\n")
     return result
