@@ -145,7 +145,7 @@ def compare(
     bound_samples: BoundSamples = 100,
     threads: Threads = None,
 ) -> None:
-    """Train one program from the same start under several estimators, and compare their gradients where the best ends."""
+    """Train one program from the same start under several estimators; compare their gradients where the best ends."""
     with reported(threads):
         names = [name.strip() for name in estimators.split(",") if name.strip()]
         if not names or len(set(names)) < len(names):
