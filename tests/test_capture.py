@@ -47,7 +47,7 @@ def a_program_for(estimator: Estimator) -> Program:
     return next((p for name in PREFERRED for p in served if p.name == name), served[0])
 
 
-def run(program: Program, estimator: Estimator, compile: Any, steps: int = 6) -> tuple[list[Any], DiscreteELBO]:
+def run(program: Program, estimator: Estimator, compile: Any, steps: int = 5) -> tuple[list[Any], DiscreteELBO]:
     """Losses, gradients and the estimators' state after some steps of gradient descent."""
     seen: list[Any] = []
     with program.running(torch.float32) as pair:
@@ -67,7 +67,11 @@ def run(program: Program, estimator: Estimator, compile: Any, steps: int = 6) ->
     return seen, elbo
 
 
-VARIANTS = [pytest.param(v, id=f"{c.name}-{i}") for c in discover_estimators() for i, v in enumerate(c.variants())]
+VARIANTS = [
+    pytest.param(variant, id=f"{cls.name}-{i}", marks=[pytest.mark.slow] if i > 0 else [])
+    for cls in discover_estimators()
+    for i, variant in enumerate(cls.variants())
+]
 
 
 @pytest.mark.parametrize("estimator", VARIANTS)

@@ -27,7 +27,10 @@ def serves(estimator: Estimator) -> bool:
 
 
 VARIANTS = [
-    pytest.param(v, id=f"{c.name}-{i}") for c in discover_estimators() for i, v in enumerate(c.variants()) if serves(v)
+    pytest.param(variant, id=f"{cls.name}-{i}", marks=[pytest.mark.slow] if i > 0 else [])
+    for cls in discover_estimators()
+    for i, variant in enumerate(cls.variants())
+    if serves(variant)
 ]
 
 
