@@ -136,7 +136,7 @@ def section(name: str, results: Mapping[str, list[dict[str, float]]]) -> str:
         indices = [row["adjusted_rand_index"] for row in rows]
         lines.append(
             f"| {method} | {mean['log_likelihood']:.2f} | {mean['adjusted_rand_index']:.3f} | "
-            f"{min(indices):.3f} to {max(indices):.3f} | {mean['many_to_one_accuracy']:.3f} | {mean['seconds']:.1f} |"
+            f"{min(indices):.3f} to {max(indices):.3f} | {mean['many_to_one_accuracy']:.3f} | {mean['seconds']:.2f} |"
         )
     return "\n".join(lines) + "\n"
 
