@@ -68,6 +68,8 @@ class Wiring:
 def _without_floats(pair: Pair) -> tuple[Pair, list[Tensor]]:
     """The pair with tensors for the floats among its arguments, and these."""
     numbers: list[Tensor] = []
+    if all(isinstance(value, Tensor) for value in (*pair.args, *pair.kwargs.values())):
+        return pair, numbers
 
     def lifted(value: Any) -> Any:
         if type(value) is not float:

@@ -10,7 +10,17 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from benchmarks import bias_variance, enumeration, mixtures_and_chains, nvil_ablation, relaxations, step_time, variance
+from benchmarks import (
+    bias_variance,
+    enumeration,
+    long_run,
+    mixtures_and_chains,
+    nvil_ablation,
+    relaxations,
+    step_curves,
+    step_time,
+    variance,
+)
 from benchmarks.step_shapes import Shape
 
 
@@ -183,3 +193,21 @@ def test_mixtures_and_chains_beside_other_implementations(
         assert 0 < row["many_to_one_accuracy"] <= 1
         assert row["seconds"] > 0
         assert f"| {method} | {row['log_likelihood']:.2f} |" in printed
+
+
+def test_step_curves_measures_points_and_draws_them(tmp_path: Path) -> None:
+    shape = Shape("", "binary", 5, (4,), pixels=6)
+    found = {mode: step_curves.measured(shape, 2, mode, seconds=0.01) for mode in step_curves.MODES}
+    assert min(each["ms"] for each in found.values()) > 0
+    results = {axis: {mode: {"2": one, "4": one} for mode, one in found.items()} for axis in step_curves.AXES}
+    step_curves.picture(results, tmp_path / "curves.png")
+    assert matplotlib.image.imread(tmp_path / "curves.png").std() > 0.05
+    assert step_curves.point("layers", 3)[0].latents == (200,) * 3
+
+
+def test_a_long_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for steps in (3, 6):
+        arguments = ["--estimator", "disarm", "--data", "digits", "--compile", "no", "--bound-samples", "2"]
+        monkeypatch.setattr("sys.argv", ["long_run", *arguments, "--steps", str(steps), "--out", str(tmp_path)])
+        long_run.main()
+        assert json.loads((tmp_path / "report.json").read_text())["steps"] == steps
