@@ -1,0 +1,217 @@
+"""Why hard-forward relaxations (and exact gradients) stall on a Gaussian mixture where soft ones learn."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+import typer
+from pyro import poutine
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from models.evaluation import isolated
+from pyro_discrete import GumbelSoftmax, ReinMax, StraightThrough, StraightThroughGumbelSoftmax, TraceELBO
+from pyro_discrete.checkpoints import write_atomically
+
+__all__ = ["CONDITIONS", "ESTIMATORS", "growth", "soft_threshold", "train"]
+
+ESTIMATORS: dict[str, Any] = {
+    "enumerate": lambda: TraceELBO("enumerate"),
+    "rloo, 4 particles": lambda: TraceELBO("rloo", num_particles=4),
+    "straight_through": lambda: TraceELBO(StraightThrough()),
+    "straight_through_gumbel_softmax": lambda: TraceELBO(StraightThroughGumbelSoftmax(0.65)),
+    "reinmax": lambda: TraceELBO(ReinMax(1.0)),
+    "gumbel_softmax, t = 0.35": lambda: TraceELBO(GumbelSoftmax(0.35)),
+    "gumbel_softmax, t = 1": lambda: TraceELBO(GumbelSoftmax(1.0)),
+}
+SOFT = {"gumbel_softmax, t = 0.35": 0.35, "gumbel_softmax, t = 1": 1.0}
+MIXTURE = [name for name in ESTIMATORS if name not in ("straight_through", "gumbel_softmax, t = 1")]
+"""Those that are trained on the whole mixture."""
+CONDITIONS = {
+    "none": "as it stands",
+    "narrow": "scale held narrow at first",
+    "light": "divergence at 0.1 at first",
+    "soft": "soft values at first",
+    "own": "a scale for each component",
+}
+"""What is changed: in the first third of the training, or (`own`) all along."""
+COMPONENTS = 4
+
+
+def soft_threshold(temperature: float, points: int = 200_001) -> float:
+    r"""The ratio V / s^2 above which two coinciding components part under soft values: c2 (c1 - 1/4) / c1^2.
+
+    With w = sigmoid(logistic noise / t): c1 = E[2 w (1 - w)] / t, c2 = E[(2 w - 1)^2]. It is 1 at t = 0.
+    """
+    uniform = (torch.arange(points, dtype=torch.float64) + 0.5) / points
+    w = (uniform.logit() / temperature).sigmoid()
+    c1, c2 = (2 * w * (1 - w)).mean() / temperature, (2 * w - 1).square().mean()
+    return float(c2 * (c1 - 0.25) / c1**2)
+
+
+def two_clusters(seed: int = 0) -> Tensor:
+    """A thousand points about -3 and 3, of mean zero: `[1000]`."""
+    noise = torch.randn(1000, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x = noise + torch.tensor([3.0, -3.0], dtype=torch.float64).repeat_interleave(500)
+    return x - x.mean()
+
+
+def growth(name: str, ratio: float, steps: int = 200) -> float:
+    """By how much two nearly coinciding components part in gradient descent, with V / s^2 = ratio held.
+
+    The model has means -d and d and scale s, the guide q(z = 1 | x) = sigmoid(a x): the point d = a = 0 is the
+    collapsed one.
+    """
+    x = two_clusters()
+    variance = float(x.square().mean())
+    scale = math.sqrt(variance / ratio)
+    d = torch.tensor(0.1 * scale, dtype=torch.float64, requires_grad=True)
+    a = torch.tensor(0.2 / math.sqrt(variance), dtype=torch.float64, requires_grad=True)
+
+    def model() -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.ones(2, dtype=torch.float64) / 2))
+            pyro.sample("x", dist.Normal(torch.stack([-d, d])[z], scale), obs=x)
+
+    def guide() -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Categorical(logits=torch.stack([-a * x / 2, a * x / 2], -1)))
+
+    with isolated(0):
+        elbo = ESTIMATORS[name]()
+        for _ in range(steps):
+            d.grad = a.grad = None
+            elbo.loss_and_grads(model, guide)
+            assert d.grad is not None
+            assert a.grad is not None
+            with torch.no_grad():
+                d -= 0.5 * scale**2 * d.grad / len(x)
+                a -= 2.0 / variance * a.grad / len(x)
+    return float(d.detach()) / (0.1 * scale)
+
+
+class Mixture(nn.Module):
+    """Four Gaussians with learned weights, means and scale, and a network as the guide; it starts broad."""
+
+    def __init__(self, x: Tensor, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.locs = nn.Parameter(x.mean() + torch.randn(COMPONENTS, dtype=torch.float64))
+            self.network = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, COMPONENTS)).double()
+        self.log_scales = nn.Parameter((1.1 * x.std()).log().expand(COMPONENTS).clone())
+        self.logits = nn.Parameter(torch.zeros(COMPONENTS, dtype=torch.float64))
+        self.weight_of_divergence, self.own_scales = 1.0, False
+
+    def model(self, x: Tensor) -> None:
+        """The usual mixture."""
+        with pyro.plate("data", len(x)):
+            with poutine.scale(scale=self.weight_of_divergence):
+                z = pyro.sample("z", dist.Categorical(logits=self.logits))
+            scale = self.log_scales.exp()[z] if self.own_scales else self.log_scales.mean().exp()
+            pyro.sample("x", dist.Normal(self.locs[z], scale), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        """Responsibilities by a network."""
+        with pyro.plate("data", len(x)), poutine.scale(scale=self.weight_of_divergence):
+            pyro.sample("z", dist.Categorical(logits=self.network(x.unsqueeze(-1) / 4)))
+
+
+def four_clusters() -> Tensor:
+    """Four hundred points about -6, -2, 2 and 6, half a unit wide: `[400]`."""
+    noise = torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.tensor([-6.0, -2.0, 2.0, 6.0], dtype=torch.float64).repeat(100) + 0.5 * noise
+
+
+def train(name: str, condition: str, seed: int, steps: int) -> float:
+    """Exact negative bound, in nats a datum, after so many steps of Adam over all data."""
+    x = four_clusters()
+    with isolated(seed):
+        mixture = Mixture(x, seed)
+        mixture.own_scales = condition == "own"
+        elbo, soft = ESTIMATORS[name](), TraceELBO(GumbelSoftmax(0.35))
+        optimiser = torch.optim.Adam(mixture.parameters(), lr=0.03)
+        if condition == "narrow":
+            with torch.no_grad():
+                mixture.log_scales.fill_(math.log(0.4 * float(x.std())))
+        for step in range(steps):
+            early = 3 * step < steps
+            mixture.log_scales.requires_grad_(not (early and condition == "narrow"))
+            mixture.weight_of_divergence = 0.1 if early and condition == "light" else 1.0
+            optimiser.zero_grad()
+            used = soft if early and condition == "soft" else elbo
+            used.loss_and_grads(mixture.model, mixture.guide, x)
+            optimiser.step()
+        mixture.weight_of_divergence = 1.0
+        return TraceELBO("enumerate").loss(mixture.model, mixture.guide, x) / len(x)
+
+
+def collapsed() -> float:
+    """The negative bound of one Gaussian for everything, in nats a datum."""
+    return math.log(float(four_clusters().std(correction=0)) * math.sqrt(2 * math.pi * math.e))
+
+
+def section(result: Mapping[str, Any]) -> str:
+    """The results as a section of markdown."""
+    ratios = list(next(iter(result["growth"].values())))
+    heads = ["", "parts above", *(f"V/s² = {r}" for r in ratios)]
+    lines = ["## The stall", "", "| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    for name, row in result["growth"].items():
+        cells = [f"{SOFT_THRESHOLDS.get(name, 1.0):.2f}", *(f"{row[r]:.2f}" if r in row else "" for r in ratios)]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    heads = ["", *CONDITIONS.values()]
+    lines += ["", "| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    for name, row in result["mixture"].items():
+        lines.append(f"| {name} | " + " | ".join(_summary(row[r]) for r in CONDITIONS if r in row) + " |")
+    return "\n".join([*lines, ""])
+
+
+SOFT_THRESHOLDS = {name: soft_threshold(t) for name, t in SOFT.items()}
+
+
+def _summary(losses: list[float]) -> str:
+    stalled = sum(loss > collapsed() - 0.1 for loss in losses)
+    return f"{min(losses):.2f} to {max(losses):.2f}, {stalled} of {len(losses)} stalled"
+
+
+def main(
+    seeds: Annotated[int, typer.Option(help="Starts of the mixture.", min=1)] = 5,
+    steps: Annotated[int, typer.Option(help="Training steps of the mixture.", min=3)] = 450,
+    ratios: Annotated[str, typer.Option(help="V / s^2, separated by commas.")] = "0.2,0.4,0.6,0.8,0.95,1.05,1.4",
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/stall"),
+) -> None:
+    """Measure when coinciding components part, and what keeps a mixture from the collapse: stall.json and .md."""
+    torch.set_num_threads(1)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "stall.json"
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"growth": {}, "mixture": {}}
+
+    def keep() -> None:
+        write_atomically(path, json.dumps(result, indent=2) + "\n")
+        write_atomically(out / "stall.md", section(result))
+
+    for name in tqdm(ESTIMATORS, desc="growth", unit="estimator"):
+        row = result["growth"].setdefault(name, {})
+        for ratio in ratios.split(","):
+            if ratio not in row:
+                row[ratio] = growth(name, float(ratio))
+                keep()
+    for name in tqdm(MIXTURE, desc="mixture", unit="estimator"):
+        row = result["mixture"].setdefault(name, {})
+        for condition in CONDITIONS:
+            losses = row.setdefault(condition, [])
+            while len(losses) < seeds:
+                losses.append(train(name, condition, len(losses), steps))
+                keep()
+    typer.echo(section(result))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,49 @@
+"""The stall of benchmarks/stall.py: coinciding components part where the theory says, and its script runs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from benchmarks import stall
+
+
+def test_the_threshold_of_soft_values_is_known_at_two_temperatures():
+    """c1 = c2 = 1/3 at t = 1, where the relaxed value is uniform; the discrete bound's at t = 0."""
+    assert stall.soft_threshold(1.0) == pytest.approx(0.25, abs=1e-4)
+    assert stall.soft_threshold(1e-3, points=2_000_001) == pytest.approx(1.0, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio", "part"),
+    [
+        ("enumerate", 0.8, False),
+        ("enumerate", 1.4, True),
+        ("reinmax", 0.8, False),
+        ("reinmax", 1.4, True),
+        ("gumbel_softmax, t = 0.35", 0.45, False),
+        ("gumbel_softmax, t = 0.35", 0.9, True),
+        ("gumbel_softmax, t = 1", 0.9, True),
+    ],
+)
+def test_components_part_above_the_threshold_and_merge_below(name, ratio, part):
+    grown = stall.growth(name, ratio, steps=60)
+    assert grown > 1.5 if part else abs(grown) < 0.7
+
+
+def test_the_script_writes_its_section_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(stall, "ESTIMATORS", {n: stall.ESTIMATORS[n] for n in ("reinmax", "gumbel_softmax, t = 1")})
+    monkeypatch.setattr(stall, "MIXTURE", ["reinmax"])
+    app = typer.Typer()
+    app.command()(stall.main)
+    few = ["--seeds", "1", "--steps", "3", "--ratios", "0.5", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, few)
+    assert result.exit_code == 0, result.output
+    kept = (tmp_path / "stall.json").read_text()
+    assert set(json.loads(kept)["mixture"]["reinmax"]) == set(stall.CONDITIONS)
+    assert "| reinmax | 1.00 |" in result.stdout
+    assert CliRunner().invoke(app, few).exit_code == 0
+    assert (tmp_path / "stall.json").read_text() == kept
