@@ -14,7 +14,6 @@ import torch
 import typer
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
-from tqdm import tqdm
 
 from models.config import configure
 from models.data import load_data
@@ -52,8 +51,7 @@ def _ours(estimator: str, guide: str, task: Mapping[str, Any], data: Dataset, se
     with isolated(seed):
         training = Training(config, data)
         started = time.process_time()
-        for _ in tqdm(range(config.steps), desc=f"{data.name} {estimator} {guide}", leave=False):
-            training.advance()
+        training.run()
         seconds = time.process_time() - started
     program = training.program
     assert isinstance(program, LatentClasses)

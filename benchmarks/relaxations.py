@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from tqdm import tqdm
 
 from benchmarks.relaxations_picture import picture
 from models.config import configure
@@ -85,8 +84,7 @@ def run_one(
         training = Training(config, images)
         training.elbo = relaxation.elbo(temperature)
         started = time.process_time()
-        for _ in tqdm(range(config.steps), desc=f"{program}: {relaxation.estimator} {temperature}", leave=False):
-            training.advance()
+        training.run()
         taken = 1000 * (time.process_time() - started) / config.steps
     found = bounds(training.program, test, 100)
     return {"elbo": found.elbo, "bound": found.importance_weighted, "ms": taken}

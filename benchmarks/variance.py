@@ -71,8 +71,7 @@ def train_point(config: RunConfig, images: Images) -> Training:
     """A short run to the parameters at which all estimators are measured."""
     with isolated(config.seed):
         training = Training(config, images)
-        for _ in tqdm(range(config.steps), desc=f"{config.program}: training with {config.estimator}", leave=False):
-            training.advance()
+        training.run()
     return training
 
 
@@ -185,7 +184,7 @@ def measure_network(
     result = {
         "config": start.config.to_dict(),
         "limits": limits,
-        "elbo_at_point": start.smoothed,
+        "elbo_at_point": -(start.loss or 0.0) / start.config.batch_size,
         "measured": [one.to_dict() for one in measured],
         "left_out": left_out,
     }

@@ -20,7 +20,7 @@ from models.evaluation import Bounds, bounds, isolated, log_likelihood
 from models.metrics import Metrics
 from models.posterior import agreement
 from models.program import LatentClasses, Program
-from models.recording import Recorder
+from models.recording import LOG_EVERY, Recorder
 from pyro_discrete import fit
 from pyro_discrete.checkpoints import load_checkpoint, write_atomically
 from pyro_discrete.diagnostics import Monitor
@@ -33,7 +33,7 @@ RUN_FILES = (CHECKPOINT_NAME, "config.json", "metrics.jsonl")
 
 
 class Training:
-    """A program, its ELBO and its batches; `step` counts the steps made.
+    """A program, its ELBO and its batches; `step` counts the steps made, `loss` is the last one recorded, of a batch.
 
     Parameters start from the config's seed alone, so that runs differing in the estimator start from the same program.
     """
@@ -46,13 +46,20 @@ class Training:
         self.program: Program = build_program(config, data)
         self.elbo = build_elbo(config)
         self.step = 0
+        self.loss: float | None = None
         # The estimator's own parameters come into being on the first call; whether it has any decides on its rate.
         with isolated(config.seed):
             first = binarise_once(data.train[: config.batch_size], config.binarisation).to(config.device)
             self.elbo.loss(self.program.model, self.program.guide, first)
 
-    def run(self, callbacks: Sequence[Any], checkpoint: Path | None, checkpoint_every: int, resume: bool) -> None:
-        """Train to `config.steps`, with a `Recorder` among the `callbacks`."""
+    def run(
+        self,
+        callbacks: Sequence[Any] = (),
+        checkpoint: Path | None = None,
+        checkpoint_every: int = 500,
+        resume: bool = False,
+    ) -> None:
+        """Train to `config.steps`. A `Recorder` among the `callbacks` says how often the loss is recorded."""
         config = self.config
         result = fit(
             self.program.model,
@@ -63,7 +70,7 @@ class Training:
             rates={"estimators.*": config.estimator_lr} if any(True for _ in self.elbo.parameters()) else None,
             steps=config.steps,
             device=config.device,
-            log_every=next(each.log_every for each in callbacks if isinstance(each, Recorder)),
+            log_every=next((c.log_every for c in callbacks if isinstance(c, Recorder)), min(LOG_EVERY, config.steps)),
             callbacks=callbacks,
             checkpoint=checkpoint,
             checkpoint_every=checkpoint_every,
@@ -71,7 +78,7 @@ class Training:
             metadata={"config": config.to_dict(), "data": self.fingerprint},
             progress=f"{config.program} {config.estimator}",
         )
-        self.step = result.step
+        self.step, self.loss = result.step, result.loss
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -18,7 +20,8 @@ def summed_under_a_bit(dtype: torch.dtype) -> Pair:
     data = torch.tensor([0.5, -1.1, 0.8], dtype=dtype)
 
     def model(x: Tensor) -> None:
-        with pyro.plate("data", 3, subsample_size=2) as i, pyro.poutine.mask(mask=torch.tensor([True, False, True])[i]):
+        seen: Any = torch.tensor([True, False, True])
+        with pyro.plate("data", 3, subsample_size=2) as i, pyro.poutine.mask(mask=seen[i]):
             above = pyro.sample("above", dist.Bernoulli(torch.tensor(0.3, dtype=dtype)))
             z = pyro.sample("z", dist.Bernoulli(logits=0.8 - 1.5 * above))
             logits = b[0] + z.unsqueeze(-1) * b[1]
@@ -100,7 +103,7 @@ def summed_row_by_row(dtype: torch.dtype) -> Pair:
     def model(x: Tensor) -> None:
         z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.4, dtype=dtype)))
         scale = 0.5 if z.item() > 0.5 else 1.2
-        for i in pyro.plate("data", 2):
+        for i in map(int, pyro.plate("data", 2)):
             y = pyro.sample(f"y_{i}", dist.Bernoulli(logits=w[i] + z))
             pyro.sample(f"x_{i}", dist.Normal(y - w[0], scale), obs=x[i])
 

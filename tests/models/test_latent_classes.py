@@ -153,8 +153,7 @@ def test_classes_are_found_again(name: str) -> None:
     with isolated(0):
         training = Training(config, data)
         before = log_likelihood(training.program, data.test)
-        for _ in range(config.steps):
-            training.advance()
+        training.run()
     assert log_likelihood(training.program, data.test) > before + 0.1
     assert agreement(training.program, data)["adjusted_rand_index"] > 0.5
 
