@@ -88,9 +88,10 @@ def isolated(seed: int) -> Iterator[None]:
         yield
 
 
+@torch.no_grad()
 def log_weights(program: Program, x: Tensor, samples: int) -> Tensor:
     """`[samples, batch]`: log p(x, z) - log q(z | x) in nats, for hard draws z of the guide; `x` `[batch, ...]`."""
-    with torch.no_grad(), pyro.plate("importance_samples", samples, dim=-2):
+    with pyro.plate("importance_samples", samples, dim=-2):
         guide_trace = poutine.trace(program.guide).get_trace(x)
         model_trace = poutine.trace(poutine.replay(program.model, trace=guide_trace)).get_trace(x)
     weights = torch.zeros(samples, len(x), device=x.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import combinations
-from math import comb, sqrt
+from math import comb, log10, sqrt
 from typing import Any
 
 import numpy as np
@@ -55,8 +55,9 @@ class Choices:
             paths *= earlier
         if paths > self.budget:
             raise EnumerationError(
-                f"Site {site!r} has {branches} joint values, which makes {paths} joint assignments with the sites "
-                f"before it; the budget is {self.budget}. Use less data, fewer latent elements or a larger budget."
+                f"Site {site!r} has {_written(branches)} joint values, which makes {_written(paths)} joint assignments "
+                f"with the sites before it; the budget is {self.budget}. Use less data, fewer latent elements or a larger "
+                "budget."
             )
         self.branches.append(branches)
         if depth == len(self.path):
@@ -72,6 +73,11 @@ class Choices:
             return False
         self.path[-1] += 1
         return True
+
+
+def _written(number: int) -> str:
+    """A count that may have thousands of digits."""
+    return str(number) if number < 10**12 else f"about 10^{int(log10(number))}"
 
 
 class AssignValues(Messenger):

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_discrete.diagnostics.parameters import parameter_names
 from pyro_discrete.engine import DiscreteELBO
 from pyro_discrete.finite import leaf_parameters
-from pyro_discrete.probe import Pair
+from pyro_discrete.probe import Pair, on_trial
 
 __all__ = ["GradientDraws", "Moments", "train_own_parts"]
 
@@ -93,7 +93,8 @@ class GradientDraws:
     def _find_parameters(self) -> dict[str, Tensor]:
         """The pair's parameters by name: leaves that two runs share (draws that slopes are taken at are leaves too,
         of one run alone), and that are not the estimators' own."""
-        runs = [leaf_parameters(loss) for loss in (self._loss(), self._loss())]
+        with on_trial():  # draws begin with the random numbers that the caller has set
+            runs = [leaf_parameters(loss) for loss in (self._loss(), self._loss())]
         own = {id(p) for p in self.elbo.parameters()}
         again = set(map(id, runs[1]))
         leaves = {id(leaf): leaf for leaf in runs[0] if id(leaf) in again and id(leaf) not in own}

@@ -116,8 +116,8 @@ def test_gradient_noise_is_that_of_the_estimates(x: Tensor) -> None:
     with isolated(evaluation.EVALUATION_SEED):
         for _ in range(40):
             program.zero_grad()
-            (elbo.differentiable_loss(program.model, program.guide, x) / len(x)).backward()
-            draws.append({name: p.grad.double().flatten() for name, p in program.named_parameters()})
+            elbo.differentiable_loss(program.model, program.guide, x).backward()
+            draws.append({name: p.grad.double().flatten() / len(x) for name, p in program.named_parameters()})
     for part, prefix in (("guide", "encoder"), ("model", "decoder")):
         flat = torch.stack([torch.cat([g for name, g in draw.items() if name.startswith(prefix)]) for draw in draws])
         assert getattr(found, part) == pytest.approx(float(flat.var(0).sum()), rel=1e-9)
