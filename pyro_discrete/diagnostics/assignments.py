@@ -56,8 +56,8 @@ class Choices:
         if paths > self.budget:
             raise EnumerationError(
                 f"Site {site!r} has {_written(branches)} joint values, which makes {_written(paths)} joint assignments "
-                f"with the sites before it; the budget is {self.budget}. Use less data, fewer latent elements or a larger "
-                "budget."
+                f"with the sites before it; the budget is {self.budget}. Use less data, fewer latent elements or a "
+                "larger budget."
             )
         self.branches.append(branches)
         if depth == len(self.path):
