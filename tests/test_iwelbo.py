@@ -17,6 +17,7 @@ from pyro import poutine
 from pyro_discrete import NVIL, VIMCO, DisARM, Reinforce, TraceELBO, TraceIWELBO, available_estimators, running
 from pyro_discrete.bound_costs import BoundCosts
 from pyro_discrete.control_variates.leave_one_out import leave_one_out_logsumexp, leave_one_out_mean
+from pyro_discrete.costs import Costs, Order
 from pyro_discrete.diagnostics.bound_programs import bounded
 from pyro_discrete.diagnostics.exact_bound import BoundOracle
 from pyro_discrete.errors import ParticleError, SettingError, UnsupportedObjectiveError
@@ -201,7 +202,7 @@ def test_a_row_replaces_one_particles_weight():
         {nowhere: w},
         BoundCosts.others_of({nowhere: w}),
         {"z": nowhere},
-        None,
+        Costs([], Order({"z": frozenset()}, {})),
         2.0,
         4,
         frozenset(),
