@@ -17,17 +17,19 @@ from tqdm import tqdm
 
 from benchmarks.variance_picture import picture
 from models.config import RunConfig, configure
-from models.data import BatchStream, Images, binarise_once, load_images
+from models.data import Images, binarise_once, load_images
 from models.estimators import bias, build_elbo
 from models.evaluation import EVALUATION_SEED, gradient_noise, isolated
 from models.program import Program
 from models.training import Training
 from pyro_discrete import NVIL, available_estimators
 from pyro_discrete.checkpoints import write_atomically
+from pyro_discrete.diagnostics.gradients import train_own_parts
 from pyro_discrete.engine import DiscreteELBO
 from pyro_discrete.errors import DiscreteInferenceError, near_matches
+from pyro_discrete.probe import Pair
 
-__all__ = ["NETWORKS", "Measured", "measure", "times", "train_point", "warm_up"]
+__all__ = ["NETWORKS", "Measured", "measure", "times", "train_point"]
 
 NETWORKS: dict[str, tuple[str, dict[str, int]]] = {
     "linear": ("sbn", {}),
@@ -75,19 +77,6 @@ def train_point(config: RunConfig, images: Images) -> Training:
     return training
 
 
-def warm_up(program: Program, elbo: DiscreteELBO, stream: BatchStream, steps: int, rate: float) -> None:
-    """Train what the estimator itself learns, by Adam whose rate falls linearly to zero; the program stays as it is."""
-    own = list(elbo.parameters())
-    optimiser = torch.optim.Adam(own, rate) if own else None
-    for step in tqdm(range(steps), desc="warming up", leave=False):
-        elbo.zero_grad()
-        elbo.differentiable_loss(program.model, program.guide, stream.next_batch()).backward()
-        if optimiser is not None:
-            optimiser.param_groups[0]["lr"] = rate * (1 - step / steps)
-            optimiser.step()
-    program.zero_grad()
-
-
 def measure(
     point: Mapping[str, Tensor],
     config: RunConfig,
@@ -110,7 +99,10 @@ def measure(
         batch = binarise_once(images.train[: config.batch_size], config.binarisation)
         elbo.loss(program.model, program.guide, batch)
         if any(state.is_floating_point() for state in [*elbo.parameters(), *elbo.buffers()]):
-            warm_up(program, elbo, training.stream, warm_up_steps, config.estimator_lr)
+            pair = Pair(program.model, program.guide, (batch,), {})
+            with tqdm(total=warm_up_steps, desc="warming up", leave=False) as bar:
+                stream, rate = training.stream, config.estimator_lr
+                train_own_parts(elbo, pair, warm_up_steps, rate, bar.update, stream.next_batch)
     ms = _one_draw_ms(program, elbo, batch)
     number = max(min(draws, int(1000 * seconds / ms)), min(draws, LEAST_DRAWS))
     with tqdm(total=number, desc=f"{config.program}: {config.estimator}", unit="draw", leave=False) as bar:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pyro.params.param_store import normalize_param_name
 from torch import Tensor
 
 from pyro_discrete.diagnostics.parameters import parameter_names
@@ -99,7 +100,7 @@ class GradientDraws:
         again = set(map(id, runs[1]))
         leaves = {id(leaf): leaf for leaf in runs[0] if id(leaf) in again and id(leaf) not in own}
         names = parameter_names(leaves, {"model": self.pair.model, "guide": self.pair.guide})
-        return {names[key].replace("$$$", "."): leaf for key, leaf in leaves.items()}
+        return {normalize_param_name(names[key]): leaf for key, leaf in leaves.items()}
 
     def add(self) -> None:
         """Draw, and take the estimate into the moments; a parameter that the loss does not depend on has zeros."""
