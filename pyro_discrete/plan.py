@@ -35,6 +35,7 @@ class Plan:
     - `path`: "vectorised" (all rows at once), "sequential" (row by row), or "enumerated" (exact, in parallel).
     - `rows`: evaluations of the model per particle; `particles` multiplies it.
     - `costs`: what each site's learning signal holds: the terms that it can influence, or why that is not known.
+    - `largest`: for a relaxed Binomial the largest number of trials met so far, which its relaxation goes up to.
     - `layout`: what a run's rows are. `elements`: how many numbers a row's values have.
     """
 
@@ -54,6 +55,7 @@ class Plan:
     cost: SumCost | None = None
     observed: dict[str, int] = field(default_factory=dict)
     estimators: dict[str, Estimator | None] = field(default_factory=dict)
+    largest: dict[str, int] = field(default_factory=dict)
     wiring: Wiring | None = None
     costs: str = ""
 

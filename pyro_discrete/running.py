@@ -24,7 +24,7 @@ from pyro_discrete.outcome import (
 from pyro_discrete.plan import Plan
 from pyro_discrete.probe import Pair
 from pyro_discrete.relaxations.concrete import corner
-from pyro_discrete.relaxations.forms import hard_value, one_hot_site
+from pyro_discrete.relaxations.forms import hard_value, one_hot_site, state_trials
 from pyro_discrete.rows import Columns, KeepSubsamples, PlaceColumn, PlaceRows, Primary
 from pyro_discrete.sequential import run_columns
 from pyro_discrete.sites import ROWS_PLATE, Site
@@ -102,24 +102,32 @@ def run_step(
     dependencies: Dependencies | None = None,
     row_chunk: int | None = None,
 ) -> Outcome:
-    """A training step's loss and surrogate, in chunks of `row_chunk` rows. `adopt(site)` gives a site's estimator."""
+    """A training step's loss and surrogate, in chunks of `row_chunk` rows. `adopt(site)` gives a site's estimator.
+
+    Where `dependencies` are given no tensor's value is looked at, so that the step can be captured.
+    """
     found = plan.dependencies(pair) if dependencies is None else dependencies
     pair = objective.around(pair, training=True)
-    choose = _chooser(plan, adopt)
+    choose = _chooser(plan, adopt, read=dependencies is None)
     if row_chunk is not None:
         return run_chunks(lambda part, pair: _run_rows(part, pair, objective, choose, found), plan, pair, row_chunk)
     run = _run_rows if plan.path == "vectorised" else run_columns
     return run(plan, pair, objective, choose, found)
 
 
-def _chooser(plan: Plan, adopt: Adopt) -> Callable[[Site], Estimator | None]:
+def _chooser(plan: Plan, adopt: Adopt, read: bool = True) -> Callable[[Site], Estimator | None]:
     def choose(site: Site) -> Estimator | None:
         dims = len(site.distribution.batch_shape) - (
             1 if any(f.name == ROWS_PLATE for f in site["cond_indep_stack"]) else 0
         )
         if dims > plan.batch_dims:
             raise StructureChangedError(f"site {site.name!r} is in more plates than before", dims)
-        return None if site.family is None else adopt(site)
+        if site.family is None:
+            return None
+        estimator = adopt(site)
+        if estimator.relaxed or estimator.sloped:
+            state_trials(site, plan.largest, read)
+        return estimator
 
     return choose
 

@@ -210,3 +210,34 @@ def test_numbers_stay_finite(categories, temperature, hard):
     assert (weights >= 0).all()
     assert (weights.detach().sum(-1) - 1).abs().max() < 1e-5
     assert (weights[..., absent] == 0).all()
+
+
+def trials(x, n):
+    with pyro.plate("data", 2):
+        z = pyro.sample("z", dist.Binomial(n, logits=real(0.0, 0.5)))
+        pyro.sample("x", dist.Normal(1.0 * z, 1.0), obs=x)
+
+
+def trials_guide(x, n):
+    with pyro.plate("data", 2):
+        pyro.sample("z", dist.Binomial(n, logits=pyro.param("phi", real(0.1, -0.3))))
+
+
+@pytest.mark.parametrize("make", [GumbelSoftmax, ReinMax], ids=lambda cls: cls.name)
+@pytest.mark.parametrize("changing", [False, True])
+@pytest.mark.filterwarnings("ignore:compile. the program no longer gives")
+def test_a_binomial_is_captured_without_a_truncation(make, changing):
+    """Bit for bit as the program gives it, where the data have more trials than before as well."""
+    batches = [4] * 5 if not changing else [real(*n) for n in ((4, 3), (4, 2), (2, 2), (6, 1), (6, 6), (6, 2), (3, 3))]
+    found = []
+    for compile in (False, "graph"):
+        pyro.clear_param_store()
+        elbo, losses = TraceELBO(make(), num_particles=3, compile=compile), []
+        for step, n in enumerate(batches):
+            torch.manual_seed(step)
+            losses.append(elbo.loss_and_grads(trials, trials_guide, real(1.0, 2.0), n))
+        found.append((losses, gradients()))
+        if compile:
+            assert elbo.captures.count == 1
+            assert not elbo.captures.reason
+    torch.testing.assert_close(*found, rtol=0, atol=0)

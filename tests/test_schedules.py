@@ -15,7 +15,9 @@ from pyro_discrete import (
     REBAR,
     RELAX,
     CosineDecay,
+    DecoupledStraightThrough,
     ExponentialDecay,
+    GappedStraightThrough,
     GumbelSoftmax,
     LearnedTemperature,
     LinearDecay,
@@ -27,6 +29,7 @@ from pyro_discrete import (
 )
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
+from pyro_discrete.relaxations.schedules import temperature_at
 
 SCHEDULES = {
     "exponential": (ExponentialDecay(1.0, 0.5, rate=0.01), lambda n: max(0.5, math.exp(-0.01 * n))),
@@ -73,6 +76,9 @@ def test_the_value_depends_on_the_step_as_a_tensor(name):
         lambda: PiecewiseLinear([1.0, 0.5, 0.1], [10, 5, 20]),
         lambda: LearnedTemperature(0.0),
         lambda: ReinMax(LearnedTemperature(1.0)),
+        lambda: GappedStraightThrough(gap=LearnedTemperature(1.0)),
+        lambda: GappedStraightThrough(gap="wide"),  # type: ignore[arg-type]
+        lambda: DecoupledStraightThrough(forward_temperature=LearnedTemperature(1.0)),
         lambda: GumbelSoftmax("cold"),  # type: ignore[arg-type]
     ],
 )
@@ -106,8 +112,8 @@ class Seen(RelaxedEstimator):
         super().__init__(temperature, hard=False)
         self.seen = []
 
-    def weights(self, logits, temperature, one_hot):
-        self.seen.append(float(temperature))
+    def weights(self, logits, step, one_hot):
+        self.seen.append(float(temperature_at(self.temperature, step)))
         return logits.softmax(-1) if one_hot else logits.sigmoid()
 
 
@@ -200,8 +206,10 @@ def test_relaxed_control_variates_take_schedules(make):
         lambda: GumbelSoftmax(LinearDecay(1.0, 0.2, steps=4)),
         lambda: GumbelSoftmax(0.5, kl="relaxed", prior_temperature=PiecewiseConstant([1.0, 0.3], [2])),
         lambda: REBAR(temperature=StepDecay(1.0, factor=0.5, every=2, end=0.1)),
+        lambda: DecoupledStraightThrough(forward_temperature=LinearDecay(2.0, 0.5, steps=3)),
+        lambda: GappedStraightThrough(gap=LinearDecay(2.0, 0.1, steps=3)),
     ],
-    ids=["gumbel_softmax", "prior temperature", "rebar"],
+    ids=["gumbel_softmax", "prior temperature", "rebar", "forward temperature", "gap"],
 )
 def test_a_captured_step_does_not_freeze_the_schedule(make):
     found = []
@@ -217,3 +225,36 @@ def test_a_captured_step_does_not_freeze_the_schedule(make):
             gradients.append(pyro.param("z_logits").grad.clone())
         found.append(torch.stack(gradients))
     assert torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize(
+    ("cls", "setting", "other"),
+    [(DecoupledStraightThrough, "forward_temperature", 20.0), (GappedStraightThrough, "gap", 3.0)],
+)
+def test_other_settings_follow_schedules_step_by_step_and_are_saved(cls, setting, other):
+    """As a number does that is set anew in every step; the state has the schedule, and another is not kept."""
+    found = []
+    for scheduled in (True, False):
+        schedule = PiecewiseConstant([0.2, other], [2])
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        elbo, gradients = TraceELBO(cls(**{setting: schedule}), num_particles=50), []
+        for step in range(4):
+            if not scheduled:
+                elbo = TraceELBO(cls(**{setting: schedule(step).item()}), num_particles=50)
+            elbo.loss(model, guide)
+            pyro.param("z_logits").grad = None
+            torch.manual_seed(3)
+            elbo.loss_and_grads(model, guide)
+            gradients.append(pyro.param("z_logits").grad.clone())
+        found.append(torch.stack(gradients))
+        if scheduled:
+            resumed = TraceELBO(cls(**{setting: PiecewiseConstant([9.0, 8.0], [1])}), num_particles=50)
+            resumed.loss(model, guide)
+            resumed.load_state_dict(elbo.state_dict())
+            kept = getattr(resumed.estimators["z"], setting)
+            assert kept(resumed.step).item() == schedule(elbo.step).item() == pytest.approx(other)
+            assert not resumed.estimators["z"].draws_from_guide or setting == "gap"
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0][0], found[0][1])
+    assert not torch.equal(found[0][1], found[0][2])

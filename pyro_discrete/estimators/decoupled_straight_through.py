@@ -6,8 +6,8 @@ from torch import Tensor
 
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
-from pyro_discrete.relaxations.concrete import hard_draw, positive_temperature, soften, straight_through
-from pyro_discrete.relaxations.schedules import Temperature
+from pyro_discrete.relaxations.concrete import hard_draw, soften, straight_through
+from pyro_discrete.relaxations.schedules import Temperature, checked_temperature, described, temperature_at
 
 __all__ = ["DecoupledStraightThrough"]
 
@@ -23,14 +23,15 @@ class DecoupledStraightThrough(RelaxedEstimator):
     one they are those of a tempered q, whose log-mass is still that of q: a bias of its own (`loss()` draws from q
     itself, whatever t_f is). One evaluation. Serves Bernoulli, Categorical and OneHotCategorical sites, and counts.
 
-    - `temperature`: of the backward pass. `forward_temperature`: of the draws.
+    - `temperature`: of the backward pass. `forward_temperature`: of the draws; either may be a schedule.
 
     Raises `SettingError` if a temperature is not positive.
 
     The default temperature is chosen by the discrete ELBO of short runs (benchmarks/RESULTS.md).
 
     Source: Shah, Yan, Mozer and Liu (2024), Improving discrete optimisation via decoupled straight-through estimator
-    (arXiv 2410.13331, second version).
+    (arXiv 2410.13331, second version: the softmax's form of it, "Decoupled ST". In the first version both passes have
+    the same Gumbel noise, so that the forward temperature cannot change the draw).
 
     >>> from pyro_discrete import DecoupledStraightThrough, TraceELBO
     >>> elbo = TraceELBO(DecoupledStraightThrough(temperature=2.0, forward_temperature=0.9))
@@ -41,19 +42,22 @@ class DecoupledStraightThrough(RelaxedEstimator):
     reference = "Shah et al. 2024"
     also_known = ("decoupled_st", "dst")
 
-    def __init__(self, temperature: Temperature = 0.7, forward_temperature: float = 1.0) -> None:
+    def __init__(self, temperature: Temperature = 0.7, forward_temperature: Temperature = 1.0) -> None:
         super().__init__(temperature)
-        self.forward_temperature = positive_temperature(forward_temperature, type(self).__name__)
-        self.draws_from_guide = forward_temperature == 1
+        self.refuse_learned("forward_temperature", forward_temperature)
+        self.forward_temperature = checked_temperature(
+            forward_temperature, "DecoupledStraightThrough(forward_temperature)"
+        )
+        self.draws_from_guide = not callable(forward_temperature) and forward_temperature == 1
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, forward_temperature={self.forward_temperature:.3g}"
+        return f"{super().extra_repr()}, forward_temperature={described(self.forward_temperature)}"
 
     @classmethod
     def variants(cls) -> list[Estimator]:
         return [cls(), cls(temperature=0.7, forward_temperature=1.3)]
 
-    def weights(self, logits: Tensor, temperature: Tensor | float, one_hot: bool) -> Tensor:
+    def weights(self, logits: Tensor, step: Tensor | int, one_hot: bool) -> Tensor:
         """The hard draw at one temperature, with the gradient at the other."""
-        hard = hard_draw(logits / self.forward_temperature, one_hot=one_hot)
-        return straight_through(hard, soften(logits, temperature, one_hot=one_hot))
+        forward, backward = (temperature_at(t, step) for t in (self.forward_temperature, self.temperature))
+        return straight_through(hard_draw(logits / forward, one_hot=one_hot), soften(logits, backward, one_hot=one_hot))

@@ -10,7 +10,7 @@ from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
 from pyro_discrete.relaxations.concrete import finite, hard_draw, moved, soften, straight_through
 from pyro_discrete.relaxations.gumbel import conditional_gumbel, conditional_logistic, uniform_like
-from pyro_discrete.relaxations.schedules import Temperature
+from pyro_discrete.relaxations.schedules import Temperature, temperature_at
 
 __all__ = ["GumbelRao"]
 
@@ -58,9 +58,10 @@ class GumbelRao(RelaxedEstimator):
     def variants(cls) -> list[Estimator]:
         return [cls(), cls(draws=1)]
 
-    def weights(self, logits: Tensor, temperature: Tensor | float, one_hot: bool) -> Tensor:
+    def weights(self, logits: Tensor, step: Tensor | int, one_hot: bool) -> Tensor:
         """The hard draw, with the averaged gradient."""
         hard, logits = hard_draw(logits, one_hot=one_hot), finite(logits)
+        temperature = temperature_at(self.temperature, step)
         with torch.no_grad():
             several = logits.expand(self.draws, *logits.shape)
             if one_hot:

@@ -111,6 +111,7 @@ class GumbelSoftmax(RelaxedEstimator):
             return torch.where(bounded, (torch.where(bounded, logits, 0.0) + noise) / temperature, logits)
         return (logits + noise) / temperature
 
-    def weights(self, logits: Tensor, temperature: Tensor | float, one_hot: bool) -> Tensor:
+    def weights(self, logits: Tensor, step: Tensor | int, one_hot: bool) -> Tensor:
         """The relaxed draw."""
-        return soften(self.unsquashed(logits, temperature, one_hot), 1.0, one_hot=one_hot)
+        unsquashed = self.unsquashed(logits, temperature_at(self.temperature, step), one_hot)
+        return soften(unsquashed, 1.0, one_hot=one_hot)

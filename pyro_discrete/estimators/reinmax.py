@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
 from pyro_discrete.relaxations.concrete import finite, hard_draw, soften, straight_through
-from pyro_discrete.relaxations.schedules import Temperature
+from pyro_discrete.relaxations.schedules import Temperature, temperature_at
 
 __all__ = ["ReinMax"]
 
@@ -31,7 +31,7 @@ class ReinMax(RelaxedEstimator):
     The default temperature is chosen by the discrete ELBO of short runs (benchmarks/RESULTS.md).
 
     Source: Liu, Dong, Liu, Yu and Gao (2023), Bridging discrete and backpropagation: straight-through and beyond,
-    algorithm 2.
+    algorithm 2; the two Jacobians as in the authors' code (github.com/microsoft/ReinMax).
 
     >>> from pyro_discrete import ReinMax, TraceELBO
     >>> elbo = TraceELBO(ReinMax())
@@ -44,10 +44,10 @@ class ReinMax(RelaxedEstimator):
     def __init__(self, temperature: Temperature = 1.0) -> None:
         super().__init__(temperature)
 
-    def weights(self, logits: Tensor, temperature: Tensor | float, one_hot: bool) -> Tensor:
+    def weights(self, logits: Tensor, step: Tensor | int, one_hot: bool) -> Tensor:
         """The hard draw, with the two Jacobians' gradient."""
         hard, logits = hard_draw(logits, one_hot=one_hot), finite(logits)
-        detached = logits.detach()
+        detached, temperature = logits.detach(), temperature_at(self.temperature, step)
         pi, pi_t = (soften(detached, t, one_hot=one_hot) for t in (1.0, temperature))
         product = jacobian_product((pi_t + hard) / 2, logits, 2.0, one_hot) - jacobian_product(pi, logits, 0.5, one_hot)
         return straight_through(hard, product)

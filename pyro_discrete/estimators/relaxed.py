@@ -14,7 +14,6 @@ from pyro_discrete.relaxations.schedules import (
     Temperature,
     checked_temperature,
     described,
-    temperature_at,
 )
 
 __all__ = ["RelaxedEstimator"]
@@ -36,25 +35,32 @@ class RelaxedEstimator(Estimator):
 
     def __init__(self, temperature: Temperature, hard: bool = True) -> None:
         super().__init__()
-        name = type(self).__name__
-        if hard and isinstance(temperature, LearnedTemperature):
+        if hard:
+            self.refuse_learned("temperature", temperature)
+        self.temperature = checked_temperature(temperature, type(self).__name__)
+
+    def refuse_learned(self, setting: str, given: object) -> None:
+        """`SettingError` for a parameter among the settings of an estimator whose values are hard."""
+        if isinstance(given, LearnedTemperature):
             raise SettingError(
-                f"{name}: temperature={temperature!r} given, but its values are hard: the loss does not depend on a "
-                "temperature and cannot train it. Give a number or a schedule, or use GumbelSoftmax."
+                f"{type(self).__name__}: {setting}={given!r} given, but its values are hard: the loss does not depend "
+                "on it and cannot train it. Give a number or a schedule, or use GumbelSoftmax."
             )
-        self.temperature = checked_temperature(temperature, name)
 
     def extra_repr(self) -> str:
         return f"temperature={described(self.temperature)}"
 
     @abstractmethod
-    def weights(self, logits: Tensor, temperature: Tensor | float, one_hot: bool) -> Tensor:
-        """Weights in the shape of `logits`: `[..., categories]`, or `[...]` for a Bernoulli (`one_hot=False`)."""
+    def weights(self, logits: Tensor, step: Tensor | int, one_hot: bool) -> Tensor:
+        """Weights in the shape of `logits`: `[..., categories]`, or `[...]` for a Bernoulli (`one_hot=False`).
+
+        `step` is what schedules are read at.
+        """
 
     def draw(self, site: SiteView) -> Draw:
         """One row, differentiable in the logits."""
         logits, one_hot = self.logits(site)
-        return Draw(self.weights(logits, temperature_at(self.temperature, site.step), one_hot).unsqueeze(0))
+        return Draw(self.weights(logits, site.step, one_hot).unsqueeze(0))
 
     @staticmethod
     def logits(site: SiteView) -> tuple[Tensor, bool]:

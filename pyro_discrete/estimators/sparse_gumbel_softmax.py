@@ -11,7 +11,7 @@ from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
 from pyro_discrete.relaxations.concrete import corner, straight_through
 from pyro_discrete.relaxations.gumbel import gumbel_like, logistic_like
-from pyro_discrete.relaxations.schedules import Temperature
+from pyro_discrete.relaxations.schedules import Temperature, temperature_at
 from pyro_discrete.relaxations.sparse import BINARY, MAPPINGS
 
 __all__ = ["SparseGumbelSoftmax"]
@@ -65,8 +65,8 @@ class SparseGumbelSoftmax(RelaxedEstimator):
     def variants(cls) -> list[Estimator]:
         return [cls(), cls(mapping="sparsemax"), cls(hard=True)]
 
-    def weights(self, logits: Tensor, temperature: Tensor | float, one_hot: bool) -> Tensor:
+    def weights(self, logits: Tensor, step: Tensor | int, one_hot: bool) -> Tensor:
         """The sparse relaxed draw."""
         z = logits + (gumbel_like(logits) if one_hot else logistic_like(logits))
-        soft = (MAPPINGS if one_hot else BINARY)[self.mapping](z / temperature)
+        soft = (MAPPINGS if one_hot else BINARY)[self.mapping](z / temperature_at(self.temperature, step))
         return straight_through(corner(soft, one_hot=one_hot), soft) if self.hard else soft

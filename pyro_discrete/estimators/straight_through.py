@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
 from pyro_discrete.relaxations.concrete import hard_draw, soften, straight_through
-from pyro_discrete.relaxations.schedules import Temperature
+from pyro_discrete.relaxations.schedules import Temperature, temperature_at
 
 __all__ = ["StraightThrough"]
 
@@ -42,6 +42,7 @@ class StraightThrough(RelaxedEstimator):
     def __init__(self, temperature: Temperature = 1.0) -> None:
         super().__init__(temperature)
 
-    def weights(self, logits: Tensor, temperature: Tensor | float, one_hot: bool) -> Tensor:
+    def weights(self, logits: Tensor, step: Tensor | int, one_hot: bool) -> Tensor:
         """The hard draw, with the probabilities' gradient."""
+        temperature = temperature_at(self.temperature, step)
         return straight_through(hard_draw(logits, one_hot=one_hot), soften(logits, temperature, one_hot=one_hot))

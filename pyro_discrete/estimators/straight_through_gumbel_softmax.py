@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
 from pyro_discrete.relaxations.concrete import relaxed_draw
-from pyro_discrete.relaxations.schedules import Temperature
+from pyro_discrete.relaxations.schedules import Temperature, temperature_at
 
 __all__ = ["StraightThroughGumbelSoftmax"]
 
@@ -38,6 +38,6 @@ class StraightThroughGumbelSoftmax(RelaxedEstimator):
     def __init__(self, temperature: Temperature = 0.65) -> None:
         super().__init__(temperature)
 
-    def weights(self, logits: Tensor, temperature: Tensor | float, one_hot: bool) -> Tensor:
+    def weights(self, logits: Tensor, step: Tensor | int, one_hot: bool) -> Tensor:
         """Hard values that carry the relaxed draw's gradient."""
-        return relaxed_draw(logits, temperature, one_hot=one_hot, hard=True)
+        return relaxed_draw(logits, temperature_at(self.temperature, step), one_hot=one_hot, hard=True)

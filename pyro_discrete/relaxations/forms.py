@@ -17,10 +17,21 @@ from pyro_discrete.estimators.base import Family
 from pyro_discrete.relaxations.soft_index import SoftBit, SoftIndex
 from pyro_discrete.sites import Site, base_distribution, family_of
 
-__all__ = ["hard_value", "log_masses", "one_hot_form", "one_hot_site", "one_hot_weights", "program_value", "rebuilt"]
+__all__ = [
+    "hard_value",
+    "log_masses",
+    "one_hot_form",
+    "one_hot_site",
+    "one_hot_weights",
+    "program_value",
+    "rebuilt",
+    "state_trials",
+]
 
 TRUNCATION = "truncation"
 """Key of a site's `infer` under which the largest count of its relaxation stands."""
+MET = "largest number of trials met"
+"""Key under which a Binomial's stands that states none: no data may have more trials, or the site's logits are NaN."""
 
 
 def rebuilt(fn: Any, make: Callable[[Any], Any]) -> Any:
@@ -45,6 +56,20 @@ def one_hot_site(site: Site) -> Site:
     return site.of(rebuilt(site.distribution, lambda base: one_hot_form(base, site.message["infer"], site.name)))
 
 
+def state_trials(site: Site, met: dict[str, int], read: bool) -> None:
+    """Tell a Binomial site that states no truncation the largest number of trials met in any step.
+
+    With `read` its own are looked at first; a captured step must not, and has the number of the steps before it.
+    """
+    base, infer = base_distribution(site.distribution), site.message["infer"]
+    if not isinstance(base, Binomial) or TRUNCATION in infer:
+        return
+    if read:
+        met[site.name] = max(met.get(site.name, 1), int(base.total_count.max()))
+    if site.name in met:
+        site.message["infer"] = {**infer, MET: met[site.name]}  # another dict: the model's site may have this one
+
+
 def one_hot_form(base: Any, infer: Mapping[str, Any], name: str) -> Any:
     """The distribution of one-hot vectors behind a Categorical, a count or a Multinomial."""
     if isinstance(base, Categorical):
@@ -56,7 +81,10 @@ def one_hot_form(base: Any, infer: Mapping[str, Any], name: str) -> Any:
     if family_of(base) is Family.COUNT:
         largest = _largest(base, infer, name)
         values = torch.arange(largest + 1, dtype=base.mean.dtype, device=base.mean.device)
-        return OneHotCategorical(logits=log_masses(base, values), validate_args=False)
+        logits = log_masses(base, values)
+        if TRUNCATION not in infer and MET in infer:
+            logits = torch.where((base.total_count > largest).unsqueeze(-1), torch.nan, logits)
+        return OneHotCategorical(logits=logits, validate_args=False)
     return base
 
 
@@ -70,7 +98,7 @@ def _largest(base: Any, infer: Mapping[str, Any], name: str) -> int:
             )
         return given
     if isinstance(base, Binomial):
-        return int(base.total_count.max())
+        return infer[MET] if MET in infer else int(base.total_count.max())
     raise UnsupportedSiteError(
         f"Site {name!r} is {type(base).__name__}, which has no relaxation before it is said where its values are to "
         f'end. State the largest count, which it should hardly ever exceed, at the site: infer={{"{TRUNCATION}": 20}}. '
