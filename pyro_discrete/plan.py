@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from pyro_discrete.columns import Columns
 from pyro_discrete.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.enumerate import Enumerate
 from pyro_discrete.layout import Layout
 from pyro_discrete.marginal_planning import SumCost
 from pyro_discrete.probe import Pair
-from pyro_discrete.rows import Columns
 from pyro_discrete.switches import Wiring
 
 __all__ = ["Plan", "SitePlan"]

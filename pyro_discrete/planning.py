@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 
 from pyro_discrete.automatic import Situation, situations, sums_are_small
+from pyro_discrete.columns import Columns
 from pyro_discrete.costs import Order
 from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.errors import EnumerationError
@@ -25,7 +26,7 @@ from pyro_discrete.probe import (
     observed_constants,
     plain_trial,
 )
-from pyro_discrete.rows import Columns
+from pyro_discrete.products import check_members, settle_products
 from pyro_discrete.rows_check import RowsVerdict, check_rows
 from pyro_discrete.select import Selection
 from pyro_discrete.sites import Site, latent_sites, plates_of, sample_sites
@@ -77,6 +78,7 @@ def make_plan(
     order = Order({n: plates_of(m) for n, m in sample_sites(trial.guide_trace).items()}, {}, known)
     situation = situations(pair, trial, sites, known, vectorise)
     plan.sites += [plan_site(site, selection, plan, order, situation[site.name]) for site in sites]
+    settle_products(plan, sites)
     notes = objective.notes(trial.guide_trace, trial.model_trace, known)
     for site_plan in plan.sites:
         site_plan.notes += notes.get(site_plan.name, "")
@@ -104,7 +106,10 @@ def plan_site(
         _check_support(site, estimator)
     rows = estimator.rows(site)
     plan.estimators[site.name] = estimator
-    plan.columns.give(site.name, rows - 1)
+    if not (isinstance(estimator, Enumerate) and estimator.product):
+        plan.columns.give(site.name, rows - 1)
+    elif order is None:
+        check_members([site.name, *plan.columns.products], plan.columns.products)
     notes = ""
     if order is not None and site.name in order.position:
         known = order.dependencies

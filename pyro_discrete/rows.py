@@ -1,9 +1,9 @@
 """The row plan, and the messengers that place coupled draws in their rows.
 
 The leftmost dim of every value is columns x particles. Column 0 is the primary draw; each further column belongs to
-one site, its owner: sites before the owner copy column 0, the owner takes a coupled value, and sites after it draw
-anew - those that it is known not to influence copy column 0 as well. A program that cannot take a leading dim runs once
-for each column and particle instead, with the same copies.
+one site, its owner (or to the sites of a product): sites before the owner copy column 0, the owner takes a coupled
+value, and sites after it draw anew - those that it is known not to influence copy column 0 as well. A program that
+cannot take a leading dim runs once for each column and particle instead, with the same copies.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_discrete.columns import Columns
 from pyro_discrete.estimators.base import RELAXABLE, Draw, Estimator
 from pyro_discrete.layout import Layout
 from pyro_discrete.relaxations.extension import extended
@@ -26,28 +27,11 @@ from pyro_discrete.sites import Site, is_latent, plates_of
 from pyro_discrete.soft_sites import as_seen, at_density, mean, merged, softened
 from pyro_discrete.tracing import SiteMessenger
 
-__all__ = ["Columns", "KeepSubsamples", "PlaceColumn", "PlaceRows", "Primary"]
+__all__ = ["KeepSubsamples", "PlaceColumn", "PlaceRows", "Primary"]
 
 Choose = Callable[[Site], Estimator | None]
 Downstream = Callable[[str, str], bool]
 """Whether a site's draw may change the distribution of a later one."""
-
-
-@dataclass
-class Columns:
-    """Which columns each site owns; column 0 is nobody's."""
-
-    owned: dict[str, list[int]] = field(default_factory=dict)
-    count: int = 1
-
-    def give(self, name: str, extra: int) -> None:
-        """Append `extra` columns owned by the named site."""
-        self.owned[name] = list(range(self.count, self.count + extra))
-        self.count += extra
-
-    def rows_of(self, name: str) -> list[int]:
-        """Columns of the site's rows: column 0 and its own."""
-        return [0, *self.owned.get(name, [])]
 
 
 def _to_place(msg: Any) -> bool:
@@ -147,16 +131,17 @@ class PlaceRows(SiteMessenger):
         """
         if self.columns.count == 1:
             return rows
-        owned = self.columns.owned.get(site.name, [])
+        own = self.columns.placed(site.name)
         values = [rows[0]] * self.columns.count
-        for row, column in enumerate(owned, start=1):
+        for column, row in own.items():
             values[column] = rows[row]
         local = not self.layout.shares(site.plates)
         for owner, columns in self.columns.owned.items():
             # there the site draws anew, unless others share it whose owner they do not share
             if owner in self._drawn and self.downstream(owner, site.name) and (local or self._drawn[owner]):
                 for column in columns:
-                    values[column] = self._downstream(site, column, may_be_mean)
+                    if column not in own:
+                        values[column] = self._downstream(site, column, may_be_mean)
         return torch.stack(values)
 
     def _downstream(self, site: Site, column: int, may_be_mean: bool) -> Tensor:
@@ -206,8 +191,9 @@ class KeepSubsamples(SiteMessenger):
 class PlaceColumn(SiteMessenger):
     """Draws the guide's sites for one column of one particle.
 
-    Column 0 (`owner=None`) draws and keeps its values in `primary`; a further column copies them up to its owner,
-    takes the owner's coupled value in `row`, and draws anew from there. `given` and `shared` are as in `PlaceRows`.
+    Column 0 (`owners=None`) draws and keeps its values in `primary`; a further column copies them up to its owner,
+    takes the owner's coupled value, and draws anew from there. `owners` gives the row of that value, by site. `given`
+    and `shared` are as in `PlaceRows`.
     """
 
     def __init__(
@@ -216,14 +202,13 @@ class PlaceColumn(SiteMessenger):
         primary: Primary,
         layout: Layout,
         batch_dims: int,
-        owner: str | None = None,
-        row: int = 0,
+        owners: Mapping[str, int] | None = None,
         downstream: Downstream = _always,
         given: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.downstream = downstream
-        self.choose, self.primary, self.owner, self.row = choose, primary, owner, row
+        self.choose, self.primary, self.owners = choose, primary, owners
         self.layout, self.batch_dims, self.given, self.shared = layout, batch_dims, given or {}, {}
         self.soft = False
         self.resampled: list[tuple[int, str]] = []
@@ -232,7 +217,7 @@ class PlaceColumn(SiteMessenger):
         self.relaxed: dict[str, Point | None] = {}
         self.extra: dict[str, int] = {}
         self._points: dict[str, Point | None] = {}
-        self._past_owner = False
+        self._past: list[str] = []
 
     def _pyro_sample(self, msg: Any) -> None:
         if not _to_place(msg):
@@ -241,16 +226,17 @@ class PlaceColumn(SiteMessenger):
         estimator = self.choose(site)
         if estimator is not None:
             self.chosen[site.name] = estimator
-        if site.name == self.owner:
-            self._past_owner, self.soft = True, estimator is not None and self.row in estimator.relaxed
+        row = (self.owners or {}).get(site.name)
+        if row is not None and estimator is not None:
+            self.soft = row in estimator.relaxed
         if site.name in self.given:
             msg["value"], msg["done"] = self.given[site.name], True
-        elif self.owner is None:
+        elif self.owners is None:
             self._primary(site, estimator, msg)
-        elif estimator is not None and site.name == self.owner:
-            value = self.primary.draws[site.name].value[self.row]
+        elif estimator is not None and row is not None:
+            value = self.primary.draws[site.name].value[row]
             msg["value"], msg["done"] = self._own_value(site, estimator, value), True
-        elif not self._past_owner or not self.downstream(self.owner, site.name):
+        elif not any(self.downstream(owner, site.name) for owner in self._past):
             msg["value"], msg["done"] = self.primary.values[site.name], True
         elif estimator is not None:
             msg["value"], msg["done"] = self._downstream(site, estimator), True
@@ -258,6 +244,8 @@ class PlaceColumn(SiteMessenger):
             point = self._points.get(site.name, self.primary.points.get(site.name))
             self.relaxed[site.name] = point
             msg["fn"] = extended(msg["fn"], point)
+        if row is not None:
+            self._past.append(site.name)
 
     @staticmethod
     def _own_value(site: Site, estimator: Estimator, value: Tensor) -> Tensor:
@@ -294,7 +282,7 @@ class PlaceColumn(SiteMessenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         if not is_latent(msg):
             return
-        if self.owner is None:
+        if self.owners is None:
             self.primary.values[msg["name"]] = msg["value"]
         if self.layout.inner is not None and self.layout.shares(plates_of(msg)):
             self.shared[msg["name"]] = msg["value"]

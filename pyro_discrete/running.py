@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from pyro_discrete.chunked import run_chunks
+from pyro_discrete.columns import Columns
 from pyro_discrete.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.estimators.base import Draw, Estimator, Family, SiteView
 from pyro_discrete.estimators.reinforce import Reinforce
@@ -23,9 +24,10 @@ from pyro_discrete.outcome import (
 )
 from pyro_discrete.plan import Plan
 from pyro_discrete.probe import Pair
+from pyro_discrete.products import in_product
 from pyro_discrete.relaxations.concrete import corner
 from pyro_discrete.relaxations.forms import hard_value, one_hot_site, state_trials
-from pyro_discrete.rows import Columns, KeepSubsamples, PlaceColumn, PlaceRows, Primary
+from pyro_discrete.rows import KeepSubsamples, PlaceColumn, PlaceRows, Primary
 from pyro_discrete.sequential import run_columns
 from pyro_discrete.sites import ROWS_PLATE, Site
 from pyro_discrete.slopes import slopes_by_row
@@ -157,6 +159,10 @@ def _run_rows(
             cost = cost[rows]
         slope = slopes.get(name, {})
         filled = filled_draw(draw, site, estimator, evaluation, objective, layout, contexts, slope)
+        if members := columns.products.get(name):
+            own, scores = columns.owned[name], evaluation.scores
+            log_q = {m: layout.split(placing.sites[m].plates, scores[m])[own] for m in members}
+            filled = in_product(filled, name, log_q)
         outcome.pending.append(Pending(estimator, filled, cost))
     if evaluation.untended:
         outcome.surrogate = outcome.surrogate + over(untended_part(evaluation, evaluation, layout), particles)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from pyro_discrete.one_run import evaluated
 from pyro_discrete.outcome import Outcome, Pending, contexts_of, filled_draw, over, site_cost, untended_part
 from pyro_discrete.plan import Plan
 from pyro_discrete.probe import Pair
+from pyro_discrete.products import check_members, in_product
 from pyro_discrete.rows import KeepSubsamples, PlaceColumn, Primary
 from pyro_discrete.sites import Site
 from pyro_discrete.slopes import slopes_by_column
@@ -46,25 +47,25 @@ class _Sequence:
     subsamples: KeepSubsamples | None = None
 
     def run(
-        self, primary: Primary, given: Mapping[str, Tensor], owner: str | None = None, row: int = 0
+        self, primary: Primary, given: Mapping[str, Tensor], owners: Mapping[str, int] | None = None
     ) -> tuple[PlaceColumn, Evaluation]:
         known, plan = self.dependencies, self.plan
-        placing = PlaceColumn(self.choose, primary, self.layout, plan.batch_dims, owner, row, known.downstream, given)
+        placing = PlaceColumn(self.choose, primary, self.layout, plan.batch_dims, owners, known.downstream, given)
         evaluation = evaluated(self.pair, plan, self.objective, placing, self.layout, self.subsamples, known)
         if self.subsamples is None and (self.plan.layout.size > 1 or any(placing.extra.values())):
             self.subsamples = KeepSubsamples.of(evaluation.guide_trace, evaluation.model_trace)
         return placing, evaluation
 
     def row_of(
-        self, particles: list[_Particle], number: int, joined: Evaluation, name: str, row: int
+        self, particles: list[_Particle], number: int, joined: Evaluation, owners: Mapping[str, int]
     ) -> tuple[PlaceColumn, Evaluation]:
         """A further row of a site: of one particle beside the others, or of all that share the site."""
-        own = particles[number]
+        own, name = particles[number], next(iter(owners))
         if not self.layout.shares(own.placing.sites[name].plates):
-            placing, evaluation = self.run(own.primary, particles[0].placing.shared, name, row)
+            placing, evaluation = self.run(own.primary, particles[0].placing.shared, owners)
             return placing, self.objective.beside(evaluation, joined, number)
-        placing, evaluation = self.run(own.primary, {}, name, row)
-        runs = [evaluation] + [self.run(p.primary, placing.shared, name, row)[1] for p in particles[1:]]
+        placing, evaluation = self.run(own.primary, {}, owners)
+        runs = [evaluation] + [self.run(p.primary, placing.shared, owners)[1] for p in particles[1:]]
         return placing, self.objective.join(runs)
 
 
@@ -108,6 +109,7 @@ def _draws(
     """What the estimators drew for one particle, by site, with the costs of all rows."""
     particle, layout, plan = particles[number], sequence.layout, sequence.plan
     contexts = contexts_of(particle.evaluation, plan, sequence.pair)
+    columns, products = plan.columns, {}
     for name, draw in particle.primary.draws.items():
         estimator, site = particle.placing.chosen[name], particle.placing.sites[name]
         shares = layout.shares(site.plates)
@@ -115,18 +117,39 @@ def _draws(
         costs, slopes = [site_cost(evaluation, name, estimator)], {}
         if 0 in estimator.slope_rows:
             slopes[0] = slopes_by_column(evaluation, (), layout, draw, estimator, 0)
-        for row in range(1, particle.placing.extra[name] + 1):
+        members = columns.products.get(name)
+        if members is not None and members not in products:
+            products[members] = _joint_values(sequence, particles, number, joined, members)
+        for row in range(1, particle.placing.extra[name] + 1 if members is None else 1):
             wanted = row in estimator.slope_rows
             with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
-                column, other = sequence.row_of(particles, number, joined, name, row)
+                column, other = sequence.row_of(particles, number, joined, {name: row})
                 costs.append(site_cost(other, name, estimator))
             if wanted:
                 slopes[row] = slopes_by_column(other, column.resampled, layout, draw, estimator, row)
+        if members is not None:
+            costs += [site_cost(other, name, estimator) for other in products[members]]
         rows = [layout.split(site.plates, c) for c in costs]
         cost = rows[0] if len(rows) == 1 else torch.cat(rows)
         filled = filled_draw(draw, site, estimator, evaluation, sequence.objective, layout, contexts, slopes)
+        if members is not None:
+            scores = {m: [layout.split(site.plates, other.scores[m]) for other in products[members]] for m in members}
+            filled = in_product(filled, name, {m: torch.cat(log_q) for m, log_q in scores.items()})
         runs = plan.particles * (1 if shares else len(particles))
         yield name, Pending(estimator, filled, cost, 1 / runs)
+
+
+def _joint_values(
+    sequence: _Sequence, particles: list[_Particle], number: int, joined: Evaluation, members: Sequence[str]
+) -> list[Evaluation]:
+    """A run for each joint value of a product's sites."""
+    columns = sequence.plan.columns
+    check_members(members, particles[number].primary.draws)
+    found = []
+    for value in range(len(columns.owned[members[0]])):
+        found.append(sequence.row_of(particles, number, joined, columns.together(members, value))[1])
+        check_members(members, found[-1].scores)
+    return found
 
 
 def _together(group: list[Pending]) -> list[Pending]:

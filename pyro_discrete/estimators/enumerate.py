@@ -17,10 +17,14 @@ class Enumerate(Estimator):
     Where it is chosen for every discrete site, the whole program is enumerated in parallel by Pyro's `TraceEnum_ELBO`:
     sites of the guide and of the model alone (which are marginalised), joint values of `.to_event` sites included.
     Beside other estimators it is the local expectation: the site's whole support in its rows, other sites sampled.
+    With `product` several sites of such a program have the product of their supports as rows, and no noise from each
+    other; the cost, rows in `elbo.plan`, is the product of their numbers of values instead of the sum.
     Serves Bernoulli, Categorical, OneHotCategorical and other sites of finite support.
 
     - `max_elements`: the largest table, in elements, that may be built. `max_operations`: elements of all tables of a
       step together. More is refused before any work is done.
+    - `product`: a name of your choice. Sites, in the same plates, whose `Enumerate` has the same one are enumerated
+      jointly.
 
     A factorised `.to_event` site of many elements is not split up by itself, as no number of evaluations can show that
     the program's terms do not join its elements: give it "indecater" (exact where they do not, unbiased where they do,
@@ -33,6 +37,7 @@ class Enumerate(Estimator):
 
     >>> from pyro_discrete import Enumerate, TraceELBO
     >>> elbo = TraceELBO(Enumerate(max_elements=10**6))
+    >>> elbo = TraceELBO({"z*": Enumerate(product="both layers"), "y": "nvil"})
     """
 
     name = "enumerate"
@@ -43,12 +48,14 @@ class Enumerate(Estimator):
     separable = True
     families = FINITE
 
-    def __init__(self, max_elements: int = 2**27, max_operations: int = 2**34) -> None:
+    def __init__(self, max_elements: int = 2**27, max_operations: int = 2**34, product: str = "") -> None:
         super().__init__()
         for name, value in (("max_elements", max_elements), ("max_operations", max_operations)):
             if value < 1:
                 raise SettingError(f"Enumerate: {name}={value} given, a positive number expected.")
-        self.max_elements, self.max_operations = max_elements, max_operations
+        if not isinstance(product, str):
+            raise SettingError(f"Enumerate: product={product!r} given, the name of a product expected.")
+        self.max_elements, self.max_operations, self.product = max_elements, max_operations, product
 
     def rows(self, site: SiteView) -> int:
         return 1 + int(site.cardinality)
@@ -61,7 +68,9 @@ class Enumerate(Estimator):
         return Draw(rows, extra={"log_support": site.log_mass(support).transpose(0, 1)})
 
     def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
-        """Sum over the support of q(z) times the cost that z led to."""
+        """Sum over the support of q(z) times the cost that z led to; in a product, over all joint values."""
         probability = draw.extra["log_support"].exp().transpose(0, 1)
+        if "others" in draw.extra:
+            probability = probability * draw.extra["others"].transpose(0, 1)
         possible = torch.where(probability > 0, cost[1:], 0.0)  # an impossible value may have an infinite cost
         return Surrogate((probability * possible).sum(0))
