@@ -39,9 +39,15 @@ TASKS: dict[str, dict[str, Any]] = {
     "wine": {"program": "gmm", "categories": 3, "steps": 250},
     "simulated-chains": {"program": "hmm", "categories": 4, "steps": 200, "lr": 0.05},
     "brown-words": {"program": "hmm", "categories": 12, "steps": 200, "lr": 0.05},
+    "brown-characters": {"program": "hmm", "categories": 3, "steps": 200, "lr": 0.05},
+    "simulated-answers": {"program": "lca", "categories": 4, "steps": 250},
+    "ability": {"program": "lca", "categories": 4, "steps": 250},
 }
 """A data set, and the settings of the run on it."""
+IN_FOLDERS = ("brown-words", "brown-characters", "ability")
+"""The data sets that are read from a folder."""
 EM_ITERATIONS = 30
+ENDS = "lowest to highest"
 
 
 def _ours(estimator: str, guide: str, task: Mapping[str, Any], data: Dataset, seed: int) -> dict[str, float]:
@@ -109,11 +115,13 @@ OTHERS: dict[str, tuple[str, Callable[..., dict[str, float]]]] = {
 def compare(
     name: str, seeds: int, methods: Sequence[str] = tuple(OURS), data_dir: Path | None = None
 ) -> dict[str, list[dict[str, float]]]:
-    """The results of another implementation and of ours, of the named `methods`, on a data set of `TASKS`, by seed."""
+    """Results of another implementation, where there is one, and of our `methods` on a data set of `TASKS`, by seed."""
     task = TASKS[name]
     data = load_data(name, data_dir)
-    other, fit = OTHERS[task["program"]]
-    results = {other: [fit(task, data, seed) for seed in range(seeds)]}
+    results = {}
+    if task["program"] in OTHERS:
+        other, fit = OTHERS[task["program"]]
+        results[other] = [fit(task, data, seed) for seed in range(seeds)]
     for method in methods:
         estimator, guide = OURS[method]
         results[method] = [_ours(estimator, guide, task, data, seed) for seed in range(seeds)]
@@ -121,21 +129,31 @@ def compare(
 
 
 def section(name: str, results: Mapping[str, list[dict[str, float]]]) -> str:
-    """The results on one data set as a table of markdown: means over seeds, and the lowest and highest index."""
+    """The results on one data set as a table of markdown: means over seeds, with the lowest and highest of a column.
+
+    That is the index of agreement with the labels or, for data without labels, the likelihood.
+    """
     task = TASKS[name]
     seeds = len(next(iter(results.values())))
-    heads = ["log-likelihood", "adjusted Rand index", "lowest to highest", "many-to-one accuracy", "CPU seconds"]
+    columns = [("log-likelihood", "log_likelihood", 2)]
+    if all("adjusted_rand_index" in row for rows in results.values() for row in rows):
+        columns += [("adjusted Rand index", "adjusted_rand_index", 3), (ENDS, "adjusted_rand_index", 3)]
+        columns += [("many-to-one accuracy", "many_to_one_accuracy", 3)]
+    else:
+        columns += [(ENDS, "log_likelihood", 2)]
+    columns += [("CPU seconds", "seconds", 2)]
+    heads = " | ".join(head for head, _, _ in columns)
     lines = [
-        f"| {name}, {task['categories']} classes, {seeds} seed{'s' * (seeds > 1)} | {' | '.join(heads)} |",
-        "| --- " * 6 + "|",
+        f"| {name}, {task['categories']} classes, {seeds} seed{'s' * (seeds > 1)} | {heads} |",
+        "| --- " * (1 + len(columns)) + "|",
     ]
     for method, rows in results.items():
-        mean = {key: statistics.mean(row[key] for row in rows) for key in rows[0]}
-        indices = [row["adjusted_rand_index"] for row in rows]
-        lines.append(
-            f"| {method} | {mean['log_likelihood']:.2f} | {mean['adjusted_rand_index']:.3f} | "
-            f"{min(indices):.3f} to {max(indices):.3f} | {mean['many_to_one_accuracy']:.3f} | {mean['seconds']:.2f} |"
-        )
+        cells = [method]
+        for head, key, digits in columns:
+            values = [row[key] for row in rows]
+            ends = f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+            cells.append(ends if head == ENDS else f"{statistics.mean(values):.{digits}f}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -143,13 +161,13 @@ def main(
     sets: Annotated[str, typer.Option(help="Names from TASKS, separated by commas.")] = ",".join(TASKS),
     seeds: Annotated[int, typer.Option(min=1)] = 3,
     methods: Annotated[str, typer.Option(help="Ours, names from OURS, separated by semicolons.")] = ";".join(OURS),
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the Brown corpus, if npm has it elsewhere.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data, if their package is elsewhere.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/mixtures"),
 ) -> None:
     """Fit every data set by every method, save the results, and print them as tables."""
     out.mkdir(parents=True, exist_ok=True)
     for name in sets.split(","):
-        results = compare(name, seeds, methods.split(";"), data_dir if name.startswith("brown") else None)
+        results = compare(name, seeds, methods.split(";"), data_dir if name in IN_FOLDERS else None)
         write_atomically(out / f"{name}.json", json.dumps(results, indent=2) + "\n")
         typer.echo(section(name, results))
 

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import torch
-from pyro.infer import config_enumerate, infer_discrete
-from pyro.poutine import trace
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from models.dataset import Dataset
 from models.evaluation import EVALUATION_SEED, isolated, pieces
 from models.program import LatentClasses
+from pyro_discrete import DiscretePosterior
 
 __all__ = ["agreement", "many_to_one_accuracy", "most_probable"]
 
 
 def most_probable(program: LatentClasses, x: Tensor) -> Tensor:
     """The most probable joint classes given `x` `[n, ...]`: `[n]`, or `[n, steps]` for a chain (Viterbi)."""
+    posterior = DiscretePosterior(program.model)
     with isolated(EVALUATION_SEED), torch.no_grad():
-        return torch.cat([_decoded(program.model, piece) for piece in pieces(program, x, 1)])
+        return torch.cat([_classes(posterior.most_probable(piece)) for piece in pieces(program, x, 1)])
 
 
 def agreement(program: LatentClasses, data: Dataset) -> dict[str, float]:
@@ -51,8 +48,6 @@ def many_to_one_accuracy(labels: np.ndarray, found: np.ndarray) -> float:
     return float(counts.max(1).sum() / len(labels))
 
 
-def _decoded(model: Callable[..., Any], x: Tensor) -> Tensor:
-    decoder = infer_discrete(config_enumerate(model), first_available_dim=-2, temperature=0)
-    sites: dict[str, Any] = trace(decoder).get_trace(x).nodes
-    states: list[Any] = [site["value"] for name, site in sites.items() if name == "z" or name.startswith("z_")]
-    return states[0] if "z" in sites else torch.stack(states, -1)
+def _classes(found: dict[str, Tensor]) -> Tensor:
+    """The class of each element, or of each of its steps."""
+    return found["z"] if "z" in found else torch.stack([found[f"z_{t}"] for t in range(len(found))], -1)

@@ -106,7 +106,7 @@ def _reaches_left(msg: Any, batch_dims: int) -> bool:
 
 def _factor(name: str, position: int, msg: Any, marginalise: Marginalise, batch_dims: int, names: Names) -> Factor:
     log_p = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
-    if name not in marginalise.own:
+    if marginalise.masked or name not in marginalise.own:
         log_p = scale_and_mask(log_p, mask=msg["mask"])
     at = {f.dim: names.of_plate(f) for f in msg["cond_indep_stack"] if f.dim is not None}
     known = marginalise.dims.get(name, {})

@@ -66,19 +66,22 @@ class Marginalise(EnumMessenger):
     """Enumerates every latent site of the model that is not in `drawn`, in dims left of rows and plates.
 
     `dims` says, by site, which enumerated site's values (by a number of its own) each such dim holds; `own` is each
-    enumerated site's own number.
+    enumerated site's own number. `masked`: whether these sites' masks take their terms out, as maxima have it; in sums
+    a masked site keeps its probability, which adds up to one.
     """
 
-    def __init__(self, drawn: Collection[str], settings: Mapping[str, Enumerate], batch_dims: int) -> None:
+    def __init__(
+        self, drawn: Collection[str], settings: Mapping[str, Enumerate], batch_dims: int, masked: bool = False
+    ) -> None:
         super().__init__(first_available_dim=-2 - batch_dims)
-        self.drawn, self.settings = drawn, settings
+        self.drawn, self.settings, self.masked = drawn, settings, masked
         self.dims: dict[str, dict[int, int]] = {}
         self.own: dict[str, int] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         if is_latent(msg) and not msg["done"] and msg["name"] not in self.drawn:
             refuse_unguided(msg["name"], msg["fn"])
-            mark_for_enumeration(msg, self.settings.get(msg["name"]) or Enumerate(), marginal=True)
+            mark_for_enumeration(msg, self.settings.get(msg["name"]) or Enumerate(), marginal=not self.masked)
             super()._pyro_sample(msg)
             self.own[msg["name"]] = msg["infer"]["_dim_to_id"][msg["infer"]["_enumerate_dim"]]
         else:

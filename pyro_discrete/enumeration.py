@@ -100,9 +100,11 @@ def settle_enumeration(plan: Plan, pair: Pair, trial: Trial) -> bool:
     except DiscreteInferenceError:
         raise
     except Exception as error:
+        other = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise EnumerationError(
             f"The program cannot be enumerated, neither in parallel ({reason}) nor one joint value after another "
-            f"({type(error).__name__}: {error}). Use 'rloo' or 'nvil'."
+            f"({other}). Use 'rloo' or 'nvil'. Sites of the model alone are summed out over leading dims under "
+            "every estimator: index from the right behind them, or draw them in the guide too."
         ) from error
     return True
 
@@ -125,7 +127,7 @@ def _why_not_parallel(plan: Plan, pair: Pair, trial: Trial) -> str:
 
 
 class _Configure(Messenger):
-    """Marks discrete sites for parallel enumeration, after a look at the size of their tables.
+    """Marks discrete sites for enumeration, after a look at the size of their tables: in parallel, or the guide's not.
 
     For the guide, `seen` collects the names of its latent sites; for the model, sites in `drawn` are the guide's.
     """
@@ -144,7 +146,8 @@ class _Configure(Messenger):
         fn = msg["fn"]
         if family_of(fn) in (None, Family.CONTINUOUS) or msg["done"]:
             return
-        mark_for_enumeration(msg, self.settings, self.seen is None, self.parallel)
+        marginal = self.seen is None
+        mark_for_enumeration(msg, self.settings, marginal, self.parallel or marginal)
 
 
 class _ExactELBO(TraceEnum_ELBO):

@@ -102,7 +102,8 @@ class DiscretePosterior:
         """The most probable joint values `[*batch, *event]`, along chains by the Viterbi algorithm.
 
         The guide's sites take the mode of q, the model's own the most probable values given these. Continuous sites of
-        the guide take their mean.
+        the guide take their mean. A masked site has no term of its own: the values are the most probable ones of the
+        sites that are not masked (of chains of unequal length, up to their ends).
         """
         run = self._trial(args, kwargs)
         guide = _AtMean()(self.guide)
@@ -174,7 +175,7 @@ class _Runs:
     def of_guide(self, guide: Callable[..., Any], rows: int | None, reduce: Reduce) -> dict[str, Tensor]:
         """For each discrete site of the guide, how q shares itself out over its values: `[rows, *batch, values]`."""
         settings = {n: Enumerate() for n in self.discrete}
-        enumerate_guide = Marginalise(self.continuous, settings, self.trial.batch_dims)
+        enumerate_guide = Marginalise(self.continuous, settings, self.trial.batch_dims, masked=reduce is highest)
         with poutine.block():
             trace = self._traced(enumerate_guide(self._rowed(guide, rows)))
         return self._shared(trace, enumerate_guide, rows, reduce)
@@ -192,7 +193,7 @@ class _Runs:
         with poutine.block():
             guided = self._traced(Substitute(values or {})(self._rowed(guide or self.pair.guide, rows)))
             drawn = latent_sites(guided)
-            marginalise = Marginalise(drawn, self.settings, self.trial.batch_dims)
+            marginalise = Marginalise(drawn, self.settings, self.trial.batch_dims, masked=reduce is highest)
             replayed = poutine.replay(marginalise(self._rowed(self.pair.model, rows)), trace=guided)
             trace = self._traced(replayed)
         draws = {n: m["value"].reshape(rows or 1, *self.guide_sites[n].distribution.shape()) for n, m in drawn.items()}

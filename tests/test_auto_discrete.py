@@ -166,6 +166,27 @@ def test_a_part_of_a_list_of_guides() -> None:
     assert set(guide.median(x)) == {"means", "share", "z"}
 
 
+def test_scales_are_left_to_the_caller_as_in_pyros_guides() -> None:
+    """A scale on the model's latent sites is not copied; around model and guide it anneals the KL terms, once."""
+
+    def weighed(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            with poutine.scale(scale=0.25):
+                y = pyro.sample("y", dist.Normal(0.0, 1.0)) if x.isnan().any() else 0.0
+                z = pyro.sample("z", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(2 * z + y, 1.0), obs=x)
+
+    pyros = AutoNormal(poutine.block(weighed, hide=["z"]))
+    assert poutine.trace(pyros).get_trace(X * math.nan).nodes["y"]["scale"] == 1.0
+    guide = AutoDiscreteMeanField(weighed)
+    assert poutine.trace(guide).get_trace(X).nodes["z"]["scale"] == 1.0
+    q = guide.marginals()["z"]
+    found = TraceELBO("enumerate").loss(weighed, poutine.scale(guide, 0.25), X)
+    kl = torch.distributions.kl_divergence(dist.Bernoulli(q), dist.Bernoulli(0.3))
+    fit = q * dist.Normal(2.0, 1.0).log_prob(X) + (1 - q) * dist.Normal(0.0, 1.0).log_prob(X)
+    assert found == pytest.approx(float((0.25 * kl - fit).sum()), abs=1e-5)
+
+
 def test_pyros_own_elbo_takes_it() -> None:
     guide = AutoDiscreteMeanField(mixture)
     guide(X)

@@ -179,15 +179,18 @@ def test_growth_of_exact_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert min(matplotlib.image.imread(tmp_path / "enumeration.png").shape[:2]) > 200
 
 
-@pytest.mark.parametrize(("name", "other"), [("iris", "scikit-learn, EM"), ("simulated-chains", "hmmlearn, EM")])
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [("iris", ["scikit-learn, EM"]), ("simulated-chains", ["hmmlearn, EM"]), ("simulated-answers", [])],
+)
 def test_mixtures_and_chains_beside_other_implementations(
-    name: str, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, others: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(mixtures_and_chains.TASKS, name, {**mixtures_and_chains.TASKS[name], "steps": 3})
     monkeypatch.setattr(mixtures_and_chains, "EM_ITERATIONS", 5)
     printed = call(mixtures_and_chains.main, "--sets", name, "--seeds", 1, "--out", tmp_path)
     results = json.loads((tmp_path / f"{name}.json").read_text())
-    assert list(results) == [other, *mixtures_and_chains.OURS]
+    assert list(results) == [*others, *mixtures_and_chains.OURS]
     for method, (row,) in results.items():
         assert row["log_likelihood"] < 0
         assert 0 < row["many_to_one_accuracy"] <= 1

@@ -83,6 +83,25 @@ def test_control_flow_on_a_drawn_value_goes_one_by_one():
     assert elbo.plan.path == "sequential"
 
 
+@pytest.mark.filterwarnings("ignore:This program")
+def test_control_flow_beside_a_site_of_the_model_alone():
+    """By a guide's draw: the guide's values go one by one, the model's own are summed. By its own value: refused."""
+
+    def model(x, own=False):
+        z = pyro.sample("z", dist.Bernoulli(0.4))
+        y = pyro.sample("y", dist.Categorical(pyro.param("weights", torch.tensor([0.2, 0.3, 0.5]))))
+        scale = 0.5 if (y if own else z).item() > 0.5 else 1.5
+        pyro.sample("x", dist.Normal(y - 2 * z, scale), obs=x[0])
+
+    def guide(x, own=False):
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
+
+    assert agrees(model, guide, DATA).one_by_one
+    for estimator in ("enumerate", "nvil"):
+        with pytest.raises(EnumerationError, match=r"leading dims.*draw them in the guide too"):
+            TraceELBO(estimator).loss(model, guide, DATA, True)
+
+
 def test_model_site_outside_the_plate_that_depends_on_it():
     """Pyro takes all elements in step, and is silently wrong; here their joint values are summed."""
 

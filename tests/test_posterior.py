@@ -5,6 +5,7 @@ Frequencies of samples are compared at 5 standard errors or more: a false alarm 
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import pyro
@@ -15,6 +16,7 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate, infer_discrete
 
 from pyro_discrete import DiscretePosterior
 from pyro_discrete.assignment_sums import random_value
+from pyro_discrete.enumerated_sites import Marginalise
 from pyro_discrete.errors import SettingError, SiteMatchError
 
 START, TABLE = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([[0.7, 0.2, 0.1], [0.3, 0.4, 0.3], [0.2, 0.3, 0.5]])
@@ -100,15 +102,36 @@ def test_chains_of_second_order_in_a_plate_with_masked_ends():
 
     paths = torch.tensor(list(itertools.product(range(2), repeat=6)))
     padded = torch.cat([torch.zeros(len(paths), 2), paths], 1)
-    prior = dist.Bernoulli(logits=0.8 * padded[:, 1:-1] - 1.1 * padded[:, :-2] + 0.3).log_prob(paths.float()).sum(1)
+    prior_terms = dist.Bernoulli(logits=0.8 * padded[:, 1:-1] - 1.1 * padded[:, :-2] + 0.3).log_prob(paths.float())
+    prior = prior_terms.sum(1)
     marginals, best = DiscretePosterior(model).marginals(x), DiscretePosterior(model).most_probable(x)
     for chain, length in enumerate(lengths):
         seen = dist.Normal(2.0 * paths, 1.0).log_prob(x[:, chain])[:, :length].sum(1)
         probability = (prior + seen).softmax(0)
         for t in range(6):
             assert marginals[f"z{t}"].probs[chain] == pytest.approx(float(probability @ paths[:, t].float()), abs=1e-5)
-        path = paths[probability.argmax()]
-        assert [int(best[f"z{t}"][chain]) for t in range(6)] == path.tolist()
+        whole = prior_terms[:, :length].sum(1) + seen  # up to the chain's end
+        assert whole.max() > whole[whole < whole.max()].max() + 1e-3
+        path = paths[whole.argmax()]
+        assert [int(best[f"z{t}"][chain]) for t in range(length)] == path[:length].tolist()
+
+
+def test_a_masked_end_has_no_say_in_the_path(monkeypatch):
+    """A chain whose end is masked, and would go on longer from 1; planted: a maximum over the end's prior too."""
+    table, there = torch.tensor([[0.5, 0.5], [0.1, 0.9]]), torch.tensor([True, False, False])
+
+    def model():
+        z = torch.tensor(0)
+        for t in range(3):
+            with pyro.poutine.mask(mask=there[t]):
+                z = pyro.sample(f"z{t}", dist.Categorical(table[z]))
+                pyro.sample(f"x{t}", dist.Normal(2.0 * z, 1.0), obs=torch.tensor(0.8))
+
+    # z0 = 0: 0.5 N(0.8; 0, 1) = 0.145, and 1: 0.5 N(0.8; 2, 1) = 0.097; times the likeliest end, 0.065 and 0.079
+    assert int(DiscretePosterior(model).most_probable()["z0"]) == 0
+    whole = functools.partial(Marginalise, masked=False)
+    monkeypatch.setattr("pyro_discrete.posterior.Marginalise", lambda *a, masked: whole(*a))
+    assert int(DiscretePosterior(model).most_probable()["z0"]) == 1
 
 
 def mixed(x):

@@ -39,7 +39,8 @@ class AutoDiscreteMeanField(AutoGuide):
     continuous sites get one of Pyro's autoguides. Bernoulli, Categorical and OneHotCategorical sites keep their family;
     other sites of finite support (Binomial ...) get a table of free probabilities, and so do counts without a bound
     where the model states one, `infer={"truncation": 20}`. `.to_event`, `.mask`, plates and `pyro.markov` are as in the
-    model. Any estimator can train it, also beside guides of one's own in an `AutoGuideList`.
+    model; `poutine.scale` is not copied, as in Pyro's autoguides: put it around the guide too. Any estimator can train
+    it, also beside guides of one's own in an `AutoGuideList`.
 
     - `amortize`: False for free logits, `[*plates, ...]`: a subsampled plate has them for all of its elements, and a
       step trains those of the subsample. True, or a number of hidden units, for networks with one hidden layer that
