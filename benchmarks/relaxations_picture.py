@@ -14,18 +14,20 @@ from models.pictures import PALETTE
 __all__ = ["picture"]
 
 MARKS = "os^vD"
+GRIDS = ("32 x 2", "16 x 4", "11 x 8", "8 x 16")
+"""The programs that share a panel: codes of 32 or 33 bits."""
 SHOWN = 10.0
 """Nats below the best that a panel shows."""
 
 
 def picture(results: Mapping[str, Any], defaults: Mapping[str, float | None], path: Path) -> None:
-    """Write a panel for each program with several temperatures, and one for all others, by their categories.
+    """Write a panel for each program over the temperature, and one for those of `GRIDS`, by their categories.
 
     `defaults` maps each relaxation's name to its temperature, None for what has no temperature.
     """
     programs = results["programs"]
-    swept = {n: rows for n, rows in programs.items() if any(len(runs) > 1 for runs in rows.values())}
-    grid = {n: rows for n, rows in programs.items() if n not in swept}
+    swept = {n: rows for n, rows in programs.items() if n not in GRIDS}
+    grid = {n: rows for n, rows in programs.items() if n in GRIDS}
     count = len(swept) + bool(grid)
     figure = Figure(figsize=(5.6 * count, 6.2), layout="constrained")
     panels = figure.subplots(1, count, squeeze=False)[0]

@@ -30,8 +30,16 @@ ESTIMATORS: dict[str, Any] = {
     "reinmax": lambda: TraceELBO(ReinMax(1.0)),
     "gumbel_softmax, t = 0.35": lambda: TraceELBO(GumbelSoftmax(0.35)),
     "gumbel_softmax, t = 1": lambda: TraceELBO(GumbelSoftmax(1.0)),
+    "gumbel_softmax, t = 0.35, analytic": lambda: TraceELBO(GumbelSoftmax(0.35, kl="analytic")),
 }
-SOFT = {"gumbel_softmax, t = 0.35": 0.35, "gumbel_softmax, t = 1": 1.0}
+SOFT = {
+    "gumbel_softmax, t = 0.35": (0.35, False),
+    "gumbel_softmax, t = 1": (1.0, False),
+    "gumbel_softmax, t = 0.35, analytic": (0.35, True),
+}
+"""The soft ones' temperatures, and whether their divergence is analytic (it is linear by default at integers)."""
+FOLLOWED = ("straight_through_gumbel_softmax", "reinmax", "gumbel_softmax, t = 0.35")
+"""Those whose gradients are compared with the exact one on the way."""
 MIXTURE = [name for name in ESTIMATORS if name not in ("straight_through", "gumbel_softmax, t = 1")]
 """Those that are trained on the whole mixture."""
 CONDITIONS = {
@@ -43,17 +51,20 @@ CONDITIONS = {
 }
 """What is changed: in the first third of the training, or (`own`) all along."""
 COMPONENTS = 4
+DRAWS = 400
+"""How many draws a mean gradient is the mean of."""
 
 
-def soft_threshold(temperature: float, points: int = 200_001) -> float:
+def soft_threshold(temperature: float, analytic: bool = False, points: int = 200_001) -> float:
     r"""The ratio V / s^2 above which two coinciding components part under soft values: c2 (c1 - 1/4) / c1^2.
 
-    With w = sigmoid(logistic noise / t): c1 = E[2 w (1 - w)] / t, c2 = E[(2 w - 1)^2]. It is 1 at t = 0.
+    With w = sigmoid(logistic noise / t): c1 = E[2 w (1 - w)] / t, c2 = E[(2 w - 1)^2]. It is 1 at t = 0. With an
+    analytic divergence it is c2 / (4 c1^2).
     """
     uniform = (torch.arange(points, dtype=torch.float64) + 0.5) / points
     w = (uniform.logit() / temperature).sigmoid()
     c1, c2 = (2 * w * (1 - w)).mean() / temperature, (2 * w - 1).square().mean()
-    return float(c2 * (c1 - 0.25) / c1**2)
+    return float(c2 * (0.25 if analytic else c1 - 0.25) / c1**2)
 
 
 def two_clusters(seed: int = 0) -> Tensor:
@@ -153,6 +164,41 @@ def train(name: str, condition: str, seed: int, steps: int) -> float:
         return TraceELBO("enumerate").loss(mixture.model, mixture.guide, x) / len(x)
 
 
+def directions(name: str, seed: int, steps: int) -> dict[str, list[float]]:
+    """Along the training with a scale for each component: step -> loss, and cosines of mean and exact gradient.
+
+    The mean is that of `DRAWS` draws; one cosine for the guide's network, one for the components.
+    """
+    x, found = four_clusters(), {}
+    with isolated(seed):
+        mixture = Mixture(x, seed)
+        mixture.own_scales = True
+        elbo, exact = ESTIMATORS[name](), TraceELBO("enumerate")
+        optimiser = torch.optim.Adam(mixture.parameters(), lr=0.03)
+        groups = [list(mixture.network.parameters()), [mixture.locs, mixture.log_scales, mixture.logits]]
+        for step in range(steps + 1):
+            if step in (0, steps // 30, steps // 10, steps // 3, steps):
+                means = [torch.zeros(sum(p.numel() for p in group), dtype=torch.float64) for group in groups]
+                for number in range(DRAWS + 1):
+                    optimiser.zero_grad()
+                    loss = (elbo if number else exact).loss_and_grads(mixture.model, mixture.guide, x)
+                    flat = [torch.cat([_gradient(p).flatten() for p in group]) for group in groups]
+                    if number == 0:
+                        right, value = flat, loss / len(x)
+                    else:
+                        means = [mean + each for mean, each in zip(means, flat, strict=True)]
+                cosines = [float(torch.cosine_similarity(m, r, 0)) for m, r in zip(means, right, strict=True)]
+                found[str(step)] = [value, *cosines]
+            optimiser.zero_grad()
+            elbo.loss_and_grads(mixture.model, mixture.guide, x)
+            optimiser.step()
+    return found
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
 def collapsed() -> float:
     """The negative bound of one Gaussian for everything, in nats a datum."""
     return math.log(float(four_clusters().std(correction=0)) * math.sqrt(2 * math.pi * math.e))
@@ -170,10 +216,17 @@ def section(result: Mapping[str, Any]) -> str:
     lines += ["", "| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
     for name, row in result["mixture"].items():
         lines.append(f"| {name} | " + " | ".join(_summary(row[r]) for r in CONDITIONS if r in row) + " |")
+    followed = result.get("directions", {})
+    if followed:
+        steps = list(next(iter(followed.values())))
+        lines += ["", "| | " + " | ".join(f"step {s}" for s in steps) + " |", "| --- " * (len(steps) + 1) + "|"]
+        for name, row in followed.items():
+            cells = [f"{row[s][0]:.2f}: {row[s][1]:.2f}, {row[s][2]:.2f}" for s in steps]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
 
 
-SOFT_THRESHOLDS = {name: soft_threshold(t) for name, t in SOFT.items()}
+SOFT_THRESHOLDS = {name: soft_threshold(*settings) for name, settings in SOFT.items()}
 
 
 def _summary(losses: list[float]) -> str:
@@ -187,7 +240,10 @@ def main(
     ratios: Annotated[str, typer.Option(help="V / s^2, separated by commas.")] = "0.2,0.4,0.6,0.8,0.95,1.05,1.4",
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/stall"),
 ) -> None:
-    """Measure when coinciding components part, and what keeps a mixture from the collapse: stall.json and .md."""
+    """Measure when coinciding components part, what keeps a mixture from the collapse, and where estimates point.
+
+    Writes stall.json and stall.md.
+    """
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "stall.json"
@@ -210,6 +266,10 @@ def main(
             while len(losses) < seeds:
                 losses.append(train(name, condition, len(losses), steps))
                 keep()
+    for name in tqdm(FOLLOWED, desc="directions", unit="estimator"):
+        if name not in result.setdefault("directions", {}):
+            result["directions"][name] = directions(name, 1, steps)
+            keep()
     typer.echo(section(result))
 
 

@@ -223,7 +223,7 @@ class DiscreteELBO(nn.Module, ELBO):
                 )
             plan.reason = reason or plan.reason
             if reason:
-                plan.wiring, plan.costs = None, ""
+                plan.forget_dependencies()
             for name, estimator in plan.estimators.items():
                 if estimator is not None:
                     plan.estimators[name] = self.estimators.keep(name, estimator)

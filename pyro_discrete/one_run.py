@@ -20,7 +20,7 @@ from pyro_discrete.plan import Plan
 from pyro_discrete.probe import Pair
 from pyro_discrete.relaxations.relax import ExtendMessenger
 from pyro_discrete.rows import KeepSubsamples, PlaceColumn, PlaceRows
-from pyro_discrete.scored_points import point_if_sound
+from pyro_discrete.scored_points import settled_points
 from pyro_discrete.sites import ROWS_PLATE, latent_sites, sample_sites
 from pyro_discrete.tracing import trace_sites
 
@@ -89,12 +89,12 @@ def _traces(
         with placing:
             guide(*pair.args, **pair.kwargs)
         model_trace, guide_trace = unwrapped.get_traces()  # type: ignore[attr-defined]
+        settled_points(placing.relaxed, plan, guide_trace, sound)
         return guide_trace, model_trace, model_trace, {}
     with placing:
         guide_trace = trace_sites(guide, pair.args, pair.kwargs)
     if placing.relaxed:
-        points = {name: point_if_sound(name, point, guide_trace, sound) for name, point in placing.relaxed.items()}
-        model = ExtendMessenger(points)(model)
+        model = ExtendMessenger(settled_points(placing.relaxed, plan, guide_trace, sound))(model)
     drawn = latent_sites(guide_trace)
     if plan.marginal:
         marginalise = Marginalise(drawn, plan.marginal, plan.batch_dims)

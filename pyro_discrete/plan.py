@@ -13,7 +13,10 @@ from pyro_discrete.marginal_planning import SumCost
 from pyro_discrete.probe import Pair
 from pyro_discrete.switches import Wiring
 
-__all__ = ["Plan", "SitePlan"]
+__all__ = ["ANALYTIC", "Plan", "SitePlan"]
+
+ANALYTIC = "; KL term analytic"
+"""What a plan says of such a site."""
 
 
 @dataclass
@@ -35,6 +38,7 @@ class Plan:
     - `path`: "vectorised" (all rows at once), "sequential" (row by row), or "enumerated" (exact, in parallel).
     - `rows`: evaluations of the model per particle; `particles` multiplies it.
     - `costs`: what each site's learning signal holds: the terms that it can influence, or why that is not known.
+    - `analytic`: the relaxed sites whose divergences are analytic.
     - `largest`: for a relaxed Binomial the largest number of trials met so far, which its relaxation goes up to.
     - `layout`: what a run's rows are. `elements`: how many numbers a row's values have.
     """
@@ -55,6 +59,7 @@ class Plan:
     cost: SumCost | None = None
     observed: dict[str, int] = field(default_factory=dict)
     estimators: dict[str, Estimator | None] = field(default_factory=dict)
+    analytic: set[str] = field(default_factory=set)
     largest: dict[str, int] = field(default_factory=dict)
     wiring: Wiring | None = None
     costs: str = ""
@@ -62,6 +67,19 @@ class Plan:
     def dependencies(self, pair: Pair) -> Dependencies:
         """Which cost terms each site can influence in a call with these arguments, as far as that is known."""
         return UNKNOWN if self.wiring is None else self.wiring.of(pair)
+
+    def forget_dependencies(self) -> None:
+        """Plan as if nothing were known of them."""
+        self.wiring, self.costs = None, ""
+        for name in list(self.analytic):
+            self.make_linear(name, "nothing is known of what its prior depends on")
+
+    def make_linear(self, name: str, reason: str) -> None:
+        """Have a relaxed site's divergence linear in its soft value, and say so."""
+        self.analytic.discard(name)
+        for site in self.sites:
+            if site.name == name:
+                site.notes = site.notes.replace(ANALYTIC, f"; KL term linear ({reason})")
 
     @property
     def rows(self) -> int:

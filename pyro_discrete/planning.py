@@ -6,6 +6,9 @@ import math
 import warnings
 from collections.abc import Callable
 
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+
 from pyro_discrete.automatic import Situation, situations, sums_are_small
 from pyro_discrete.columns import Columns
 from pyro_discrete.costs import Order
@@ -28,6 +31,7 @@ from pyro_discrete.probe import (
 )
 from pyro_discrete.products import check_members, settle_products
 from pyro_discrete.rows_check import RowsVerdict, check_rows
+from pyro_discrete.scored_points import analytic_notes
 from pyro_discrete.select import Selection
 from pyro_discrete.sites import Site, latent_sites, plates_of, sample_sites
 from pyro_discrete.switches import Wiring
@@ -80,6 +84,7 @@ def make_plan(
     plan.sites += [plan_site(site, selection, plan, order, situation[site.name]) for site in sites]
     settle_products(plan, sites)
     notes = objective.notes(trial.guide_trace, trial.model_trace, known)
+    notes = analytic_notes(plan, trial.guide_trace, trial.model_trace, known, _never_analytic(pair, objective)) | notes
     for site_plan in plan.sites:
         site_plan.notes += notes.get(site_plan.name, "")
     plan.costs = known.describe() if plan.wiring is not None else ""
@@ -88,6 +93,13 @@ def make_plan(
         plan.cost = settle_marginals(pair, trial, settings)
     _choose_path(pair, trial, plan, vectorise)
     return plan, trial
+
+
+def _never_analytic(pair: Pair, objective: Objective) -> str:
+    """Why the divergence of no relaxed site can be analytic, or nothing."""
+    if not objective.additive:
+        return "on this objective it is no term by itself"
+    return "the guide runs the model itself" if isinstance(poutine.unwrap(pair.guide), Messenger) else ""
 
 
 def _marginal_plan(site: Site) -> SitePlan:

@@ -1,25 +1,93 @@
-"""Whether a relaxed site may be scored at its probabilities, which makes its divergence analytic."""
+"""Whether a relaxed site is scored at its probabilities, which makes its divergence analytic, or at its soft value."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
 from pyro.poutine import Trace
+from torch.distributions import Bernoulli, Multinomial, OneHotCategorical
 
 from pyro_discrete.dependencies import Dependencies
+from pyro_discrete.estimators.relaxed import RelaxedEstimator
+from pyro_discrete.plan import ANALYTIC, Plan
 from pyro_discrete.relaxations.extension import Relaxed, rebuilt
 from pyro_discrete.relaxations.point import Point
+from pyro_discrete.sites import base_distribution, is_latent, latent_sites
 
-__all__ = ["point_if_sound"]
+__all__ = ["analytic_notes", "settled_points"]
 
 
-def point_if_sound(name: str, point: Point | None, guide_trace: Trace, dependencies: Dependencies) -> Point | None:
-    """Where the named site is scored, in the guide too: None, at its value, where an analytic divergence is wrong.
+def analytic_notes(
+    plan: Plan, guide_trace: Trace, model_trace: Trace, known: Dependencies, never: str = ""
+) -> dict[str, str]:
+    """Keep in the plan which sites' divergences are analytic, and return what it is to say of them, by site.
 
-    That is where the prior's parameters depend on what the guide draws from the site, or may do so.
+    `known` says of which sites the prior's parameters do not depend on their draws; `never` why none can be analytic.
     """
-    if point is None or point.temperature is not None:
-        return point
-    if dependencies.known and name not in dependencies.parameters.get(("model", name), ()):
-        return point
-    node = guide_trace.nodes[name]
-    node["fn"] = rebuilt(node["fn"], lambda fn: Relaxed(fn.base, site=fn.site, infer=fn.infer))
-    return None
+    notes = {}
+    for name, estimator in plan.estimators.items():
+        guide = latent_sites(guide_trace).get(name)
+        if guide is None or not isinstance(estimator, RelaxedEstimator) or not estimator.may_be_analytic:
+            continue
+        reason = never or _why_linear(name, estimator, guide["fn"], model_trace.nodes.get(name), known)
+        if not reason:
+            plan.analytic.add(name)
+        notes[name] = f"; KL term linear ({reason})" if reason else ANALYTIC
+    return notes
+
+
+def _why_linear(name: str, estimator: RelaxedEstimator, fn: Any, model: Any | None, known: Dependencies) -> str:
+    """Why a site's divergence is taken at its soft value, or nothing."""
+    q = base_distribution(fn)
+    if isinstance(q, Multinomial):
+        return "a Multinomial's has no closed form"
+    if not estimator.analytic(integers=not isinstance(q, Bernoulli | OneHotCategorical)):
+        return "the default at integers"
+    if model is not None and is_latent(model) and _form(base_distribution(model["fn"])) is not _form(q):
+        return f"{type(base_distribution(model['fn'])).__name__} in the model"
+    return _why_unsound(name, known)
+
+
+def _form(base: Any) -> type:
+    """What weights are a distribution's: a bit's, a vector's, or those of integers."""
+    return next((form for form in (Bernoulli, OneHotCategorical, Multinomial) if isinstance(base, form)), int)
+
+
+def _why_unsound(name: str, known: Dependencies) -> str:
+    if not known.known:
+        return f"its prior may depend on what was drawn from it: {known.reason}"
+    if name in known.parameters.get(("model", name), ()):
+        return "its prior depends on what the guide draws from it"
+    return ""
+
+
+def settled_points(
+    points: Mapping[str, Point | None],
+    plan: Plan,
+    guide_trace: Trace,
+    known: Dependencies,
+) -> dict[str, Point | None]:
+    """Where each relaxed site is scored, in the guide too: None is at its value, where it is not to be at a mean.
+
+    A site that the plan has as analytic, and that is not known to be in this call, is linear from then on.
+    """
+    settled = dict(points)
+    for name, point in points.items():
+        if point is None or point.temperature is not None:
+            continue
+        reason = _why_unsound(name, known)
+        if name in plan.analytic and not reason:
+            continue
+        if name in plan.analytic:
+            plan.make_linear(name, reason)
+            warnings.warn(
+                f"The KL term of relaxed site {name!r} was analytic so far and is linear from now on, as {reason}. "
+                "Give its estimator kl='linear' to have it so from the start.",
+                stacklevel=2,
+            )
+        settled[name] = None
+        node = guide_trace.nodes[name]
+        node["fn"] = rebuilt(node["fn"], lambda fn: Relaxed(fn.base, site=fn.site, infer=fn.infer))
+    return settled

@@ -18,6 +18,7 @@ from dataclasses import replace
 
 import torch
 
+from pyro_discrete.diagnostics import count_programs as _count_programs
 from pyro_discrete.diagnostics import effect_programs, plate_programs, site_programs
 from pyro_discrete.diagnostics.bound_programs import bounded, global_and_layers, words_in_documents
 from pyro_discrete.diagnostics.contract import Comparison, ElboLike, Measurement, Report, decide
@@ -46,6 +47,7 @@ __all__ = [
     "check_elbo",
     "check_estimator",
     "compare_precisions",
+    "count_programs",
     "discover_estimators",
     "exact_gradient",
     "exact_loss",
@@ -61,6 +63,11 @@ def programs() -> tuple[Program, ...]:
     """The test programs: about sites, about other effects, about plates."""
     modules = (site_programs, effect_programs, plate_programs)
     return tuple(p for module in modules for p in vars(module).values() if isinstance(p, Program))
+
+
+def count_programs() -> tuple[Program, ...]:
+    """Test programs about counts: Poisson, geometric, negative binomial, binomial and multinomial sites."""
+    return tuple(p for p in vars(_count_programs).values() if isinstance(p, Program))
 
 
 def bound_programs() -> tuple[Program, ...]:

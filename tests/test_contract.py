@@ -13,7 +13,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_discrete import Enumerate, TraceELBO
+from pyro_discrete import Enumerate, GumbelSoftmax, Reinforce, ReinMax, TraceELBO
 from pyro_discrete.diagnostics.extremes import extreme_programs, forced_expectation
 from pyro_discrete.estimators.base import RELAXABLE, Draw, Estimator, Family, Surrogate
 from pyro_discrete.testing import (
@@ -23,6 +23,7 @@ from pyro_discrete.testing import (
     check_elbo,
     check_estimator,
     compare_precisions,
+    count_programs,
     discover_estimators,
     programs,
 )
@@ -31,7 +32,9 @@ ALL = programs()
 FOUND = [cls for cls in discover_estimators() if not cls.importance_weighted]  # those are test_iwelbo's
 CASES = [(cls, number) for cls in FOUND for number in range(len(cls.variants()))]
 NAMES = [f"{cls.name}-{number}" for cls, number in CASES]
-SHARE = 5e-5 / (len(CASES) + 1)
+COUNTED = [Reinforce(), GumbelSoftmax(), GumbelSoftmax(kl="analytic"), ReinMax()]
+"""What is held to the contract on counts: the score function, and relaxations of truncated supports."""
+SHARE = 5e-5 / (len(CASES) + 1 + len(COUNTED))
 
 # What enumeration cannot do: a table of joint values needs a structure that does not depend on them. What an estimator
 # cannot do that judges the elements of a plate one by one: elements that share later terms.
@@ -59,6 +62,43 @@ def test_estimator_keeps_its_contract(cls, number):
     print(report)
     assert_contract(report)
     assert {reason.split(":")[0] for reason in report.refused} <= REFUSED.get(cls.name, set())
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("estimator", COUNTED, ids=repr)
+def test_counts_keep_the_contract(estimator):
+    """Poisson, geometric, negative binomial, binomial and multinomial sites; relaxed ones are seen to be biased."""
+    draws = 3_200 if estimator.unbiased else 1_600
+    report = check_estimator(
+        estimator, programs=count_programs(), dtypes=(torch.float64,), draws=draws, false_alarm=SHARE
+    )
+    print(report)
+    assert_contract(report)
+    assert not report.refused
+    assert set(report.by_program()) == {p.name for p in count_programs()}
+
+
+class Clipped(Reinforce):
+    """The score function of draws that end at two, where the distribution does not."""
+
+    def draw(self, site):
+        value = site.sample()
+        return Draw((value.clamp(max=2) if site.family is Family.COUNT else value).unsqueeze(0))
+
+
+class ClaimsNoBias(GumbelSoftmax):
+    """A relaxation that is declared unbiased."""
+
+    unbiased = True
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("estimator", [Clipped(), ClaimsNoBias()], ids=lambda e: type(e).__name__)
+def test_planted_errors_on_counts_fail(estimator):
+    chosen = [p for p in count_programs() if p.name in ("one_poisson", "categorical_over_poisson")]
+    report = check_estimator(estimator, programs=chosen, dtypes=(torch.float64,), draws=1_600, false_alarm=SHARE)
+    with pytest.raises(AssertionError, match="one_poisson"):
+        assert_contract(report)
 
 
 @pytest.mark.statistical

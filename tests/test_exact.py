@@ -52,6 +52,28 @@ def test_scalar_closed_form(target, logit):
     assert exact_loss(model, bits(phi)) == pytest.approx(p * (1 - target) ** 2 + (1 - p) * target**2, rel=1e-12)
 
 
+def test_counts_up_to_their_stated_ends():
+    """The mean of a Poisson is its rate, that of a count of a Multinomial its trials times the probability."""
+    rate, logits = torch.tensor(0.7, dtype=DOUBLE, requires_grad=True), torch.tensor([0.2, -0.5, 0.4], dtype=DOUBLE)
+    logits.requires_grad_()
+
+    def guide():
+        pyro.sample("n", dist.Poisson(rate).mask(False), infer={"truncation": 25})
+        pyro.sample("m", dist.Multinomial(3, logits=logits).mask(False))
+
+    def model():
+        n = pyro.sample("n", dist.Poisson(torch.tensor(1.0, dtype=DOUBLE)).mask(False))
+        m = pyro.sample("m", dist.Multinomial(3, logits=torch.zeros(3, dtype=DOUBLE)).mask(False))
+        pyro.factor("reward", n * n - 2 * m[..., 0])
+
+    exact = Oracle()(model, guide)
+    assert exact.assignments == 26 * 10
+    mean = 3 * logits.softmax(-1)[0]
+    assert exact.loss == pytest.approx(-(0.7 + 0.49 - 2 * mean.item()), rel=1e-12)
+    assert exact.gradients["rate"].item() == pytest.approx(-2.4, rel=1e-12)
+    torch.testing.assert_close(exact.gradients["logits"], torch.autograd.grad(2 * mean, logits)[0])
+
+
 def test_scalar_gradient_as_printed():
     phi = torch.tensor(1.0, dtype=DOUBLE, requires_grad=True)
     gradient = exact_gradient(reward(lambda b: (b - 0.499) ** 2), bits(phi))["phi"]

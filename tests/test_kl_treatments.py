@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoMessenger
 from torch.distributions import kl_divergence
 from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli
 from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
@@ -77,14 +78,32 @@ def make(family):
 
 
 @pytest.mark.parametrize("vectorize", [True, False])
-@pytest.mark.parametrize("family", ["bits", "integers", "one-hot"])
-def test_analytic_divergence_is_exact_draw_by_draw(family, vectorize):
+@pytest.mark.parametrize(
+    ("family", "kl"),
+    [("bits", "analytic"), ("integers", "analytic"), ("one-hot", "analytic"), ("bits", "auto"), ("one-hot", "auto")],
+)
+def test_analytic_divergence_is_exact_draw_by_draw(family, kl, vectorize):
     model, guide, phi, divergence, exact = make(family)
-    elbo = TraceELBO(GumbelSoftmax(kl="analytic"), num_particles=3, vectorize_particles=vectorize)
+    elbo = TraceELBO(GumbelSoftmax(kl=kl), num_particles=3, vectorize_particles=vectorize)
     for _ in range(2):
         phi.grad = None
         assert elbo.loss_and_grads(model, guide) == pytest.approx(divergence)
         torch.testing.assert_close(phi.grad, exact)
+    assert "; KL term analytic" in str(elbo.plan)
+
+
+def test_by_default_the_divergence_of_integers_is_linear():
+    model, guide, phi, divergence, _ = make("integers")
+    found = []
+    for estimator in (GumbelSoftmax(), GumbelSoftmax(kl="linear")):
+        torch.manual_seed(0)
+        phi.grad = None
+        elbo = TraceELBO(estimator)
+        loss = elbo.loss_and_grads(model, guide)
+        assert loss != pytest.approx(divergence)
+        found.append((loss, phi.grad.clone()))
+        assert ("KL term linear (the default at integers)" in str(elbo.plan)) is (estimator.kl == "auto")
+    torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
 @pytest.mark.statistical
@@ -212,14 +231,103 @@ def on_two_bits(estimator, objective, particles):
     x = torch.tensor([1.5, -0.2], dtype=DOUBLE)
     elbo = objective(estimator, num_particles=particles)
     loss = elbo.loss_and_grads(opposite, chain_guide, x)
-    return loss, pyro.param("phi").grad.clone()
+    return loss, pyro.param("phi").grad.item(), str(elbo.plan)
 
 
 def test_an_analytic_divergence_is_left_out_where_it_would_be_wrong():
     """a is scored linearly there, as on the importance-weighted bound both sites are."""
-    mixed = {"a": GumbelSoftmax(0.5), "b": GumbelSoftmax(0.5, kl="analytic")}
-    both = on_two_bits(GumbelSoftmax(0.5, kl="analytic"), TraceELBO, 4)
-    assert both == on_two_bits(mixed, TraceELBO, 4)
-    assert both != on_two_bits(GumbelSoftmax(0.5), TraceELBO, 4)
-    bound = on_two_bits(GumbelSoftmax(0.5, kl="analytic"), TraceIWELBO, 4)
-    assert bound == on_two_bits(GumbelSoftmax(0.5), TraceIWELBO, 4)
+    linear, mixed = GumbelSoftmax(0.5, kl="linear"), {"a": GumbelSoftmax(0.5, kl="linear"), "b": GumbelSoftmax(0.5)}
+    for estimator in (GumbelSoftmax(0.5), GumbelSoftmax(0.5, kl="analytic")):
+        both = on_two_bits(estimator, TraceELBO, 4)
+        assert both[:2] == on_two_bits(mixed, TraceELBO, 4)[:2]
+        assert both[:2] != on_two_bits(linear, TraceELBO, 4)[:2]
+        assert both[2].count("; KL term linear (its prior depends on what the guide draws from it)") == 1
+        assert both[2].count("; KL term analytic") == 1
+        bound = on_two_bits(estimator, TraceIWELBO, 4)
+        assert bound[:2] == on_two_bits(linear, TraceIWELBO, 4)[:2]
+        assert bound[2].count("; KL term linear (on this objective it is no term by itself)") == 2
+
+
+def pair_of(guide_fn, model_fn, value=lambda z: z):
+    """One site of these distributions."""
+
+    def model():
+        z = pyro.sample("z", model_fn)
+        pyro.sample("x", dist.Normal(1.0 * value(z), 1.0), obs=torch.tensor(0.8, dtype=DOUBLE))
+
+    return model, lambda: pyro.sample("z", guide_fn(pyro.param("phi", torch.tensor([0.3, -0.2, 0.1], dtype=DOUBLE))))
+
+
+@pytest.mark.parametrize(
+    ("pair", "reason"),
+    [
+        (
+            pair_of(
+                lambda phi: dist.Multinomial(3, logits=phi), dist.Multinomial(3, logits=PRIOR), lambda z: z[..., 0]
+            ),
+            "a Multinomial's has no closed form",
+        ),
+        (
+            pair_of(
+                lambda phi: dist.OneHotCategorical(logits=phi), dist.Multinomial(1, logits=PRIOR), lambda z: z[..., 0]
+            ),
+            "Multinomial in the model",
+        ),
+    ],
+    ids=["multinomial", "other family"],
+)
+@pytest.mark.parametrize("kl", ["auto", "analytic"])
+def test_sites_without_an_analytic_divergence_are_linear_and_the_plan_says_so(pair, reason, kl):
+    found = []
+    for chosen in (kl, "linear"):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        elbo = TraceELBO(GumbelSoftmax(0.5, kl=chosen), num_particles=2)
+        found.append((elbo.loss_and_grads(*pair), pyro.param("phi").grad.clone()))
+        assert (f"; KL term linear ({reason})" in str(elbo.plan)) is (chosen == kl)
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+class RunsTheModel(AutoMessenger):
+    """A guide of one bit that runs the model."""
+
+    def get_posterior(self, name, prior):
+        return dist.Bernoulli(logits=pyro.param("phi", torch.tensor(0.2)))
+
+
+def plain_bit(*args):
+    z = pyro.sample("z", dist.Bernoulli(0.3))
+    pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.8))
+
+
+def plain_bit_guide(*args):
+    pyro.sample("z", dist.Bernoulli(logits=pyro.param("phi", torch.tensor(0.2))))
+
+
+def on_one_bit(elbo, guide, *args):
+    torch.manual_seed(0)
+    elbo.loss(plain_bit, guide, *args)
+    pyro.param("phi").grad = None
+    torch.manual_seed(0)
+    return elbo.loss_and_grads(plain_bit, guide, *args), pyro.param("phi").grad.item()
+
+
+def test_a_guide_that_runs_the_model_itself_has_a_linear_divergence():
+    pyro.clear_param_store()
+    guide = RunsTheModel(plain_bit)
+    elbo = TraceELBO(GumbelSoftmax())
+    assert on_one_bit(elbo, guide) == on_one_bit(TraceELBO(GumbelSoftmax(kl="linear")), guide)
+    assert "; KL term linear (the guide runs the model itself)" in str(elbo.plan)
+
+
+def test_a_site_whose_prior_can_no_longer_be_followed_is_linear_from_then_on():
+    """A whole number among the arguments that is new in every call: after eight of them nothing is known."""
+    pyro.clear_param_store()
+    elbo, linear = TraceELBO("gumbel_softmax"), TraceELBO(GumbelSoftmax(kl="linear"))
+    for number in range(8):
+        assert on_one_bit(elbo, plain_bit_guide, number) != on_one_bit(linear, plain_bit_guide, number)
+    assert "; KL term analytic" in str(elbo.plan)
+    with pytest.warns(UserWarning, match="'z' was analytic so far and is linear from now on.*kl='linear'"):
+        on_one_bit(elbo, plain_bit_guide, 8)
+    assert "; KL term linear (its prior may depend" in str(elbo.plan)
+    assert on_one_bit(elbo, plain_bit_guide, 0) == on_one_bit(linear, plain_bit_guide, 0)

@@ -65,9 +65,9 @@ def one_hot_guide(x):
 @pytest.mark.parametrize(("model", "guide"), [(layers, layers_guide), (one_hot, one_hot_guide)])
 def test_handler_with_pyros_own_elbo_equals_the_estimator(hard, model, guide):
     """Wrapping both, or as a context manager, Pyro's pathwise gradient is that of the estimator under one seed."""
-    make = StraightThroughGumbelSoftmax if hard else GumbelSoftmax
+    estimator = StraightThroughGumbelSoftmax(0.5) if hard else GumbelSoftmax(0.5, kl="linear")
     torch.manual_seed(0)
-    TraceELBO(make(temperature=0.5)).loss_and_grads(model, guide, DATA)
+    TraceELBO(estimator).loss_and_grads(model, guide, DATA)
     ours = gradients()
     torch.manual_seed(0)
     wrapped = (relax(f, temperature=0.5, hard=hard) for f in (model, guide))

@@ -15,6 +15,7 @@ def test_the_threshold_of_soft_values_is_known_at_two_temperatures():
     """c1 = c2 = 1/3 at t = 1, where the relaxed value is uniform; the discrete bound's at t = 0."""
     assert stall.soft_threshold(1.0) == pytest.approx(0.25, abs=1e-4)
     assert stall.soft_threshold(1e-3, points=2_000_001) == pytest.approx(1.0, abs=2e-3)
+    assert stall.soft_threshold(1.0, analytic=True) == pytest.approx(0.75, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,8 @@ def test_the_threshold_of_soft_values_is_known_at_two_temperatures():
         ("gumbel_softmax, t = 0.35", 0.45, False),
         ("gumbel_softmax, t = 0.35", 0.9, True),
         ("gumbel_softmax, t = 1", 0.9, True),
+        ("gumbel_softmax, t = 0.35, analytic", 0.6, False),
+        ("gumbel_softmax, t = 0.35, analytic", 1.05, True),
     ],
 )
 def test_components_part_above_the_threshold_and_merge_below(name, ratio, part):
@@ -37,6 +40,8 @@ def test_components_part_above_the_threshold_and_merge_below(name, ratio, part):
 def test_the_script_writes_its_section_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(stall, "ESTIMATORS", {n: stall.ESTIMATORS[n] for n in ("reinmax", "gumbel_softmax, t = 1")})
     monkeypatch.setattr(stall, "MIXTURE", ["reinmax"])
+    monkeypatch.setattr(stall, "FOLLOWED", ["reinmax"])
+    monkeypatch.setattr(stall, "DRAWS", 2)
     app = typer.Typer()
     app.command()(stall.main)
     few = ["--seeds", "1", "--steps", "3", "--ratios", "0.5", "--out", str(tmp_path)]
@@ -45,5 +50,6 @@ def test_the_script_writes_its_section_and_goes_on_where_it_stopped(tmp_path, mo
     kept = (tmp_path / "stall.json").read_text()
     assert set(json.loads(kept)["mixture"]["reinmax"]) == set(stall.CONDITIONS)
     assert "| reinmax | 1.00 |" in result.stdout
+    assert "| step 0 | step 1 | step 3 |" in result.stdout
     assert CliRunner().invoke(app, few).exit_code == 0
     assert (tmp_path / "stall.json").read_text() == kept

@@ -5,6 +5,8 @@ What is asserted is apart by five standard errors or more (6e-7 each), under a f
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from pyro_discrete import (
@@ -29,13 +31,22 @@ def measured(make, program, temperatures, particles=2_000):
 
 @pytest.mark.statistical
 @pytest.mark.parametrize("program", ["bernoulli_event", "one_hot_event"])
-@pytest.mark.parametrize("make", [GumbelSoftmax, SparseGumbelSoftmax], ids=lambda cls: cls.name)
+@pytest.mark.parametrize(
+    "make", [partial(GumbelSoftmax, kl="linear"), SparseGumbelSoftmax], ids=["gumbel_softmax", "sparse_gumbel_softmax"]
+)
 def test_soft_relaxations_lose_their_bias_and_gain_variance_as_the_temperature_falls(make, program):
     high, middle, low, lowest = measured(make, program, (3.0, 0.7, 0.1, 0.02), particles=10_000)
     assert high.bias > middle.bias + 5 * middle.bias_error
     assert middle.bias > low.bias + 5 * low.bias_error
     assert lowest.bias < 0.02 + 5 * lowest.bias_error
     assert lowest.variance > 2 * low.variance > 2 * 2 * middle.variance > 2 * 2 * 2 * high.variance
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("program", ["bernoulli_event", "one_hot_event"])
+def test_an_analytic_divergence_has_less_variance_at_the_default_temperature(program):
+    linear, analytic = (measured(partial(GumbelSoftmax, kl=kl), program, (0.35,))[0] for kl in ("linear", "analytic"))
+    assert analytic.variance < (0.5 if program == "bernoulli_event" else 0.95) * linear.variance
 
 
 @pytest.mark.statistical

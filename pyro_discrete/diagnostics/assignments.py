@@ -16,6 +16,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDi
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
+from torch.distributions import Geometric, Multinomial, NegativeBinomial, Poisson
 
 from pyro_discrete.errors import EnumerationError
 
@@ -111,7 +112,7 @@ class AssignValues(Messenger):
         elif isinstance(fn, _Subsample):
             value = self._subsample(name, fn)
         else:
-            value = self._site(name, fn)
+            value = self._site(name, fn, msg["infer"].get("truncation"))
         self.values[name] = value
         msg["value"], msg["done"] = value, True
 
@@ -125,7 +126,7 @@ class AssignValues(Messenger):
         self.weight = self.weight / comb(size, subsample_size)
         return torch.tensor(list(combinations(range(size), subsample_size))[index])
 
-    def _site(self, name: str, fn: Any) -> Tensor:
+    def _site(self, name: str, fn: Any, truncation: int | None) -> Tensor:
         base = innermost(fn)
         shape = fn.batch_shape + fn.event_shape
         elements = shape[: len(shape) - len(base.event_shape)]
@@ -133,13 +134,12 @@ class AssignValues(Messenger):
             return base.v.expand(shape)
         if isinstance(base, Normal):
             return self._quadrature(name, base, elements)
-        if not base.has_enumerate_support:
+        support = _support(base, truncation)
+        if support is None:
             raise EnumerationError(
                 f"Site {name!r} ({type(base).__name__}) can be neither enumerated nor integrated: an exact answer "
-                "needs sites of finite support, Normal or Delta."
+                'needs sites of finite support, counts with a stated end (infer={"truncation": 20}), Normal or Delta.'
             )
-        support = base.enumerate_support(expand=False)
-        support = support.reshape(support.shape[:1] + base.event_shape)
         branches = support.shape[0] ** elements.numel()
         digits = _digits(self.choices.take(name, branches), support.shape[0], elements)
         value = support[digits].reshape(shape)
@@ -161,6 +161,21 @@ class AssignValues(Messenger):
         self.integrated.append(name)
         self.weight = self.weight * mass
         return value
+
+
+def _support(base: Any, truncation: int | None) -> Tensor | None:
+    """Every value of one element, `[values, *event]`; a count's without an end up to the truncation that it states."""
+    if isinstance(base, Multinomial):
+        steps = [torch.arange(base.total_count + 1)] * (base.event_shape[0] - 1)
+        first = torch.cartesian_prod(*steps).reshape(-1, len(steps))
+        counts = torch.cat([first, base.total_count - first.sum(-1, keepdim=True)], -1)
+        return counts[counts[:, -1] >= 0].to(base.logits.dtype)
+    if base.has_enumerate_support:
+        support = base.enumerate_support(expand=False)
+        return support.reshape(support.shape[:1] + base.event_shape)
+    if truncation is None or not isinstance(base, Poisson | Geometric | NegativeBinomial):
+        return None
+    return torch.arange(truncation + 1, dtype=base.mean.dtype)
 
 
 def innermost(fn: Any) -> Any:

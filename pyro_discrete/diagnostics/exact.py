@@ -49,7 +49,8 @@ class Oracle:
     none on the weight q(a). The gradient is autograd's, of this very sum. Values are assigned in the program's own
     order, so sites and supports may depend on earlier values. Subsampled plates are averaged over every subset. A
     discrete site of the model that the guide does not have is summed out inside the logarithm, its scale outside (as
-    `pyro.infer.TraceEnum_ELBO` does). `Normal` sites are integrated with Gauss-Hermite quadrature.
+    `pyro.infer.TraceEnum_ELBO` does). `Normal` sites are integrated with Gauss-Hermite quadrature. A count that has no
+    end is summed up to the one that its site states, `infer={"truncation": 20}`.
 
     Cost: one run of guide and model for each assignment, so it is meant for two or three data.
 

@@ -17,7 +17,7 @@ from pyro_discrete.estimators.base import Family
 
 __all__ = ["Pair", "Program", "leaf", "linear", "program"]
 
-BERNOULLI, CATEGORICAL, ONE_HOT = Family.BERNOULLI, Family.CATEGORICAL, Family.ONE_HOT
+BERNOULLI, CATEGORICAL, ONE_HOT, COUNT = Family.BERNOULLI, Family.CATEGORICAL, Family.ONE_HOT, Family.COUNT
 
 
 @dataclass(frozen=True)

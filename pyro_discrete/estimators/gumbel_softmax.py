@@ -17,7 +17,7 @@ from pyro_discrete.relaxations.schedules import Temperature, checked_temperature
 
 __all__ = ["GumbelSoftmax"]
 
-KL = ("linear", "analytic", "relaxed")
+KL = ("auto", "linear", "analytic", "relaxed")
 
 
 class GumbelSoftmax(RelaxedEstimator):
@@ -29,10 +29,12 @@ class GumbelSoftmax(RelaxedEstimator):
     temperature, at the price of variance. The model is evaluated at soft values, and what the site's own log-mass and
     the prior's are there is a choice of three objectives:
 
+    - `kl="auto"`: analytic at Bernoulli and OneHotCategorical sites, linear at integer ones (Categorical and counts).
     - `kl="linear"`: log-masses extended linearly to soft values.
     - `kl="analytic"`: the Kullback-Leibler divergence of the discrete distributions, given the site's parents; only the
       likelihood sees the soft value. Where that would be wrong - the prior's parameters depend, or may depend, on what
-      the guide draws from this site, or the objective is the importance-weighted bound - it is linear.
+      the guide draws from this site, or the objective is the importance-weighted bound - or where there is none (a
+      Multinomial, another family in the model), it is linear; `elbo.plan` says where and why.
       (`TraceELBO(analytic_kl=True)` is the same for the sites of every estimator.)
     - `kl="relaxed"`: densities of the relaxed distributions (in logits), the prior relaxed at its own temperature. The
       loss is then a bound of the relaxed model's evidence, but that is another model's. Categories without probability
@@ -43,20 +45,22 @@ class GumbelSoftmax(RelaxedEstimator):
 
     When to use which: where categories start alike (mixtures, latent classes, emission tables), soft values part them,
     and hard ones, like the exact gradient, may not ("The stall" in benchmarks/RESULTS.md). Where the discrete loss
-    itself has to be what is trained, `ReinMax` is the least biased of the hard ones.
+    itself has to be what is trained, `ReinMax` is the least biased of the hard ones. An analytic divergence is
+    exact and without noise: better for codes that a network reads, and less apt to part categories that start alike.
 
     - `prior_temperature`: with `kl="relaxed"`, that of the prior; the same as the posterior's by default.
 
     Raises `SettingError` for a setting out of range.
 
     The default temperature has the best discrete ELBO (benchmarks/RESULTS.md; the literature has 2/3 for Bernoulli
-    variables). There "analytic" is up to a nat better than "linear", and "relaxed" much worse.
+    variables). There "analytic" is up to a nat better than "linear" on codes of bits and one-hot vectors, and "relaxed"
+    much worse; on a mixture of integers "linear" is better ("The stall" there).
 
     Source: Jang, Gu and Poole (2017), Categorical reparameterization with Gumbel-Softmax (analytic); Maddison, Mnih and
     Teh (2017), The Concrete distribution, section 3.3 and appendix C (relaxed; equation 20 is the analytic one).
 
     >>> from pyro_discrete import GumbelSoftmax, TraceELBO
-    >>> elbo = TraceELBO(GumbelSoftmax(temperature=0.5, kl="analytic"))
+    >>> elbo = TraceELBO(GumbelSoftmax(temperature=0.5, kl="linear"))
     """
 
     name = "gumbel_softmax"
@@ -67,7 +71,7 @@ class GumbelSoftmax(RelaxedEstimator):
     def __init__(
         self,
         temperature: Temperature = 0.35,
-        kl: Literal["linear", "analytic", "relaxed"] = "linear",
+        kl: Literal["auto", "linear", "analytic", "relaxed"] = "auto",
         prior_temperature: Temperature | None = None,
     ) -> None:
         super().__init__(temperature, hard=False)
@@ -88,7 +92,16 @@ class GumbelSoftmax(RelaxedEstimator):
 
     @classmethod
     def variants(cls) -> list[Estimator]:
-        return [cls(), cls(kl="analytic"), cls(kl="relaxed", prior_temperature=0.5)]
+        return [cls(), cls(kl="linear"), cls(kl="analytic"), cls(kl="relaxed", prior_temperature=0.5)]
+
+    @property
+    def may_be_analytic(self) -> bool:  # type: ignore[override]
+        """Whether draws come with their probabilities as a point at which the site can be scored."""
+        return self.kl in ("auto", "analytic")
+
+    def analytic(self, integers: bool) -> bool:
+        """Whether a site's divergence is to be analytic if it can be."""
+        return self.kl == "analytic" or (self.kl == "auto" and not integers)
 
     def draw(self, site: SiteView) -> Draw:
         """One relaxed row, and where it is scored."""
@@ -96,7 +109,7 @@ class GumbelSoftmax(RelaxedEstimator):
         temperature = temperature_at(self.temperature, site.step)
         unsquashed = self.unsquashed(logits, temperature, one_hot)
         point = None
-        if self.kl == "analytic":
+        if self.may_be_analytic:
             point = Point(soften(logits, 1.0, one_hot=one_hot))
         elif self.kl == "relaxed":
             prior = temperature if self.prior_temperature is None else temperature_at(self.prior_temperature, site.step)

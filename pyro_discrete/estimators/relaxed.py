@@ -27,11 +27,13 @@ class RelaxedEstimator(Estimator):
 
     - `temperature`: a number, a `Schedule` or another function of the step, or `LearnedTemperature` where values are
       soft in the forward pass (`hard=False`).
+    - `may_be_analytic`: whether its draws come with their probabilities as a point at which the site can be scored.
     """
 
     families = PATHWISE
     unbiased = False
     relaxed = (0,)
+    may_be_analytic: bool = False
 
     def __init__(self, temperature: Temperature, hard: bool = True) -> None:
         super().__init__()
@@ -49,6 +51,10 @@ class RelaxedEstimator(Estimator):
 
     def extra_repr(self) -> str:
         return f"temperature={described(self.temperature)}"
+
+    def analytic(self, integers: bool) -> bool:
+        """Whether a site's divergence is to be analytic if it can be; `integers`: whether integers are drawn there."""
+        return False
 
     @abstractmethod
     def weights(self, logits: Tensor, step: Tensor | int, one_hot: bool) -> Tensor:

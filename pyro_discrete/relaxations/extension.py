@@ -109,7 +109,7 @@ class Relaxed(TorchDistribution):
         if isinstance(base, Multinomial):
             raise UnsupportedSiteError(
                 f"Site {self.site!r} is Multinomial, whose log-mass is extended to soft values and has no other "
-                "treatment here: leave kl at 'linear' for it."
+                "treatment here. Leave kl at 'auto' for it, or write GumbelSoftmax(kl='linear')."
             )
         if one_hot and not isinstance(base, OneHotCategorical):  # integers
             values = torch.arange(tensor.shape[-1], device=tensor.device, dtype=tensor.dtype)
