@@ -19,12 +19,14 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.util import get_rng_state
 from torch import Tensor
+from torch.distributions import Independent
 
+from pyro_discrete.elements import element_axis
 from pyro_discrete.estimators.base import Family
 from pyro_discrete.probe import Pair, on_trial, trace_pair
 from pyro_discrete.provenance import Provenance
 from pyro_discrete.rows import KeepSubsamples
-from pyro_discrete.sites import Site, is_latent, latent_sites, sample_sites
+from pyro_discrete.sites import Site, family_of, is_latent, latent_sites, sample_sites
 
 __all__ = ["UNKNOWN", "Dependencies", "divergence_of", "find_dependencies"]
 
@@ -42,6 +44,8 @@ class Dependencies:
 
     - `terms`: for each site of guide and model the draws that its log-probability depends on, directly or through
       other draws. `parameters`: the same for its distribution, scale and mask alone, whatever its value is.
+    - `elements`: for terms of sites with independent elements, below their event, the dim from the right whose entry i
+      depends on the elements i alone of the discrete draws in it; where that is known.
     - `reason`: why nothing is known, empty where all is.
 
     A KL term (or entropy) in closed form is a term named `divergence_of(site)`.
@@ -49,6 +53,7 @@ class Dependencies:
 
     terms: Sources = field(default_factory=dict)
     parameters: Sources = field(default_factory=dict)
+    elements: Mapping[Key, int] = field(default_factory=dict)
     reason: str = ""
     _memory: dict[Any, tuple[int, ...]] = field(default_factory=dict, init=False, repr=False)
     _joined: dict[tuple[str, ...], Dependencies] = field(default_factory=dict, init=False, repr=False)
@@ -99,7 +104,7 @@ class Dependencies:
                 ("model", name): frozenset[str]().union(*(self.terms[("model", m)] for m in each))
                 for name, each in members.items()
             }
-            self._joined[key] = Dependencies({**self.terms, **sources}, self.parameters)
+            self._joined[key] = Dependencies({**self.terms, **sources}, self.parameters, self.elements)
         return self._joined[key]
 
     def downstream(self, site: str, later: str) -> bool:
@@ -132,7 +137,8 @@ class _Mark(Messenger):
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if is_latent(msg) and isinstance(msg["value"], Tensor):
-            self.provenance.mark(msg["value"], [msg["name"]])
+            discrete = family_of(msg["fn"]) not in (None, Family.CONTINUOUS)
+            self.provenance.mark(msg["value"], [msg["name"]], element_axis(msg["fn"]) if discrete else None)
 
 
 def find_dependencies(pair: Pair, numbers: Collection[Tensor] = ()) -> Dependencies:
@@ -149,13 +155,14 @@ def find_dependencies(pair: Pair, numbers: Collection[Tensor] = ()) -> Dependenc
                     provenance.mark(number, [_ARGUMENT])
                 traces = trace_pair(pair, subsamples)
                 terms, parameters = _sources(provenance, traces)
+                elements = _elements(provenance, traces)
         except Exception as error:
             return Dependencies(reason=f"a trial run failed: {type(error).__name__}: {error}".splitlines()[0])
         if provenance.escape:
             return Dependencies(reason=provenance.escape)
         if before != _python_state():
             return Dependencies(reason="the program draws random numbers of Python's or NumPy's")
-        found = Dependencies(terms, parameters)
+        found = Dependencies(terms, parameters, elements)
         contradiction = _contradiction(pair, subsamples, traces, found)
         return Dependencies(reason=contradiction) if contradiction else found
 
@@ -182,6 +189,19 @@ def _sources(provenance: Provenance, traces: tuple[Trace, Trace]) -> tuple[Sourc
         parameters[key] = provenance.of(log_prob, msg["scale"], msg["mask"])
         terms[key] = parameters[key] | provenance.of(msg["value"])
     return terms, parameters
+
+
+def _elements(provenance: Provenance, traces: tuple[Trace, Trace]) -> dict[Key, int]:
+    """Where the terms of sites with independent elements keep the draws' elements apart."""
+    found = {}
+    for key, msg in _sites(traces):
+        fn = msg["fn"]
+        if isinstance(fn, Independent) and isinstance(msg["value"], Tensor):
+            log_prob = fn.base_dist.log_prob(msg["value"])
+            axis = provenance.axis_of(log_prob)
+            if axis is not None and -axis <= fn.reinterpreted_batch_ndims:
+                found[key] = axis
+    return found
 
 
 def _contradiction(pair: Pair, subsamples: KeepSubsamples, traces: tuple[Trace, Trace], found: Dependencies) -> str:

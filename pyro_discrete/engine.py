@@ -192,7 +192,7 @@ class DiscreteELBO(nn.Module, ELBO):
     def _traceable_step(self, pair: Pair, dependencies: Dependencies) -> Outcome:
         """A step's outcome, by tensor operations alone, for what is planned already."""
         if self.plan.path == "enumerated":
-            outcome = self._enumerated(pair, training=True)
+            outcome = self._enumerated(pair, training=True, known=dependencies)
         else:
             outcome = run_step(self.plan, pair, self.objective, self._adopt, dependencies)
             outcome.combine(self.plan.particles)
@@ -201,9 +201,9 @@ class DiscreteELBO(nn.Module, ELBO):
     def _advance(self) -> None:
         """Bring what follows a schedule to the present step."""
 
-    def _enumerated(self, pair: Pair, training: bool) -> Outcome:
+    def _enumerated(self, pair: Pair, training: bool, known: Dependencies | None = None) -> Outcome:
         """The exact loss, which is its own surrogate."""
-        loss = enumerated_loss(self.plan, self.objective.around(pair, training))
+        loss = enumerated_loss(self.plan, self.objective.around(pair, training), known or self.plan.dependencies(pair))
         return Outcome(loss.detach(), loss, [])
 
     def _planned(self, pair: Pair) -> Plan:
@@ -216,7 +216,7 @@ class DiscreteELBO(nn.Module, ELBO):
         with on_trial():
             plan, trial = make_plan(pair, self.selection, self.objective, vectorise, self.max_plate_nesting)
             if plan.path == "enumerated" and not settle_enumeration(
-                plan, self.objective.around(pair, training=False), trial
+                plan, self.objective.around(pair, training=False), trial, plan.dependencies(pair)
             ):
                 plan, trial = make_plan(
                     pair, self.selection, self.objective, vectorise, self.max_plate_nesting, may_enumerate=False

@@ -17,6 +17,7 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_discrete.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.elimination import Elimination, SizesAlone
 from pyro_discrete.enumerated_sites import mark_for_enumeration
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError
@@ -27,6 +28,7 @@ from pyro_discrete.marginal_planning import SumCost
 from pyro_discrete.plan import Plan
 from pyro_discrete.probe import Pair, Trial
 from pyro_discrete.rows_check import check_rows
+from pyro_discrete.separated import separated_loss
 from pyro_discrete.sites import (
     Site,
     family_of,
@@ -42,9 +44,14 @@ ONE_BY_ONE = 4096
 """So many joint values at most are gone through one by one."""
 
 
-def enumerated_loss(plan: Plan, pair: Pair) -> Tensor:
-    """The loss with every discrete site summed over its support, differentiable; `[]`."""
+def enumerated_loss(plan: Plan, pair: Pair, known: Dependencies = UNKNOWN) -> Tensor:
+    """The loss with every discrete site summed over its support, differentiable; `[]`.
+
+    `known`: what depends on what in this call, where elements are summed over one by one.
+    """
     settings = plan.enumeration or Enumerate()
+    if plan.separated:
+        return separated_loss(plan, pair, known)
     if plan.joint:
         return joint_loss(plan, pair, settings)
     parallel = not plan.one_by_one
@@ -67,14 +74,14 @@ def enumerated_loss(plan: Plan, pair: Pair) -> Tensor:
     return loss
 
 
-def settle_enumeration(plan: Plan, pair: Pair, trial: Trial) -> bool:
+def settle_enumeration(plan: Plan, pair: Pair, trial: Trial, known: Dependencies = UNKNOWN) -> bool:
     """Whether the plan's enumeration can be had. Where it was asked for but not in parallel, values go one by one.
 
     In parallel, enumerated values fill new dims on the left, as rows do: a program that does not keep rows apart would
     be silently wrong. Raises `EnumerationError` if it was asked for and cannot be had at all; one that "auto" chose is
     given up instead.
     """
-    reason = _why_not_parallel(plan, pair, trial)
+    reason = _why_not_parallel(plan, pair, trial, known)
     if not reason:
         return True
     if not plan.explicit:
@@ -109,14 +116,14 @@ def settle_enumeration(plan: Plan, pair: Pair, trial: Trial) -> bool:
     return True
 
 
-def _why_not_parallel(plan: Plan, pair: Pair, trial: Trial) -> str:
+def _why_not_parallel(plan: Plan, pair: Pair, trial: Trial, known: Dependencies) -> str:
     """Why values cannot be enumerated in parallel; empty if they can."""
     try:
         verdict = check_rows(pair, trial, 1)
         if not verdict:
             return verdict.reason
         with torch.no_grad():
-            enumerated_loss(plan, pair)
+            enumerated_loss(plan, pair, known)
     except EnumerationError:
         if plan.explicit:
             raise

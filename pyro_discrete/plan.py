@@ -40,6 +40,7 @@ class Plan:
     - `costs`: what each site's learning signal holds: the terms that it can influence, or why that is not known.
     - `analytic`: the relaxed sites whose divergences are analytic.
     - `largest`: for a relaxed Binomial the largest number of trials met so far, which its relaxation goes up to.
+    - `separated`: sites that are summed over element by element, with the number of an element's values.
     - `layout`: what a run's rows are. `elements`: how many numbers a row's values have.
     """
 
@@ -54,6 +55,7 @@ class Plan:
     enumeration: Enumerate | None = None
     explicit: bool = False
     joint: bool = False
+    separated: dict[str, int] = field(default_factory=dict)
     one_by_one: bool = False
     marginal: dict[str, Enumerate] = field(default_factory=dict)
     cost: SumCost | None = None

@@ -33,6 +33,7 @@ from pyro_discrete.products import check_members, settle_products
 from pyro_discrete.rows_check import RowsVerdict, check_rows
 from pyro_discrete.scored_points import analytic_notes
 from pyro_discrete.select import Selection
+from pyro_discrete.separated import number_of_values, why_joined
 from pyro_discrete.sites import Site, latent_sites, plates_of, sample_sites
 from pyro_discrete.switches import Wiring
 
@@ -72,6 +73,7 @@ def make_plan(
         pair, trial, sites, marginal, selection, objective, may_enumerate, lambda: wiring.of(given)
     )
     if enumerated is not None:
+        enumerated.wiring = wiring if enumerated.separated else None
         return enumerated, trial
     plan = Plan([], "vectorised", Columns(), selection.particles, trial.batch_dims, marginal=settings)
     if objective.reads_dependencies or any(s.family is not None for s in sites):
@@ -141,7 +143,29 @@ def _label(estimator: Estimator) -> str:
     return f"{estimator.name}({details})" if details else estimator.name
 
 
-def _check_support(site: Site, settings: Enumerate) -> None:
+def _separated(
+    pair: Pair,
+    trial: Trial,
+    discrete: list[Site],
+    particles: int,
+    settings: Enumerate,
+    known: Callable[[], Dependencies],
+) -> tuple[dict[str, int], str]:
+    """The sites to be summed over element by element, by the number of an element's values; or why they cannot be."""
+    joined = why_joined(pair, trial, known())
+    if joined:
+        return {}, joined
+    values = {s.name: number_of_values(s) for s in discrete}
+    elements = max(values.values()) * particles * _elements(trial)
+    if elements > settings.max_elements:
+        raise EnumerationError(
+            f"Summing over the elements of {', '.join(map(repr, values))} one by one needs {elements:.3g} numbers; at "
+            f"most {settings.max_elements:.3g} are allowed (Enumerate(max_elements=...)). Use smaller batches."
+        )
+    return values, ""
+
+
+def _check_support(site: Site, settings: Enumerate, joined: str = "") -> None:
     size = site.cardinality
     if size == math.inf:
         raise EnumerationError(
@@ -153,9 +177,10 @@ def _check_support(site: Site, settings: Enumerate) -> None:
         raise EnumerationError(
             f"Enumerating site {site.name!r} needs {size:.3g} joint values of event shape "
             f"{tuple(site.distribution.event_shape)}, a table of {elements:.3g} elements; at most "
-            f"{settings.max_elements:.3g} are allowed (Enumerate(max_elements=...)). Use 'rloo' or 'nvil' for it, or "
-            "'indecater', which sums over each element by itself (its gradient is exact where the elements share no "
-            "term), or declare independent dims as a pyro.plate instead of .to_event."
+            f"{settings.max_elements:.3g} are allowed (Enumerate(max_elements=...))"
+            f"{f', and its elements cannot be summed over one by one ({joined})' if joined else ''}. Use 'rloo' or "
+            "'nvil' for it, or 'indecater', which sums over each element by itself, given a draw of the others, or "
+            "declare independent dims as a pyro.plate instead of .to_event."
         )
 
 
@@ -180,21 +205,26 @@ def _enumeration_plan(
     auto = may_enumerate and all(map(selection.left_to_auto, discrete))
     if not explicit and not (auto and _is_cheap(discrete, marginal, known)):
         return None
+    separated, joined = {}, ""
+    if explicit and any(s.cardinality > CHEAP_SUPPORT for s in discrete):
+        separated, joined = _separated(pair, trial, discrete, selection.particles, settings, known)
     for site in everything:
-        _check_support(site, settings)
+        if site.name not in separated:
+            _check_support(site, settings, joined)
     order = Order({n: plates_of(m) for n, m in sample_sites(trial.guide_trace).items()}, {})
     joint = any(p.vectorized for s in discrete for p in order.escapes(s.name))
-    joint = joint or crossing_site(pair, trial, everything) is not None
+    joint = not separated and (joint or crossing_site(pair, trial, everything) is not None)
     if joint and not explicit:
         return None
     plan = Plan([], "enumerated", Columns(), selection.particles, trial.batch_dims, enumeration=settings)
-    plan.explicit, plan.joint = explicit, joint
+    plan.explicit, plan.joint, plan.separated = explicit, joint, separated
     for site in sites:
         if site in discrete:
             why = "asked for" if explicit else f"auto: at most {CHEAP_SUPPORT} joint values in a sum"
-            plan.sites.append(
-                SitePlan(site.name, _kind(site), "enumerate", 0, why, f"; {int(site.cardinality)} joint values")
-            )
+            number = f"{int(site.cardinality)} joint values"
+            if site.name in separated:
+                number = f"{separated[site.name]} values an element, summed over one by one, as no term joins elements"
+            plan.sites.append(SitePlan(site.name, _kind(site), "enumerate", 0, why, f"; {number}"))
         elif site.family is None:
             plan.sites.append(plan_site(site, selection, plan))
         else:

@@ -17,6 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pyro_discrete.elements import axis_after
+
 __all__ = ["Provenance"]
 
 Names = frozenset[str]
@@ -40,6 +42,8 @@ class Provenance:
     - a write into memory that was there before, which NumPy or another thread may hold as well;
     - an operation that fails, tensors without storage, and gradients taken inside the program.
 
+    Of draws with elements (`mark(..., axis=)`) it knows as well in which results these are kept apart, by `axis_of`.
+
     >>> import torch
     >>> with Provenance() as provenance:
     ...     z = torch.ones(2)
@@ -53,6 +57,8 @@ class Provenance:
     def __init__(self) -> None:
         self.escape = ""
         self._origin: dict[int, tuple[StorageWeakRef, Names]] = {}
+        self._elements: Names = NOTHING
+        self._axes: dict[int, tuple[Tensor, int]] = {}
         self._modes: tuple[_Operations, _Exits] | None = None
         self.quiet = False
         self.reading_allowed = False
@@ -75,13 +81,24 @@ class Provenance:
         keys = [key for key in map(self._key, values) if key is not None]
         return NOTHING.union(*(self._origin[key][1] for key in keys if key in self._origin))
 
-    def mark(self, tensor: Tensor, names: Iterable[str]) -> None:
-        """From here on the tensor, and whatever shares its memory, comes from these draws as well."""
-        key = self._key(tensor)
+    def mark(self, tensor: Tensor, names: Iterable[str], axis: int | None = None) -> None:
+        """From here on the tensor, and whatever shares its memory, comes from these draws as well.
+
+        `axis`: the dim, from the right, that counts the draw's elements, if it has such.
+        """
+        key, names = self._key(tensor), frozenset(names)
         if key is None:
             self.escaped("a tensor without storage")
-        else:
-            self._add(key, tensor, frozenset(names))
+            return
+        self._add(key, tensor, names)
+        if axis is not None:
+            self._elements |= names
+            self._axes[id(tensor)] = (tensor, axis)
+
+    def axis_of(self, tensor: Tensor) -> int | None:
+        """The dim, from the right, whose entry i comes from the elements i alone; None if that is not known."""
+        found = self._axes.get(id(tensor))
+        return None if found is None else found[1]
 
     @contextmanager
     def unwatched(self) -> Iterator[None]:
@@ -143,10 +160,17 @@ class Provenance:
                 self.escaped("a value is written in place into a tensor that was there before")
             if key is not None and (names or key in self._origin):
                 self._add(key, tensor, names)
+            self._axes = {i: held for i, held in self._axes.items() if self._key(held[0]) != key}
         for tensor in tree_leaves(result):
             key = self._key(tensor)
             if key is not None and (key not in present or names):
                 self._add(key, tensor, names)
+        if names & self._elements:
+            moved = [tensor for tensor in read if self.of(tensor) & self._elements]
+            for tensor in tree_leaves(result):
+                axis = axis_after(func, args, kwargs, tensor, moved, self.axis_of)
+                if axis is not None:
+                    self._axes[id(tensor)] = (tensor, axis)
         return result
 
 

@@ -51,7 +51,7 @@ def test_a_planted_analysis_that_misses_a_dependence_is_seen(channel, monkeypatc
 
 
 def test_the_perturbed_runs_contradict_what_the_trace_of_operations_missed(monkeypatch):
-    monkeypatch.setattr("pyro_discrete.provenance.Provenance.mark", lambda self, tensor, names: None)
+    monkeypatch.setattr("pyro_discrete.provenance.Provenance.mark", lambda self, tensor, names, axis=None: None)
     pair = Two(FOLLOWED[0])
     known = find_dependencies(Pair(pair.model, pair.guide, (), {}))
     assert "draws that they were not seen to use" in known.reason

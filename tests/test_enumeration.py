@@ -210,7 +210,7 @@ def test_continuous_sites_are_sampled_beside_enumerated_ones():
 
 
 def test_elements_that_share_no_term_are_summed_over_one_by_one():
-    """2^40 joint values are refused; element by element the gradient is exact in one draw, at 41 evaluations."""
+    """In the model alone 2^40 joint values are refused; "indecater" is exact in one draw of the guide's."""
     weights, x = torch.linspace(-1, 1, 40), torch.linspace(-2, 2, 40)
 
     def model(x):
@@ -220,8 +220,6 @@ def test_elements_that_share_no_term_are_summed_over_one_by_one():
     def guide(x):
         pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.linspace(-1, 1, 40))).to_event(1))
 
-    with pytest.raises(EnumerationError, match=r"'z' needs 1\.1e\+12 joint values.*'indecater'"):
-        TraceELBO("enumerate").loss(model, guide, x)
     with pytest.raises(EnumerationError, match=r"'z' needs a table of 4\.4e\+13.*Draw it in the guide too"):
         TraceELBO("enumerate").loss(model, lambda x: None, x)
     elbo = TraceELBO("indecater")

@@ -26,9 +26,11 @@ class Enumerate(Estimator):
     - `product`: a name of your choice. Sites, in the same plates, whose `Enumerate` has the same one are enumerated
       jointly.
 
-    A factorised `.to_event` site of many elements is not split up by itself, as no number of evaluations can show that
-    the program's terms do not join its elements: give it "indecater" (exact where they do not, unbiased where they do,
-    at the cost of its elements' values added up), or declare the elements as a `pyro.plate`.
+    A `.to_event(1)` site of many elements is summed over element by element (d k values instead of k^d) where every
+    discrete site of the guide is such a one and a trial run shows that no term joins two elements: it follows the
+    elements through operations known to keep them apart (arithmetic, comparisons, tables, views), to terms that are
+    themselves independent along that dim. Else give the site "indecater" (exact where no term joins its elements,
+    unbiased where one does, at the cost of the elements' values added up), or declare them as a `pyro.plate`.
 
     Raises `EnumerationError`, naming the site and the size, if a support is infinite or a table too large.
 

@@ -1,0 +1,176 @@
+"""Elements of `.to_event` sites summed over one by one, where no term of the program joins them: d k values, not k^d.
+
+A row for each value has all elements at that value; a term's part that belongs to an element is weighed by the
+probability of the value at this element.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import Delta
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_discrete.dependencies import Dependencies
+from pyro_discrete.elements import element_axis
+from pyro_discrete.errors import EnumerationError
+from pyro_discrete.estimators.base import Family
+from pyro_discrete.marginal_planning import SumCost
+from pyro_discrete.plan import Plan
+from pyro_discrete.probe import Pair, Trial
+from pyro_discrete.rows_check import check_rows
+from pyro_discrete.scoring import padded
+from pyro_discrete.sites import ROWS_PLATE, Site, is_latent, latent_sites, plates_of, sample_sites
+from pyro_discrete.tracing import SiteMessenger
+
+__all__ = ["number_of_values", "separated_loss", "why_joined"]
+
+
+def why_joined(pair: Pair, trial: Trial, known: Dependencies) -> str:
+    """Why the guide's discrete sites cannot be summed over element by element; empty if they can."""
+    if isinstance(poutine.unwrap(pair.guide), Messenger):
+        return "the guide runs the model itself"
+    sites = {n: Site(m) for n, m in latent_sites(trial.guide_trace).items()}
+    discrete = [s for s in sites.values() if s.family not in (None, Family.CONTINUOUS)]
+    reason = _why_not_these(discrete, sites.values(), trial) or _why_not_terms(discrete, trial, known)
+    return reason or check_rows(pair, trial, 1).reason
+
+
+def _why_not_these(discrete: Iterable[Site], every: Iterable[Site], trial: Trial) -> str:
+    for site in every:
+        if site.family is Family.CONTINUOUS:
+            return f"site {site.name!r} is continuous and not reparameterised"
+    for site in discrete:
+        if element_axis(site.distribution) is None or not math.isfinite(site.cardinality):
+            return f"site {site.name!r} is not of several elements with finite support, made one event by .to_event(1)"
+    alone = latent_sites(trial.model_trace).keys() - latent_sites(trial.guide_trace).keys()
+    return f"site {min(alone)!r} is in the model alone" if alone else ""
+
+
+def _why_not_terms(discrete: Iterable[Site], trial: Trial, known: Dependencies) -> str:
+    if not known.known:
+        return f"dependence could escape: {known.reason}"
+    plates = {s.name: {p for p in s.plates if p.vectorized} for s in discrete}
+    for where, trace in (("guide", trial.guide_trace), ("model", trial.model_trace)):
+        for name, msg in sample_sites(trace).items():
+            moving = [s for s in plates if known.influences(s, (where, name))]
+            if where == "guide" and msg["is_observed"]:
+                return f"{name!r} of the guide is no draw"
+            if not moving or _is_deterministic(msg):
+                continue
+            if where == "guide" and moving != [name]:
+                return f"site {name!r} of the guide depends on {moving[0]!r}"
+            if len(moving) > 1:
+                return f"the term of site {name!r} joins {' and '.join(map(repr, moving))}"
+            if (where, name) not in known.elements:
+                return f"the term of site {name!r} may join the elements of {moving[0]!r}"
+            if not plates[moving[0]] <= plates_of(msg):
+                return f"site {name!r} outside a plate depends on {moving[0]!r} inside it"
+    return ""
+
+
+def _is_deterministic(msg: Any) -> bool:
+    """Whether it is a `pyro.deterministic` statement, which has no term."""
+    fn = msg["fn"]
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Delta) and msg["is_observed"]
+
+
+def number_of_values(site: Site) -> int:
+    """How many values an element has."""
+    return len(_support(site.distribution))
+
+
+def _support(fn: Any) -> Tensor:
+    """The values of one element, `[values, *event of an element]`."""
+    values = fn.base_dist.enumerate_support(expand=False)
+    return values.reshape(len(values), *fn.base_dist.event_shape)
+
+
+class _EachValue(SiteMessenger):
+    """Row v x particle: every element of the discrete sites at value v, other sites as in row 0 of their particle."""
+
+    def __init__(self, particles: int, discrete: Iterable[str]) -> None:
+        super().__init__()
+        self.particles, self.discrete = particles, frozenset(discrete)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not is_latent(msg) or msg["value"] is not None:
+            return
+        fn = msg["fn"]
+        if msg["name"] in self.discrete:
+            support, rows = _support(fn), fn.batch_shape[0]
+            index = (torch.arange(rows, device=support.device) // self.particles).clamp(max=len(support) - 1)
+            inner = support.shape[1:]
+            value = support[index].reshape(rows, *[1] * (len(fn.shape()) - 1 - len(inner)), *inner).expand(fn.shape())
+        else:
+            value = fn()
+            value = torch.cat([value[: self.particles]] * (len(value) // self.particles))
+        msg["value"], msg["done"] = value, True
+
+
+def separated_loss(plan: Plan, pair: Pair, known: Dependencies) -> Tensor:
+    """The loss, exact in the discrete sites and differentiable, `[]`.
+
+    Raises `EnumerationError` if terms may join elements in this call, though they did not when the plan was made.
+    """
+    discrete, particles = plan.separated, plan.particles if any(site.rows for site in plan.sites) else 1
+    rows = max(discrete.values()) * particles
+    plate = pyro.plate(ROWS_PLATE, rows, dim=-1 - plan.batch_dims)
+    with _EachValue(particles, discrete):
+        guide_trace = poutine.trace(plate(pair.guide)).get_trace(*pair.args, **pair.kwargs)
+    model_trace = poutine.trace(poutine.replay(plate(pair.model), trace=guide_trace)).get_trace(
+        *pair.args, **pair.kwargs
+    )
+    terms = _Terms(plan, guide_trace, known, particles)
+    total: Tensor | float = 0.0
+    for where, sign, trace in (("model", 1.0, model_trace), ("guide", -1.0, guide_trace)):
+        for name, msg in sample_sites(trace).items():
+            total = total + sign * terms.of((where, name), msg)
+    largest = max(m["value"].numel() for t in (guide_trace, model_trace) for m in sample_sites(t).values())
+    plan.cost = SumCost(largest, sum(m["value"].numel() for m in sample_sites(model_trace).values()))
+    return -torch.as_tensor(total) / particles
+
+
+class _Terms:
+    """The expectation of each site's term, summed over particles."""
+
+    def __init__(self, plan: Plan, guide_trace: Any, known: Dependencies, particles: int) -> None:
+        self.plan, self.known, self.particles = plan, known, particles
+        self.log_q: Mapping[str, Tensor] = {
+            name: guide_trace.nodes[name]["fn"].base_dist.log_prob(guide_trace.nodes[name]["value"])
+            for name in plan.separated
+        }
+
+    def of(self, key: tuple[str, str], msg: Any) -> Tensor:
+        """`[]`, scaled and masked."""
+        moving = [s for s in self.plan.separated if self.known.influences(s, key)]
+        if not moving or _is_deterministic(msg):
+            log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+            log_prob = padded(scale_and_mask(log_prob, msg["scale"], msg["mask"]), self.plan.batch_dims)
+            return log_prob.expand(max(self.particles, len(log_prob)), *log_prob.shape[1:])[: self.particles].sum()
+        axis = self.known.elements.get(key)
+        if len(moving) > 1 or axis is None or not self.known.known:
+            raise EnumerationError(
+                f"In this call the term of site {key[1]!r} may join the elements of site {moving[0]!r}, which were "
+                f"summed over one by one so far{f' ({self.known.reason})' if self.known.reason else ''}. Use "
+                "'indecater' for the site, or a new ELBO for a program that is wired otherwise."
+            )
+        name = moving[0]
+        each = msg["fn"].base_dist.log_prob(msg["value"])
+        beside = [d for d in range(-msg["fn"].reinterpreted_batch_ndims, 0) if d != axis]
+        each = padded(each.sum(beside) if beside else each, self.plan.batch_dims + 1)
+        log_q = padded(self.log_q[name], self.plan.batch_dims + 1)
+        rows = torch.arange(len(log_q), device=log_q.device) // self.particles
+        possible = (rows < self.plan.separated[name]).reshape(-1, *[1] * (log_q.dim() - 1)) & (log_q > -math.inf)
+        weighed = torch.where(possible, log_q, 0.0).exp() * torch.where(possible, each, 0.0)
+        term = torch.where(possible, weighed, 0.0).sum(-1)
+        return scale_and_mask(term, msg["scale"], msg["mask"]).sum()
