@@ -22,6 +22,7 @@ from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Family
 from pyro_discrete.estimators.enumerate import Enumerate
 from pyro_discrete.marginal_planning import marginal_sites, settle_marginals
+from pyro_discrete.marginalisation import collapsed
 from pyro_discrete.probe import Pair, Substitute, Trial, on_trial, plain_trial
 from pyro_discrete.rows_check import check_rows
 from pyro_discrete.sites import (
@@ -36,7 +37,7 @@ from pyro_discrete.sites import (
 )
 from pyro_discrete.tracing import SiteMessenger
 
-__all__ = ["DiscretePosterior"]
+__all__ = ["DiscretePosterior", "PosteriorRuns"]
 
 SMALL = 256
 """Guide sites of so many joint values at most are summed over; of larger ones, marginals are means over draws."""
@@ -117,10 +118,10 @@ class DiscretePosterior:
         values, shares = run.conditional(self.num_samples, random_value)
         return run.predicted(values | run.decoded(shares), self.num_samples)
 
-    def _trial(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Runs:
-        return _Runs(Pair(self.model, self.guide, args, kwargs), self.num_samples)
+    def _trial(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PosteriorRuns:
+        return PosteriorRuns(Pair(self.model, self.guide, args, kwargs), self.num_samples)
 
-    def _of_guide(self, run: _Runs, rows: int) -> dict[str, Any]:
+    def _of_guide(self, run: PosteriorRuns, rows: int) -> dict[str, Any]:
         """The guide's own marginals: sums where its sites are small, else means over its draws."""
         sites = [run.guide_sites[n] for n in run.discrete if n in run.guide_sites]
         if sites and all(s.cardinality <= SMALL for s in sites):
@@ -141,7 +142,7 @@ class _AtMean(SiteMessenger):
             msg["value"], msg["done"] = msg["fn"].mean, True
 
 
-class _Runs:
+class PosteriorRuns:
     """Runs of one pair with one set of arguments."""
 
     def __init__(self, pair: Pair, num_samples: int) -> None:
@@ -199,6 +200,14 @@ class _Runs:
         draws = {n: m["value"].reshape(rows or 1, *self.guide_sites[n].distribution.shape()) for n, m in drawn.items()}
         return draws, self._shared(trace, marginalise, rows, reduce)
 
+    @torch.no_grad()
+    def summed(self, guide_trace: Trace, rows: int | None) -> tuple[Trace, dict[str, list[str]]]:
+        """The model's trace given one of the guide's, its own sites summed out: see `collapsed`."""
+        marginalise = Marginalise(latent_sites(guide_trace), self.settings, self.trial.batch_dims)
+        with poutine.block():
+            trace = self._traced(poutine.replay(marginalise(self._rowed(self.pair.model, rows)), trace=guide_trace))
+        return collapsed(trace, marginalise, self.trial.batch_dims)
+
     def _shared(self, trace: Trace, enumerated: Marginalise, rows: int | None, reduce: Reduce) -> dict[str, Tensor]:
         found, names = components(trace, enumerated, self.trial.batch_dims)
         every = {**self.guide_sites, **self.model_sites}
@@ -243,11 +252,12 @@ class _Runs:
         if not self.in_rows:
             parts = [self._again({n: v[i] for n, v in values.items()}, None, observed) for i in range(rows)]
         else:
-            padded = {n: self._padded(n, v) for n, v in values.items()}
+            padded = {n: self.padded(n, v) for n, v in values.items()}
             parts = [self._again(padded, rows, observed)]
         return {n: torch.cat([p[n].reshape(-1, *nodes[n]["fn"].shape()) for p in parts]) for n in observed}
 
-    def _padded(self, name: str, value: Tensor) -> Tensor:
+    def padded(self, name: str, value: Tensor) -> Tensor:
+        """Values `[rows, *batch, *event]` with the dims of plates that the site is not in."""
         fn = {**self.guide_sites, **self.model_sites}[name].distribution
         missing = self.trial.batch_dims - len(fn.batch_shape)
         return value.reshape(len(value), *[1] * missing, *fn.shape())

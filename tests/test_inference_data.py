@@ -23,7 +23,7 @@ def model(x, offset):
     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Bernoulli(0.4))
-        pyro.sample("x", dist.Normal((mean + z + offset).unsqueeze(-1).expand(z.shape + (2,)), 1.0).to_event(1), obs=x)
+        pyro.sample("x", dist.Normal((mean + z + offset).unsqueeze(-1) + torch.zeros(2), 1.0).to_event(1), obs=x)
 
 
 def guide(x, offset):
@@ -140,6 +140,69 @@ def test_k_hat_of_each_datum():
         pareto_k(model, guide, X, OFFSET, num_samples=20)
 
 
-def test_a_latent_site_of_the_model_alone_is_refused():
-    with pytest.raises(SiteMatchError, match="'z' is latent in the model"):
-        to_inference_data(model, lambda x, offset: pyro.sample("mean", dist.Normal(0.0, 1.0)), X, OFFSET)
+def only_the_mean(x, offset):
+    pyro.sample("mean", dist.Normal(0.2, 0.5))
+
+
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter")
+@pytest.mark.parametrize("rows", [True, False])
+def test_sites_of_the_model_alone_are_summed_out_and_drawn(rows, monkeypatch):
+    """False alarms below 1e-6: the mean of z is within 5.5 standard errors of its posterior probability's."""
+    if not rows:
+        monkeypatch.setattr("pyro_discrete.diagnostics.posterior_draws.check_rows", lambda *a: False)
+    pyro.set_rng_seed(0)
+    draws = 2_000 if rows else 40
+    data = to_inference_data(model, only_the_mean, X, OFFSET, num_samples=draws)
+    mean, z = (torch.as_tensor(data.posterior[name].values[0]).float() for name in ("mean", "z"))
+    value = torch.arange(2.0)[:, None, None]
+    each = dist.Normal((mean[:, None] + value + OFFSET)[..., None], 1.0).log_prob(X).sum(-1)
+    each = each + dist.Bernoulli(0.4).log_prob(value)  # [value, draw, datum]
+    likelihood, probability = each.logsumexp(0), each.softmax(0)[1]
+    assert data.log_likelihood["x"].dims == ("chain", "draw", "data")
+    np.testing.assert_allclose(data.log_likelihood["x"].values[0], likelihood, atol=1e-5)
+    log_p = dist.Normal(0.0, 1.0).log_prob(mean) + likelihood.sum(-1)
+    np.testing.assert_allclose(data.sample_stats["lp"].values[0], log_p, rtol=1e-5)
+    log_weight = log_p - dist.Normal(0.2, 0.5).log_prob(mean)
+    np.testing.assert_allclose(data.sample_stats["log_weight"].values[0], log_weight, rtol=1e-4, atol=1e-5)
+    error = (probability * (1 - probability)).sum(0).sqrt() / draws
+    assert ((z - probability).mean(0).abs() < 5.5 * error).all()
+    assert data.posterior_predictive["x"].sizes["draw"] == draws
+    assert az.loo(data, var_name="x").n_data_points == 3
+
+
+def test_data_that_share_a_summed_site_have_one_log_likelihood():
+    def model(x):
+        with pyro.plate("chains", 2, dim=-2):
+            z = pyro.sample("z", dist.Bernoulli(0.3))
+            with pyro.plate("data", 3, dim=-1):
+                pyro.sample("x", dist.Normal(2 * z, 1.0), obs=x)
+            pyro.sample("y", dist.Normal(z, 1.0), obs=x[:, :1])
+
+    def alone(x):
+        with pyro.plate("chains", 2, dim=-2):
+            z = pyro.sample("z", dist.Bernoulli(0.3))
+            with pyro.plate("data", 3, dim=-1):
+                pyro.sample("x", dist.Normal(2 * z, 1.0), obs=x)
+
+    x, value = torch.randn(2, 3), torch.arange(2.0)[:, None, None]
+    given = dist.Normal(2 * value, 1.0).log_prob(x).sum(-1, keepdim=True) + dist.Bernoulli(0.3).log_prob(value)
+    for program, name in ((model, "x + y"), (alone, "x together")):
+        data = to_inference_data(program, lambda x: None, x, num_samples=30)
+        assert data.log_likelihood[name].sizes["chains"] == 2
+        more = dist.Normal(value, 1.0).log_prob(x[:, :1]) if program is model else 0.0
+        expected = (given + more).logsumexp(0).expand(30, 2, 1)
+        np.testing.assert_allclose(data.log_likelihood[name].values[0], expected, atol=1e-5)
+
+
+def test_k_hat_beside_sites_of_the_model_alone():
+    pyro.set_rng_seed(0)
+    assert pareto_k(model, only_the_mean, X, OFFSET, num_samples=4000) < 0.7
+    with pytest.raises(SettingError, match="draws no site"):
+        pareto_k(model_without_mean, lambda: None)
+    with pytest.raises(SiteMatchError, match="'mean' is latent in the model but not drawn"):
+        to_inference_data(model, lambda x, offset: None, X, OFFSET)
+
+
+def model_without_mean():
+    z = pyro.sample("z", dist.Bernoulli(0.4))
+    pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.3))

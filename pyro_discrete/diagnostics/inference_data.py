@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_discrete.diagnostics.posterior_draws import PosteriorDraws, draw_posterior
 from pyro_discrete.errors import SettingError, near_matches
 from pyro_discrete.probe import Pair
-from pyro_discrete.sites import is_random_observation, sample_sites
+from pyro_discrete.sites import is_random_observation, latent_sites, sample_sites
 
 __all__ = ["pareto_k", "to_inference_data"]
 
@@ -34,18 +34,22 @@ def to_inference_data(
 
     Groups, with one chain of `num_samples` draws:
 
-    - `posterior`: the guide's latent sites, discrete and continuous, `[chain, draw, *plates, *event]`.
+    - `posterior`: the latent sites `[chain, draw, *plates, *event]`: the guide's, discrete and continuous, and discrete
+      ones of the model alone, drawn from their posterior given the guide's draw.
     - `posterior_predictive`: new data from the model given these draws; `observed_data`: the data themselves.
     - `log_likelihood`: of each datum given a draw, `[chain, draw, *plates]`, without a plate's scale; a masked datum
       has zero. `az.loo` and `az.compare` read it. Importance weights are not applied to it: draws are the guide's.
-    - `sample_stats`: `log_weight`, log p(x, z) - log q(z | x), and `lp`, log p(x, z), both scaled and masked.
+      Sites of the model alone are summed out of it. Observed sites that depend on the same ones (along a chain, or data
+      whose plate these are outside of) have one log-likelihood together, named "x_0 + x_1" or "x together".
+    - `sample_stats`: `log_weight`, log p(x, z) - log q(z | x), and `lp`, log p(x, z), both scaled and masked; z are the
+      guide's sites.
     - `constant_data`: tensors among the arguments that are not observed values (`x_argument` if a site is named `x`).
 
     Dims bear the names of plates, their coords are the (sub-sampled) indices; `coords` and `dims` (site -> names of its
     event dims) go before these. Programs that cannot take a leading dim of draws run one draw at a time.
 
     Raises `SettingError` if `num_samples` is no positive number, `SiteMatchError` where the model has latent sites that
-    the guide has not.
+    the guide has not and that cannot be summed out, `EnumerationError` where their sum is too large.
 
     >>> import pyro, pyro.distributions as dist
     >>> def model(x):
@@ -94,7 +98,8 @@ def pareto_k(
     is large for nearly every mean-field guide. With `plate`, the name of a plate, one number for each of its
     elements, from the sites inside it: dims `[plate]`.
 
-    Raises `SettingError` for an unknown plate or too few draws (25 at least).
+    Sites of the model alone are summed out of the weights. Raises `SettingError` for an unknown plate, too few draws
+    (25 at least), or a guide that draws nothing.
 
     Source: Yao, Vehtari, Simpson and Gelman (2018), Yes, but did it work? Evaluating variational inference.
 
@@ -113,6 +118,8 @@ def pareto_k(
             f"pareto_k: num_samples={num_samples} given; a tail cannot be fitted to fewer than 25 draws."
         )
     draws = draw_posterior(Pair(model, guide, args, kwargs), num_samples)
+    if not latent_sites(draws.trial.guide_trace):
+        raise SettingError("pareto_k: the guide draws no site, so that every weight is p(x): its draws are exact.")
     if plate is None:
         return float(_k_hat(draws.log_weight.double().numpy()))
     if plate not in draws.plates:
@@ -149,11 +156,18 @@ class _DimNames:
         self.dims: dict[str, list[str]] = {}
         for name, msg in sites.items():
             batch = len(msg["fn"].batch_shape)
-            by_dim = {f.dim: called[f.name] for f in msg["cond_indep_stack"] if f.vectorized}
-            plates = [by_dim.get(d, f"{name}_batch_{batch + d}") for d in range(-batch, 0)]
+            plates = self._plates(name, msg["cond_indep_stack"], batch, called)
             event = list(given.get(name, ()))
             rest = range(len(event), len(msg["fn"].event_shape))
             self.dims[name] = [*plates, *event, *(f"{name}_dim_{i}" for i in rest)]
+        for name, frames in draws.marginal.items():
+            batch = draws.log_likelihood[name].dim() - 1
+            self.dims[name] = self._plates(name, frames, batch, called)
+
+    @staticmethod
+    def _plates(name: str, frames: Iterable[Any], batch: int, called: Mapping[str, str]) -> list[str]:
+        by_dim = {f.dim: called[f.name] for f in frames if f.dim is not None}
+        return [by_dim.get(d, f"{name}_batch_{batch + d}") for d in range(-batch, 0)]
 
 
 def _full_shape(msg: Any) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,11 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_discrete.errors import SiteMatchError, SiteShapeError
+from pyro_discrete.assignment_sums import random_value
+from pyro_discrete.costs import Frames
+from pyro_discrete.errors import SiteShapeError
+from pyro_discrete.marginal_planning import marginal_sites
+from pyro_discrete.posterior import PosteriorRuns
 from pyro_discrete.probe import Pair, Trial, check_pair, on_trial, plain_trial, trace_pair
 from pyro_discrete.rows_check import check_rows
 from pyro_discrete.sites import is_random_observation, latent_sites, plates_of, sample_sites, site_log_prob
@@ -29,6 +33,8 @@ class PosteriorDraws:
     """Draws of a guide, each dict from site to `[draws, *batch, *event]` (log-likelihoods `[draws, *batch]`).
 
     `log_joint` and `log_weight` `[draws]` are scaled and masked; `plates` maps each plate to its (sub-sampled) indices.
+    Discrete sites of the model alone are drawn given the guide's draws, and summed out of everything else: `marginal`
+    has the plates of log-likelihoods that several observed sites, or several elements of one, have in common.
     """
 
     trial: Trial
@@ -38,6 +44,8 @@ class PosteriorDraws:
     log_joint: Tensor
     log_weight: Tensor
     terms: dict[tuple[bool, str], Tensor]
+    frames: dict[tuple[bool, str], Frames]
+    marginal: dict[str, Frames]
 
     @property
     def plates(self) -> dict[str, Any]:
@@ -55,8 +63,7 @@ class PosteriorDraws:
         """`[draws, size]`: log p - log q of the sites inside a plate, scaled and masked, for each of its elements."""
         total: Tensor | float = 0.0
         for (in_model, name), term in self.terms.items():
-            trace = self.trial.model_trace if in_model else self.trial.guide_trace
-            frames = [f for f in plates_of(trace.nodes[name]) if f.name == plate]
+            frames = [f for f in self.frames[in_model, name] if f.name == plate]
             if frames and frames[0].dim is not None:
                 kept = term.movedim(frames[0].dim, 1).reshape(len(term), frames[0].size, -1).sum(-1)
                 total = total + (kept if in_model else -kept)
@@ -69,12 +76,13 @@ def draw_posterior(pair: Pair, num_samples: int) -> PosteriorDraws:
     with on_trial():
         trial = plain_trial(pair)
         check_pair(trial)
-        _refuse_undrawn(trial)
+        runs = PosteriorRuns(pair, num_samples) if marginal_sites(trial) else None
+        trial = trial if runs is None else runs.trial
         try:
             vectorised = bool(check_rows(pair, trial, num_samples))
         except SiteShapeError:
             vectorised = False
-    parts = [_Run(pair, trial, rows) for rows in _sizes(trial, num_samples, vectorised)]
+    parts = [_Run(pair, trial, rows, runs) for rows in _sizes(trial, num_samples, vectorised)]
 
     def joined(read: Callable[[_Run], dict[Any, Tensor]]) -> dict[Any, Tensor]:
         each = [read(part) for part in parts]
@@ -88,6 +96,8 @@ def draw_posterior(pair: Pair, num_samples: int) -> PosteriorDraws:
         torch.cat([run.log_sum(True) for run in parts]),
         torch.cat([run.log_sum(True) - run.log_sum(False) for run in parts]),
         joined(lambda run: run.terms),
+        parts[0].frames,
+        parts[0].marginal,
     )
 
 
@@ -103,33 +113,44 @@ def _sizes(trial: Trial, num_samples: int, vectorised: bool) -> Iterator[int | N
         yield min(at_once, num_samples - start)
 
 
-def _refuse_undrawn(trial: Trial) -> None:
-    for name in latent_sites(trial.model_trace).keys() - latent_sites(trial.guide_trace).keys():
-        raise SiteMatchError(
-            f"Site {name!r} is latent in the model but not drawn in the guide, so it has no draws. Draw it in the "
-            "guide too."
-        )
-
-
 class _Run:
     """One run over `rows` draws (None: one draw, without a leading dim), its terms `[rows, *batch]`."""
 
-    def __init__(self, pair: Pair, trial: Trial, rows: int | None) -> None:
+    def __init__(self, pair: Pair, trial: Trial, rows: int | None, runs: PosteriorRuns | None) -> None:
         self.trial, self.rows = trial, 1 if rows is None else rows
         leading = None if rows is None else (rows, -1 - trial.batch_dims)
-        guide_trace, model_trace = trace_pair(pair, trial.subsamples, None, leading)
-        drawn = {n: m["value"] for n, m in latent_sites(guide_trace).items()}
+        values, own = {}, {}
+        if runs is not None:
+            values, shared = runs.conditional(rows, random_value)
+            own = runs.decoded(shared)
+            values = {n: v[0] if rows is None else runs.padded(n, v) for n, v in (values | own).items()}
+        guide_trace, model_trace = trace_pair(pair, trial.subsamples, values, leading)
+        drawn = {n: m["value"] for n, m in latent_sites(guide_trace).items()} | {n: values[n] for n in own}
         unconditioned = Pair(poutine.uncondition(pair.model), pair.guide, pair.args, pair.kwargs)
         predicted = trace_pair(unconditioned, trial.subsamples, drawn, leading)[1]
         self.posterior = {
             n: self._shaped(m["value"], trial.guide_trace.nodes[n]) for n, m in latent_sites(guide_trace).items()
-        }
+        } | own
         observed = {n: m for n, m in sample_sites(trial.model_trace).items() if is_random_observation(m)}
         self.predictive = {
             n: self._shaped(torch.as_tensor(predicted.nodes[n]["value"]), m) for n, m in observed.items()
         }
-        self.log_likelihood = {n: self._log_likelihood(model_trace.nodes[n], m) for n, m in observed.items()}
+        model_trace, members = (model_trace, {}) if runs is None else runs.summed(guide_trace, rows)
+        inside = {n for names in members.values() for n in names}
+        self.log_likelihood = {
+            n: self._log_likelihood(model_trace.nodes[n], tuple(m["fn"].batch_shape))
+            for n, m in observed.items()
+            if n not in inside
+        }
+        self.marginal: dict[str, Frames] = {}
+        for label, names in members.items():
+            self._marginal(model_trace.nodes[label], [n for n in names if n in observed])
         self.terms = {**self._terms(guide_trace, False), **self._terms(model_trace, True)}
+        self.frames = {
+            (trace is model_trace, n): plates_of(m)
+            for trace in (guide_trace, model_trace)
+            for n, m in sample_sites(trace).items()
+        }
 
     def _shaped(self, value: Tensor, single: Any) -> Tensor:
         """`[rows, *batch, *event]`, whatever leading dims of size one the run had."""
@@ -138,10 +159,22 @@ class _Run:
             return value.reshape((1, *shape)).expand((self.rows, *shape))
         return value.reshape((self.rows, *shape))
 
-    def _log_likelihood(self, msg: Any, single: Any) -> Tensor:
-        log_prob = scale_and_mask(site_log_prob(msg), mask=msg["mask"])
-        shape = tuple(single["fn"].batch_shape)
+    def _log_likelihood(self, msg: Any, shape: tuple[int, ...]) -> Tensor:
+        log_prob = torch.as_tensor(scale_and_mask(site_log_prob(msg), mask=msg["mask"]))
         return log_prob.reshape((-1, *shape)).expand((self.rows, *shape))
+
+    def _marginal(self, msg: Any, observed: Sequence[str]) -> None:
+        """The log-likelihood that observed sites have in common, by the name of the one in whose plates it is."""
+        if not observed:
+            return
+        plates, name = plates_of(msg), observed[0]
+        sizes = {f.dim: f.size for f in plates if f.dim is not None}
+        shape = tuple(sizes.get(d, 1) for d in range(min(sizes, default=0), 0))
+        if len(observed) > 1 or plates != plates_of(self.trial.model_trace.nodes[name]):
+            name = " + ".join(observed)
+            name = f"{name} together" if len(observed) == 1 else name
+            self.marginal[name] = plates
+        self.log_likelihood[name] = self._log_likelihood(msg, shape)
 
     def _terms(self, trace: Trace, in_model: bool) -> dict[tuple[bool, str], Tensor]:
         """Scaled and masked log-probabilities, `[rows, *batch]` with as many batch dims as the program has plates."""
@@ -156,4 +189,4 @@ class _Run:
     def log_sum(self, in_model: bool) -> Tensor:
         """`[rows]`: the sum of the model's or the guide's terms."""
         values = [term.reshape(self.rows, -1).sum(-1) for (model, _), term in self.terms.items() if model is in_model]
-        return torch.stack(values).sum(0)
+        return torch.stack(values).sum(0) if values else torch.zeros(self.rows)
