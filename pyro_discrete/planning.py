@@ -31,7 +31,7 @@ from pyro_discrete.probe import (
 )
 from pyro_discrete.products import check_members, settle_products
 from pyro_discrete.rows_check import RowsVerdict, check_rows
-from pyro_discrete.scored_points import analytic_notes
+from pyro_discrete.scored_points import analytic_notes, note_when_met_late
 from pyro_discrete.select import Selection
 from pyro_discrete.separated import number_of_values, why_joined
 from pyro_discrete.sites import Site, latent_sites, plates_of, sample_sites
@@ -124,7 +124,7 @@ def plan_site(
         plan.columns.give(site.name, rows - 1)
     elif order is None:
         check_members([site.name, *plan.columns.products], plan.columns.products)
-    notes = ""
+    notes = note_when_met_late(estimator) if order is None else ""
     if order is not None and site.name in order.position:
         known = order.dependencies
         unmoved = sum(not known.influences(site.name, term) for term in known.terms)

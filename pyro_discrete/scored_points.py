@@ -10,13 +10,14 @@ from pyro.poutine import Trace
 from torch.distributions import Bernoulli, Multinomial, OneHotCategorical
 
 from pyro_discrete.dependencies import Dependencies
+from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
 from pyro_discrete.plan import ANALYTIC, Plan
 from pyro_discrete.relaxations.extension import Relaxed, rebuilt
 from pyro_discrete.relaxations.point import Point
 from pyro_discrete.sites import base_distribution, is_latent, latent_sites
 
-__all__ = ["analytic_notes", "settled_points"]
+__all__ = ["analytic_notes", "note_when_met_late", "settled_points"]
 
 
 def analytic_notes(
@@ -36,6 +37,12 @@ def analytic_notes(
             plan.analytic.add(name)
         notes[name] = f"; KL term linear ({reason})" if reason else ANALYTIC
     return notes
+
+
+def note_when_met_late(estimator: Estimator) -> str:
+    """What the plan is to say of a relaxed site that was not there when it was made."""
+    relaxed = isinstance(estimator, RelaxedEstimator) and estimator.may_be_analytic
+    return "; KL term linear (the site was met after planning)" if relaxed else ""
 
 
 def _why_linear(name: str, estimator: RelaxedEstimator, fn: Any, model: Any | None, known: Dependencies) -> str:

@@ -331,3 +331,27 @@ def test_a_site_whose_prior_can_no_longer_be_followed_is_linear_from_then_on():
         on_one_bit(elbo, plain_bit_guide, 8)
     assert "; KL term linear (its prior may depend" in str(elbo.plan)
     assert on_one_bit(elbo, plain_bit_guide, 0) == on_one_bit(linear, plain_bit_guide, 0)
+
+
+def test_a_site_that_is_met_after_planning_is_linear_and_the_plan_says_so():
+    there, found = ["a"], []
+
+    def model():
+        for name in there:
+            z = pyro.sample(name, dist.Bernoulli(0.3))
+            pyro.sample(f"x_{name}", dist.Normal(z, 1.0), obs=torch.tensor(0.8))
+
+    def guide():
+        for name in there:
+            pyro.sample(name, dist.Bernoulli(logits=pyro.param("phi", torch.tensor(0.2))))
+
+    for kl in ("auto", "linear"):
+        pyro.clear_param_store()
+        there[:] = ["a"]
+        elbo = TraceELBO(GumbelSoftmax(kl=kl), vectorize_particles=False)
+        elbo.loss(model, guide)
+        there.append("b")
+        torch.manual_seed(0)
+        found.append(elbo.loss_and_grads(model, guide))
+        assert ("; KL term linear (the site was met after planning)" in str(elbo.plan)) is (kl == "auto")
+    assert found[0] != found[1]  # a, whose dependencies were known
