@@ -45,6 +45,7 @@ class ImportanceBound(Objective):
     name = "TraceIWELBO"
     additive = False
     may_enumerate = False
+    instead_of_separable = "Use 'vimco' or 'reinforce' for the site."
 
     def __init__(self, inner: int, outer: int, plates: Collection[str] | None, doubly: bool) -> None:
         self.inner, self.outer, self.plates, self.doubly = inner, outer, plates, doubly

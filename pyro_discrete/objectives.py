@@ -64,12 +64,14 @@ class Objective(ABC):
     - `name`: the ELBO that has it. `may_enumerate`: whether sums over all discrete sites by enumeration give it.
     - `additive`: whether it is the mean of a sum of terms, so that one of them may be replaced by its mean.
     - `reads_dependencies`: whether its value, and not the sites' costs alone, is made up by what depends on what.
+    - `instead_of_separable`: what to do where an estimator meets terms that a plate's elements share.
     """
 
     name: ClassVar[str]
     may_enumerate: bool = True
     additive: bool = True
     reads_dependencies: bool = False
+    instead_of_separable: ClassVar[str] = "Use 'rloo' or 'nvil' for the site, or enumerate every discrete site."
 
     def around(self, pair: Pair, training: bool) -> Pair:
         """The pair that is run for this objective: handlers that weigh terms or leave them out; in training or not."""

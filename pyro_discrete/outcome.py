@@ -83,13 +83,12 @@ def contexts_of(evaluation: Evaluation, plan: Plan, pair: Pair) -> Contexts:
     return Contexts(evaluation.model_trace or Trace(), plan.observed, plan.batch_dims, pair.args, pair.kwargs)
 
 
-def site_cost(evaluation: Evaluation, name: str, estimator: Estimator) -> Tensor:
+def site_cost(evaluation: Evaluation, name: str, estimator: Estimator, objective: Objective) -> Tensor:
     """The named site's cost `[n, *batch]`."""
     if estimator.separable and evaluation.costs.crosses_plates(name):
         raise SharedTermsError(
             f"Estimator {estimator.name!r} changes all elements of site {name!r}'s plates at once, but these elements "
-            "share later terms: they cannot be judged one by one. Use 'rloo' or 'nvil' for the site, or enumerate "
-            "every discrete site."
+            f"share later terms: they cannot be judged one by one. {objective.instead_of_separable}"
         )
     cost = evaluation.costs.of(name, estimator.local_signals)
     if cost is None:

@@ -154,7 +154,7 @@ def _run_rows(
     outcome.draws = [draw.value for draw in placing.draws.values()]
     for name, draw in placing.draws.items():
         estimator, site = placing.chosen[name], placing.sites[name]
-        cost = layout.split(site.plates, site_cost(evaluation, name, estimator))
+        cost = layout.split(site.plates, site_cost(evaluation, name, estimator, objective))
         if len(rows := columns.rows_of(name)) < columns.count:
             cost = cost[rows]
         slope = slopes.get(name, {})

@@ -114,7 +114,7 @@ def _draws(
         estimator, site = particle.placing.chosen[name], particle.placing.sites[name]
         shares = layout.shares(site.plates)
         evaluation = joined if shares else particle.evaluation
-        costs, slopes = [site_cost(evaluation, name, estimator)], {}
+        costs, slopes = [site_cost(evaluation, name, estimator, sequence.objective)], {}
         if 0 in estimator.slope_rows:
             slopes[0] = slopes_by_column(evaluation, (), layout, draw, estimator, 0)
         members = columns.products.get(name)
@@ -124,11 +124,11 @@ def _draws(
             wanted = row in estimator.slope_rows
             with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
                 column, other = sequence.row_of(particles, number, joined, {name: row})
-                costs.append(site_cost(other, name, estimator))
+                costs.append(site_cost(other, name, estimator, sequence.objective))
             if wanted:
                 slopes[row] = slopes_by_column(other, column.resampled, layout, draw, estimator, row)
         if members is not None:
-            costs += [site_cost(other, name, estimator) for other in products[members]]
+            costs += [site_cost(other, name, estimator, sequence.objective) for other in products[members]]
         rows = [layout.split(site.plates, c) for c in costs]
         cost = rows[0] if len(rows) == 1 else torch.cat(rows)
         filled = filled_draw(draw, site, estimator, evaluation, sequence.objective, layout, contexts, slopes)

@@ -20,7 +20,13 @@ import torch
 
 from pyro_discrete.diagnostics import count_programs as _count_programs
 from pyro_discrete.diagnostics import effect_programs, plate_programs, site_programs
-from pyro_discrete.diagnostics.bound_programs import bounded, global_and_layers, words_in_documents
+from pyro_discrete.diagnostics.bound_programs import (
+    bounded,
+    categories_in_documents,
+    global_and_layers,
+    global_category,
+    words_in_documents,
+)
 from pyro_discrete.diagnostics.contract import Comparison, ElboLike, Measurement, Report, decide
 from pyro_discrete.diagnostics.exact import Exact, Oracle, exact_gradient, exact_loss
 from pyro_discrete.diagnostics.extremes import LOGITS, Extreme, SharedNoise, compare_precisions
@@ -72,7 +78,7 @@ def count_programs() -> tuple[Program, ...]:
 
 def bound_programs() -> tuple[Program, ...]:
     """Test programs for the importance-weighted bound: what its particles share, layers, and data within data."""
-    return (global_and_layers, words_in_documents)
+    return (global_and_layers, words_in_documents, global_category, categories_in_documents)
 
 
 def discover_estimators() -> list[type[Estimator]]:

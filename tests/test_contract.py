@@ -29,7 +29,7 @@ from pyro_discrete.testing import (
 )
 
 ALL = programs()
-FOUND = [cls for cls in discover_estimators() if not cls.importance_weighted]  # those are test_iwelbo's
+FOUND = [cls for cls in discover_estimators() if not cls.importance_weighted]  # those are test_bound_gradients'
 CASES = [(cls, number) for cls in FOUND for number in range(len(cls.variants()))]
 NAMES = [f"{cls.name}-{number}" for cls, number in CASES]
 COUNTED = [Reinforce(), GumbelSoftmax(), GumbelSoftmax(kl="analytic"), ReinMax()]

@@ -1,12 +1,15 @@
 """What an ELBO has learned and chosen: saved, loaded, and never shared."""
 
+import copy
 import io
+import pickle
 
 import pyro
+import pytest
 import torch
 from pyro.infer import SVI
 
-from pyro_discrete import NVIL, TraceELBO
+from pyro_discrete import NVIL, TraceELBO, TraceExpectation, TraceIWELBO
 from tests.pairs import DATA, gradients, layers, layers_guide, mixture, mixture_guide
 
 
@@ -90,3 +93,47 @@ def test_pyro_checkpoint_continues_bit_for_bit():
     torch.set_rng_state(rng)
     assert steps(svi, 3) == expected
     assert elbo.state_dict().keys() == state.keys()
+
+
+LEARNED = {
+    "nvil": lambda: TraceELBO("nvil"),
+    "captured": lambda: TraceELBO(NVIL(learning_rate=1e-2), compile="graph"),
+    "relax": lambda: TraceELBO("relax", kl_weight=0.5),
+    "bound": lambda: TraceIWELBO("nvil", num_particles=3),
+    "expectation": lambda: TraceExpectation("nvil", entropy_weight=0.1),
+}
+
+
+def pickled(elbo):
+    return pickle.loads(pickle.dumps(elbo))
+
+
+def six_losses(elbo, between):
+    """Of training steps under one seed, with something done after the third."""
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    svi = SVI(mixture, mixture_guide, pyro.optim.Adam({"lr": 0.01}), loss=elbo)
+    losses = [svi.step(DATA) for _ in range(3)]
+    between()
+    return losses + [svi.step(DATA) for _ in range(3)]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_whole_elbo_that_has_learned_is_copied_and_pickled(name, copied):
+    """The copy makes the very next estimate, on parameters of its own, and goes on; the original is left as it was."""
+    elbo = LEARNED[name]()
+
+    def examine():
+        other = copied(elbo)
+        assert not {id(p) for p in elbo.parameters()} & {id(p) for p in other.parameters()}
+        logit, estimates = pyro.get_param_store()._params["logit"], []
+        for each in (elbo, other):
+            with torch.random.fork_rng(devices=[]):
+                loss = copy.deepcopy(each).differentiable_loss(mixture, mixture_guide, DATA)
+            estimates.append(torch.autograd.grad(loss, logit)[0])
+        assert torch.equal(*estimates)
+
+    expected = six_losses(LEARNED[name](), lambda: None)
+    assert six_losses(elbo, examine) == expected
+    SVI(mixture, mixture_guide, pyro.optim.Adam({"lr": 0.01}), loss=copied(elbo)).step(DATA)

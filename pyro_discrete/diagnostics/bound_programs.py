@@ -12,9 +12,16 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.diagnostics.exact_bound import BoundOracle
-from pyro_discrete.diagnostics.programs import BERNOULLI, Pair, Program, leaf, program
+from pyro_discrete.diagnostics.programs import BERNOULLI, CATEGORICAL, ONE_HOT, Pair, Program, leaf, program
 
-__all__ = ["DATA", "bounded", "global_and_layers", "words_in_documents"]
+__all__ = [
+    "DATA",
+    "bounded",
+    "categories_in_documents",
+    "global_and_layers",
+    "global_category",
+    "words_in_documents",
+]
 
 DATA: dict[str, tuple[tuple[str, ...], float]] = {
     **dict.fromkeys(["one_bernoulli", "bernoulli_event", "one_categorical", "mixed_chain"], ((), 1.0)),
@@ -25,6 +32,8 @@ DATA: dict[str, tuple[tuple[str, ...], float]] = {
     "ragged_subsample": (("data",), 2.5),
     "global_and_layers": (("data",), 1.5),
     "words_in_documents": (("documents",), 1.5),
+    "global_category": (("data",), 2.0),
+    "categories_in_documents": (("documents",), 2.0),
 }
 """The plates of independent data of each program, and what multiplies its bound: said here, not worked out."""
 
@@ -82,5 +91,54 @@ def words_in_documents(dtype: torch.dtype) -> Pair:
             topic = pyro.sample("topic", dist.Bernoulli(logits=phi[index]))
             with pyro.plate("words", 2, dim=-2):
                 pyro.sample("word", dist.Bernoulli(logits=psi[0] * x[:, index] + psi[1] * topic))
+
+    return Pair(model, guide, (data,), {"phi": phi, "psi": psi, "weight": weight})
+
+
+@program(CATEGORICAL, ONE_HOT)
+def global_category(dtype: torch.dtype) -> Pair:
+    """An integer drawn once for all particles, and an integer and a one-hot vector for the datum of a subsample."""
+    phi, psi = leaf([0.4, -0.7, 0.2], dtype), leaf([[0.9, -0.5, 0.3], [-0.2, 0.6, -1.1]], dtype)
+    chi, weight = leaf([[1.2, -0.7, 0.1], [-0.4, 0.8, 0.5], [0.3, 0.0, -0.9]], dtype), leaf([1.1, -0.6, 0.4], dtype)
+    prior, data = torch.tensor([0.2, 0.3, 0.5], dtype=dtype), torch.tensor([1.3, -0.4], dtype=dtype)
+
+    def model(x: Tensor) -> None:
+        g = pyro.sample("g", dist.Categorical(prior))
+        with pyro.plate("data", 2, subsample_size=1) as index:
+            a = pyro.sample("a", dist.Categorical(logits=prior * g.unsqueeze(-1)))
+            b = pyro.sample("b", dist.OneHotCategorical(logits=prior - 0.4 * a.unsqueeze(-1)))
+            pyro.sample("x", dist.Normal((weight * b).sum(-1) + 0.3 * g * a, 0.6), obs=x[index])
+
+    def guide(x: Tensor) -> None:
+        g = pyro.sample("g", dist.Categorical(logits=phi))
+        with pyro.plate("data", 2, subsample_size=1) as index:
+            b = pyro.sample("b", dist.OneHotCategorical(logits=psi[index] + 0.4 * g.unsqueeze(-1) * phi))
+            pyro.sample("a", dist.Categorical(logits=b @ chi))
+
+    return Pair(model, guide, (data,), {"phi": phi, "psi": psi, "chi": chi, "weight": weight})
+
+
+@program(CATEGORICAL, ONE_HOT)
+def categories_in_documents(dtype: torch.dtype) -> Pair:
+    """An integer for the document of a subsample, and a one-hot vector for each of its words, some of them masked."""
+    phi = leaf([[0.4, -0.6, 0.2], [-0.8, 0.1, 0.7]], dtype)
+    psi, weight = leaf([[0.9, -1.1, 0.3], [0.2, 0.8, -0.5], [-0.4, 0.6, 0.0]], dtype), leaf([1.4, -0.5, 0.6], dtype)
+    prior = torch.tensor([0.2, 0.3, 0.5], dtype=dtype)
+    data = torch.tensor([[0.3, 1.1], [-0.8, 0.5]], dtype=dtype)  # [word, document]
+    mask: Any = torch.tensor([[True, False], [True, True]])
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("documents", 2, dim=-1, subsample_size=1) as index:
+            topic = pyro.sample("topic", dist.Categorical(prior))
+            with pyro.plate("words", 2, dim=-2):
+                word = pyro.sample("word", dist.OneHotCategorical(logits=prior * topic.unsqueeze(-1)))
+                with pyro.poutine.mask(mask=mask[:, index]):
+                    pyro.sample("x", dist.Normal((weight * word).sum(-1) + 0.3 * topic, 0.7), obs=x[:, index])
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("documents", 2, dim=-1, subsample_size=1) as index:
+            topic = pyro.sample("topic", dist.Categorical(logits=phi[index]))
+            with pyro.plate("words", 2, dim=-2):
+                pyro.sample("word", dist.OneHotCategorical(logits=psi[topic] + 0.5 * x[:, index].unsqueeze(-1)))
 
     return Pair(model, guide, (data,), {"phi": phi, "psi": psi, "weight": weight})
