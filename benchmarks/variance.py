@@ -107,7 +107,7 @@ def measure(
     number = max(min(draws, int(1000 * seconds / ms)), min(draws, LEAST_DRAWS))
     with tqdm(total=number, desc=f"{config.program}: {config.estimator}", unit="draw", leave=False) as bar:
         noise = gradient_noise(program, elbo, batch, number, bar.update)
-    evaluations = elbo.plan.rows * elbo.plan.particles
+    evaluations = elbo.plan.evaluations
     kind = "unbiased" if config.estimator == NVIL.name else bias(config.estimator)  # measured without its rescaling
     return Measured(config.estimator, kind, evaluations, number, ms, noise.guide, noise.model)
 

@@ -13,6 +13,7 @@ from torch.distributions import Independent, kl_divergence
 
 from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.errors import SiteMatchError
+from pyro_discrete.marginalisation import Known
 from pyro_discrete.relaxations.extension import Relaxed, rebuilt
 from pyro_discrete.sites import base_distribution, is_latent, plates_of
 from pyro_discrete.tracing import SiteMessenger
@@ -40,6 +41,8 @@ def closed_divergence(name: str, guide: Any, model: Any | None, dependencies: De
             return "its prior depends on what the guide draws from it"
         if plates_of(guide) != plates_of(model):
             return "in other plates in the model"
+        if isinstance(model["fn"], Known):
+            return "its prior depends on a site of the model alone, which is summed out"
     q = _plain(guide["fn"])
     p = q if model is None else _plain(model["fn"])
     if isinstance(base_distribution(q), Delta | Unit):
@@ -153,6 +156,7 @@ class _RewardOfModel(SiteMessenger):
         if msg["name"] not in self.guide.drawn:
             raise SiteMatchError(
                 f"Site {msg['name']!r} is latent in the model but not drawn in the guide, whose draws are what "
-                "TraceExpectation takes the mean over. Draw it in the guide too."
+                "TraceExpectation takes the mean over. Draw it in the guide too, from the distribution that it is to "
+                "have there (the model's does not count)."
             )
         msg["mask"] = False

@@ -25,6 +25,7 @@ from pyro_discrete.estimators.base import Family
 from pyro_discrete.estimators.enumerate import Enumerate
 from pyro_discrete.joint_enumeration import joint_loss
 from pyro_discrete.marginal_planning import SumCost
+from pyro_discrete.marginalisation import SCALES_DIFFER
 from pyro_discrete.plan import Plan
 from pyro_discrete.probe import Pair, Trial
 from pyro_discrete.rows_check import check_rows
@@ -66,6 +67,12 @@ def enumerated_loss(plan: Plan, pair: Pair, known: Dependencies = UNKNOWN) -> Te
             warnings.filterwarnings("ignore", message="Found auxiliary vars in the model")
             loss = elbo.exact_loss(model, guide, *pair.args, **pair.kwargs)
     except ValueError as error:
+        if "common poutine.scale" in str(error):
+            alone = ", ".join(repr(site.name) for site in plan.sites if site.name not in seen)
+            raise EnumerationError(
+                f"Sites {alone} of the model alone are summed out together with the sites that depend on them, but "
+                f"{SCALES_DIFFER}"
+            ) from error
         if "no more global" not in str(error) or not plan.explicit:
             raise
         plan.joint, plan.reason = True, "joint values of all plate elements, as a site of the model alone couples them"

@@ -69,8 +69,8 @@ def marginal_settings(sites: list[Site], selection: Selection) -> dict[str, Enum
     return settings
 
 
-def settle_marginals(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate]) -> SumCost:
-    """Try the sum once, without contracting it, and return what it will cost for one row.
+def settle_marginals(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate]) -> tuple[SumCost, frozenset[str]]:
+    """Try the sum once, without contracting it: what it will cost for one row, and the sites whose terms are in it.
 
     Raises `EnumerationError` if the program mixes values in leading dims, if a site outside a plate depends on one of
     these inside it, or if the cost is beyond the budget.
@@ -87,7 +87,7 @@ def settle_marginals(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate]
     names = ", ".join(repr(s.name) for s in sites[:5]) + (", ..." if len(sites) > 5 else "")
     verdict = check_rows(pair, trial, 1, only=settings.keys())
     reason = verdict.reason
-    cost = SumCost()
+    cost, members = SumCost(), frozenset[str]()
     if verdict:
         try:
             with torch.no_grad(), trial.subsamples:
@@ -96,7 +96,8 @@ def settle_marginals(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate]
                 trace = poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
                 for component in components(trace, marginalise, trial.batch_dims)[0]:
                     cost = cost.beside(within_budget(component, settings))
-            return cost
+                    members = members.union(f.name for f in component.factors)
+            return cost, members
         except DiscreteInferenceError:
             raise
         except Exception as error:

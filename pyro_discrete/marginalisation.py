@@ -7,6 +7,7 @@ term stands for its members goes on to the objective, for which it is an observe
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +21,13 @@ from pyro_discrete.enumerated_sites import Marginalise
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.sites import ROWS_PLATE
 
-__all__ = ["collapsed"]
+__all__ = ["SCALES_DIFFER", "Known", "absorbed", "collapsed"]
+
+SCALES_DIFFER = (
+    "the scales of these differ, so there is no marginal likelihood to scale. Put them into the same subsampled plate "
+    "and poutine.scale (a kl_weight is one, too: it weighs the sites that the guide draws), or draw them in the guide "
+    "too."
+)
 
 
 def _common_scale(component: Component) -> Any:
@@ -34,14 +41,12 @@ def _common_scale(component: Component) -> Any:
         listed = ", ".join(f"{f.name!r}: {float(s):.6g}" for f, s in zip(component.factors, scales, strict=True))
         raise EnumerationError(
             f"Sites {', '.join(map(repr, component.sites))} of the model alone are summed out together with the sites "
-            f"that depend on them, but the scales of these differ ({listed}), so there is no marginal likelihood to "
-            "scale. Put them into the same subsampled plate and poutine.scale (a kl_weight is one, too), or draw them "
-            "in the guide too."
+            f"that depend on them ({listed}), but {SCALES_DIFFER}"
         )
     return first
 
 
-class _Known(TorchDistribution):
+class Known(TorchDistribution):
     """A site whose log-probability is known: zero where another term holds it, or the marginal of a component."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
@@ -87,5 +92,13 @@ def collapsed(model_trace: Trace, marginalise: Marginalise, batch_dims: int) -> 
     return trace, {c.label: [f.name for f in c.factors] for c in found}
 
 
+def absorbed(model_trace: Trace, names: Collection[str]) -> Trace:
+    """The trace with the named sites marked as `collapsed` marks the members of a component."""
+    trace = Trace()
+    for name, msg in model_trace.nodes.items():
+        trace.add_node(name, **({**msg, **_with(torch.zeros(()))} if name in names else msg))
+    return trace
+
+
 def _with(log_prob: Tensor) -> dict[str, Any]:
-    return {"fn": _Known(log_prob), "mask": None, "args": (), "kwargs": {}}
+    return {"fn": Known(log_prob), "mask": None, "args": (), "kwargs": {}}

@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_discrete.costs import Costs, Frames, Order, SiteCosts, Term
 from pyro_discrete.dependencies import UNKNOWN, Dependencies, divergence_of
 from pyro_discrete.divergence import WeighDivergence, closed_divergence
-from pyro_discrete.errors import ParticleError, UnsupportedObjectiveError
+from pyro_discrete.errors import ParticleError, SettingError, UnsupportedObjectiveError
 from pyro_discrete.estimators.base import Estimator, Weights
 from pyro_discrete.layout import Layout
 from pyro_discrete.probe import Pair, Trial
@@ -173,6 +173,16 @@ class EvidenceBound(Objective):
             return pair
         weigh = WeighDivergence(self.weight)
         return replace(pair, guide=weigh(pair.guide), model=weigh.around_model()(pair.model))
+
+    def check_estimator(self, estimator: Estimator, where: str, particles: int) -> None:
+        """Refuse also an estimator whose divergence is another one than that in closed form."""
+        super().check_estimator(estimator, where, particles)
+        if self.analytic_kl and estimator.relaxed_divergence:
+            raise SettingError(
+                f"Estimator {estimator!r} {where + ' ' if where else ''}scores densities of relaxed distributions, but "
+                f"{self.name}(analytic_kl=True) takes the divergence of the discrete ones. Leave out analytic_kl, or "
+                "use kl='linear'."
+            )
 
     def notes(self, guide_trace: Trace, model_trace: Trace, dependencies: Dependencies) -> dict[str, str]:
         """Which sites have their KL term in closed form, and why others do not."""

@@ -88,6 +88,11 @@ class Plan:
         """Evaluations of the model per particle and step."""
         return self.columns.count
 
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the model per step: rows x particles, for a bound x its inner particles."""
+        return self.rows * self.particles * (self.layout.inner or 1)
+
     def single(self) -> Plan:
         """The same for one particle, without a leading dim."""
         return replace(self, path="sequential", particles=1, layout=self.layout.block())

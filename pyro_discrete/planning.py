@@ -17,6 +17,7 @@ from pyro_discrete.errors import EnumerationError
 from pyro_discrete.estimators.base import Estimator, Family
 from pyro_discrete.estimators.enumerate import Enumerate
 from pyro_discrete.marginal_planning import marginal_settings, marginal_sites, settle_marginals
+from pyro_discrete.marginalisation import absorbed
 from pyro_discrete.objectives import Objective
 from pyro_discrete.plan import Plan, SitePlan
 from pyro_discrete.probe import (
@@ -85,14 +86,16 @@ def make_plan(
     situation = situations(pair, trial, sites, known, vectorise)
     plan.sites += [plan_site(site, selection, plan, order, situation[site.name]) for site in sites]
     settle_products(plan, sites)
-    notes = objective.notes(trial.guide_trace, trial.model_trace, known)
-    notes = analytic_notes(plan, trial.guide_trace, trial.model_trace, known, _never_analytic(pair, objective)) | notes
+    summed: frozenset[str] = frozenset()
+    if marginal:
+        plan.cost, summed = settle_marginals(pair, trial, settings)
+    scored = absorbed(trial.model_trace, summed)
+    notes = objective.notes(trial.guide_trace, scored, known)
+    notes = analytic_notes(plan, trial.guide_trace, scored, known, _never_analytic(pair, objective)) | notes
     for site_plan in plan.sites:
         site_plan.notes += notes.get(site_plan.name, "")
     plan.costs = known.describe() if plan.wiring is not None else ""
     plan.sites += map(_marginal_plan, marginal)
-    if marginal:
-        plan.cost = settle_marginals(pair, trial, settings)
     _choose_path(pair, trial, plan, vectorise)
     return plan, trial
 

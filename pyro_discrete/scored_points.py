@@ -12,6 +12,7 @@ from torch.distributions import Bernoulli, Multinomial, OneHotCategorical
 from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
+from pyro_discrete.marginalisation import Known
 from pyro_discrete.plan import ANALYTIC, Plan
 from pyro_discrete.relaxations.extension import Relaxed, rebuilt
 from pyro_discrete.relaxations.point import Point
@@ -52,6 +53,8 @@ def _why_linear(name: str, estimator: RelaxedEstimator, fn: Any, model: Any | No
         return "a Multinomial's has no closed form"
     if not estimator.analytic(integers=not isinstance(q, Bernoulli | OneHotCategorical)):
         return "the default at integers"
+    if model is not None and isinstance(model["fn"], Known):
+        return "its prior depends on a site of the model alone, which is summed out"
     if model is not None and is_latent(model) and _form(base_distribution(model["fn"])) is not _form(q):
         return f"{type(base_distribution(model['fn'])).__name__} in the model"
     return _why_unsound(name, known)

@@ -265,7 +265,7 @@ def _dataset(
         for key, values in table.items():
             rows[key].append(values)
     both = ("estimator", "parameter")
-    evaluations = [drawn.elbo.plan.rows * drawn.elbo.plan.particles for drawn in measured.values()]
+    evaluations = [drawn.elbo.plan.evaluations for drawn in measured.values()]
     dataset = xr.Dataset(
         {
             **{name: (both, values) for name, values in rows.items()},

@@ -183,17 +183,17 @@ def compare_precisions(
     finite = bool(narrow.isfinite().all()) and bool(wide.isfinite().all())
     unit = torch.finfo(torch.float32).eps * (1 + wide_loss.abs())
     same = (narrow_loss - wide_loss).abs() <= 1e3 * unit
-    error = ((narrow - wide).abs().flatten(1).amax(1) / unit)[same]
+    error = ((narrow - wide).abs().amax(1) / unit)[same]
     return Extreme(program.name, error.max().item() if len(error) else 0.0, finite, calls, int((~same).sum()))
 
 
 def _gradients(
     make: Callable[[], ElboLike], program: Program, dtype: torch.dtype, calls: int, seed: int, unlikely: bool
 ) -> tuple[Tensor, Tensor]:
-    """The gradient on the logits `[calls, *shape]` and the loss `[calls]`, in float64."""
+    """The gradient on all parameters, one after the other `[calls, number]`, and the loss `[calls]`, in float64."""
     gradients, losses = [], []
     with program.running(dtype) as pair:
-        elbo, phi = make(), pair.parameters["phi"]
+        elbo, parameters = make(), list(pair.parameters.values())
         for call in range(calls):
             torch.manual_seed(seed + call)
             try:
@@ -201,10 +201,12 @@ def _gradients(
                     losses.append(float(elbo.loss_and_grads(pair.model, pair.guide, *pair.args)))
             except NonFiniteError:
                 losses.append(math.nan)
-                phi.grad = torch.full_like(phi, math.nan)
-            gradients.append(torch.zeros_like(phi) if phi.grad is None else phi.grad.double())
-            phi.grad = None
-    return torch.stack(gradients).double(), torch.tensor(losses, dtype=torch.float64)
+                parameters[0].grad = torch.full_like(parameters[0], math.nan)
+            found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            gradients.append(torch.cat([g.double().flatten() for g in found]))
+            for parameter in parameters:
+                parameter.grad = None
+    return torch.stack(gradients), torch.tensor(losses, dtype=torch.float64)
 
 
 def forced_expectation(make: Callable[[], ElboLike], particles: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

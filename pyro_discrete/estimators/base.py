@@ -200,6 +200,7 @@ class Estimator(nn.Module, ABC):
     - `importance_weighted`: whether it serves the importance-weighted bound (`TraceIWELBO`) alone, and there the sites
       that the inner particles do not share: it reads `draw.weights`. `min_inner`: the least number of these particles.
     - `direct_term`: whether that bound is differentiated in log q of row 0 too (its gradient beside the score's).
+    - `relaxed_divergence`: whether it scores its site, in guide and model, by densities of relaxed distributions.
     - `separable`: whether it changes the elements of a plate together while it means one of them, so that the elements
       must not share later terms (local expectations); refused with an error where they do.
     - `reads_context`: whether `surrogate` wants `draw.context`; `input` names what is in it, by default the data.
@@ -224,6 +225,7 @@ class Estimator(nn.Module, ABC):
     importance_weighted: bool = False
     min_inner: int = 1
     direct_term: bool = True
+    relaxed_divergence: bool = False
     separable: bool = False
     reads_context: bool = False
     input: str | Callable[..., Tensor] | None = None

@@ -33,9 +33,9 @@ class GumbelSoftmax(RelaxedEstimator):
     - `kl="linear"`: log-masses extended linearly to soft values.
     - `kl="analytic"`: the Kullback-Leibler divergence of the discrete distributions, given the site's parents; only the
       likelihood sees the soft value. Where that would be wrong - the prior's parameters depend, or may depend, on what
-      the guide draws from this site, or the objective is the importance-weighted bound - or where there is none (a
-      Multinomial, another family in the model), it is linear; `elbo.plan` says where and why.
-      (`TraceELBO(analytic_kl=True)` is the same for the sites of every estimator.)
+      the guide draws from this site, or on a site of the model alone, which is summed out, or the objective is the
+      importance-weighted bound - or where there is none (a Multinomial, another family in the model), it is linear;
+      `elbo.plan` says where and why. (`TraceELBO(analytic_kl=True)` is the same for the sites of every estimator.)
     - `kl="relaxed"`: densities of the relaxed distributions (in logits), the prior relaxed at its own temperature. The
       loss is then a bound of the relaxed model's evidence, but that is another model's. Categories without probability
       are left out.
@@ -82,7 +82,7 @@ class GumbelSoftmax(RelaxedEstimator):
                 f"GumbelSoftmax: prior_temperature={prior_temperature!r} given with kl={kl!r}, where the prior is not "
                 "relaxed: leave it out, or choose kl='relaxed'."
             )
-        self.kl = kl
+        self.kl, self.relaxed_divergence = kl, kl == "relaxed"
         self.prior_temperature = (
             None if prior_temperature is None else checked_temperature(prior_temperature, "GumbelSoftmax")
         )
