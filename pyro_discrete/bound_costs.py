@@ -66,7 +66,8 @@ class BoundCosts:
         """The bound of each datum, for each row and particle `[columns, S, K, *datum dims]`."""
         out = {}
         for datum, own in self.log_weights.items():
-            bound = torch.logaddexp(own, self.others[datum][0]) - math.log(self.count)
+            pair = torch.stack(torch.broadcast_tensors(own, self.others[datum][0]))
+            bound = pair.logsumexp(0) - math.log(self.count)  # the slope of logaddexp's slope overflows
             if any(self.all_move):
                 bound = torch.where(self._all_move(own), log_mean(own).unsqueeze(2), bound)
             out[datum] = bound

@@ -28,6 +28,7 @@ from pyro_discrete.graph_rewriting import (
     own_outputs,
     refuse_dynamic_shapes,
     refuse_overlap,
+    separate_biases,
 )
 
 __all__ = ["Capture", "capture", "why_not"]
@@ -95,7 +96,8 @@ class Capture:
         from torch import _inductor
 
         with torch.no_grad():
-            compiled = _inductor.compile(self.graph, [*inputs, *self.tensors], options={"fallback_random": True})
+            graph, settings = separate_biases(self.graph), {"fallback_random": True}
+            compiled = _inductor.compile(graph, [*inputs, *self.tensors], options=settings)
             self._function = cast(Callable[..., Any], compiled)
 
 

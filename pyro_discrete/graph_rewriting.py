@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ __all__ = [
     "own_outputs",
     "refuse_dynamic_shapes",
     "refuse_overlap",
+    "separate_biases",
 ]
 
 
@@ -122,6 +124,31 @@ def drop_unused(graph: fx.GraphModule, tensors: list[Tensor], inputs: int) -> No
         if not places[index].users:
             graph.graph.erase_node(places[index])
             del tensors[index]
+
+
+def separate_biases(graph: fx.GraphModule) -> fx.GraphModule:
+    """The graph with each bias added after its matrix product on the processor, where inductor adds it in passing.
+
+    `addmm` writes the bias to every row before the product reads it again. The views keep inductor from joining the
+    two anew.
+    """
+    apart = fx.GraphModule(graph, copy.deepcopy(graph.graph))
+    for node in list(apart.graph.nodes):
+        if node.target is not torch.ops.aten.addmm.default or node.kwargs or node.meta["val"].device.type != "cpu":
+            continue
+        bias, *factors = node.args
+        shape = list(node.meta["val"].shape)
+        if bias.meta["val"].dim() != 1:
+            continue
+        with apart.graph.inserting_before(node):
+            product = apart.graph.call_function(torch.ops.aten.mm.default, tuple(factors))
+            product = apart.graph.call_function(torch.ops.aten.view.default, (product, [1, *shape]))
+            total = apart.graph.call_function(torch.ops.aten.add.Tensor, (product, bias))
+            total = apart.graph.call_function(torch.ops.aten.view.default, (total, shape))
+        node.replace_all_uses_with(total)
+        apart.graph.erase_node(node)
+    apart.recompile()
+    return apart
 
 
 def _root(node: fx.Node) -> fx.Node | None:

@@ -24,6 +24,7 @@ from torch.distributions import (
     Poisson,
 )
 
+from pyro_discrete.drawing import drawn
 from pyro_discrete.estimators.base import Family
 from pyro_discrete.layout import Layout
 
@@ -145,8 +146,7 @@ def cardinality(fn: Any) -> float:
     base = base_distribution(fn)
     if not getattr(base, "has_enumerate_support", False):
         return math.inf
-    try:
-        # One element is enough to count the support; support sizes do not differ between elements.
+    try:  # one element is enough, as support sizes do not differ between elements
         single = base.enumerate_support(expand=False).shape[0]
     except NotImplementedError:
         return math.inf
@@ -252,7 +252,7 @@ class Site:
     def fresh(self) -> Tensor:
         """An independent draw for every column, `[columns, K, *batch, *event]`, made when first asked for."""
         if self._fresh is None:
-            self._fresh = self.split(self.distribution(), self.event_dim)
+            self._fresh = self.split(drawn(self.distribution), self.event_dim)
         return self._fresh
 
     @fresh.setter

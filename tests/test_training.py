@@ -1,149 +1,21 @@
-"""`fit`: what it trains, that it goes on bit for bit, and what it says when something is wrong."""
+"""`fit`: what it trains, and what it says when something is wrong."""
 
 from __future__ import annotations
 
-import os
-import signal
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_discrete import NVIL, FitResult, FitState, TraceELBO, fit
-from pyro_discrete.checkpoints import load_checkpoint, save_checkpoint
-from pyro_discrete.errors import CheckpointError, NonFiniteError, SettingError
-from pyro_discrete.interrupts import Interrupted
-
-DATA = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
-QUIET: dict[str, Any] = {"progress": False, "log_every": 10}
-
-
-class Pair(nn.Module):
-    """Three bits a datum; the guide's network has a buffer that every step changes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(3)
-            self.encoder = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
-            self.decoder = nn.Linear(3, 3)
-
-    def model(self, x: Tensor) -> None:
-        pyro.module("pair", self)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.4)).to_event(1))
-            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
-
-    def guide(self, x: Tensor) -> None:
-        pyro.module("pair", self)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Bernoulli(logits=self.encoder(x)).to_event(1))
-
-
-@pytest.fixture(autouse=True)
-def _store() -> Any:
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-    yield
-    pyro.clear_param_store()
-
-
-def run(elbo: Any = "nvil", data: Any = DATA, **settings: Any) -> FitResult:
-    """A run of a new pair, as in a new process."""
-    pyro.clear_param_store()
-    pair = Pair()
-    elbo = elbo() if callable(elbo) else elbo
-    settings = {**QUIET, "lr": 0.01, "seed": 1, **settings}
-    if isinstance(data, Tensor):
-        settings.setdefault("batch_size", 8)
-    return fit(pair.model, pair.guide, data, elbo, **settings)
-
-
-def assert_same(first: Any, second: Any, path: str = "") -> None:
-    if isinstance(first, Tensor):
-        assert torch.equal(first, second), path
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys(), path
-        for key in first:
-            if key != "ms_per_step":
-                assert_same(first[key], second[key], f"{path}/{key}")
-    elif isinstance(first, list | tuple):
-        assert len(first) == len(second), path
-        for index, (one, other) in enumerate(zip(first, second, strict=True)):
-            assert_same(one, other, f"{path}/{index}")
-    else:
-        assert first == second or (first != first and second != second), path
-
-
-def noisy(x: Tensor) -> Tensor:
-    """A transform that draws from torch and from NumPy."""
-    return x + 0.1 * torch.randn_like(x) + 0.1 * float(np.random.rand())  # noqa: NPY002
-
-
-def loader(seed: int | None) -> DataLoader[Any]:
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    return DataLoader(TensorDataset(DATA), batch_size=8, shuffle=True, generator=generator)
-
-
-class Streamed:
-    """A stream of batches of the user's own."""
-
-    def __init__(self) -> None:
-        self.at = 0
-
-    def next_batch(self) -> Tensor:
-        self.at += 1
-        return DATA.roll(self.at, 0)[:8]
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"at": self.at}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.at = state["at"]
-
-
-RUNS: dict[str, dict[str, Any]] = {
-    "nvil": {"elbo": "nvil", "transform": noisy},
-    "its own optimiser": {"elbo": lambda: TraceELBO(NVIL(learning_rate=0.01))},
-    "particles": {"elbo": lambda: TraceELBO("rloo", num_particles=2, vectorize_particles=False), "clip_norm": 1.0},
-    "schedule": {
-        "elbo": "disarm",
-        "scheduler": lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 60),
-        "clip_value": 0.5,
-        "optimizer": "sgd",
-    },
-    "validation": {
-        "elbo": "gumbel_softmax",
-        "validation_data": DATA[:10],
-        "validate_every": 7,
-        "patience": 50,
-        "scheduler": partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0),
-    },
-    "loader": {"elbo": "nvil", "data": lambda: loader(None)},
-    "seeded loader": {"elbo": "nvil", "data": lambda: loader(5), "transform": noisy},
-    "graph": {"elbo": lambda: TraceELBO("nvil", compile="graph"), "transform": noisy},
-    "stream": {"elbo": "reinforce", "data": Streamed},
-}
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_a_resumed_run_equals_an_uninterrupted_one(name: str, tmp_path: Path) -> None:
-    settings = dict(RUNS[name])
-    data = settings.pop("data", lambda: DATA)
-    run(data=data(), steps=47, checkpoint=tmp_path / "whole.pt", **settings)
-    run(data=data(), steps=23, checkpoint=tmp_path / "halves.pt", **settings)
-    pyro.set_rng_seed(99)  # what happens in between has no influence
-    resumed = run(data=data(), steps=47, checkpoint=tmp_path / "halves.pt", resume=True, **settings)
-    assert resumed.step == 47
-    assert_same(load_checkpoint(tmp_path / "whole.pt"), load_checkpoint(tmp_path / "halves.pt"))
+from pyro_discrete import FitState, TraceELBO, fit
+from pyro_discrete.errors import SettingError
+from tests.training_pairs import DATA, QUIET, Pair, Streamed, assert_same, run
 
 
 @pytest.mark.slow
@@ -151,23 +23,6 @@ def test_captured_steps_learn_what_eager_ones_do() -> None:
     eager = run("enumerate", (DATA,), steps=30)
     captured = run(lambda: TraceELBO("enumerate", compile=True), (DATA,), steps=30)
     assert captured.loss == pytest.approx(eager.loss, rel=1e-4)
-
-
-def test_an_interrupt_waits_for_the_step_and_saves(tmp_path: Path) -> None:
-    class Interrupting:
-        every = 13
-
-        def __call__(self, state: FitState) -> None:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(Interrupted, match="stopped at step 13 by SIGINT") as caught:
-        run(steps=40, checkpoint=tmp_path / "run.pt", callbacks=[Interrupting()])
-    assert caught.value.result.step == 13
-    assert load_checkpoint(tmp_path / "run.pt")["step"] == 13
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    run(steps=40, checkpoint=tmp_path / "run.pt", resume="auto", callbacks=[print])
-    run(steps=40, checkpoint=tmp_path / "whole.pt", callbacks=[print])
-    assert_same(load_checkpoint(tmp_path / "whole.pt"), load_checkpoint(tmp_path / "run.pt"))
 
 
 def test_it_is_svi_with_another_optimiser() -> None:
@@ -245,25 +100,6 @@ def test_a_callback_may_stop_and_change_rates() -> None:
     result = run(steps=100, callbacks=[callback])
     assert (result.step, result.stopped) == (20, "enough")
     assert result.history["lr"].values.tolist() == pytest.approx([0.01, 0.5])
-
-
-def test_a_callback_with_state_is_saved(tmp_path: Path) -> None:
-    class Counting:
-        count = 0
-
-        def __call__(self, state: FitState) -> None:
-            self.count += 1
-
-        def state_dict(self) -> dict[str, Any]:
-            return {"count": self.count}
-
-        def load_state_dict(self, state: dict[str, Any]) -> None:
-            self.count = state["count"]
-
-    run(steps=20, checkpoint=tmp_path / "run.pt", callbacks=[Counting()])
-    counting = Counting()
-    run(steps=50, checkpoint=tmp_path / "run.pt", resume=True, callbacks=[counting])
-    assert counting.count == 5
 
 
 def test_rates_by_name() -> None:
@@ -371,42 +207,6 @@ def test_validation_changes_nothing() -> None:
     again = run(steps=3, lr=0.0, validation_data=DATA, validate_every=1, optimizer="sgd", batch_size=40, shuffle=False)
     losses = again.history["validation_loss"].values
     assert losses[1:] == pytest.approx([losses[1]] * 2, rel=0.2)  # the buffer moves, the random numbers are the same
-
-
-def test_what_cannot_be_resumed(tmp_path: Path) -> None:
-    path = tmp_path / "run.pt"
-    with pytest.raises(CheckpointError, match=r"no checkpoint .*run\.pt"):
-        run(steps=2, checkpoint=path, resume=True)
-    with pytest.raises(SettingError, match="give checkpoint"):
-        run(steps=2, resume=True)
-    run(steps=2, checkpoint=path, metadata={"of": "a test"})
-    assert load_checkpoint(path)["metadata"] == {"of": "a test"}
-    with pytest.raises(SettingError, match="exists already"):
-        run(steps=2, checkpoint=path)
-    with pytest.raises(CheckpointError, match=r"parameters differ: estimators.z.network.0.bias"):
-        run("reinforce", steps=4, checkpoint=path, resume=True)
-    whole = path.read_bytes()
-    for content in (b"", b"neither torch nor zip", whole[:100]):
-        path.write_bytes(content)
-        with pytest.raises(CheckpointError, match="damaged or no checkpoint"):
-            run(steps=4, checkpoint=path, resume=True)
-    torch.save({"format": 99}, path)
-    with pytest.raises(CheckpointError, match="its format is 99"):
-        run(steps=4, checkpoint=path, resume=True)
-
-
-def test_a_failed_save_keeps_the_old_checkpoint(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "c.pt", {"step": 1})
-    with pytest.raises(Exception, match="pickle"):
-        save_checkpoint(tmp_path / "c.pt", {"step": 2, "unsaveable": lambda: None})
-    assert load_checkpoint(tmp_path / "c.pt")["step"] == 1
-
-
-def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(NonFiniteError) as caught:
-        run(steps=60, lr=1e37, optimizer="sgd", checkpoint=tmp_path / "run.pt", checkpoint_every=1)
-    assert "keeps the last checkpoint" in caught.value.__notes__[0]
-    assert load_checkpoint(tmp_path / "run.pt")["step"] >= 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,126 @@
+"""Checkpoints of `fit`: a run that was broken off goes on bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pytest
+import torch
+
+from pyro_discrete import NVIL, FitState, TraceELBO
+from pyro_discrete.checkpoints import load_checkpoint, save_checkpoint
+from pyro_discrete.errors import CheckpointError, NonFiniteError, SettingError
+from pyro_discrete.interrupts import Interrupted
+from tests.training_pairs import DATA, Streamed, assert_same, loader, noisy, run
+
+RUNS: dict[str, dict[str, Any]] = {
+    "nvil": {"elbo": "nvil", "transform": noisy},
+    "its own optimiser": {"elbo": lambda: TraceELBO(NVIL(learning_rate=0.01))},
+    "particles": {"elbo": lambda: TraceELBO("rloo", num_particles=2, vectorize_particles=False), "clip_norm": 1.0},
+    "schedule": {
+        "elbo": "disarm",
+        "scheduler": lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 60),
+        "clip_value": 0.5,
+        "optimizer": "sgd",
+    },
+    "validation": {
+        "elbo": "gumbel_softmax",
+        "validation_data": DATA[:10],
+        "validate_every": 7,
+        "patience": 50,
+        "scheduler": partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0),
+    },
+    "loader": {"elbo": "nvil", "data": lambda: loader(None)},
+    "seeded loader": {"elbo": "nvil", "data": lambda: loader(5), "transform": noisy},
+    "graph": {"elbo": lambda: TraceELBO("nvil", compile="graph"), "transform": noisy},
+    "stream": {"elbo": "reinforce", "data": Streamed},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_resumed_run_equals_an_uninterrupted_one(name: str, tmp_path: Path) -> None:
+    settings = dict(RUNS[name])
+    data = settings.pop("data", lambda: DATA)
+    run(data=data(), steps=47, checkpoint=tmp_path / "whole.pt", **settings)
+    run(data=data(), steps=23, checkpoint=tmp_path / "halves.pt", **settings)
+    pyro.set_rng_seed(99)  # what happens in between has no influence
+    resumed = run(data=data(), steps=47, checkpoint=tmp_path / "halves.pt", resume=True, **settings)
+    assert resumed.step == 47
+    assert_same(load_checkpoint(tmp_path / "whole.pt"), load_checkpoint(tmp_path / "halves.pt"))
+
+
+def test_an_interrupt_waits_for_the_step_and_saves(tmp_path: Path) -> None:
+    class Interrupting:
+        every = 13
+
+        def __call__(self, state: FitState) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="stopped at step 13 by SIGINT") as caught:
+        run(steps=40, checkpoint=tmp_path / "run.pt", callbacks=[Interrupting()])
+    assert caught.value.result.step == 13
+    assert load_checkpoint(tmp_path / "run.pt")["step"] == 13
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    run(steps=40, checkpoint=tmp_path / "run.pt", resume="auto", callbacks=[print])
+    run(steps=40, checkpoint=tmp_path / "whole.pt", callbacks=[print])
+    assert_same(load_checkpoint(tmp_path / "whole.pt"), load_checkpoint(tmp_path / "run.pt"))
+
+
+def test_a_callback_with_state_is_saved(tmp_path: Path) -> None:
+    class Counting:
+        count = 0
+
+        def __call__(self, state: FitState) -> None:
+            self.count += 1
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"count": self.count}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.count = state["count"]
+
+    run(steps=20, checkpoint=tmp_path / "run.pt", callbacks=[Counting()])
+    counting = Counting()
+    run(steps=50, checkpoint=tmp_path / "run.pt", resume=True, callbacks=[counting])
+    assert counting.count == 5
+
+
+def test_what_cannot_be_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    with pytest.raises(CheckpointError, match=r"no checkpoint .*run\.pt"):
+        run(steps=2, checkpoint=path, resume=True)
+    with pytest.raises(SettingError, match="give checkpoint"):
+        run(steps=2, resume=True)
+    run(steps=2, checkpoint=path, metadata={"of": "a test"})
+    assert load_checkpoint(path)["metadata"] == {"of": "a test"}
+    with pytest.raises(SettingError, match="exists already"):
+        run(steps=2, checkpoint=path)
+    with pytest.raises(CheckpointError, match=r"parameters differ: estimators.z.network.0.bias"):
+        run("reinforce", steps=4, checkpoint=path, resume=True)
+    whole = path.read_bytes()
+    for content in (b"", b"neither torch nor zip", whole[:100]):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="damaged or no checkpoint"):
+            run(steps=4, checkpoint=path, resume=True)
+    torch.save({"format": 99}, path)
+    with pytest.raises(CheckpointError, match="its format is 99"):
+        run(steps=4, checkpoint=path, resume=True)
+
+
+def test_a_failed_save_keeps_the_old_checkpoint(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c.pt", {"step": 1})
+    with pytest.raises(Exception, match="pickle"):
+        save_checkpoint(tmp_path / "c.pt", {"step": 2, "unsaveable": lambda: None})
+    assert load_checkpoint(tmp_path / "c.pt")["step"] == 1
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError) as caught:
+        run(steps=60, lr=1e37, optimizer="sgd", checkpoint=tmp_path / "run.pt", checkpoint_every=1)
+    assert "keeps the last checkpoint" in caught.value.__notes__[0]
+    assert load_checkpoint(tmp_path / "run.pt")["step"] >= 1
