@@ -1,7 +1,8 @@
-"""Time and peak memory of a step against particles, latents, layers and batch: one process a point, one picture.
+"""Time and peak memory of a step against particles, latents, layers, batch and chunks of rows: one process a point.
 
-The base is 784-200 linear, batch 100, `rloo` with two particles, each axis varied by itself; a step is `fit`'s, on one
-fixed batch. Times are the processor's, of one thread; memory is the process's peak above what it held before.
+The base is 784-200 linear, batch 100, `rloo` with two particles, each axis varied by itself; chunks are of 256
+particles. A step is `fit`'s, on one fixed batch. Times are the processor's, of one thread; memory is the process's peak
+above what it held before.
 
     python -m benchmarks.step_curves --out benchmarks
 """
@@ -33,26 +34,35 @@ AXES: dict[str, list[int]] = {
     "latents": [10, 100, 1000, 10_000],
     "layers": [1, 2, 3, 4],
     "batch": [10, 100, 1000],
+    "row_chunk": [4, 16, 64, 256],
 }
+CHUNKED = 256
 MODES: dict[str, bool | str] = {"eager": False, "graph": "graph"}
 
 
-def point(axis: str, value: int) -> tuple[Shape, int]:
-    """The shape and the particles at one point of an axis."""
+def modes_of(axis: str) -> list[str]:
+    """What is measured along an axis: chunks are run eagerly alone."""
+    return ["eager"] if axis == "row_chunk" else list(MODES)
+
+
+def point(axis: str, value: int) -> tuple[Shape, dict[str, Any]]:
+    """The shape and the ELBO's settings at one point of an axis."""
     if axis == "particles":
-        return BASE, value
+        return BASE, {"num_particles": value}
+    if axis == "row_chunk":
+        return BASE, {"num_particles": CHUNKED, "row_chunk": value}
     if axis == "latents":
-        return replace(BASE, latents=(value,)), 2
+        return replace(BASE, latents=(value,)), {"num_particles": 2}
     if axis == "layers":
-        return replace(BASE, latents=(200,) * value), 2
-    return replace(BASE, batch=value), 2
+        return replace(BASE, latents=(200,) * value), {"num_particles": 2}
+    return replace(BASE, batch=value), {"num_particles": 2}
 
 
-def measured(shape: Shape, particles: int, mode: str, seconds: float) -> dict[str, float]:
+def measured(shape: Shape, settings: dict[str, Any], seconds: float) -> dict[str, float]:
     """Median ms of a step, and peak memory in MiB above what the process had before the first one."""
     torch.set_num_threads(1)
     program, x = shape.program(), shape.data()
-    elbo: Any = TraceELBO("rloo", num_particles=particles, compile=MODES[mode])  # type: ignore[arg-type]
+    elbo = TraceELBO("rloo", **settings)
     loop = Loop(
         FitState(program.model, program.guide, elbo),
         TensorBatches(x),
@@ -87,9 +97,13 @@ def picture(results: dict[str, Any], path: Path) -> None:
     for column, (axis, modes) in enumerate(results.items()):
         for mode, marker in zip(MODES, "os", strict=True):
             for row, key in enumerate(("ms", "mib")):
-                values = [(int(value), found[key]) for value, found in modes[mode].items()]
-                panels[row, column].plot(*zip(*values, strict=True), marker=marker, ms=4, label=mode)
-        panels[1, column].set_xlabel(axis)
+                values = [(int(value), found[key]) for value, found in modes.get(mode, {}).items()]
+                if values:
+                    panels[row, column].plot(*zip(*values, strict=True), marker=marker, ms=4, label=mode)
+                if axis == "row_chunk" and str(CHUNKED) in results.get("particles", {}).get(mode, {}):
+                    whole = results["particles"][mode][str(CHUNKED)][key]
+                    panels[row, column].axhline(whole, color=f"C{list(MODES).index(mode)}", ls=":", lw=1)
+        panels[1, column].set_xlabel(f"row_chunk of {CHUNKED} (dotted: without)" if axis == "row_chunk" else axis)
         for panel in panels[:, column]:
             panel.set_xscale("log" if axis != "layers" else "linear")
             panel.set_yscale("log")
@@ -110,17 +124,21 @@ def main(
     seconds: Annotated[float, typer.Option(help="Of steps at each point.")] = 1.0,
     only: Annotated[str | None, typer.Option(help="One point, AXIS:VALUE:MODE, as JSON: how points are run.")] = None,
     values: Annotated[int, typer.Option(help="So many values of each axis at most.")] = 99,
+    axes: Annotated[str, typer.Option(help="Axes that are measured anew, separated by commas.")] = ",".join(AXES),
 ) -> None:
     """Measure each point in a process of its own, and draw the picture."""
     if only is not None:
         axis, value, mode = only.split(":")
-        shape, particles = point(axis, int(value))
-        print(json.dumps({**measured(shape, particles, mode, seconds), "shape": asdict(shape)}))
+        shape, settings = point(axis, int(value))
+        settings |= {"compile": MODES[mode]}
+        print(json.dumps({**measured(shape, settings, seconds), "shape": asdict(shape)}))
         return
-    results: dict[str, Any] = {axis: {mode: {} for mode in MODES} for axis in AXES}
-    for axis, along in AXES.items():
-        for value in along[:values]:
-            for mode in MODES:
+    kept = out / "step_curves.json"
+    results: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    for axis in axes.split(","):
+        results[axis] = {mode: {} for mode in modes_of(axis)}
+        for value in AXES[axis][:values]:
+            for mode in modes_of(axis):
                 command = [sys.executable, "-m", "benchmarks.step_curves", "--out", str(out)]
                 command += ["--seconds", str(seconds), "--only", f"{axis}:{value}:{mode}"]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -129,8 +147,9 @@ def main(
                 found = json.loads(done.stdout.splitlines()[-1])
                 results[axis][mode][str(value)] = {"ms": found["ms"], "mib": found["mib"]}
                 print(f"{axis} {value} {mode}: {found['ms']:.2f} ms, {found['mib']:.0f} MiB", flush=True)
+    results = {axis: results[axis] for axis in AXES if axis in results}
     out.mkdir(parents=True, exist_ok=True)
-    (out / "step_curves.json").write_text(json.dumps(results, indent=1) + "\n")
+    kept.write_text(json.dumps(results, indent=1) + "\n")
     picture(results, out / "step_curves.png")
 
 

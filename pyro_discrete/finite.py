@@ -135,10 +135,10 @@ def _culprit(msg: Any) -> str:
 def check_gradients(found: list[Tensor], pair: Pair, step: int, parameters: Iterable[Tensor] = ()) -> None:
     """Raise `NonFiniteError` if a gradient is not finite, after clearing those of `parameters`."""
     gradients = [gradient.to_dense() if gradient.is_sparse else gradient for gradient in found]
-    if not gradients or math.isfinite(torch.stack(torch._foreach_norm(gradients)).sum().item()):
+    if not gradients or math.isfinite(torch.stack([gradient.sum() for gradient in gradients]).sum().item()):
         return
     if all(bool(gradient.isfinite().all()) for gradient in gradients):
-        return  # the squares overflow, the gradients do not
+        return  # their sum overflows, the gradients do not
     for parameter in parameters:
         parameter.grad = None
     raise NonFiniteError(

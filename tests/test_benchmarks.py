@@ -18,6 +18,7 @@ from benchmarks import (
     nvil_ablation,
     relaxations,
     step_curves,
+    step_parts,
     step_time,
     variance,
 )
@@ -199,14 +200,38 @@ def test_mixtures_and_chains_beside_other_implementations(
         assert f"| {method} | {row['log_likelihood']:.2f} |" in printed
 
 
+def test_step_parts_tell_matrix_products_from_the_rest() -> None:
+    import torch
+
+    from pyro_discrete import TraceELBO
+
+    def step() -> None:
+        torch.rand(20, 30) @ torch.rand(30, 20)
+
+    found = step_parts.parts_of(step, steps=20)
+    assert 0 < found["matrix products"] < 1
+    assert 0 < found["random numbers"] < 1
+    assert found["fused loops"] == found["Adam"] == 0
+    shape = Shape("", "binary", 5, (4,), pixels=6)
+    assert step_parts.calls_of(shape, TraceELBO("rloo", num_particles=2), steps=2) > 100
+
+
 def test_step_curves_measures_points_and_draws_them(tmp_path: Path) -> None:
     shape = Shape("", "binary", 5, (4,), pixels=6)
-    found = {mode: step_curves.measured(shape, 2, mode, seconds=0.01) for mode in step_curves.MODES}
-    assert min(each["ms"] for each in found.values()) > 0
-    results = {axis: {mode: {"2": one, "4": one} for mode, one in found.items()} for axis in step_curves.AXES}
+    found = {
+        mode: step_curves.measured(shape, {"num_particles": 2, "compile": compile}, seconds=0.01)
+        for mode, compile in step_curves.MODES.items()
+    }
+    chunked = step_curves.measured(shape, {"num_particles": 4, "row_chunk": 2}, seconds=0.01)
+    assert min(each["ms"] for each in (*found.values(), chunked)) > 0
+    results = {
+        axis: {m: {"2": found[m], "4": found[m]} for m in step_curves.modes_of(axis)} for axis in step_curves.AXES
+    }
+    results["particles"]["eager"]["256"] = chunked
     step_curves.picture(results, tmp_path / "curves.png")
     assert matplotlib.image.imread(tmp_path / "curves.png").std() > 0.05
     assert step_curves.point("layers", 3)[0].latents == (200,) * 3
+    assert step_curves.point("row_chunk", 16)[1] == {"num_particles": 256, "row_chunk": 16}
 
 
 def test_a_long_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
