@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 import torch
 import typer
 import xarray as xr
-from tqdm import tqdm
+from torch import Tensor
 
 from benchmarks.variance import train_point
 from models.config import RunConfig, configure
@@ -46,7 +47,7 @@ ESTIMATORS: dict[str, Callable[[int], TraceIWELBO]] = {
 class Row:
     """One estimator at K particles.
 
-    - `evaluations`: of the model a draw. `ms`: the least of several draws, backward pass included.
+    - `evaluations`: of the model a draw. `ms`: of the processor, see `times`.
     - `guide`, `model`: variance summed over their parameters, (nats per image)².
     - `guide_signal`, `model_signal`: norm of the mean gradient of the bound over the root of that variance. For biased
       estimators too, the norm is that of the bound's gradient; NaN where it is lost in the reference's noise.
@@ -77,6 +78,7 @@ def measure(
     config, program = training.config, training.program
     batch = binarise_once(images.train[: config.batch_size], config.binarisation)
     elbos = {name: ESTIMATORS[name](particles) for name in names}
+    ms = times(training, batch, elbos)
     with isolated(config.seed):
         found = compare_estimators(
             program.model,
@@ -90,7 +92,7 @@ def measure(
             next_batch=training.stream.next_batch,
             seed=EVALUATION_SEED,
         )
-    rows = [_row(found.dataset, name, config.batch_size) for name in names if name not in found.left_out]
+    rows = [_row(found.dataset, name, ms[name], config.batch_size) for name in names if name not in found.left_out]
     return {
         "bound": bounds(program, batch, particles).importance_weighted,
         "reference": found.reference,
@@ -99,7 +101,31 @@ def measure(
     }
 
 
-def _row(dataset: xr.Dataset, name: str, batch: int) -> Row:
+def times(training: Training, batch: Tensor, elbos: Mapping[str, TraceIWELBO], rounds: int = 3) -> dict[str, float]:
+    """Least ms of a draw, backward pass included, in turns: the processor's, of one thread."""
+    program = training.program
+    taken: dict[str, list[float]] = {name: [] for name in elbos}
+    with isolated(EVALUATION_SEED):
+        for elbo in elbos.values():
+            elbo.loss(program.model, program.guide, batch)
+        for _ in range(rounds):
+            for name, elbo in elbos.items():
+                program.zero_grad()
+                started = time.process_time()
+                elbo.differentiable_loss(program.model, program.guide, batch).backward()
+                taken[name].append(1000 * (time.process_time() - started))
+    program.zero_grad()
+    return {name: min(each) for name, each in taken.items()}
+
+
+def timed_anew(training: Training, images: Images, particles: int, result: Mapping[str, Any]) -> dict[str, Any]:
+    """The same result with the times measured again."""
+    batch = binarise_once(images.train[: training.config.batch_size], training.config.binarisation)
+    ms = times(training, batch, {one["estimator"]: ESTIMATORS[one["estimator"]](particles) for one in result["rows"]})
+    return {**result, "rows": [{**one, "ms": ms[one["estimator"]]} for one in result["rows"]]}
+
+
+def _row(dataset: xr.Dataset, name: str, ms: float, batch: int) -> Row:
     one = dataset.sel(estimator=name)
     guide = one["parameter"].str.contains("encoder.", regex=False)
     variances, signals = [], []
@@ -115,7 +141,7 @@ def _row(dataset: xr.Dataset, name: str, batch: int) -> Row:
         bool(one["unbiased"]),
         int(one["draws"]),
         int(one["evaluations"]),
-        1000 * float(one["seconds"]),
+        ms,
         *variances,
         *signals,
     )
@@ -162,6 +188,7 @@ def main(
     latents: Annotated[int | None, typer.Option(help="Units of the belief network.  [default: 200]")] = None,
     batch_size: Annotated[int, typer.Option(help="Images in the batch.", min=1)] = 100,
     seed: Annotated[int, typer.Option(help="Of parameters, batches and draws.")] = 0,
+    times_only: Annotated[bool, typer.Option("--times-only", help="Of what --out holds; variances stay.")] = False,
     out: Annotated[Path, typer.Option(help="Folder; other numbers of particles there keep their place.")] = Path(
         "runs/bound_variance"
     ),
@@ -176,11 +203,16 @@ def main(
     kept = out / "bound_variance.json"
     out.mkdir(parents=True, exist_ok=True)
     limits = {"draws": draws, "seconds": seconds, "warm_up_steps": warm_up_steps}
-    for count in tqdm([int(k) for k in particles.split(",")], desc="particles"):
-        result = measure(training, images, count, names, **limits)
+    for count in map(str, map(int, particles.split(","))):
         known = json.loads(kept.read_text())["particles"] if kept.exists() else {}
-        ordered = dict(sorted({**known, str(count): result}.items(), key=lambda each: int(each[0])))
-        results = {"config": config.to_dict(), "limits": limits, "particles": ordered}
+        if times_only and count not in known:
+            raise typer.BadParameter(f"{kept} holds no K = {count} to time anew", param_hint="--times-only")
+        if times_only:
+            result = timed_anew(training, images, int(count), known[count])
+        else:
+            result = measure(training, images, int(count), names, **limits)
+        ordered = dict(sorted({**known, count: result}.items(), key=lambda each: int(each[0])))
+        results = {"config": config.to_dict(), "particles": ordered}
         write_atomically(kept, json.dumps(results, indent=2) + "\n")
         write_atomically(out / "bound_variance.md", section(results))
     typer.echo((out / "bound_variance.md").read_text())

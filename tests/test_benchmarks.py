@@ -12,8 +12,10 @@ from typer.testing import CliRunner
 
 from benchmarks import (
     bias_variance,
+    bound_variance,
     enumeration,
     long_run,
+    loss_memory,
     mixtures_and_chains,
     nvil_ablation,
     relaxations,
@@ -240,3 +242,44 @@ def test_a_long_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr("sys.argv", ["long_run", *arguments, "--steps", str(steps), "--out", str(tmp_path)])
         long_run.main()
         assert json.loads((tmp_path / "report.json").read_text())["steps"] == steps
+
+
+def test_bound_variance_reports_each_number_of_particles(tmp_path: Path) -> None:
+    small = ["--data", "digits", "--latents", 5, "--batch-size", 10, "--steps", 3, "--warm-up-steps", 2]
+    names = "reinforce;vimco;reweighted_wake_sleep;rloo, 2 outer samples"
+    for particles in ("3", "2"):
+        printed = call(
+            bound_variance.main,
+            *small,
+            "--draws",
+            12,
+            "--particles",
+            particles,
+            "--estimators",
+            names,
+            "--out",
+            tmp_path,
+        )
+    kept = tmp_path / "bound_variance.json"
+    results = json.loads(kept.read_text())["particles"]
+    assert list(results) == ["2", "3"]  # a second call keeps what the first one measured
+    rows = {row["estimator"]: row for row in results["3"]["rows"]}
+    assert [row["evaluations"] for row in rows.values()] == [3, 3, 3, 6]
+    assert [row["unbiased"] for row in rows.values()] == [True, True, False, True]
+    assert rows["vimco"]["guide"] < rows["reinforce"]["guide"] / 10
+    assert rows["vimco"]["guide_signal"] > rows["reinforce"]["guide_signal"]
+    assert "| `vimco` | unbiased | 12 | 3 |" in printed
+    call(bound_variance.main, *small, "--particles", "3", "--times-only", "--out", tmp_path)
+    again = json.loads(kept.read_text())["particles"]
+    assert again["2"] == results["2"]
+    assert [{**row, "ms": 0} for row in again["3"]["rows"]] == [{**row, "ms": 0} for row in rows.values()]
+    assert again["3"]["rows"] != results["3"]["rows"]
+
+
+def test_a_loss_in_blocks_is_that_of_all_at_once() -> None:
+    shape = Shape("", "binary", 20, (200,))
+    blocks, at_once = (loss_memory.measured(shape, 250, way) for way in (True, False))
+    assert blocks["bound"] == pytest.approx(at_once["bound"], rel=1e-6)
+    assert min(blocks["seconds"], at_once["seconds"]) > 0
+    row = {"blocks": blocks, "at once": at_once}
+    assert loss_memory.table({"1000": row, "10000": {"blocks": blocks}}).count("\n") == 4

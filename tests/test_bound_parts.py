@@ -64,6 +64,24 @@ def test_a_row_replaces_one_particles_weight():
             torch.testing.assert_close(found[row, :, k], -2.0 * (changed.logsumexp(1) - math.log(4)))
 
 
+@pytest.mark.parametrize("apart", [0.0, 3.0, 200.0, math.inf])
+def test_slopes_of_slopes_are_finite_however_far_weights_are_apart(apart):
+    """Of the cost in the particle's own weight: minus its share, and minus share (1 - share)."""
+    own = torch.tensor([0.0, apart, -apart], requires_grad=True)
+    others = torch.tensor([apart if apart < math.inf else 1.0, 0.0, 0.0])
+    w = own.reshape(1, 1, 3)
+    nowhere: frozenset[tuple[str, int]] = frozenset()
+    order = Order({"z": frozenset()}, {})
+    given = {nowhere: (others.reshape(1, 1, 3), others.reshape(1, 1, 3))}
+    costs = BoundCosts({nowhere: w}, given, {"z": nowhere}, Costs([], order), 1.0, 3, frozenset(), (False,))
+    kept = (own - others).isfinite()
+    (slope,) = torch.autograd.grad(costs.of("z")[kept].sum(), own, create_graph=True)
+    (second,) = torch.autograd.grad(slope.sum(), own)
+    share = (own - others).sigmoid().detach()
+    torch.testing.assert_close(slope[kept], -share[kept])
+    torch.testing.assert_close(second[kept], -(share * (1 - share))[kept])
+
+
 def test_estimators_that_cannot_work_are_refused_with_the_reason():
     with pytest.raises(ParticleError, match=r"the bound that they have in common.*num_outer_samples >= 2"):
         TraceIWELBO("rloo", num_particles=8)
