@@ -1,4 +1,4 @@
-"""The table behind "auto": variance times time of every unbiased estimator, by kind of site, support, depth, particles.
+"""The table behind "auto": variance times time of every unbiased estimator, by kind and number of sites and size.
 
 `python -m benchmarks.auto_table` measures and writes pyro_discrete/auto_table.json; the same again goes on with the
 cells that are missing.
@@ -11,6 +11,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,54 +22,104 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from models.data import load_images
 from pyro_discrete import NVIL, Estimator, Family, TraceELBO, available_estimators
 from pyro_discrete.automatic import TABLE_FILE
 from pyro_discrete.checkpoints import write_atomically
 from pyro_discrete.errors import DiscreteInferenceError
 
-__all__ = ["CELLS", "Layers", "candidates", "measure_cell", "products_of", "score"]
+__all__ = ["Cell", "Layers", "candidates", "cells", "measure_cell", "products_of", "score"]
 
-PIXELS, BATCH = 64, 20
+SMALL = {Family.BERNOULLI: {8: (3, 2), 64: (6, 2)}, Family.ONE_HOT: {8: (1, 8), 64: (2, 8)}}
+"""For each family, the number of joint values of a site, its elements and the values of each."""
+MANY = 1 << 20
 SIZES = {
-    Family.BERNOULLI: {8: (3, 2), 64: (6, 2), 1 << 20: (30, 2)},
-    Family.ONE_HOT: {8: (1, 8), 64: (2, 8), 1 << 20: (20, 10)},
-    Family.DISCRETE: {1 << 20: (8, 0)},
+    Family.BERNOULLI: {(20, 8): (30, 2), (50, 8): (200, 2), (100, 28): (200, 2)},
+    Family.ONE_HOT: {(20, 8): (5, 10), (50, 8): (20, 10), (100, 28): (20, 10)},
+    Family.DISCRETE: {(20, 8): (8, 0)},
 }
-"""For each family, the number of joint values of a site (by which it is found again), its elements and their values.
+"""Sites of more joint values than can be listed: elements and values at each size of a batch and its images' sides.
 
 A Categorical is looked up as a OneHotCategorical."""
-DEPTHS, PARTICLES = (1, 3, 8), (1, 4)
-CELLS = [
-    (family.value, support, depth, particles)
-    for family in SIZES
-    for support, depth, particles in product(SIZES[family], DEPTHS, PARTICLES)
-    if (depth == 3 or support > 64) and not (family is Family.DISCRETE and depth == 8)
-]
-"""Small supports in one layer are enumerated whatever the table says."""
-STEPS = 300
+DEPTHS, PARTICLES = (1, 2, 5), (1, 4)
+STEPS = 600
 """Of rloo, before a cell is measured."""
-SLOWEST = 0.12
+SLOWEST = 2.0
 """Seconds of a step from which on an estimator is left out of a cell."""
+LEAST_DRAWS = 12
 LEFT_OUT = {"arm", "relax", "optimal_control_variate"}
 """Estimators of which another is the better half: `disarm`, `rebar`; and one that wants a function of the user's."""
 
 
-class Layers(nn.Module):
-    """A belief network of `depth` sites of one family, one above the other, on random binary images."""
+@dataclass(frozen=True)
+class Cell:
+    """What is measured: kind and joint values of a site, layers of such sites, particles, and the program's size."""
 
-    def __init__(self, family: Family, elements: int, values: int, depth: int) -> None:
+    family: Family
+    support: int
+    depth: int
+    particles: int
+    batch: int
+    side: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Elements and values of each site."""
+        small = SMALL.get(self.family, {}).get(self.support)
+        return small or SIZES[self.family][self.batch, self.side]
+
+    @property
+    def numbers(self) -> int:
+        """As many as a run of the program holds in its sites, the guide's and the model's."""
+        elements, values = self.shape
+        width = elements * (values if values > 2 else 1)
+        return self.batch * (self.side**2 + 2 * self.depth * width)
+
+    def key(self) -> dict[str, Any]:
+        return {
+            "family": self.family.value,
+            "support": self.support,
+            "depth": self.depth,
+            "particles": self.particles,
+            "numbers": self.numbers,
+        }
+
+
+def cells() -> list[Cell]:
+    """All that the table holds. Small supports in one layer are enumerated whatever it says."""
+    small = [Cell(f, s, 2, k, 20, 8) for f, sizes in SMALL.items() for s, k in product(sizes, PARTICLES)]
+    many = [
+        Cell(family, MANY, depth, particles, *size)
+        for family, sizes in SIZES.items()
+        for size, depth, particles in product(sizes, DEPTHS, PARTICLES)
+        if size[1] == 8 or depth < 5
+    ]
+    return small + many
+
+
+class Layers(nn.Module):
+    """A belief network of sites of one family, one above the other, on the digits, enlarged where it is to be large."""
+
+    def __init__(self, cell: Cell) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.family, self.elements, self.values = family, elements, max(values, 1)
-        width = elements * (self.values if values > 2 else 1)
-        self.width = width
-        sizes = [PIXELS] + [width] * depth
+        elements, values = cell.shape
+        self.family, self.elements, self.values = cell.family, elements, max(values, 1)
+        self.width = elements * (values if values > 2 else 1)
+        sizes = [cell.side**2] + [self.width] * cell.depth
         self.up = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.down = nn.ModuleList(nn.Linear(b, a) for a, b in pairwise(sizes))
-        self.top = nn.Parameter(torch.zeros(width))
-        patterns = (torch.rand(5, PIXELS) < 0.4).float()
-        noise = (torch.rand(BATCH, PIXELS) < 0.1).float()
-        self.data = (patterns[torch.arange(BATCH) % 5] - noise).abs()
+        self.top = nn.Parameter(torch.zeros(self.width))
+        digits = load_images("digits").train
+        images = digits.reshape(-1, 1, 8, 8)
+        self.images = nn.functional.interpolate(images, size=(cell.side, cell.side)).flatten(1)
+        with torch.no_grad():
+            self.down[0].bias.copy_(torch.logit(self.images.mean(0).clamp(0.01, 0.99)))
+        self.batch = cell.batch
+        self.next_batch()
+
+    def next_batch(self) -> None:
+        self.data = self.images[torch.randint(len(self.images), (self.batch,))].bernoulli()
 
     def site(self, logits: Tensor) -> Any:
         if self.family is Family.BERNOULLI:
@@ -85,7 +136,7 @@ class Layers(nn.Module):
         return value.flatten(-2) if self.values > 2 else value
 
     def model(self) -> None:
-        with pyro.plate("data", BATCH):
+        with pyro.plate("data", self.batch):
             depth = len(self.down)
             z = pyro.sample(f"z{depth}", self.site(self.top))
             for layer in range(depth - 1, 0, -1):
@@ -93,7 +144,7 @@ class Layers(nn.Module):
             pyro.sample("x", dist.Bernoulli(logits=self.down[0](self.flat(z))).to_event(1), obs=self.data)
 
     def guide(self) -> None:
-        with pyro.plate("data", BATCH):
+        with pyro.plate("data", self.batch):
             below = self.data
             for layer, network in enumerate(self.up, start=1):
                 below = self.flat(pyro.sample(f"z{layer}", self.site(network(below))))
@@ -114,8 +165,8 @@ def score(
     own = list(elbo.parameters())
     optimiser = torch.optim.Adam(own, lr=1e-2) if own else None
     samples, started, deadline = [], time.process_time(), time.process_time() + seconds
-    warming = 15
-    while len(samples) < 20 or (time.process_time() < deadline and len(samples) < 200):
+    warming = 15 if own else 1
+    while len(samples) < LEAST_DRAWS or (time.process_time() < deadline and len(samples) < 400):
         for parameter in parameters:
             parameter.grad = None
         elbo.loss_and_grads(model, guide)
@@ -142,19 +193,19 @@ def candidates(family: Family | None) -> dict[str, Estimator]:
     return {**kept, "nvil": NVIL(variance_normalisation=False)}
 
 
-def measure_cell(family: str, support: int, depth: int, particles: int, seconds: float) -> list[list[Any]]:
+def measure_cell(cell: Cell, seconds: float) -> list[list[Any]]:
     """Names and relative products of what serves a cell, the best first."""
-    elements, values = SIZES[Family(family)][support]
-    program = Layers(Family(family), elements, values, depth)
-    optimiser = torch.optim.Adam(program.parameters(), lr=1e-2)
+    program = Layers(cell)
+    optimiser = torch.optim.Adam(program.parameters(), lr=1e-3)
     elbo = TraceELBO("rloo", num_particles=2)
     torch.manual_seed(0)
     for _ in range(STEPS):  # away from the start, where f is next to linear
         optimiser.zero_grad()
         elbo.loss_and_grads(program.model, program.guide)
         optimiser.step()
+        program.next_batch()
     up = list(program.up.parameters())
-    products = products_of(program.model, program.guide, up, candidates(Family(family)), particles, seconds)
+    products = products_of(program.model, program.guide, up, candidates(cell.family), cell.particles, seconds)
     best = min(v for v in products.values() if v > 0)
     return [[name, float(f"{v / best:.3g}")] for name, v in sorted(products.items(), key=lambda item: item[1])]
 
@@ -191,15 +242,14 @@ def main(
 ) -> None:
     """Measure the cells that the table does not have, and write it."""
     torch.set_num_threads(1)
-    cells: list[dict[str, Any]] = json.loads(out.read_text()) if out.exists() else []
-    done = {(c["family"], c["support"], c["depth"], c["particles"]) for c in cells}
-    missing = [cell for cell in CELLS if cell not in done]
-    for family, support, depth, particles in missing[: only or None]:
-        ranking = measure_cell(family, support, depth, particles, seconds)
-        cell = {"family": family, "support": support, "depth": depth, "particles": particles, "ranking": ranking}
-        cells.append(cell)
-        print(family, support, depth, particles, ranking[:4], flush=True)
-        lines = ",\n".join(json.dumps(c) for c in cells)
+    measured: list[dict[str, Any]] = json.loads(out.read_text()) if out.exists() else []
+    done = [{name: value for name, value in row.items() if name != "ranking"} for row in measured]
+    missing = [cell for cell in cells() if cell.key() not in done]
+    for cell in missing[: only or None]:
+        ranking = measure_cell(cell, seconds)
+        measured.append({**cell.key(), "ranking": ranking})
+        print(*cell.key().values(), ranking[:4], flush=True)
+        lines = ",\n".join(json.dumps(row) for row in measured)
         write_atomically(out, f"[\n{lines}\n]\n")
 
 

@@ -162,7 +162,7 @@ def measure_network(
     """All estimators on one network; those that do not serve it stand there with the library's reason."""
     program, shape = NETWORKS[network]
     shared = {"data": images.name, **shape, **settings}
-    start = train_point(configure(program, TRAINED_WITH, **shared), images)
+    start = train_point(configure(program, TRAINED_WITH, **{**shared, "particles": None}), images)
     point = start.program.state_dict()
     measured: list[Measured] = []
     left_out: dict[str, str] = {}
@@ -237,6 +237,7 @@ def main(
     data: Annotated[str, typer.Option(help="fashion-mnist or digits.")] = "fashion-mnist",
     latents: Annotated[int | None, typer.Option(help="Units, or one-hot variables.  [default: 200; 20]")] = None,
     batch_size: Annotated[int, typer.Option(help="Images in the batch.", min=1)] = 100,
+    particles: Annotated[int | None, typer.Option(help="Of each estimator.  [default: the fewest]", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Of parameters, batches and draws.")] = 0,
     times_only: Annotated[bool, typer.Option("--times-only", help="Of what --out holds; variances stay.")] = False,
     out: Annotated[Path, typer.Option(help="Folder; a program measured there before keeps its place.")] = Path(
@@ -250,7 +251,7 @@ def main(
     )
     torch.set_num_threads(1)
     images = load_images(data)
-    settings = {"latents": latents, "steps": steps, "batch_size": batch_size, "seed": seed}
+    settings = {"latents": latents, "steps": steps, "batch_size": batch_size, "seed": seed, "particles": particles}
     out.mkdir(parents=True, exist_ok=True)
     kept = out / "variance.json"
     for network in networks:

@@ -29,21 +29,18 @@ _MEASURED_AS = {
     Family.COUNT: Family.DISCRETE,
     Family.CONTINUOUS: Family.DISCRETE,
 }
-MOST_NUMBERS = 4_000_000
-"""Estimators whose rows would hold more numbers in the program's sites are not taken by themselves.
-
-A hundred rows cost next to nothing on small programs, like those of the table, and all their time on large ones.
-"""
+MOST_NUMBERS = 50_000_000
+"""Estimators whose rows would hold more numbers in the program's sites are not taken by "auto": they need memory."""
 
 
 @dataclass(frozen=True)
 class Situation:
     """What "auto" knows of a site's surroundings.
 
-    - `depth`: how many sites of the guide are drawn by estimators.
+    - `depth`: how many sites of the guide are drawn by estimators. `numbers`: how many a run holds in all sites.
     - `differentiable`: whether the model is a differentiable function of the site's relaxed value.
     - `separable`: whether the elements of the site's plates share no later term.
-    - `takes_rows`: whether the program can be run over rows at once. `numbers`: how many a row holds in its sites.
+    - `takes_rows`: whether the program can be run over rows at once.
     """
 
     depth: int = 1
@@ -71,34 +68,36 @@ def _table() -> list[dict]:
     return json.loads(TABLE_FILE.read_text())
 
 
-def ranking(family: Family, support: float, depth: int, particles: int) -> tuple[list[str], str]:
+def ranking(family: Family, support: float, depth: int, particles: int, numbers: int) -> tuple[list[str], str]:
     """Names of estimators, least variance times time first, and the measured cell that is nearest.
 
-    Supports are rounded up, for what lists joint values was measured on no larger ones; depth and particles go to the
-    nearest on a logarithmic scale.
+    Supports are rounded up, for what lists joint values was measured on no larger ones; depth, particles and the
+    numbers that the program's sites hold (rows are cheap where they are few) go to the nearest on a logarithmic scale.
 
-    >>> names, cell = ranking(Family.BERNOULLI, float("inf"), depth=1, particles=1)
+    >>> names, cell = ranking(Family.BERNOULLI, float("inf"), depth=1, particles=1, numbers=1000)
     >>> cell
-    'Bernoulli, many joint values, 1 site, 1 particle'
+    'Bernoulli, many joint values, 1 site, 1 particle, 2e+03 numbers'
     """
     kind = _MEASURED_AS.get(family, family)
     cells = [cell for cell in _table() if cell["family"] == kind.value]
     largest = max(cell["support"] for cell in cells)
     size = min((cell["support"] for cell in cells if cell["support"] >= support), default=largest)
+    wanted = {"depth": depth, "particles": particles, "numbers": max(numbers, 1)}
 
     def distance(cell: dict) -> tuple[float, ...]:
-        return (
-            abs(math.log(cell["support"] / size)),
-            abs(math.log(cell["depth"] / depth)),
-            abs(math.log(cell["particles"] / particles)),
-            cell["depth"],
-            cell["particles"],
-        )
+        far = sum(abs(math.log(cell[name] / value)) for name, value in wanted.items())
+        return abs(math.log(cell["support"] / size)), far, *(cell[name] for name in wanted)
 
     best = min(cells, key=distance)
     joint = "many" if best["support"] == largest else f"up to {best['support']}"
-    where = f"{best['family']}, {joint} joint values, {_count(best['depth'], 'site')}"
-    return [name for name, _ in best["ranking"]], f"{where}, {_count(best['particles'], 'particle')}"
+    parts = [
+        best["family"],
+        f"{joint} joint values",
+        _count(best["depth"], "site"),
+        _count(best["particles"], "particle"),
+        f"{best['numbers']:.0e} numbers",
+    ]
+    return [name for name, _ in best["ranking"]], ", ".join(parts)
 
 
 def _count(number: int, thing: str) -> str:

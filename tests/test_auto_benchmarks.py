@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import auto_models, auto_table, dependency_costs
 from pyro_discrete import Family
+from pyro_discrete.automatic import TABLE_FILE
 
 
 def test_dependency_costs_reports_both_kinds_of_costs(tmp_path: Path) -> None:
@@ -22,7 +23,10 @@ def test_dependency_costs_reports_both_kinds_of_costs(tmp_path: Path) -> None:
 def test_the_table_behind_auto_is_measured_and_held_against_every_estimator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto_table, "STEPS", 2)
     monkeypatch.setattr(auto_table, "SLOWEST", 10.0)
-    ranking = auto_table.measure_cell(Family.BERNOULLI.value, 8, 1, 1, seconds=0.0)
+    monkeypatch.setattr(auto_table, "LEAST_DRAWS", 2)
+    cell = auto_table.Cell(Family.BERNOULLI, 8, 1, 1, batch=20, side=8)
+    assert set(cell.key()) == set(json.loads(TABLE_FILE.read_text())[0]) - {"ranking"}
+    ranking = auto_table.measure_cell(cell, seconds=0.0)
     assert [product for _, product in ranking] == sorted(product for _, product in ranking)
     assert ranking[0] == ["enumerate", 0.0]
     found = auto_models.compare_auto("sbn", {"latents": 3}, 1, steps=1, seconds=0.0)

@@ -24,6 +24,7 @@ def table(monkeypatch):
                 "support": more.get("support", 1 << 20),
                 "depth": 1,
                 "particles": 1,
+                "numbers": 100,
                 "ranking": [[n, 1.0] for n in names],
             }
             for f in (Family.BERNOULLI, Family.ONE_HOT, Family.DISCRETE)
@@ -75,7 +76,7 @@ def test_the_first_that_can_be_had_is_taken_and_the_plan_says_why(table):
     table("rebar", "disarm")
     assert chosen(*bits()) == (
         "rebar",
-        "auto: least variance x time (Bernoulli, many joint values, 1 site, 1 particle)",
+        "auto: least variance x time (Bernoulli, many joint values, 1 site, 1 particle, 1e+02 numbers)",
     )
     name, why = chosen(*bits(through=lambda z: (z > 0.5).float()))
     assert name == "disarm"
@@ -88,7 +89,7 @@ def test_what_judges_elements_one_by_one_needs_them_apart(table):
     name, why = chosen(*bits(size=9, plate_sum=True))
     assert name == "disarm"  # rloo needs particles
     assert "not indecater, as elements of a plate share terms" in why
-    assert "its rows hold 1.6e+07 numbers" in chosen(*bits(size=2000))[1]
+    assert "its rows hold 6.4e+07 numbers" in chosen(*bits(size=4000))[1]
 
 
 def test_without_an_entry_the_score_function_with_baselines_is_taken(table):
@@ -98,11 +99,17 @@ def test_without_an_entry_the_score_function_with_baselines_is_taken(table):
     assert chosen(*hard, particles=3)[0] == "rloo"
 
 
-def test_supports_are_rounded_up_and_depth_and_particles_to_the_nearest():
-    assert ranking(Family.BERNOULLI, 3.0, 3, 1)[1] == ranking(Family.BERNOULLI, 8.0, 3, 1)[1]
-    assert ranking(Family.BERNOULLI, 9.0, 3, 1)[1] != ranking(Family.BERNOULLI, 8.0, 3, 1)[1]
-    assert ranking(Family.CATEGORICAL, 1e30, 1, 3)[1] == ranking(Family.ONE_HOT, 1e30, 1, 4)[1]
-    assert "many" in ranking(Family.CONTINUOUS, float("inf"), 1, 1)[1]
+def cell_of(family, support, depth, particles, numbers=1000):
+    return ranking(family, support, depth, particles, numbers)[1]
+
+
+def test_supports_are_rounded_up_and_depth_particles_and_size_to_the_nearest():
+    assert cell_of(Family.BERNOULLI, 3.0, 3, 1) == cell_of(Family.BERNOULLI, 8.0, 3, 1)
+    assert cell_of(Family.BERNOULLI, 9.0, 3, 1) != cell_of(Family.BERNOULLI, 8.0, 3, 1)
+    assert cell_of(Family.CATEGORICAL, 1e30, 1, 3) == cell_of(Family.ONE_HOT, 1e30, 1, 4)
+    assert "many" in cell_of(Family.CONTINUOUS, float("inf"), 1, 1)
+    assert cell_of(Family.BERNOULLI, 1e30, 1, 1, 10) == cell_of(Family.BERNOULLI, 1e30, 1, 1, 2000)
+    assert cell_of(Family.BERNOULLI, 1e30, 1, 1, 10**9) == cell_of(Family.BERNOULLI, 1e30, 1, 1, 10**5)
 
 
 def test_the_choice_is_the_same_in_every_run_and_after_a_reload(table):

@@ -59,8 +59,12 @@ def test_variance_reports_what_serves_and_why_the_rest_does_not(tmp_path: Path) 
 def test_slow_estimators_make_fewer_draws(tmp_path: Path) -> None:
     small = ["--data", "digits", "--latents", 4, "--batch-size", 10, "--steps", 1, "--programs", "linear"]
     call(variance.main, *small, "--draws", 1000, "--seconds", 0.001, "--estimators", "rloo", "--out", tmp_path)
-    (one,) = json.loads((tmp_path / "variance.json").read_text())["linear"]["measured"]
+    linear = json.loads((tmp_path / "variance.json").read_text())["linear"]
+    (one,), elbo_at_point = linear["measured"], linear["elbo_at_point"]
     assert one["draws"] == variance.LEAST_DRAWS
+    call(variance.main, *small, "--draws", 12, "--particles", 3, "--estimators", "rloo", "--out", tmp_path / "three")
+    three = json.loads((tmp_path / "three" / "variance.json").read_text())["linear"]
+    assert (three["elbo_at_point"], three["measured"][0]["evaluations"]) == (elbo_at_point, 3)
     call(variance.main, *small, "--times-only", "--out", tmp_path)
     (again,) = json.loads((tmp_path / "variance.json").read_text())["linear"]["measured"]
     assert (again["guide"], again["draws"]) == (one["guide"], one["draws"])
