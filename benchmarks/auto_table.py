@@ -24,23 +24,52 @@ from torch import Tensor, nn
 
 from models.data import load_images
 from pyro_discrete import NVIL, Estimator, Family, TraceELBO, available_estimators
-from pyro_discrete.automatic import TABLE_FILE
+from pyro_discrete.automatic import TABLE_FILE, multiply_adds
 from pyro_discrete.checkpoints import write_atomically
 from pyro_discrete.errors import DiscreteInferenceError
 
-__all__ = ["Cell", "Layers", "candidates", "cells", "measure_cell", "products_of", "score"]
+__all__ = ["Cell", "Layers", "Shape", "candidates", "cells", "measure_cell", "products_of", "score"]
 
-SMALL = {Family.BERNOULLI: {8: (3, 2), 64: (6, 2)}, Family.ONE_HOT: {8: (1, 8), 64: (2, 8)}}
-"""For each family, the number of joint values of a site, its elements and the values of each."""
 MANY = 1 << 20
-SIZES = {
-    Family.BERNOULLI: {(20, 8): (30, 2), (50, 8): (200, 2), (100, 28): (200, 2)},
-    Family.ONE_HOT: {(20, 8): (5, 10), (50, 8): (20, 10), (100, 28): (20, 10)},
-    Family.DISCRETE: {(20, 8): (8, 0)},
-}
-"""Sites of more joint values than can be listed: elements and values at each size of a batch and its images' sides.
+"""Joint values of a site that are too many to be listed."""
 
-A Categorical is looked up as a OneHotCategorical."""
+
+@dataclass(frozen=True)
+class Shape:
+    """A program's size: images of a batch and pixels along a side, elements and values of a site, hidden units."""
+
+    batch: int
+    side: int
+    elements: int
+    values: int
+    hidden: int = 0
+
+    @property
+    def width(self) -> int:
+        return self.elements * (self.values if self.values > 2 else 1)
+
+    def __str__(self) -> str:
+        images = f"{self.batch} images of {self.side} x {self.side}, {self.elements} x {self.values} values"
+        return images + (f", {self.hidden} hidden units" if self.hidden else "")
+
+
+SMALL = {
+    Family.BERNOULLI: {8: Shape(20, 8, 3, 2), 64: Shape(20, 8, 6, 2)},
+    Family.ONE_HOT: {8: Shape(20, 8, 1, 8), 64: Shape(20, 8, 2, 8)},
+}
+"""For each family, the number of joint values of a site and the program that has such sites."""
+SIZES = {
+    Family.BERNOULLI: [
+        *(Shape(20, 8, 30, 2), Shape(50, 8, 64, 2), Shape(50, 8, 200, 2)),
+        *(Shape(50, 8, 200, 2, hidden=200), Shape(100, 28, 200, 2), Shape(100, 28, 200, 2, hidden=200)),
+    ],
+    Family.ONE_HOT: [
+        *(Shape(20, 8, 5, 10), Shape(50, 8, 20, 10), Shape(50, 8, 20, 10, hidden=200)),
+        *(Shape(100, 28, 20, 10), Shape(100, 28, 20, 10, hidden=200)),
+    ],
+    Family.DISCRETE: [Shape(20, 8, 8, 0)],
+}
+"""The same for sites of many joint values. A Categorical is looked up as a OneHotCategorical."""
 DEPTHS, PARTICLES = (1, 2, 5), (1, 4)
 STEPS = 600
 """Of rloo, before a cell is measured."""
@@ -59,40 +88,31 @@ class Cell:
     support: int
     depth: int
     particles: int
-    batch: int
-    side: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Elements and values of each site."""
-        small = SMALL.get(self.family, {}).get(self.support)
-        return small or SIZES[self.family][self.batch, self.side]
-
-    @property
-    def numbers(self) -> int:
-        """As many as a run of the program holds in its sites, the guide's and the model's."""
-        elements, values = self.shape
-        width = elements * (values if values > 2 else 1)
-        return self.batch * (self.side**2 + 2 * self.depth * width)
+    shape: Shape
 
     def key(self) -> dict[str, Any]:
+        """As the table names it: what is looked up, and the program."""
+        program = Layers(self)
+        held = self.shape.side**2 + 2 * self.depth * self.shape.width
         return {
             "family": self.family.value,
             "support": self.support,
             "depth": self.depth,
             "particles": self.particles,
-            "numbers": self.numbers,
+            "work": self.shape.batch * held + multiply_adds(program.guide, program.model),
+            "program": str(self.shape),
         }
 
 
 def cells() -> list[Cell]:
     """All that the table holds. Small supports in one layer are enumerated whatever it says."""
-    small = [Cell(f, s, 2, k, 20, 8) for f, sizes in SMALL.items() for s, k in product(sizes, PARTICLES)]
+    small = [Cell(f, s, 2, k, shape) for f, shapes in SMALL.items() for s, shape in shapes.items() for k in PARTICLES]
     many = [
-        Cell(family, MANY, depth, particles, *size)
-        for family, sizes in SIZES.items()
-        for size, depth, particles in product(sizes, DEPTHS, PARTICLES)
-        if size[1] == 8 or depth < 5
+        Cell(family, MANY, depth, particles, shape)
+        for family, shapes in SIZES.items()
+        for shape, depth, particles in product(shapes, DEPTHS, PARTICLES)
+        if depth == 1 or not shape.hidden or shape.side == 8
+        if depth < 5 or (shape.side == 8 and not shape.hidden)
     ]
     return small + many
 
@@ -103,40 +123,40 @@ class Layers(nn.Module):
     def __init__(self, cell: Cell) -> None:
         super().__init__()
         torch.manual_seed(0)
-        elements, values = cell.shape
-        self.family, self.elements, self.values = cell.family, elements, max(values, 1)
-        self.width = elements * (values if values > 2 else 1)
-        sizes = [cell.side**2] + [self.width] * cell.depth
-        self.up = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
-        self.down = nn.ModuleList(nn.Linear(b, a) for a, b in pairwise(sizes))
-        self.top = nn.Parameter(torch.zeros(self.width))
-        digits = load_images("digits").train
-        images = digits.reshape(-1, 1, 8, 8)
-        self.images = nn.functional.interpolate(images, size=(cell.side, cell.side)).flatten(1)
+        self.family, self.shape = cell.family, cell.shape
+        sizes = [cell.shape.side**2] + [cell.shape.width] * cell.depth
+        self.up = nn.ModuleList(self.network(a, b) for a, b in pairwise(sizes))
+        self.down = nn.ModuleList(self.network(b, a) for a, b in pairwise(sizes))
+        self.top = nn.Parameter(torch.zeros(cell.shape.width))
+        images = load_images("digits").train.reshape(-1, 1, 8, 8)
+        self.images = nn.functional.interpolate(images, size=(cell.shape.side,) * 2).flatten(1)
+        last = self.down[0][-1] if cell.shape.hidden else self.down[0]
         with torch.no_grad():
-            self.down[0].bias.copy_(torch.logit(self.images.mean(0).clamp(0.01, 0.99)))
-        self.batch = cell.batch
+            last.bias.copy_(torch.logit(self.images.mean(0).clamp(0.01, 0.99)))
         self.next_batch()
 
+    def network(self, inputs: int, outputs: int) -> nn.Module:
+        hidden = self.shape.hidden
+        if not hidden:
+            return nn.Linear(inputs, outputs)
+        return nn.Sequential(nn.Linear(inputs, hidden), nn.LeakyReLU(0.3), nn.Linear(hidden, outputs))
+
     def next_batch(self) -> None:
-        self.data = self.images[torch.randint(len(self.images), (self.batch,))].bernoulli()
+        self.data = self.images[torch.randint(len(self.images), (self.shape.batch,))].bernoulli()
 
     def site(self, logits: Tensor) -> Any:
         if self.family is Family.BERNOULLI:
             return dist.Bernoulli(logits=logits).to_event(1)
         if self.family is Family.DISCRETE:
             return dist.Poisson(nn.functional.softplus(logits)).to_event(1)
-        table = logits.unflatten(-1, (self.elements, self.values))
-        made = dist.OneHotCategorical if self.family is Family.ONE_HOT else dist.Categorical
-        return made(logits=table).to_event(1)
+        table = logits.unflatten(-1, (self.shape.elements, self.shape.values))
+        return dist.OneHotCategorical(logits=table).to_event(1)
 
     def flat(self, value: Tensor) -> Tensor:
-        if self.family is Family.CATEGORICAL:
-            value = (value.unsqueeze(-1) == torch.arange(self.values)).float()
-        return value.flatten(-2) if self.values > 2 else value
+        return value.flatten(-2) if self.shape.values > 2 else value
 
     def model(self) -> None:
-        with pyro.plate("data", self.batch):
+        with pyro.plate("data", self.shape.batch):
             depth = len(self.down)
             z = pyro.sample(f"z{depth}", self.site(self.top))
             for layer in range(depth - 1, 0, -1):
@@ -144,7 +164,7 @@ class Layers(nn.Module):
             pyro.sample("x", dist.Bernoulli(logits=self.down[0](self.flat(z))).to_event(1), obs=self.data)
 
     def guide(self) -> None:
-        with pyro.plate("data", self.batch):
+        with pyro.plate("data", self.shape.batch):
             below = self.data
             for layer, network in enumerate(self.up, start=1):
                 below = self.flat(pyro.sample(f"z{layer}", self.site(network(below))))
@@ -246,9 +266,9 @@ def main(
     done = [{name: value for name, value in row.items() if name != "ranking"} for row in measured]
     missing = [cell for cell in cells() if cell.key() not in done]
     for cell in missing[: only or None]:
-        ranking = measure_cell(cell, seconds)
-        measured.append({**cell.key(), "ranking": ranking})
-        print(*cell.key().values(), ranking[:4], flush=True)
+        key, ranking = cell.key(), measure_cell(cell, seconds)
+        measured.append({**key, "ranking": ranking})
+        print(*key.values(), ranking[:4], flush=True)
         lines = ",\n".join(json.dumps(row) for row in measured)
         write_atomically(out, f"[\n{lines}\n]\n")
 

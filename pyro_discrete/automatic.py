@@ -8,9 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.errors import DiscreteInferenceError
@@ -20,7 +22,16 @@ from pyro_discrete.relaxations.relax import ExtendMessenger
 from pyro_discrete.rows_check import check_rows
 from pyro_discrete.sites import Site, latent_sites, plates_of, sample_sites, site_log_prob
 
-__all__ = ["TABLE_FILE", "Situation", "is_differentiable", "keeps_to_plates", "ranking", "situations", "sums_are_small"]
+__all__ = [
+    "TABLE_FILE",
+    "Situation",
+    "is_differentiable",
+    "keeps_to_plates",
+    "multiply_adds",
+    "ranking",
+    "situations",
+    "sums_are_small",
+]
 
 TABLE_FILE = Path(__file__).with_name("auto_table.json")
 """Variance times time of estimators by kind of site, as benchmarks/auto_table.py measured it."""
@@ -38,6 +49,7 @@ class Situation:
     """What "auto" knows of a site's surroundings.
 
     - `depth`: how many sites of the guide are drawn by estimators. `numbers`: how many a run holds in all sites.
+    - `work`: these numbers, and the multiply-adds of a run.
     - `differentiable`: whether the model is a differentiable function of the site's relaxed value.
     - `separable`: whether the elements of the site's plates share no later term.
     - `takes_rows`: whether the program can be run over rows at once.
@@ -45,6 +57,7 @@ class Situation:
 
     depth: int = 1
     numbers: int = 0
+    work: Callable[[], int] = lambda: 1
     takes_rows: Callable[[], bool] = lambda: False
     differentiable: Callable[[], bool] = lambda: False
     separable: Callable[[], bool] = lambda: False
@@ -68,21 +81,21 @@ def _table() -> list[dict]:
     return json.loads(TABLE_FILE.read_text())
 
 
-def ranking(family: Family, support: float, depth: int, particles: int, numbers: int) -> tuple[list[str], str]:
+def ranking(family: Family, support: float, depth: int, particles: int, work: int) -> tuple[list[str], str]:
     """Names of estimators, least variance times time first, and the measured cell that is nearest.
 
-    Supports are rounded up, for what lists joint values was measured on no larger ones; depth, particles and the
-    numbers that the program's sites hold (rows are cheap where they are few) go to the nearest on a logarithmic scale.
+    Supports are rounded up, for what lists joint values was measured on no larger ones; depth, particles and the work
+    of a run (where there is little, further rows are cheap) go to the nearest on a logarithmic scale.
 
-    >>> names, cell = ranking(Family.BERNOULLI, float("inf"), depth=1, particles=1, numbers=1000)
+    >>> names, cell = ranking(Family.BERNOULLI, float("inf"), depth=1, particles=1, work=1000)
     >>> cell
-    'Bernoulli, many joint values, 1 site, 1 particle, 2e+03 numbers'
+    'Bernoulli, many joint values, 1 site, 1 particle, a run of 8e+04 operations'
     """
     kind = _MEASURED_AS.get(family, family)
     cells = [cell for cell in _table() if cell["family"] == kind.value]
     largest = max(cell["support"] for cell in cells)
     size = min((cell["support"] for cell in cells if cell["support"] >= support), default=largest)
-    wanted = {"depth": depth, "particles": particles, "numbers": max(numbers, 1)}
+    wanted = {"depth": depth, "particles": particles, "work": max(work, 1)}
 
     def distance(cell: dict) -> tuple[float, ...]:
         far = sum(abs(math.log(cell[name] / value)) for name, value in wanted.items())
@@ -95,7 +108,7 @@ def ranking(family: Family, support: float, depth: int, particles: int, numbers:
         f"{joint} joint values",
         _count(best["depth"], "site"),
         _count(best["particles"], "particle"),
-        f"{best['numbers']:.0e} numbers",
+        f"a run of {best['work']:.0e} operations",
     ]
     return [name for name, _ in best["ranking"]], ", ".join(parts)
 
@@ -114,6 +127,14 @@ def situations(
     numbers = sum(value.numel() for value in values if isinstance(value, Tensor))
 
     @cache
+    def work() -> int:
+        try:
+            with on_trial():
+                return numbers + multiply_adds(lambda: trace_pair(pair, trial.subsamples))
+        except Exception:  # what cannot be run or counted once more is taken for small
+            return numbers
+
+    @cache
     def takes_rows() -> bool:
         try:
             return vectorise and bool(check_rows(pair, trial, 2))
@@ -124,12 +145,21 @@ def situations(
         site.name: Situation(
             drawn,
             numbers,
+            work,
             takes_rows,
             partial(is_differentiable, pair, trial, site.name),
             partial(keeps_to_plates, trial, site.name, known),
         )
         for site in sites
     }
+
+
+def multiply_adds(*runs: Callable[[], Any]) -> int:
+    """Of matrix products and convolutions in these calls."""
+    with FlopCounterMode(display=False) as counter:
+        for run in runs:
+            run()
+    return counter.get_total_flops() // 2
 
 
 def is_differentiable(pair: Pair, trial: Trial, name: str) -> bool:

@@ -205,7 +205,7 @@ class Selection:
         if weighed:
             return weighed, "auto: weighted particles"
         family = site.family or Family.DISCRETE
-        names, cell = ranking(family, site.cardinality, situation.depth, self.particles, situation.numbers)
+        names, cell = ranking(family, site.cardinality, situation.depth, self.particles, situation.work())
         passed = []
         for name in names if not shared else ():
             info = known[name]

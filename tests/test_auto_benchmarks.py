@@ -24,7 +24,7 @@ def test_the_table_behind_auto_is_measured_and_held_against_every_estimator(monk
     monkeypatch.setattr(auto_table, "STEPS", 2)
     monkeypatch.setattr(auto_table, "SLOWEST", 10.0)
     monkeypatch.setattr(auto_table, "LEAST_DRAWS", 2)
-    cell = auto_table.Cell(Family.BERNOULLI, 8, 1, 1, batch=20, side=8)
+    cell = auto_table.Cell(Family.BERNOULLI, 8, 1, 1, auto_table.Shape(batch=20, side=8, elements=3, values=2))
     assert set(cell.key()) == set(json.loads(TABLE_FILE.read_text())[0]) - {"ranking"}
     ranking = auto_table.measure_cell(cell, seconds=0.0)
     assert [product for _, product in ranking] == sorted(product for _, product in ranking)
