@@ -130,7 +130,7 @@ class Layers(nn.Module):
         self.top = nn.Parameter(torch.zeros(cell.shape.width))
         images = load_images("digits").train.reshape(-1, 1, 8, 8)
         self.images = nn.functional.interpolate(images, size=(cell.shape.side,) * 2).flatten(1)
-        last = self.down[0][-1] if cell.shape.hidden else self.down[0]
+        last = [part for part in self.down[0].modules() if isinstance(part, nn.Linear)][-1]
         with torch.no_grad():
             last.bias.copy_(torch.logit(self.images.mean(0).clamp(0.01, 0.99)))
         self.next_batch()
