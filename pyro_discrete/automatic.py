@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -42,6 +42,9 @@ _MEASURED_AS = {
 }
 MOST_NUMBERS = 50_000_000
 """Estimators whose rows would hold more numbers in the program's sites are not taken by "auto": they need memory."""
+
+WEIGHTS = {"depth": 2.0, "particles": 1.0, "work": 1.0}
+"""Of each logarithmic distance to a cell: so chosen, cells are foretold best from the others (auto_models.py)."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,9 @@ def _table() -> list[dict]:
     return json.loads(TABLE_FILE.read_text())
 
 
-def ranking(family: Family, support: float, depth: int, particles: int, work: int) -> tuple[list[str], str]:
+def ranking(
+    family: Family, support: float, depth: int, particles: int, work: int, table: Sequence[dict] | None = None
+) -> tuple[list[str], str]:
     """Names of estimators, least variance times time first, and the measured cell that is nearest.
 
     Supports are rounded up, for what lists joint values was measured on no larger ones; depth, particles and the work
@@ -92,13 +97,13 @@ def ranking(family: Family, support: float, depth: int, particles: int, work: in
     'Bernoulli, many joint values, 1 site, 1 particle, a run of 8e+04 operations'
     """
     kind = _MEASURED_AS.get(family, family)
-    cells = [cell for cell in _table() if cell["family"] == kind.value]
+    cells = [cell for cell in (_table() if table is None else table) if cell["family"] == kind.value]
     largest = max(cell["support"] for cell in cells)
     size = min((cell["support"] for cell in cells if cell["support"] >= support), default=largest)
     wanted = {"depth": depth, "particles": particles, "work": max(work, 1)}
 
     def distance(cell: dict) -> tuple[float, ...]:
-        far = sum(abs(math.log(cell[name] / value)) for name, value in wanted.items())
+        far = sum(WEIGHTS[name] * abs(math.log(cell[name] / value)) for name, value in wanted.items())
         return abs(math.log(cell["support"] / size)), far, *(cell[name] for name in wanted)
 
     best = min(cells, key=distance)

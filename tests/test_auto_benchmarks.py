@@ -31,3 +31,10 @@ def test_the_table_behind_auto_is_measured_and_held_against_every_estimator(monk
     assert ranking[0] == ["enumerate", 0.0]
     found = auto_models.compare_auto("sbn", {"latents": 3}, 1, steps=1, seconds=0.0)
     assert (found["auto"], found["best"], found["ratio"]) == (["enumerate"], "enumerate", 1.0)
+
+
+def test_cells_are_foretold_from_the_others() -> None:
+    ratios = auto_models.foretold()
+    assert len(ratios) > 40
+    assert min(ratios) == 1.0
+    assert sum(ratio <= 1.3 for ratio in ratios) > 0.75 * len(ratios)
