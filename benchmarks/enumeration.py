@@ -3,8 +3,8 @@
     python -m benchmarks.enumeration --out runs/enumeration
 
 Each size runs in a process of its own, as memory is its peak. Times are the least of several steps (loss and gradient),
-without the first call, which plans; what that takes is shown beside them. `pyro` is Pyro's `TraceEnum_ELBO` with the
-annotations that it needs.
+without the first call, which plans; what that takes is shown beside them. `guided` has a chain in the guide as well,
+whose values are enumerated; `pyro` is Pyro's `TraceEnum_ELBO` with the annotations that it needs.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from pyro_discrete import DiscretePosterior, TraceELBO
 
 STATES = 4
 LENGTHS = (10, 100, 1_000, 10_000)
+LONGEST_GUIDED = 1_000
 POINTS = (1_000, 10_000, 100_000, 1_000_000)
 BATCH = 1_000
 
@@ -53,6 +54,14 @@ def mixture(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(locs[z], 1.0), obs=x[i])
 
 
+def chain_guide(x: Tensor) -> None:
+    """A chain of its own logits at each step."""
+    logits = pyro.param("q", lambda: torch.zeros(len(x), STATES, STATES))
+    z: Any = 0
+    for t in pyro.markov(range(len(x))):
+        z = pyro.sample(f"z{t}", dist.Categorical(logits=logits[t][z]))
+
+
 def nothing(x: Tensor) -> None:
     """A guide that leaves all to the sum."""
 
@@ -69,11 +78,12 @@ def measure(program: str, size: int, what: str) -> dict[str, Any]:
 
         def run() -> float:
             return elbo.loss_and_grads(marked, nothing, x)
-    elif what == "ours":
+    elif what in ("ours", "guided"):
         ours = TraceELBO("enumerate")
+        guide = nothing if what == "ours" else chain_guide
 
         def run() -> float:
-            return ours.loss_and_grads(model, nothing, x)
+            return ours.loss_and_grads(model, guide, x)
     else:
         posterior = DiscretePosterior(model)
 
@@ -104,6 +114,7 @@ def _timed(run: Callable[[], float]) -> tuple[float, float]:
 def cases(lengths: tuple[int, ...] = LENGTHS, points: tuple[int, ...] = POINTS) -> list[tuple[str, int, str]]:
     """Every program, size and way of going about it."""
     found = [("chain", n, what) for what in ("ours", "viterbi", "pyro") for n in lengths]
+    found += [("chain", n, "guided") for n in lengths if n <= LONGEST_GUIDED]
     found += [("mixture", n, what) for what in ("ours", "pyro") for n in points]
     return found
 

@@ -14,10 +14,11 @@ __all__ = ["picture"]
 
 LABELS = {
     "ours": 'TraceELBO("enumerate"), a step',
+    "guided": "the same with a chain in the guide",
     "viterbi": "most probable path, all included",
     "pyro": "Pyro's TraceEnum_ELBO, a step",
 }
-MARKS = {"ours": "o", "viterbi": "^", "pyro": "D"}
+MARKS = {"ours": "o", "viterbi": "^", "pyro": "D", "guided": "s"}
 COLOURS = dict(zip(MARKS, PALETTE, strict=False))
 SIZES = {"chain": "length of the chain", "mixture": "points, in minibatches of 1,000"}
 

@@ -16,9 +16,21 @@ from pyro_discrete.estimators.enumerate import Enumerate
 from pyro_discrete.probe import Pair, Trial, crossing_site
 from pyro_discrete.rows_check import check_rows
 from pyro_discrete.select import AUTO, Selection
-from pyro_discrete.sites import Site, latent_sites
+from pyro_discrete.sites import Site, latent_sites, sample_sites
+from pyro_discrete.sums_one_by_one import from_first, joint_traces
 
-__all__ = ["SumCost", "component_cost", "marginal_settings", "marginal_sites", "settle_marginals"]
+__all__ = [
+    "SumCost",
+    "component_cost",
+    "marginal_settings",
+    "marginal_sites",
+    "settle",
+    "settle_marginals",
+]
+
+
+class NoLeadingDimsError(EnumerationError):
+    """A program that cannot take leading dims, over which its own sites are summed out."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +114,31 @@ def settle_marginals(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate]
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    raise EnumerationError(
+    raise NoLeadingDimsError(
         f"Sites of the model alone ({names}) are summed out over leading dims, which the program cannot take "
         f"({reason}). Index from the right so that dims on the left broadcast, or draw them in the guide too."
     )
+
+
+def settle(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate]) -> tuple[SumCost, frozenset[str], bool]:
+    """As `settle_marginals`, or else by a run for each joint value; and whether that is the way.
+
+    Raises `EnumerationError` if neither can be had.
+    """
+    try:
+        return *settle_marginals(pair, trial, settings), False
+    except NoLeadingDimsError as error:
+        reason = str(error)
+    drawn = latent_sites(trial.guide_trace)
+    try:
+        with torch.no_grad(), trial.subsamples:
+            replayed = poutine.replay(pair.model, trace=trial.guide_trace)
+            traces = list(joint_traces(replayed, drawn, pair.args, pair.kwargs))
+    except EnumerationError as other:
+        why = str(other).splitlines()[0]
+        raise EnumerationError(f"{reason} One joint value after another cannot be had either: {why}") from None
+    numbers = [sum(m["value"].numel() for m in sample_sites(trace).values()) for trace in traces]
+    return SumCost(max(numbers), sum(numbers)), frozenset(from_first(traces[0], drawn)), True
 
 
 def within_budget(component: Component, settings: Mapping[str, Enumerate]) -> SumCost:

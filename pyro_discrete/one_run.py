@@ -22,6 +22,7 @@ from pyro_discrete.relaxations.relax import ExtendMessenger
 from pyro_discrete.rows import KeepSubsamples, PlaceColumn, PlaceRows
 from pyro_discrete.scored_points import settled_points
 from pyro_discrete.sites import ROWS_PLATE, latent_sites, sample_sites
+from pyro_discrete.sums_one_by_one import summed_one_by_one
 from pyro_discrete.tracing import trace_sites
 
 __all__ = ["StructureChangedError", "evaluated"]
@@ -96,6 +97,8 @@ def _traces(
     if placing.relaxed:
         model = ExtendMessenger(settled_points(placing.relaxed, plan, guide_trace, sound))(model)
     drawn = latent_sites(guide_trace)
+    if plan.sums_one_by_one:
+        return guide_trace, *summed_one_by_one(model, guide_trace, pair.args, pair.kwargs)
     if plan.marginal:
         marginalise = Marginalise(drawn, plan.marginal, plan.batch_dims)
         model_trace = trace_sites(marginalise(model), pair.args, pair.kwargs, guide_trace)

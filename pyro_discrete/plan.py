@@ -59,6 +59,7 @@ class Plan:
     one_by_one: bool = False
     marginal: dict[str, Enumerate] = field(default_factory=dict)
     cost: SumCost | None = None
+    sums_one_by_one: bool = False
     observed: dict[str, int] = field(default_factory=dict)
     estimators: dict[str, Estimator | None] = field(default_factory=dict)
     analytic: set[str] = field(default_factory=set)

@@ -16,7 +16,7 @@ from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.estimators.base import Estimator, Family
 from pyro_discrete.estimators.enumerate import Enumerate
-from pyro_discrete.marginal_planning import marginal_settings, marginal_sites, settle_marginals
+from pyro_discrete.marginal_planning import marginal_settings, marginal_sites, settle
 from pyro_discrete.marginalisation import absorbed
 from pyro_discrete.objectives import Objective
 from pyro_discrete.plan import Plan, SitePlan
@@ -88,7 +88,7 @@ def make_plan(
     settle_products(plan, sites)
     summed: frozenset[str] = frozenset()
     if marginal:
-        plan.cost, summed = settle_marginals(pair, trial, settings)
+        plan.cost, summed, plan.sums_one_by_one = settle(pair, trial, settings)
     scored = absorbed(trial.model_trace, summed)
     notes = objective.notes(trial.guide_trace, scored, known)
     notes = analytic_notes(plan, trial.guide_trace, scored, known, _never_analytic(pair, objective)) | notes

@@ -181,7 +181,7 @@ def test_growth_of_exact_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     enumeration.main(["--out", str(tmp_path), "--lengths", "5", "20", "--points", "50"])
     found = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
     values = {(r["program"], r["size"], r["what"]): r["value"] for r in found}
-    assert len(found) == 8
+    assert len(found) == 10
     assert values["chain", 20, "ours"] == pytest.approx(values["chain", 20, "pyro"], rel=1e-5)
     assert "| chain | 20 | viterbi |" in (tmp_path / "enumeration.md").read_text()
     assert min(matplotlib.image.imread(tmp_path / "enumeration.png").shape[:2]) > 200

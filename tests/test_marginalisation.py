@@ -5,18 +5,21 @@ The statistical tests here alarm falsely with a probability below 1e-5 together,
 
 from __future__ import annotations
 
+import itertools
 import math
+from contextlib import nullcontext
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_discrete import Enumerate, TraceELBO, TraceIWELBO, marginalisation, one_run
+from pyro_discrete import Enumerate, TraceELBO, TraceIWELBO, marginalisation, one_run, sums_one_by_one
 from pyro_discrete.diagnostics import marginal_programs
 from pyro_discrete.diagnostics.programs import Program
 from pyro_discrete.errors import EnumerationError, SiteMatchError
-from pyro_discrete.testing import assert_contract, check_estimator, exact_gradient, exact_loss
+from pyro_discrete.testing import Oracle, assert_contract, check_estimator, exact_gradient, exact_loss
+from tests.forced import Forced, mean_gradient
 from tests.pairs import DATA, gradients
 
 PROGRAMS = [p for p in vars(marginal_programs).values() if isinstance(p, Program)]
@@ -228,3 +231,62 @@ def test_importance_weighted_bounds_see_the_marginal():
     assert loss == pytest.approx(exact.item(), abs=0.02)
     assert torch.allclose(found["a"], a.grad, atol=0.02)
     assert torch.allclose(found["weights"], free.grad, atol=0.03)
+
+
+class Branches:
+    """Control flow on a site y of the model alone, whose values lead to other sites."""
+
+    def __init__(self, weight=1.0, plate=False, many=3):
+        self.phi, self.loc = torch.tensor([0.3, -0.5], requires_grad=True), torch.tensor(0.4, requires_grad=True)
+        self.weights = torch.linspace(-0.5, 1.0, many).requires_grad_()
+        self.weight, self.plate = weight, plate
+
+    def model(self):
+        a = pyro.sample("a", dist.Bernoulli(0.4))
+        b = pyro.sample("b", dist.Bernoulli(0.7))
+        with pyro.plate("outer", 1, dim=-2) if self.plate else nullcontext():
+            y = pyro.sample("y", dist.Categorical(logits=self.weights))
+            loc = 1.0 - a if y.item() == 0 else self.loc * y
+            if y.item() == 2:
+                loc = loc + b * pyro.sample("w", dist.Bernoulli(torch.sigmoid(self.loc)))
+            with pyro.plate("observations", 3), pyro.poutine.scale(scale=self.weight):
+                pyro.sample("x", dist.Normal(loc, 0.7), obs=DATA)
+
+    def guide(self):
+        a = pyro.sample("a", dist.Bernoulli(logits=self.phi[0]))
+        pyro.sample("b", dist.Bernoulli(logits=self.phi[1] + a))
+
+
+@pytest.mark.filterwarnings("ignore:This program cannot take")
+def test_a_program_without_leading_dims_is_summed_by_a_run_for_each_value(monkeypatch):
+    """The exact means of gradients and losses, over the guide's four values; planted: the first value's run alone."""
+    pair = Branches()
+    exact, elbo = Oracle()(pair.model, pair.guide), TraceELBO(Forced())
+    wanted = {id(leaf): exact.gradients[name] for name, leaf in exact.parameters.items()}
+
+    def error(leaf):
+        return (mean_gradient(elbo, pair.model, pair.guide, ["a", "b"], leaf) - wanted[id(leaf)]).abs().max()
+
+    assert max(map(error, (pair.phi, pair.weights, pair.loc))) < 1e-5
+    assert elbo.plan.sums_one_by_one
+    assert "exact sums: largest table 7 elements" in str(elbo.plan)
+    losses = torch.tensor([elbo.loss(pair.model, pair.guide) for _ in range(100)])
+    assert abs(losses.mean() - exact.loss) < 5 * losses.std() / 10
+    assert TraceIWELBO("vimco", num_particles=2).loss_and_grads(pair.model, pair.guide) < 100
+    every = sums_one_by_one.joint_traces
+    monkeypatch.setattr(sums_one_by_one, "joint_traces", lambda *given: itertools.islice(every(*given), 1))
+    assert error(pair.phi) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"weight": 0.5}, "scales of these differ"),
+        ({"plate": True}, "'y' is in a plate"),
+        ({"many": 300}, "more than 256"),
+    ],
+)
+def test_what_cannot_be_summed_without_leading_dims(settings, reason):
+    pair = Branches(**settings)
+    with pytest.raises(EnumerationError, match=reason):
+        TraceELBO("nvil").loss(pair.model, pair.guide)
