@@ -212,7 +212,7 @@ def test_step_parts_tell_matrix_products_from_the_rest() -> None:
     from pyro_discrete import TraceELBO
 
     def step() -> None:
-        torch.rand(20, 30) @ torch.rand(30, 20)
+        torch.mm(torch.rand(20, 30), torch.rand(30, 20))
 
     found = step_parts.parts_of(step, steps=20)
     assert 0 < found["matrix products"] < 1
