@@ -56,7 +56,7 @@ def test_auto_enumerates_where_cheap_else_reads_its_table():
 
     assert got("auto") == {"z1": "enumerate", "z2": "enumerate"}
     for particles in (1, 4):
-        names, _ = ranking(Family.BERNOULLI, 2.0**40, 1, particles)
+        names, _ = ranking(Family.BERNOULLI, 2.0**40, 1, particles, work=1000)
         assert got("auto", particles, wide_guide, wide)["z"].partition("(")[0] == names[0]
 
 
