@@ -55,8 +55,8 @@ def mixture(x: Tensor) -> None:
 
 
 def chain_guide(x: Tensor) -> None:
-    """A chain of its own logits at each step."""
-    logits = pyro.param("q", lambda: torch.zeros(len(x), STATES, STATES))
+    """A chain of its own logits at each step; unbound, as each `logits[t]` alone has a gradient of the size of all."""
+    logits = pyro.param("q", lambda: torch.zeros(len(x), STATES, STATES)).unbind()
     z: Any = 0
     for t in pyro.markov(range(len(x))):
         z = pyro.sample(f"z{t}", dist.Categorical(logits=logits[t][z]))

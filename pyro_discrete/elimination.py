@@ -58,7 +58,11 @@ class Elimination(LogRing):
     def _eliminate(self, terms: Sequence[Tensor], dims: Iterable[str]) -> list[Tensor]:
         """Sum out one dim after another, the one that leaves the smallest table first."""
         held = dict(enumerate(terms))
-        where = {dim: {i for i, t in held.items() if dim in _dims(t)} for dim in dims}
+        where: dict[str, set[int]] = {dim: set() for dim in dims}
+        for i, term in held.items():
+            for dim in _dims(term):
+                if dim in where:
+                    where[dim].add(i)
 
         def size(dim: str) -> int:
             sizes = {d: n for i in where[dim] for d, n in zip(_dims(held[i]), held[i].shape, strict=True)}

@@ -241,17 +241,19 @@ def _in_one_dtype(guide_trace: Trace, model_trace: Trace) -> None:
 
 def _check_crossing(guide_trace: Trace, model_trace: Trace) -> None:
     """Refuse a site outside a plate that depends on a site enumerated inside it: elements would be taken in step."""
-    sites = [m for t in (guide_trace, model_trace) for m in sample_sites(t).values()]
+    over: dict[tuple[int, Any], list[Any]] = {}  # what varies along a dim, by its id too: chains use dims again
+    for site in (m for t in (guide_trace, model_trace) for m in sample_sites(t).values()):
+        shape, ids = tuple(site["fn"].batch_shape), site["infer"].get("_dim_to_id", {})
+        for dim, size in enumerate(shape, start=-len(shape)):
+            if size > 1 and dim in ids:
+                over.setdefault((dim, ids[dim]), []).append(site)
     for inner in sample_sites(guide_trace).values():
-        if inner["infer"].get("_enumerate_dim") is None:
+        dim = inner["infer"].get("_enumerate_dim")
+        if dim is None:
             continue
-        dim = inner["infer"]["_enumerate_dim"]
-        unique = inner["infer"]["_dim_to_id"].get(dim)
         plates = {p for p in plates_of(inner) if p.vectorized}
-        for outer in sites:
-            shape = tuple(outer["fn"].batch_shape)
-            depends = outer["infer"].get("_dim_to_id", {}).get(dim) == unique and len(shape) >= -dim and shape[dim] > 1
-            if depends and not plates <= plates_of(outer):
+        for outer in over.get((dim, inner["infer"]["_dim_to_id"].get(dim)), ()):
+            if not plates <= plates_of(outer):
                 missing = sorted(p.name for p in plates - plates_of(outer))
                 raise EnumerationError(
                     f"Site {outer['name']!r} outside plate {', '.join(missing)} depends on site {inner['name']!r} "
