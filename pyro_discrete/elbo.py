@@ -94,8 +94,11 @@ class TraceELBO(DiscreteELBO):
         self.register_buffer("weight", torch.as_tensor(1.0), persistent=False)  # the step says what it is
 
     def _advance(self) -> None:
+        if self.kl_weight == 1.0:
+            self.objective.weight = None
+            return
         advance_weight(self.weight, self.kl_weight, self.step)
-        self.objective.weight = None if self.kl_weight == 1.0 else self.weight
+        self.objective.weight = self.weight
 
 
 def checked_weight(weight: float | Callable[[Any], Any], name: str) -> float | Callable[[Any], Any]:

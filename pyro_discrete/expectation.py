@@ -108,5 +108,8 @@ class TraceExpectation(DiscreteELBO):
         self.register_buffer("weight", torch.as_tensor(0.0), persistent=False)  # the step says what it is
 
     def _advance(self) -> None:
+        if self.entropy_weight == 0.0:
+            self.objective.weight = None
+            return
         advance_weight(self.weight, self.entropy_weight, self.step)
-        self.objective.weight = None if self.entropy_weight == 0.0 else self.weight
+        self.objective.weight = self.weight

@@ -76,9 +76,8 @@ def leaf_parameters(loss: Tensor) -> list[Tensor]:
         seen.add(node)
         if isinstance(node, _Leaf):
             leaves.append(node.variable)
-            continue
-        for following, _ in node.next_functions:
-            stack.append(following)
+        else:
+            stack += [following for following, _ in node.next_functions]
     return leaves
 
 

@@ -59,12 +59,13 @@ def evaluated(
         if "collide at dim" in str(error) and f'"{ROWS_PLATE}"' in str(error):
             raise StructureChangedError("the program has deeper plates than before", plan.batch_dims + 1) from error
         raise
-    frames = [f for t in (guide_trace, model_trace) for m in sample_sites(t).values() for f in m["cond_indep_stack"]]
+    sites = sample_sites(guide_trace), sample_sites(model_trace)
+    frames = [f for each in sites for m in each.values() for f in m["cond_indep_stack"]]
     deepest = max((-f.dim for f in frames if f.dim is not None and f.name != ROWS_PLATE), default=0)
     if deepest > plan.batch_dims:
         raise StructureChangedError("the program has deeper plates than before", deepest)
     keep_graph = any(e.slope_rows for e in placing.chosen.values())
-    if dependencies.known and not dependencies.fit(sample_sites(guide_trace), sample_sites(model_trace)):
+    if dependencies.known and not dependencies.fit(*sites):
         raise StructureChangedError("its sites are others than in the trial run")
     dependencies = dependencies.joined(members)
     evaluation = objective.evaluate(

@@ -93,6 +93,8 @@ def _brief(value: Any, depth: int) -> Hashable:
     kind = type(value)
     if kind in _PLAIN:
         return kind, value
+    if kind is Tensor or kind is nn.Parameter:
+        return kind, tuple(value.shape), value.dtype
     if isinstance(value, Tensor) or kind.__module__ == "numpy":
         return kind, tuple(getattr(value, "shape", ())), getattr(value, "dtype", None)
     if isinstance(value, Mapping | list | tuple | set | frozenset) and len(value) > LONGEST:

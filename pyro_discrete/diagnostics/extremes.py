@@ -33,6 +33,22 @@ LOGITS = tuple(sign * size for size in (0.1, 1.0, 4.0, 8.0, 15.0, 30.0, 50.0) fo
 """The logits that the precision of an estimator is tested at."""
 
 
+class _Bits:
+    """Tells the operations that give Bernoulli draws: `bernoulli`, and a comparison written over uniform numbers."""
+
+    def __init__(self) -> None:
+        self._uniform: Tensor | None = None
+
+    def gives(self, func: Any, args: Any, out: Any) -> bool:
+        """Whether this operation, with these arguments and this result, has drawn bits."""
+        kind = func.overloadpacket
+        uniform = self._uniform
+        written_over = kind is torch.ops.aten.lt_ and uniform is not None and args[0].is_set_to(uniform)
+        if kind is torch.ops.aten.rand:
+            self._uniform = out
+        return written_over or kind in (torch.ops.aten.bernoulli, torch.ops.aten.bernoulli_)
+
+
 class SharedNoise(TorchDispatchMode):
     """Makes a float64 program consume the very random numbers that the float32 program does under the same seed.
 
@@ -44,11 +60,13 @@ class SharedNoise(TorchDispatchMode):
     def __init__(self, unlikely: bool = False) -> None:
         super().__init__()
         self.unlikely = unlikely
+        self._bits = _Bits()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = {} if kwargs is None else kwargs
         if torch.Tag.nondeterministic_seeded not in func.tags:
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            return out.neg_().add_(1) if self._bits.gives(func, args, out) and self.unlikely else out
         wide = any(isinstance(a, Tensor) and a.dtype == torch.float64 for a in args)
         wide = wide or kwargs.get("dtype") == torch.float64
 
@@ -58,7 +76,7 @@ class SharedNoise(TorchDispatchMode):
             return torch.float32 if a is torch.float64 else a
 
         out = func(*tree_map(narrow, args), **tree_map(narrow, kwargs))
-        if self.unlikely and func.overloadpacket in (torch.ops.aten.bernoulli, torch.ops.aten.bernoulli_):
+        if self._bits.gives(func, args, out) and self.unlikely:
             out = 1 - out
         elif self.unlikely and func.overloadpacket is torch.ops.aten.multinomial:
             out = (out + 1) % args[0].shape[-1]
@@ -66,6 +84,7 @@ class SharedNoise(TorchDispatchMode):
             out = out.double()
         if func._schema.is_mutable:
             return args[0].copy_(out)
+        self._bits.gives(func, args, out)  # the numbers that the program has
         return out
 
 
@@ -79,10 +98,11 @@ class ForcedDraws(TorchDispatchMode):
         super().__init__()
         self.pattern = pattern
         self.forced = 0
+        self._bits = _Bits()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **({} if kwargs is None else kwargs))
-        if func.overloadpacket not in (torch.ops.aten.bernoulli, torch.ops.aten.bernoulli_):
+        if not self._bits.gives(func, args, out):
             return out
         self.forced += 1
         values = torch.tensor(self.pattern, dtype=out.dtype)
