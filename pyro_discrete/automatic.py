@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyro_discrete.dependencies import Dependencies
+from pyro_discrete.dependencies import Dependencies, Sources, direct_sources
 from pyro_discrete.errors import DiscreteInferenceError
 from pyro_discrete.estimators.base import Estimator, Family
+from pyro_discrete.estimators.enumerate import Enumerate
 from pyro_discrete.probe import Pair, Trial, on_trial, trace_pair
 from pyro_discrete.relaxations.relax import ExtendMessenger
 from pyro_discrete.rows_check import check_rows
@@ -25,12 +26,13 @@ from pyro_discrete.sites import Site, latent_sites, plates_of, sample_sites, sit
 __all__ = [
     "TABLE_FILE",
     "Situation",
+    "cheap_enumeration",
     "is_differentiable",
     "keeps_to_plates",
     "multiply_adds",
+    "numbers_of",
     "ranking",
     "situations",
-    "sums_are_small",
 ]
 
 TABLE_FILE = Path(__file__).with_name("auto_table.json")
@@ -43,6 +45,10 @@ _MEASURED_AS = {
 MOST_NUMBERS = 50_000_000
 """Estimators whose rows would hold more numbers in the program's sites are not taken by "auto": they need memory."""
 
+CHEAP_SUPPORT = 256
+"""Up to so many joint values of all the guide's discrete sites, or of those behind any one term, "auto" enumerates."""
+MOST_SITES = 200
+"""Of a chain in the guide, which "auto" enumerates: the time of Pyro's sums over it grows faster than its length."""
 WEIGHTS = {"depth": 2.0, "particles": 1.0, "work": 1.0}
 """Of each logarithmic distance to a cell: so chosen, cells are foretold best from the others (auto_models.py)."""
 
@@ -127,9 +133,7 @@ def situations(
 ) -> dict[str, Situation]:
     """Each site's situation. What takes a run is looked at when it is asked for, once."""
     drawn = sum(site.family is not None for site in sites)
-    traces = (trial.guide_trace, trial.model_trace)
-    values = [msg["value"] for trace in traces for msg in sample_sites(trace).values()]
-    numbers = sum(value.numel() for value in values if isinstance(value, Tensor))
+    numbers = numbers_of(trial)
 
     @cache
     def work() -> int:
@@ -192,12 +196,39 @@ def is_differentiable(pair: Pair, trial: Trial, name: str) -> bool:
     return slope is not None and bool(slope.isfinite().all()) and bool(slope.any())
 
 
-def sums_are_small(sites: list[Site], known: Dependencies, largest: int) -> bool:
-    """Whether the joint values that any one term depends on, through all that is drawn on the way, are so few."""
-    if not known.known or not sites:
+def cheap_enumeration(
+    pair: Pair, trial: Trial, discrete: list[Site], marginal: list[Site], known: Callable[[], Dependencies]
+) -> Enumerate | None:
+    """The budget with which "auto" enumerates all discrete sites, where few values hang together; else None.
+
+    Where a term depends on few draws directly, but through these on more, as along a chain in the guide, sums over one
+    site after the other may be as small, or not: they have to fit.
+    """
+    everything = [*discrete, *marginal]
+    if any(s.cardinality > CHEAP_SUPPORT for s in everything):
+        return None
+    if math.prod(s.cardinality for s in discrete) <= CHEAP_SUPPORT:
+        return Enumerate()
+    if _sums_are_small(everything, known().terms if known().known else None, CHEAP_SUPPORT):
+        return Enumerate()
+    if len(discrete) > MOST_SITES or not _sums_are_small(everything, direct_sources(pair, trial), CHEAP_SUPPORT):
+        return None
+    largest = CHEAP_SUPPORT * numbers_of(trial)
+    return Enumerate(max_elements=largest, max_operations=16 * largest)
+
+
+def numbers_of(trial: Trial) -> int:
+    """How many numbers the values of all sites have."""
+    sites = [m for t in (trial.guide_trace, trial.model_trace) for m in sample_sites(t).values()]
+    return sum(math.prod(m["fn"].shape()) for m in sites)
+
+
+def _sums_are_small(sites: Sequence[Site], sources: Sources | None, largest: int) -> bool:
+    """Whether the draws that any one term is computed from have so few joint values."""
+    if sources is None or not sites:
         return False
     sizes = {site.name: site.cardinality for site in sites}
-    return all(math.prod(sizes.get(name, 1.0) for name in sources) <= largest for sources in known.terms.values())
+    return all(math.prod(sizes.get(name, 1.0) for name in names) <= largest for names in sources.values())
 
 
 def keeps_to_plates(trial: Trial, name: str, known: Dependencies) -> bool:

@@ -23,12 +23,12 @@ from torch.distributions import Independent
 
 from pyro_discrete.elements import element_axis
 from pyro_discrete.estimators.base import Family
-from pyro_discrete.probe import Pair, on_trial, trace_pair
+from pyro_discrete.probe import Pair, Trial, on_trial, trace_pair
 from pyro_discrete.provenance import Provenance
 from pyro_discrete.rows import KeepSubsamples
 from pyro_discrete.sites import Site, family_of, is_latent, latent_sites, sample_sites
 
-__all__ = ["UNKNOWN", "Dependencies", "divergence_of", "find_dependencies"]
+__all__ = ["UNKNOWN", "Dependencies", "Sources", "direct_sources", "divergence_of", "find_dependencies"]
 
 Key = tuple[str, str]
 """("guide" or "model", site name)."""
@@ -165,6 +165,22 @@ def find_dependencies(pair: Pair, numbers: Collection[Tensor] = ()) -> Dependenc
         found = Dependencies(terms, parameters, elements)
         contradiction = _contradiction(pair, subsamples, traces, found)
         return Dependencies(reason=contradiction) if contradiction else found
+
+
+def direct_sources(pair: Pair, trial: Trial) -> Sources | None:
+    """What each term is computed from if a draw counts for itself alone, not for those that it was drawn given.
+
+    None where that is not known.
+    """
+    values = {n: m["value"].detach().clone() for n, m in latent_sites(trial.guide_trace).items()}
+    with on_trial(), pyro.validation_enabled(False):
+        provenance = Provenance()
+        try:
+            with provenance, _Mark(provenance):
+                terms, _ = _sources(provenance, trace_pair(pair, trial.subsamples, values))
+        except Exception:  # it failed as the run for all sources would
+            return None
+    return None if provenance.escape else terms
 
 
 def _python_state() -> tuple[Any, ...]:

@@ -90,6 +90,8 @@ def settle_enumeration(plan: Plan, pair: Pair, trial: Trial, known: Dependencies
     """
     reason = _why_not_parallel(plan, pair, trial, known)
     if not reason:
+        if not plan.explicit:
+            plan.enumeration = Enumerate()  # it is small here: larger batches may come
         return True
     if not plan.explicit:
         return False

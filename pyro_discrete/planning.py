@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 
-from pyro_discrete.automatic import Situation, situations, sums_are_small
+from pyro_discrete.automatic import CHEAP_SUPPORT, Situation, cheap_enumeration, numbers_of, situations
 from pyro_discrete.columns import Columns
 from pyro_discrete.costs import Order
 from pyro_discrete.dependencies import Dependencies
@@ -39,9 +39,6 @@ from pyro_discrete.sites import Site, latent_sites, plates_of, sample_sites
 from pyro_discrete.switches import Wiring
 
 __all__ = ["make_plan", "plan_site"]
-
-CHEAP_SUPPORT = 256
-"""Up to so many joint values of all the guide's discrete sites, or of those behind any one term, "auto" enumerates."""
 
 
 def make_plan(
@@ -79,7 +76,7 @@ def make_plan(
     plan = Plan([], "vectorised", Columns(), selection.particles, trial.batch_dims, marginal=settings)
     if objective.reads_dependencies or any(s.family is not None for s in sites):
         plan.wiring = wiring
-    plan.elements = _elements(trial)
+    plan.elements = numbers_of(trial)
     known = plan.dependencies(given)
     plan.layout = objective.layout(pair, trial, known, selection.particles)
     order = Order({n: plates_of(m) for n, m in sample_sites(trial.guide_trace).items()}, {}, known)
@@ -159,7 +156,7 @@ def _separated(
     if joined:
         return {}, joined
     values = {s.name: number_of_values(s) for s in discrete}
-    elements = max(values.values()) * particles * _elements(trial)
+    elements = max(values.values()) * particles * numbers_of(trial)
     if elements > settings.max_elements:
         raise EnumerationError(
             f"Summing over the elements of {', '.join(map(repr, values))} one by one needs {elements:.3g} numbers; at "
@@ -206,8 +203,11 @@ def _enumeration_plan(
     if explicit and any(selection.left_to_auto(s) and not _fits(s, settings) for s in discrete):
         explicit = False  # a site that nobody named cannot be had: the named ones get the local expectation
     auto = may_enumerate and all(map(selection.left_to_auto, discrete))
-    if not explicit and not (auto and _is_cheap(discrete, marginal, known)):
-        return None
+    if not explicit:
+        cheap = cheap_enumeration(pair, trial, discrete, marginal, known) if auto else None
+        if cheap is None:
+            return None
+        settings = cheap
     separated, joined = {}, ""
     if explicit and any(s.cardinality > CHEAP_SUPPORT for s in discrete):
         separated, joined = _separated(pair, trial, discrete, selection.particles, settings, known)
@@ -238,25 +238,12 @@ def _enumeration_plan(
     return plan
 
 
-def _elements(trial: Trial) -> int:
-    """How many numbers the values of all sites have."""
-    sites = [m for t in (trial.guide_trace, trial.model_trace) for m in sample_sites(t).values()]
-    return sum(math.prod(m["fn"].shape()) for m in sites)
-
-
 def _fits(site: Site, settings: Enumerate) -> bool:
     return site.cardinality * math.prod(site.distribution.shape()) <= settings.max_elements
 
 
 def _kind(site: Site) -> str:
     return site.family.value if site.family else "reparameterised"
-
-
-def _is_cheap(discrete: list[Site], marginal: list[Site], known: Callable[[], Dependencies]) -> bool:
-    if any(s.cardinality > CHEAP_SUPPORT for s in [*discrete, *marginal]):
-        return False
-    joint = math.prod(s.cardinality for s in discrete)
-    return joint <= CHEAP_SUPPORT or sums_are_small([*discrete, *marginal], known(), CHEAP_SUPPORT)
 
 
 def _choose_path(pair: Pair, trial: Trial, plan: Plan, vectorise: bool) -> None:

@@ -146,3 +146,40 @@ def test_chains_of_separate_sites_are_enumerated_as_each_term_holds_few_values()
     explicit = TraceELBO(Enumerate())
     assert elbo.loss(model, guide) == pytest.approx(explicit.loss_and_grads(model, guide))
     assert torch.allclose(found, phi.grad)
+
+
+def chain(*parents, values=6, steps=14):
+    """A guide of `steps` categories, each of which depends on those so many steps before."""
+    start, tables = torch.zeros(values, requires_grad=True), torch.randn(len(parents), values, values)
+
+    def model():
+        with pyro.plate("data", 2):
+            for t in range(steps):
+                z = pyro.sample(f"z{t}", dist.Categorical(logits=torch.zeros(values)))
+                pyro.sample(f"x{t}", dist.Normal(torch.arange(float(values))[z], 1.0), obs=torch.tensor([0.5, 1.0]))
+
+    def guide():
+        drawn = []
+        with pyro.plate("data", 2):
+            for t in range(steps):
+                before = [table[drawn[t - p]] for p, table in zip(parents, tables, strict=True) if p <= t]
+                drawn.append(pyro.sample(f"z{t}", dist.Categorical(logits=sum(before, start))))
+
+    return model, guide, start
+
+
+def test_chains_in_the_guide_are_enumerated_where_sums_along_them_are_small():
+    model, guide, start = chain(1)
+    elbo = TraceELBO()
+    loss = elbo.loss_and_grads(model, guide)
+    assert elbo.plan.path == "enumerated"
+    assert elbo.plan.enumeration.max_elements == Enumerate().max_elements  # for larger batches than the first
+    found, start.grad = start.grad, None
+    assert loss == pytest.approx(TraceELBO("enumerate").loss_and_grads(model, guide))
+    assert torch.allclose(found, start.grad)
+    tangled = TraceELBO()
+    tangled.loss(*chain(1, 5)[:2])
+    assert tangled.plan.path != "enumerated"
+    long = TraceELBO()
+    long.loss(*chain(1, values=2, steps=201)[:2])
+    assert long.plan.path != "enumerated"
