@@ -47,8 +47,6 @@ MOST_NUMBERS = 50_000_000
 
 CHEAP_SUPPORT = 256
 """Up to so many joint values of all the guide's discrete sites, or of those behind any one term, "auto" enumerates."""
-MOST_SITES = 200
-"""Of a chain in the guide, which "auto" enumerates: the time of Pyro's sums over it grows faster than its length."""
 WEIGHTS = {"depth": 2.0, "particles": 1.0, "work": 1.0}
 """Of each logarithmic distance to a cell: so chosen, cells are foretold best from the others (auto_models.py)."""
 
@@ -211,7 +209,7 @@ def cheap_enumeration(
         return Enumerate()
     if _sums_are_small(everything, known().terms if known().known else None, CHEAP_SUPPORT):
         return Enumerate()
-    if len(discrete) > MOST_SITES or not _sums_are_small(everything, direct_sources(pair, trial), CHEAP_SUPPORT):
+    if not _sums_are_small(everything, direct_sources(pair, trial), CHEAP_SUPPORT):
         return None
     largest = CHEAP_SUPPORT * numbers_of(trial)
     return Enumerate(max_elements=largest, max_operations=16 * largest)
