@@ -81,7 +81,7 @@ def foretold() -> list[float]:
 
 
 def main(
-    steps: Annotated[int, typer.Option(help="Of rloo before the comparison.", min=1)] = 1000,
+    steps: Annotated[int, typer.Option(help="Of rloo before the comparison.", min=1)] = 2000,
     seconds: Annotated[float, typer.Option(help="For each estimator.")] = 0.2,
     only: Annotated[str, typer.Option(help="Programs, by the beginning of their name, separated by commas.")] = "",
     out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("runs/auto-models"),

@@ -37,4 +37,4 @@ def test_cells_are_foretold_from_the_others() -> None:
     ratios = auto_models.foretold()
     assert len(ratios) > 40
     assert min(ratios) == 1.0
-    assert sum(ratio <= 1.3 for ratio in ratios) > 0.75 * len(ratios)
+    assert sum(ratio <= 1.3 for ratio in ratios) > 0.7 * len(ratios)
