@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ def drawn(fn: Any) -> Tensor:
       for each row, takes an eighth of the time with 10 categories, and less with more.
     - Bits on the processor: whether a uniform number is below the probability. These are the draws of `torch.bernoulli`
       under the same seed, in a third of the time, without its look at each probability: where validation is off, for
-      one distribution or for all, they are left to it, so that a captured step reads no values.
+      one distribution or for all, they are left to it, whose look is then the only one.
     """
     base = fn
     while isinstance(base, Independent | MaskedDistribution):
@@ -56,8 +55,6 @@ def _has_uniform_bits(parameter: Tensor) -> bool:
 @torch.no_grad()
 def _bits(fn: Bernoulli) -> Tensor:
     probs = fn.probs
-    if math.isnan(probs.sum().item()):  # written to since they were validated
-        return torch.bernoulli(probs)
     return torch.rand(fn.batch_shape, dtype=probs.dtype, device=probs.device).lt_(probs)
 
 

@@ -125,23 +125,6 @@ def test_probabilities_that_are_none_are_refused(wrong: float) -> None:
         drawn(dist.Bernoulli(probs))
 
 
-def test_probabilities_that_have_become_nan_since_are_an_error() -> None:
-    probs = torch.full((4,), 0.5)
-    made = dist.Bernoulli(probs)
-
-    def model() -> None:
-        pyro.sample("z", dist.Bernoulli(torch.full((4,), 0.5)).to_event(1))
-
-    def guide() -> None:
-        pyro.sample("z", made.to_event(1))
-
-    elbo = TraceELBO("reinforce")
-    elbo.loss_and_grads(model, guide)
-    probs[2] = float("nan")
-    with pytest.raises(RuntimeError, match="p_in"):
-        elbo.loss_and_grads(model, guide)
-
-
 def test_bits_of_other_types_are_left_to_torch() -> None:
     for fn in (dist.Bernoulli(torch.rand(50).half()), dist.Bernoulli(torch.rand(50).bfloat16())):
         torch.manual_seed(0)

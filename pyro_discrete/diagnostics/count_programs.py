@@ -6,9 +6,12 @@ sums up to it, relaxations go up to it, and score functions draw without it.
 
 from __future__ import annotations
 
+from typing import cast
+
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.poutine.runtime import InferDict
 from torch import Tensor
 
 from pyro_discrete.diagnostics.programs import CATEGORICAL, COUNT, Pair, leaf, program
@@ -22,6 +25,11 @@ __all__ = [
 ]
 
 
+def up_to(truncation: int) -> InferDict:
+    """What `infer` says of the largest count that is looked at: Pyro keeps keys that its type does not list."""
+    return cast(InferDict, {"truncation": truncation})
+
+
 @program(COUNT)
 def one_poisson(dtype: torch.dtype) -> Pair:
     """One site, the prior's rate and the slope of the likelihood learned too."""
@@ -33,7 +41,7 @@ def one_poisson(dtype: torch.dtype) -> Pair:
         pyro.sample("x", dist.Normal(slope * n, 0.8), obs=target)
 
     def guide() -> None:
-        pyro.sample("n", dist.Poisson(phi.exp()), infer={"truncation": 13})
+        pyro.sample("n", dist.Poisson(phi.exp()), infer=up_to(13))
 
     return Pair(model, guide, (), {"phi": phi, "prior": prior, "slope": slope})
 
@@ -50,8 +58,8 @@ def geometric_and_negative_binomial(dtype: torch.dtype) -> Pair:
         pyro.sample("x", dist.Normal(0.6 * g + 0.4 * n + 0.3 * g * n, 1.1), obs=target)
 
     def guide() -> None:
-        pyro.sample("g", dist.Geometric(logits=phi), infer={"truncation": 13})
-        pyro.sample("n", dist.NegativeBinomial(2.0, logits=chi), infer={"truncation": 13})
+        pyro.sample("g", dist.Geometric(logits=phi), infer=up_to(13))
+        pyro.sample("n", dist.NegativeBinomial(2.0, logits=chi), infer=up_to(13))
 
     return Pair(model, guide, (), {"phi": phi, "chi": chi})
 
@@ -103,6 +111,6 @@ def categorical_over_poisson(dtype: torch.dtype) -> Pair:
 
     def guide() -> None:
         z = pyro.sample("z", dist.Categorical(logits=phi))
-        pyro.sample("n", dist.Poisson(rates.exp()[z]), infer={"truncation": 15})
+        pyro.sample("n", dist.Poisson(rates.exp()[z]), infer=up_to(15))
 
     return Pair(model, guide, (), {"phi": phi, "rates": rates, "levels": levels})
