@@ -25,7 +25,7 @@ from pyro_discrete.batches import TensorBatches, as_arguments
 from pyro_discrete.optimisation import build_optimizer
 from pyro_discrete.training_loop import FitState, Loop
 
-__all__ = ["Row", "Worker", "rows_here"]
+__all__ = ["Here", "Row", "Worker", "rows_here"]
 
 LR = 1e-3
 
@@ -50,7 +50,7 @@ class Row(ABC):
         return statistics.median(self.times)
 
 
-class _Here(Row):
+class Here(Row):
     """In this process, with a param store of its own."""
 
     def __init__(self, name: str, make: Callable[[], Callable[[], Any]]) -> None:
@@ -180,7 +180,7 @@ def rows_here(shape: Shape, compiled: bool = True) -> list[Row]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             started = time.perf_counter()
-            row = _Here(name, make)
+            row = Here(name, make)
             row.turn(4)  # captures and compiles
             print(f"  {name}: ready after {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
         rows.append(row)

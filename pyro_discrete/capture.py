@@ -29,6 +29,7 @@ from pyro_discrete.graph_rewriting import (
     refuse_dynamic_shapes,
     refuse_overlap,
     separate_biases,
+    share_repeated,
 )
 
 __all__ = ["Capture", "capture", "why_not"]
@@ -122,6 +123,7 @@ def capture(step: Step, inputs: list[Tensor], tracked: list[Tensor]) -> tuple[Ca
     own_outputs(graph, outputs)
     graph.graph.eliminate_dead_code()
     drop_aliases(graph)
+    share_repeated(graph)
     drop_unused(graph, tensors, len(inputs))
     graph.recompile()
     changed = changed_tensors(graph, len(inputs))

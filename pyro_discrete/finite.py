@@ -61,23 +61,20 @@ def explained(pair: Pair, step: Callable[[], int]) -> Iterator[None]:
         ) from error
 
 
-_Leaf: Any = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
-
-
 def leaf_parameters(loss: Tensor) -> list[Tensor]:
     """All parameters that a loss depends on, wherever they live: the leaves of its autograd graph."""
-    seen: set[Any] = set()
     leaves: list[Tensor] = []
-    stack: list[Any] = [loss.grad_fn]
+    stack: list[Any] = [loss.grad_fn] if loss.grad_fn is not None else []
+    seen: set[Any] = {None, *stack}
     while stack:
         node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if isinstance(node, _Leaf):
+        following = node.next_functions
+        for each, _ in following:
+            if each not in seen:
+                seen.add(each)
+                stack.append(each)
+        if not following and hasattr(node, "variable"):
             leaves.append(node.variable)
-        else:
-            stack += [following for following, _ in node.next_functions]
     return leaves
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ __all__ = [
     "refuse_dynamic_shapes",
     "refuse_overlap",
     "separate_biases",
+    "share_repeated",
 ]
 
 
@@ -117,6 +119,60 @@ def drop_aliases(graph: fx.GraphModule) -> None:
             graph.graph.erase_node(node)
 
 
+def share_repeated(graph: fx.GraphModule) -> None:
+    """Let an operation that is done anew on the same tensors give what it gave before.
+
+    A chain's steps have their tables in common, and the backward pass of each step starts with what the others have
+    computed too. What is random, written to, read from what is written to, or a result, stays apart.
+    """
+    nodes = list(graph.graph.nodes)
+    written = {root for node in nodes for root in _written_roots(node)}
+    apart = {root for node in nodes[-1].all_input_nodes for root in [_root(node), node]}
+    known: dict[str, fx.Node] = {}
+    for node in nodes:
+        if not _is_pure(node) or node in apart or _root(node) in written or _root(node) in apart:
+            continue
+        roots = [_root(source) for source in node.all_input_nodes]
+        if None in roots or not written.isdisjoint(roots):
+            continue
+        first, *others = node.args
+        if node.target in _FILLED and isinstance(first, fx.Node):  # what is in it does not matter
+            first = _description(first)
+        if node.target is torch.ops.aten.mul.Tensor and others == [1.0] and _description(first) == _description(node):
+            same = first
+        else:
+            same = known.setdefault(f"{node.target} {first} {others} {node.kwargs}", node)
+        if same is not node:
+            node.replace_all_uses_with(same)
+            graph.graph.erase_node(node)
+
+
+_FILLED = (
+    torch.ops.aten.new_zeros.default,
+    torch.ops.aten.zeros_like.default,
+    torch.ops.aten.ones_like.default,
+    torch.ops.aten.full_like.default,
+)
+
+
+def _description(node: fx.Node) -> tuple[Any, ...]:
+    value = node.meta["val"]
+    return tuple(value.shape), value.stride(), value.dtype, value.device, value.layout
+
+
+def _is_pure(node: fx.Node) -> bool:
+    """Whether a node always gives the same for the same arguments."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return node.op == "call_function" and node.target is operator.getitem
+    may_differ = {torch.Tag.nondeterministic_seeded, torch.Tag.nondeterministic_bitwise}
+    return (
+        node.target.namespace == "aten"
+        and not node.target._schema.is_mutable
+        and may_differ.isdisjoint(node.target.tags)
+        and "empty" not in node.target.__name__
+    )
+
+
 def drop_unused(graph: fx.GraphModule, tensors: list[Tensor], inputs: int) -> None:
     """Take out the tensors, of those behind the inputs, that nothing in the graph reads."""
     places = [node for node in graph.graph.nodes if node.op == "placeholder"][inputs:]
@@ -189,19 +245,24 @@ def _arguments(node: fx.Node) -> Iterator[tuple[Any, Any]]:
             yield argument, node.kwargs[argument.name]
 
 
+def _written_roots(node: fx.Node) -> Iterator[fx.Node]:
+    """The nodes whose storages an operation writes to."""
+    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+        return
+    for argument, value in _arguments(node):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            for each in value if isinstance(value, list | tuple) else [value]:
+                root = _root(each) if isinstance(each, fx.Node) else None
+                if root is not None:
+                    yield root
+
+
 def changed_tensors(graph: fx.GraphModule, inputs: int) -> list[int]:
     """Positions, behind the inputs, of the tensors that the graph writes to."""
     places = [node for node in graph.graph.nodes if node.op == "placeholder"]
     written: set[fx.Node] = set()
     for node in graph.graph.nodes:
-        if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
-            continue
-        for argument, value in _arguments(node):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                for each in value if isinstance(value, list | tuple) else [value]:
-                    root = _root(each) if isinstance(each, fx.Node) else None
-                    if root is not None:
-                        written.add(root)
+        written.update(_written_roots(node))
     if any(place in written for place in places[:inputs]):
         raise NotCapturableError("it changes one of its arguments in place")
     if any(node.op == "get_attr" for node in written):

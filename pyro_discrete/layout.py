@@ -41,7 +41,10 @@ class Layout:
 
     def block(self, particles: int = 1, inner: int = 1) -> Layout:
         """One column of a part of the particles, or of the inner ones of a particle."""
-        return replace(self, columns=1, owned={}, particles=particles, inner=None if self.inner is None else inner)
+        inner_ones = None if self.inner is None else inner
+        if (self.columns, self.particles, self.inner) == (1, particles, inner_ones):
+            return self
+        return replace(self, columns=1, owned={}, particles=particles, inner=inner_ones)
 
     def blocks(self, rows: int) -> Iterator[list[Layout]]:
         """One column in blocks of at most so many rows: for each sample of the objective those of its particles."""

@@ -142,17 +142,24 @@ class Objective(ABC):
 
 
 class _Sum:
-    """The sum over the first K rows of terms `[n, *batch]`: those of one shape are added up before they are summed."""
+    """The sum over the first column's rows of terms: those of one shape are added up before they are summed."""
 
-    def __init__(self) -> None:
+    def __init__(self, layout: Layout, batch_dims: int) -> None:
+        self.particles = layout.particles if layout.columns > 1 else None
+        self.batch_dims = batch_dims
         self.by_shape: dict[torch.Size, Tensor] = {}
 
     def add(self, term: Tensor) -> None:
+        if self.particles is not None:
+            term = padded(term, self.batch_dims)
         known = self.by_shape.get(term.shape)
         self.by_shape[term.shape] = term if known is None else known + term
 
-    def total(self, particles: int) -> Tensor | float:
-        sums = [first(terms, particles).sum() for terms in self.by_shape.values()]
+    def total(self) -> Tensor | float:
+        sums = [
+            terms.sum() if self.particles is None else first(terms, self.particles).sum()
+            for terms in self.by_shape.values()
+        ]
         return reduce(add, sums) if sums else 0.0
 
 
@@ -216,54 +223,53 @@ class EvidenceBound(Objective):
         dependencies: Dependencies = UNKNOWN,
     ) -> Evaluation:
         """Score a pair of traces: see `Objective.evaluate`."""
-        particles = layout.particles
         terms: list[Term] = []
-        both, pathwise_alone, value_alone = _Sum(), _Sum(), _Sum()
+        both, pathwise_alone, value_alone = (_Sum(layout, batch_dims) for _ in range(3))
         scores: dict[str, Tensor] = {}
         untended: dict[str, Tensor] = {}
         closed: dict[str, Tensor] = {}
         if self.analytic_kl:
             divergences = self._divergences(guide_trace, model_trace, dependencies)
-            closed = {name: padded(term, batch_dims) for name, term in divergences.items() if isinstance(term, Tensor)}
+            closed = {name: term for name, term in divergences.items() if isinstance(term, Tensor)}
         model_sites = sample_sites(model_trace)
         guide_sites = {}
 
         def add(cost: Tensor, plates: Frames, in_model: bool, position: int, name: str) -> None:
-            terms.append(Term(cost if keep_graph else cost.detach(), plates, in_model, position, name))
+            value = padded(cost if keep_graph else cost.detach(), batch_dims)
+            terms.append(Term(value, plates, in_model, position, name))
             both.add(cost)
 
         for position, (name, msg) in enumerate(sample_sites(guide_trace).items()):
             plates = guide_sites[name] = plates_of(msg)
             log_q, score, pathwise = guide_log_prob(msg, chosen.get(name))
-            term = padded(log_q, batch_dims)
             if score is not None:
-                (scores if name in chosen else untended)[name] = term if score is log_q else padded(score, batch_dims)
+                (scores if name in chosen else untended)[name] = padded(score, batch_dims)
             if name in closed and name not in untended:
                 if name not in model_sites or model_sites[name]["mask"] is False:
                     add(closed.pop(name), plates, False, position, divergence_of(name))
                 continue
             closed.pop(name, None)
-            value = term.detach()
-            terms.append(Term(term if keep_graph else value, plates, False, position, name))
             if pathwise is log_q:
-                both.add(term)
-            else:
-                value_alone.add(value)
-                if pathwise is not None:
-                    pathwise_alone.add(padded(pathwise, batch_dims))
+                add(log_q, plates, False, position, name)
+                continue
+            value = log_q.detach()
+            terms.append(Term(padded(log_q if keep_graph else value, batch_dims), plates, False, position, name))
+            value_alone.add(value)
+            if pathwise is not None:
+                pathwise_alone.add(pathwise)
         model_positions = {}
         for position, (name, msg) in enumerate(model_sites.items()):
             model_positions[name] = position
             if name in closed:
                 add(closed[name], plates_of(msg), True, position, divergence_of(name))
                 continue
-            cost = -padded(scale_and_mask(log_prob(msg["fn"], msg), msg["scale"], msg["mask"]), batch_dims)
+            cost = -scale_and_mask(log_prob(msg["fn"], msg), msg["scale"], msg["mask"])
             add(cost, plates_of(msg), True, position, name)
-        path = both.total(particles)
+        path = both.total()
         loss = path.detach() if torch.is_tensor(path) else path
         if value_alone.by_shape:
-            loss = loss + value_alone.total(particles)
+            loss = loss + value_alone.total()
         if pathwise_alone.by_shape:
-            path = path + pathwise_alone.total(particles)
+            path = path + pathwise_alone.total()
         costs = Costs(terms, Order(guide_sites, model_positions, dependencies))
         return Evaluation(guide_trace, model_trace, costs, path, loss, scores, untended)

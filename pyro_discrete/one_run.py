@@ -71,7 +71,7 @@ def evaluated(
     evaluation = objective.evaluate(
         guide_trace, scored, placing.chosen, layout, plan.batch_dims, keep_graph, dependencies
     )
-    return replace(evaluation, model_trace=model_trace)
+    return evaluation if scored is model_trace else replace(evaluation, model_trace=model_trace)
 
 
 def _traces(
