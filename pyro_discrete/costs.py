@@ -166,8 +166,8 @@ class Costs:
                 continue
             start, chosen = self._reach(name, group) if local else (0, None)
             breaks = {plate: self.order.start(p, group.in_model) for plate, p in escapes.items()}
-            bounds = [start, *sorted(b for b in set(breaks.values()) if start < b < NEVER), NEVER]
-            for low, high in pairwise(bounds):
+            inner = sorted(b for b in set(breaks.values()) if start < b < NEVER) if breaks else ()
+            for low, high in pairwise((start, *inner, NEVER)):
                 kept = plates if not breaks else {p for p in plates if breaks.get(p, NEVER) > low}
                 inside = dict(_iterations(kept)) if breaks else fixed
                 if any(inside.get(plate, count) != count for plate, count in group.iterations):

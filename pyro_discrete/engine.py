@@ -19,7 +19,7 @@ from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.enumeration import enumerated_loss, settle_enumeration
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Estimator
-from pyro_discrete.finite import check_finite, check_gradients, check_surrogate, explained, fresh_traces
+from pyro_discrete.finite import KnownLeaves, check_finite, check_gradients, check_surrogate, explained, fresh_traces
 from pyro_discrete.gradients import StepGradients
 from pyro_discrete.objectives import Objective
 from pyro_discrete.one_run import StructureChangedError
@@ -81,8 +81,8 @@ class DiscreteELBO(nn.Module, ELBO):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self._plan: Plan | None = None
         self._pair: tuple[Program, Program] | None = None
-        self._replans = 0
-        self._calls = 0
+        self._replans = self._calls = 0
+        self._leaves = KnownLeaves()
         self.captures = Captures(compile) if compile is not False else None
 
     # ELBO.__call__, not nn.Module's: elbo(model, guide) is a module
@@ -118,8 +118,8 @@ class DiscreteELBO(nn.Module, ELBO):
                 return self.captures.step(self, pair, register=True).accumulate()
             outcome, surrogate = self._step(pair, register=True)
             if surrogate.requires_grad:
-                leaves = outcome.leaves()
                 surrogate.backward(retain_graph=self.retain_graph)
+                leaves = self._leaves.of(outcome.leaves)
                 check_gradients([p.grad for p in leaves if p.grad is not None], pair, int(self.step) - 1, leaves)
             return float(outcome.loss)
 
@@ -231,7 +231,7 @@ class DiscreteELBO(nn.Module, ELBO):
             for name, estimator in plan.estimators.items():
                 if estimator is not None:
                     self._prepare(name, estimator, contexts, trial)
-        self._plan, self._pair = plan, (pair.model, pair.guide)
+        self._plan, self._pair, self._leaves = plan, (pair.model, pair.guide), KnownLeaves()
 
     def _prepare(self, name: str, estimator: Estimator, contexts: Contexts, trial: Trial) -> None:
         msg = latent_sites(trial.guide_trace)[name]
@@ -296,5 +296,5 @@ class DiscreteELBO(nn.Module, ELBO):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state.update(_plan=None, _pair=None)
+        state.update(_plan=None, _pair=None, _leaves=KnownLeaves())
         return state

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pyro
 import torch
 from pyro.poutine import Trace
 from torch import Tensor
@@ -17,6 +18,7 @@ from pyro_discrete.rows import KeepSubsamples
 from pyro_discrete.sites import sample_sites, site_log_prob
 
 __all__ = [
+    "KnownLeaves",
     "check_finite",
     "check_gradients",
     "check_surrogate",
@@ -76,6 +78,26 @@ def leaf_parameters(loss: Tensor) -> list[Tensor]:
         if not following and hasattr(node, "variable"):
             leaves.append(node.variable)
     return leaves
+
+
+class KnownLeaves:
+    """The leaves of a loss that is computed anew in every step, without a walk through its graph in each.
+
+    They are looked for when one has got no gradient, when Pyro has more or fewer params than before, at each of the
+    first steps, and at every 64th: a leaf that Pyro does not know and that a later step brings in is met by then.
+    """
+
+    def __init__(self) -> None:
+        self._leaves: list[Tensor] = []
+        self._uses = self._params = 0
+
+    def of(self, find: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """The leaves, after a backward pass; `find()` walks for them."""
+        params, uses = len(pyro.get_param_store()), self._uses
+        if uses < 4 or uses % 64 == 0 or params != self._params or any(leaf.grad is None for leaf in self._leaves):
+            self._leaves = find()
+        self._params, self._uses = params, uses + 1
+        return self._leaves
 
 
 def fresh_traces(pair: Pair) -> list[tuple[str, Trace]]:

@@ -26,6 +26,7 @@ __all__ = [
     "contexts_of",
     "filled_draw",
     "over",
+    "plus",
     "site_cost",
     "untended_part",
 ]
@@ -41,13 +42,16 @@ class Pending:
     share: float = 1.0
 
 
+_NOTHING = 0.0
+
+
 @dataclass
 class Outcome:
     """A step's loss (mean over particles, detached), and its surrogate, whose gradient is the estimate."""
 
-    loss: Tensor | float
-    surrogate: Tensor | float
-    evaluations: list[Evaluation]
+    loss: Tensor | float = _NOTHING
+    surrogate: Tensor | float = _NOTHING
+    evaluations: list[Evaluation] = field(default_factory=list)
     pending: list[Pending] = field(default_factory=list)
     draws: list[Tensor] = field(default_factory=list)
 
@@ -69,8 +73,13 @@ class Outcome:
             part = over(torch.as_tensor(surrogate.loss).sum(), particles)
             if surrogate.auxiliary is not None:
                 part = part + surrogate.auxiliary * each.share  # a mean over its own particles
-            self.surrogate = self.surrogate + part
+            self.surrogate = plus(self.surrogate, part)
         self.pending = []
+
+
+def plus(total: Any, part: Any) -> Any:
+    """The sum of both, without an operation where there is no total yet."""
+    return part if total is _NOTHING else total + part
 
 
 def over(total: Any, particles: int) -> Any:

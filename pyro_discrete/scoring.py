@@ -24,6 +24,8 @@ def first(tensor: Tensor, particles: int) -> Tensor:
 def padded(tensor: Tensor, batch_dims: int) -> Tensor:
     """A term with a leading dim and so many batch dims, of size 1 where it has none."""
     missing = 1 + batch_dims - tensor.dim()
+    if missing == 1:
+        return tensor.unsqueeze(0)
     return tensor.reshape((1,) * missing + tuple(tensor.shape)) if missing > 0 else tensor
 
 

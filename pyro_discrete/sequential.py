@@ -14,7 +14,7 @@ from pyro_discrete.estimators.base import Draw, Estimator
 from pyro_discrete.layout import Layout
 from pyro_discrete.objectives import Evaluation, Objective
 from pyro_discrete.one_run import evaluated
-from pyro_discrete.outcome import Outcome, Pending, contexts_of, filled_draw, over, site_cost, untended_part
+from pyro_discrete.outcome import Outcome, Pending, contexts_of, filled_draw, over, plus, site_cost, untended_part
 from pyro_discrete.plan import Plan
 from pyro_discrete.probe import Pair
 from pyro_discrete.products import check_members, in_product
@@ -77,7 +77,7 @@ def run_columns(
     dependencies: Dependencies,
 ) -> Outcome:
     """A step's loss and surrogate; sites of the same shape are combined over samples."""
-    outcome = Outcome(0.0, 0.0, [])
+    outcome = Outcome()
     sequence = _Sequence(plan, pair, objective, choose, plan.layout.block(), dependencies)
     gathered: dict[Any, list[Pending]] = {}
     for _ in range(plan.particles):
@@ -89,8 +89,8 @@ def run_columns(
         outcome.evaluations.extend(p.evaluation for p in particles)
         outcome.draws += [draw.value for p in particles for draw in p.primary.draws.values()]
         joined = objective.join([p.evaluation for p in particles])
-        outcome.loss = outcome.loss + over(joined.loss, plan.particles)
-        outcome.surrogate = outcome.surrogate + over(joined.path, plan.particles)
+        outcome.loss = plus(outcome.loss, over(joined.loss, plan.particles))
+        outcome.surrogate = plus(outcome.surrogate, over(joined.path, plan.particles))
         for number, particle in enumerate(particles):
             particle.evaluation = objective.beside(particle.evaluation, joined, number)
             for name, each in _draws(sequence, particles, number, joined):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
@@ -23,7 +23,7 @@ LARGEST = 400
 """Programs with more objects than this to watch keep full costs."""
 LONGEST = 64
 """Containers with more items than this (a vocabulary) are told by their identity and length alone."""
-_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_PLAIN = frozenset([bool, int, float, complex, str, bytes, type(None)])
 _LIBRARIES = ("torch", "pyro", "pyro_discrete", "numpy", "scipy", "functools", "builtins", "collections", "contextlib")
 
 
@@ -89,6 +89,11 @@ def switches(pair: Pair, watched: Watched) -> Hashable:
     return (_brief(pair.args, 3), _brief(pair.kwargs, 3), tuple([look() for look in watched]))
 
 
+def _briefs(values: Iterable[Any], depth: int) -> tuple[Hashable, ...]:
+    """What `_brief` says of each; plain values, the most of them, without a call."""
+    return tuple([(type(v), v) if type(v) in _PLAIN else _brief(v, depth) for v in values])
+
+
 def _brief(value: Any, depth: int) -> Hashable:
     kind = type(value)
     if kind in _PLAIN:
@@ -100,9 +105,9 @@ def _brief(value: Any, depth: int) -> Hashable:
     if isinstance(value, Mapping | list | tuple | set | frozenset) and len(value) > LONGEST:
         return kind, id(value), len(value)
     if depth and isinstance(value, Mapping):
-        return kind, tuple((_brief(k, 0), _brief(v, depth - 1)) for k, v in value.items())
+        return kind, _briefs(value, 0), _briefs(value.values(), depth - 1)
     if depth and isinstance(value, list | tuple | set | frozenset):
-        return kind, tuple(_brief(v, depth - 1) for v in value)
+        return kind, _briefs(value, depth - 1)
     return kind, id(value) if callable(value) else None
 
 
@@ -117,20 +122,21 @@ def _watched(pair: Pair) -> Watched | None:
             continue
         seen.add(id(value))
         for look, inside in _looks(value):
-            watched.append(look)
+            if look is not None:
+                watched.append(look)
             stack.extend(inside)
         if len(watched) > LARGEST:
             return None
     return watched
 
 
-def _looks(value: Any) -> Iterator[tuple[Callable[[], Hashable], list[Any]]]:
-    """Ways to see an object's plain values, each with the objects that it leads to."""
+def _looks(value: Any) -> Iterator[tuple[Callable[[], Hashable] | None, list[Any]]]:
+    """Ways to see an object's plain values (None: it has none), each with the objects that it leads to."""
     if isinstance(value, MethodType):
-        yield (lambda: None), [value.__self__, value.__func__]
+        yield None, [value.__self__, value.__func__]
     elif isinstance(value, partial):
         yield (
-            (lambda: (_brief(value.args, 1), _brief(value.keywords, 1))),
+            (lambda: _briefs((value.args, value.keywords), 1)),
             [
                 value.func,
                 *value.args,
@@ -149,7 +155,7 @@ def _looks(value: Any) -> Iterator[tuple[Callable[[], Hashable], list[Any]]]:
         own = vars(value)
         keys = [k for k in own if not k.startswith("_")]
         yield (
-            (lambda: (len(own), tuple([_brief(own[k], 1) for k in keys if k in own]))),
+            (lambda: (len(own), _briefs([own[k] for k in keys if k in own], 1))),
             [
                 *value.children(),
                 *(own[k] for k in keys),
@@ -162,14 +168,15 @@ def _looks(value: Any) -> Iterator[tuple[Callable[[], Hashable], list[Any]]]:
             yield (lambda: _brief(own, 1)), list(own.values())
 
 
-def _looks_into_function(function: FunctionType) -> Iterator[tuple[Callable[[], Hashable], list[Any]]]:
+def _looks_into_function(function: FunctionType) -> Iterator[tuple[Callable[[], Hashable] | None, list[Any]]]:
     wrapped = getattr(function, "__wrapped__", None)
     cells = function.__closure__ or ()
     contents = [cell.cell_contents for cell in cells if _filled(cell)]
-    yield (
-        (lambda: tuple([_brief(cell.cell_contents, 1) if _filled(cell) else None for cell in cells])),
-        [*contents, *([wrapped] if wrapped is not None else [])],
-    )
+
+    def captured() -> Hashable:
+        return tuple([_brief(cell.cell_contents, 1) if _filled(cell) else None for cell in cells])
+
+    yield captured if cells else None, [*contents, *([wrapped] if wrapped is not None else [])]
     if function.__defaults__ or function.__kwdefaults__:
         defaults = (function.__defaults__ or ()), (function.__kwdefaults__ or {})
         yield (lambda: _brief(defaults, 2)), [*defaults[0], *defaults[1].values()]
@@ -177,7 +184,7 @@ def _looks_into_function(function: FunctionType) -> Iterator[tuple[Callable[[], 
         known = function.__globals__
         names = [n for n in function.__code__.co_names if n in known and not _is_module(known[n])]
         if names:
-            yield (lambda: tuple([_brief(known.get(n), 1) for n in names])), [known[n] for n in names]
+            yield (lambda: _briefs(map(known.get, names), 1)), [known[n] for n in names]
 
 
 def _is_users(thing: Any) -> bool:
