@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from torch.nn.functional import one_hot
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_discrete.gathering import gather_sums
 from pyro_discrete.graph_rewriting import (
     NotCapturableError,
     changed_tensors,
@@ -99,8 +101,10 @@ class Capture:
         from torch import _inductor
 
         with torch.no_grad():
-            graph, settings = separate_biases(self.graph), {"fallback_random": True}
-            compiled = _inductor.compile(graph, [*inputs, *self.tensors], options=settings)
+            graph = fx.GraphModule(self.graph, copy.deepcopy(self.graph.graph))
+            gather_sums(graph)
+            separate_biases(graph)
+            compiled = _inductor.compile(graph, [*inputs, *self.tensors], options={"fallback_random": True})
             self._function = cast(Callable[..., Any], compiled)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +21,8 @@ __all__ = [
     "refuse_overlap",
     "separate_biases",
     "share_repeated",
+    "storage_root",
+    "written_roots",
 ]
 
 
@@ -95,7 +96,7 @@ def own_outputs(graph: fx.GraphModule, outputs: list[Tensor]) -> None:
 
 def _makes_storage(node: fx.Node) -> bool:
     """Whether what a node gives is no view of an input."""
-    root = _root(node)
+    root = storage_root(node)
     return root is not None and root.op == "call_function"
 
 
@@ -126,13 +127,13 @@ def share_repeated(graph: fx.GraphModule) -> None:
     computed too. What is random, written to, read from what is written to, or a result, stays apart.
     """
     nodes = list(graph.graph.nodes)
-    written = {root for node in nodes for root in _written_roots(node)}
-    apart = {root for node in nodes[-1].all_input_nodes for root in [_root(node), node]}
+    written = {root for node in nodes for root in written_roots(node)}
+    apart = {root for node in nodes[-1].all_input_nodes for root in [storage_root(node), node]}
     known: dict[str, fx.Node] = {}
     for node in nodes:
-        if not _is_pure(node) or node in apart or _root(node) in written or _root(node) in apart:
+        if not _is_pure(node) or node in apart or storage_root(node) in written or storage_root(node) in apart:
             continue
-        roots = [_root(source) for source in node.all_input_nodes]
+        roots = [storage_root(source) for source in node.all_input_nodes]
         if None in roots or not written.isdisjoint(roots):
             continue
         first, *others = node.args
@@ -182,32 +183,30 @@ def drop_unused(graph: fx.GraphModule, tensors: list[Tensor], inputs: int) -> No
             del tensors[index]
 
 
-def separate_biases(graph: fx.GraphModule) -> fx.GraphModule:
-    """The graph with each bias added after its matrix product on the processor, where inductor adds it in passing.
+def separate_biases(graph: fx.GraphModule) -> None:
+    """Add each bias after its matrix product on the processor, where inductor adds it in passing.
 
     `addmm` writes the bias to every row before the product reads it again. The views keep inductor from joining the
     two anew.
     """
-    apart = fx.GraphModule(graph, copy.deepcopy(graph.graph))
-    for node in list(apart.graph.nodes):
+    for node in list(graph.graph.nodes):
         if node.target is not torch.ops.aten.addmm.default or node.kwargs or node.meta["val"].device.type != "cpu":
             continue
         bias, *factors = node.args
         shape = list(node.meta["val"].shape)
         if bias.meta["val"].dim() != 1:
             continue
-        with apart.graph.inserting_before(node):
-            product = apart.graph.call_function(torch.ops.aten.mm.default, tuple(factors))
-            product = apart.graph.call_function(torch.ops.aten.view.default, (product, [1, *shape]))
-            total = apart.graph.call_function(torch.ops.aten.add.Tensor, (product, bias))
-            total = apart.graph.call_function(torch.ops.aten.view.default, (total, shape))
+        with graph.graph.inserting_before(node):
+            product = graph.graph.call_function(torch.ops.aten.mm.default, tuple(factors))
+            product = graph.graph.call_function(torch.ops.aten.view.default, (product, [1, *shape]))
+            total = graph.graph.call_function(torch.ops.aten.add.Tensor, (product, bias))
+            total = graph.graph.call_function(torch.ops.aten.view.default, (total, shape))
         node.replace_all_uses_with(total)
-        apart.graph.erase_node(node)
-    apart.recompile()
-    return apart
+        graph.graph.erase_node(node)
+    graph.recompile()
 
 
-def _root(node: fx.Node) -> fx.Node | None:
+def storage_root(node: fx.Node) -> fx.Node | None:
     """The node whose storage a node's value shares: itself, unless it is a view or an in-place result."""
     while node.op == "call_function":
         if not isinstance(node.target, torch._ops.OpOverload):  # getitem of several results
@@ -245,14 +244,14 @@ def _arguments(node: fx.Node) -> Iterator[tuple[Any, Any]]:
             yield argument, node.kwargs[argument.name]
 
 
-def _written_roots(node: fx.Node) -> Iterator[fx.Node]:
+def written_roots(node: fx.Node) -> Iterator[fx.Node]:
     """The nodes whose storages an operation writes to."""
     if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
         return
     for argument, value in _arguments(node):
         if argument.alias_info is not None and argument.alias_info.is_write:
             for each in value if isinstance(value, list | tuple) else [value]:
-                root = _root(each) if isinstance(each, fx.Node) else None
+                root = storage_root(each) if isinstance(each, fx.Node) else None
                 if root is not None:
                     yield root
 
@@ -262,7 +261,7 @@ def changed_tensors(graph: fx.GraphModule, inputs: int) -> list[int]:
     places = [node for node in graph.graph.nodes if node.op == "placeholder"]
     written: set[fx.Node] = set()
     for node in graph.graph.nodes:
-        written.update(_written_roots(node))
+        written.update(written_roots(node))
     if any(place in written for place in places[:inputs]):
         raise NotCapturableError("it changes one of its arguments in place")
     if any(node.op == "get_attr" for node in written):

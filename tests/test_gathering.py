@@ -1,0 +1,142 @@
+"""Sums of a compiled graph are gathered into fewer operations that give the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.functional import embedding
+
+from pyro_discrete import TraceELBO
+from pyro_discrete.capture import capture
+from pyro_discrete.gathering import gather_sums
+from pyro_discrete.graph_rewriting import share_repeated
+from pyro_discrete.probe import Pair
+
+TABLE = torch.randn(7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+INDEX = torch.randint(7, (5, 6), generator=torch.Generator().manual_seed(1))
+
+
+def looked_up(table: Tensor) -> Tensor:
+    return torch.stack([(table.log_softmax(-1)[INDEX[:, t]].exp() * (t + 1.0)).sum() for t in range(6)]).prod()
+
+
+def embedded(table: Tensor) -> Tensor:
+    return torch.stack([embedding(INDEX[:, t], table.tanh()).square().sum() for t in range(6)]).logsumexp(0)
+
+
+def scattered(table: Tensor) -> Tensor:
+    logits = table.log_softmax(0).T.expand(5, 3, 7)
+    picked = [logits.gather(-1, INDEX[:, t].reshape(5, 1, 1).expand(5, 3, 1)).squeeze(-1) for t in range(6)]
+    return torch.stack([p.sum().exp() for p in picked]).sum()
+
+
+def masked(table: Tensor) -> Tensor:
+    kept = TABLE > 0
+    return torch.stack([(torch.where(kept, table, table.new_zeros(())) * (t + 1)).exp().sum() for t in range(6)]).sum()
+
+
+def recurrent(table: Tensor) -> Tensor:
+    state = torch.ones(2, 3, dtype=table.dtype)
+    for _ in range(6):
+        state = (state @ table[:3].softmax(-1)).sin()
+    return state.sum()
+
+
+def transposed(table: Tensor) -> Tensor:
+    return torch.stack([(table.T.reshape(1, 21) * (t + 1)).sin().sum(-1) for t in range(6)]).sum()
+
+
+@pytest.mark.parametrize(
+    ("function", "operation"),
+    [
+        (looked_up, "index_put"),
+        (embedded, "embedding_dense_backward"),
+        (scattered, "scatter_add"),
+        (masked, "where"),
+        (recurrent, "_softmax_backward_data"),
+        (transposed, "sum"),
+    ],
+)
+def test_gathered_gradients_are_the_same(function: Callable[[Tensor], Tensor], operation: str) -> None:
+    def step(table: Tensor) -> list[Tensor]:
+        table = table.detach().requires_grad_()
+        return [*torch.autograd.grad(function(table), [table])]
+
+    graph = make_fx(step)(TABLE)
+    share_repeated(graph)
+    before = Counter(str(n.target).split(".")[-2] for n in graph.graph.nodes if n.op == "call_function")
+    expected = graph(TABLE)[0]
+    gather_sums(graph)
+    graph.graph.lint()
+    after = Counter(str(n.target).split(".")[-2] for n in graph.graph.nodes if n.op == "call_function")
+    torch.testing.assert_close(graph(TABLE)[0], expected, rtol=1e-12, atol=1e-14)
+    assert after[operation] <= before[operation]
+    assert after.total() <= before.total()
+    if function in (scattered, masked):
+        assert (before[operation], after[operation]) == ((6, 1) if function is scattered else (7, 2))
+
+
+def test_what_is_written_to_is_not_gathered() -> None:
+    def step(x: Tensor) -> list[Tensor]:
+        state, total = torch.ones_like(x), torch.zeros_like(x)
+        for t in range(6):
+            total = total + state.view(3).neg() * x
+            state.mul_(t + 2)
+        return [total, state]
+
+    graph = make_fx(step)(torch.randn(3))
+    x = torch.randn(3)
+    gather_sums(graph)
+    for found, expected in zip(graph(x.clone()), step(x.clone()), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def chain(length: int) -> tuple[Callable[..., None], Callable[..., None], list[Tensor]]:
+    start = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    transition = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
+    emission = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            logits = start
+            for t in pyro.markov(range(length)):
+                z = pyro.sample(f"z_{t}", dist.Categorical(logits=logits))
+                pyro.sample(f"x_{t}", dist.Categorical(logits=emission[z]), obs=x[:, t])
+                logits = transition[z]
+
+    return model, lambda x: None, [start, transition, emission]
+
+
+def test_the_step_of_a_chain() -> None:
+    """Steps more do not add to the operations by which tables get their gradients."""
+    operations = []
+    for length in (16, 32):
+        model, guide, parameters = chain(length)
+        x = torch.randint(4, (5, length))
+        elbo = TraceELBO("enumerate")
+        elbo.loss_and_grads(model, guide, x)
+
+        def step(x: Tensor, model=model, guide=guide, parameters=parameters, elbo=elbo) -> list[Tensor]:
+            outcome = elbo._traceable_step(
+                Pair(model, guide, (x,), {}), elbo.plan.dependencies(Pair(model, guide, (x,), {}))
+            )
+            return [*torch.autograd.grad(torch.as_tensor(outcome.surrogate), parameters)]
+
+        graph, expected = capture(step, [x], parameters)
+        rewritten = graph.graph
+        before = len(rewritten.graph.nodes)
+        gather_sums(rewritten)
+        found = rewritten(x, *graph.tensors)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+        count = Counter(str(n.target).split(".")[-2] for n in rewritten.graph.nodes if n.op == "call_function")
+        operations.append((count["index_put"], count["scatter_add"], len(rewritten.graph.nodes) / before))
+    assert operations[0][:2] == operations[1][:2]
+    assert operations[1][2] < 0.75
