@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import auto_models, auto_table, dependency_costs
+from benchmarks import auto_models, auto_table, dependency_costs, eager_models
 from pyro_discrete import Family
 from pyro_discrete.automatic import TABLE_FILE
 
@@ -38,3 +38,10 @@ def test_cells_are_foretold_from_the_others() -> None:
     assert len(ratios) > 40
     assert min(ratios) == 1.0
     assert sum(ratio <= 1.3 for ratio in ratios) > 0.7 * len(ratios)
+
+
+def test_eager_steps_of_models_are_timed_beside_pyro(capsys: pytest.CaptureFixture[str]) -> None:
+    eager_models.main(turns=1, steps=1, only="gmm")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[1] for line in lines[2:]] == ["1", "2", "10"]
+    assert all(float(line.split(" | ")[3]) > 0 for line in lines[2:])
