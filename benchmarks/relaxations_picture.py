@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ __all__ = ["picture"]
 MARKS = "os^vD"
 GRIDS = ("32 x 2", "16 x 4", "11 x 8", "8 x 16")
 """The programs that share a panel: codes of 32 or 33 bits."""
-SHOWN = 10.0
+SHOWN = 12.0
 """Nats below the best that a panel shows."""
 
 
@@ -64,7 +64,7 @@ def _over_temperatures(axes: Axes, program: str, rows: Mapping[str, Any], defaul
             axes.plot([t for t, _ in points], [e for _, e in points], label=name, markerfacecolor="white", **style)
             at = [(t, e) for t, e in points if t == default]
             axes.plot([t for t, _ in at], [e for _, e in at], **{**style, "linestyle": ""})
-    _leave_out_far_below(axes, rows)
+    _leave_out_far_below(axes, {n: [one["elbo"] for one in runs.values()] for n, runs in rows.items()})
     axes.set_xscale("log")
     ticks = sorted({float(t) for runs in rows.values() for t in runs if t != "None"})
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks], rotation=60, fontsize=7)
@@ -74,14 +74,14 @@ def _over_temperatures(axes: Axes, program: str, rows: Mapping[str, Any], defaul
     axes.set_ylabel("discrete test ELBO, nats an image")
 
 
-def _leave_out_far_below(axes: Axes, rows: Mapping[str, Any]) -> None:
+def _leave_out_far_below(axes: Axes, drawn: Mapping[str, Sequence[float]]) -> None:
     """End the panel some nats below the best, and say what is below that."""
-    best = max(one["elbo"] for runs in rows.values() for one in runs.values())
-    far = {n: max(one["elbo"] for one in runs.values()) for n, runs in rows.items() if runs}
-    far = {name: elbo for name, elbo in far.items() if elbo < best - SHOWN}
+    highest = {name: max(heights) for name, heights in drawn.items() if heights}
+    best = max(highest.values())
+    far = {name: height for name, height in highest.items() if height < best - SHOWN}
     if far:
         axes.set_ylim(best - SHOWN, best + 0.5)
-        text = "\n".join(f"below: {name}, {elbo:.1f} at best" for name, elbo in far.items())
+        text = "\n".join(f"below: {name}, {height:.1f} at best" for name, height in far.items())
         axes.text(0.02, 0.02, text, transform=axes.transAxes, fontsize=8)
 
 
@@ -89,6 +89,7 @@ def _over_categories(axes: Axes, grid: Mapping[str, Any], defaults: Mapping[str,
     """By how much each relaxation, at its default temperature, is above the one without a temperature."""
     (reference,) = (name for name, default in defaults.items() if default is None)
     order = sorted(grid, key=lambda program: int(program.split("x")[1]))
+    drawn: dict[str, list[float]] = {reference: [0.0]}
     for number, (name, default) in enumerate(defaults.items()):
         found = [
             (program, grid[program][name][str(default)]["elbo"] - grid[program][reference]["None"]["elbo"])
@@ -96,7 +97,9 @@ def _over_categories(axes: Axes, grid: Mapping[str, Any], defaults: Mapping[str,
             if default is not None and str(default) in grid[program].get(name, {}) and reference in grid[program]
         ]
         if found:
-            axes.plot([p for p, _ in found], [e for _, e in found], label=name, **_style(number))
+            drawn[name] = [e for _, e in found]
+            axes.plot([p for p, _ in found], drawn[name], label=name, **_style(number))
+    _leave_out_far_below(axes, drawn)
     axes.axhline(0.0, color="0.4", linestyle=":", label=reference)
     axes.set_title("codes of 32 bits, default temperatures", fontsize=10)
     axes.set_xlabel("variables x categories")

@@ -20,6 +20,9 @@ class StraightThroughGumbelSoftmax(RelaxedEstimator):
     The model sees only hard values, so the loss is the discrete objective's; the gradient is biased. One evaluation.
     Serves Bernoulli, Categorical and OneHotCategorical sites, and counts.
 
+    When to use which: at 0.5 and above its bias keeps together categories that start alike, which the exact gradient
+    and `ReinMax` part slowly and soft values at once ("The stall" in benchmarks/RESULTS.md).
+
     Raises `SettingError` if `temperature` is not positive.
 
     The default temperature is chosen by the discrete ELBO of short runs (benchmarks/RESULTS.md).
