@@ -27,7 +27,7 @@ def _is_zero(value: Any) -> bool:
         return False
     if value.target in (aten.new_zeros.default, aten.zeros_like.default, aten.zeros.default):
         return True
-    return value.target in (aten.scalar_tensor.default, aten.full.default) and value.args[-1] == 0
+    return value.target in (aten.scalar_tensor.default, aten.full.default) and bool(value.args[-1] == 0)
 
 
 def _always(args: tuple[Any, ...]) -> bool:
@@ -134,7 +134,7 @@ class _Gathering:
             return ""
         if any(storage_root(n) in self.written for n in [node, *node.all_input_nodes]):
             return ""
-        shapes = [tuple(arg.meta["val"].shape) for arg in node.args[2:]]
+        shapes = [tuple(arg.meta["val"].shape) for arg in node.args[2:] if isinstance(arg, fx.Node)]
         return f"{node.args[:2]} {shapes}" if shapes[0] == shapes[1] else ""
 
     def _signature(self, node: fx.Node, place: int) -> str:

@@ -139,7 +139,8 @@ def share_repeated(graph: fx.GraphModule) -> None:
         first, *others = node.args
         if node.target in _FILLED and isinstance(first, fx.Node):  # what is in it does not matter
             first = _description(first)
-        if node.target is torch.ops.aten.mul.Tensor and others == [1.0] and _description(first) == _description(node):
+        by_one = node.target is torch.ops.aten.mul.Tensor and others == [1.0]
+        if by_one and isinstance(first, fx.Node) and _description(first) == _description(node):
             same = first
         else:
             same = known.setdefault(f"{node.target} {first} {others} {node.kwargs}", node)
