@@ -13,13 +13,13 @@ from pyro.infer import ELBO
 from pyro.poutine.runtime import _PYRO_STACK, am_i_wrapped
 from torch import Tensor, nn
 
+from pyro_discrete import finite
 from pyro_discrete.compile import Captures
 from pyro_discrete.context import Contexts
 from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.enumeration import enumerated_loss, settle_enumeration
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Estimator
-from pyro_discrete.finite import KnownLeaves, check_finite, check_gradients, check_surrogate, explained, fresh_traces
 from pyro_discrete.gradients import StepGradients
 from pyro_discrete.objectives import Objective
 from pyro_discrete.one_run import StructureChangedError
@@ -82,7 +82,7 @@ class DiscreteELBO(nn.Module, ELBO):
         self._plan: Plan | None = None
         self._pair: tuple[Program, Program] | None = None
         self._replans = self._calls = 0
-        self._leaves = KnownLeaves()
+        self._leaves = finite.KnownLeaves()
         self.captures = Captures(compile) if compile is not False else None
 
     # ELBO.__call__, not nn.Module's: elbo(model, guide) is a module
@@ -107,7 +107,7 @@ class DiscreteELBO(nn.Module, ELBO):
                 outcome = self._retried(lambda: run_hard(self._planned(pair), pair, self.objective), pair)
             value = float(outcome.loss)
             if math.isnan(value):
-                check_finite(value, lambda: outcome.traces() or fresh_traces(pair), int(self.step))
+                raise finite.loss_not_finite(value, outcome.traces() or finite.fresh_traces(pair), int(self.step))
             return value
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
@@ -120,7 +120,7 @@ class DiscreteELBO(nn.Module, ELBO):
             if surrogate.requires_grad:
                 surrogate.backward(retain_graph=self.retain_graph)
                 leaves = self._leaves.of(outcome.leaves)
-                check_gradients([p.grad for p in leaves if p.grad is not None], pair, int(self.step) - 1, leaves)
+                finite.check_gradients([p.grad for p in leaves if p.grad is not None], pair, self.step, leaves)
             return float(outcome.loss)
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
@@ -164,12 +164,14 @@ class DiscreteELBO(nn.Module, ELBO):
             more = (self.objective, self._adopt, None, self.row_chunk)
             outcome = self._retried(lambda: run_step(self._planned(pair), pair, *more), pair)
         value = float(outcome.loss)
-        check_finite(value, lambda: outcome.traces() or fresh_traces(pair), int(self.step))
+        if not math.isfinite(value):
+            raise finite.loss_not_finite(value, outcome.traces() or finite.fresh_traces(pair), int(self.step))
         if not torch.is_grad_enabled():
             return outcome, torch.as_tensor(outcome.loss)  # nothing is learned from a run without gradients
         outcome.combine(self.plan.particles)
         surrogate = torch.as_tensor(outcome.surrogate)
-        check_surrogate(surrogate, int(self.step))
+        if not math.isfinite(surrogate.item()):
+            raise finite.surrogate_not_finite(int(self.step))
         self._count_step()
         return outcome, surrogate
 
@@ -186,7 +188,7 @@ class DiscreteELBO(nn.Module, ELBO):
             return StepGradients(loss, [], [])
         leaves = outcome.leaves()
         gradients = torch.autograd.grad(surrogate, leaves, allow_unused=True, retain_graph=self.retain_graph)
-        check_gradients([g for g in gradients if g is not None], pair, int(self.step) - 1)
+        finite.check_gradients([g for g in gradients if g is not None], pair, self.step)
         return StepGradients.of(loss, leaves, gradients, {})
 
     def _traceable_step(self, pair: Pair, dependencies: Dependencies) -> Outcome:
@@ -231,7 +233,7 @@ class DiscreteELBO(nn.Module, ELBO):
             for name, estimator in plan.estimators.items():
                 if estimator is not None:
                     self._prepare(name, estimator, contexts, trial)
-        self._plan, self._pair, self._leaves = plan, (pair.model, pair.guide), KnownLeaves()
+        self._plan, self._pair, self._leaves = plan, (pair.model, pair.guide), finite.KnownLeaves()
 
     def _prepare(self, name: str, estimator: Estimator, contexts: Contexts, trial: Trial) -> None:
         msg = latent_sites(trial.guide_trace)[name]
@@ -283,7 +285,7 @@ class DiscreteELBO(nn.Module, ELBO):
                 f"Choose the relaxation by {type(self).__name__}('gumbel_softmax'), or use the handler with Pyro's "
                 "Trace_ELBO."
             )
-        return explained(pair, lambda: int(self.step))
+        return finite.explained(pair, lambda: int(self.step))
 
     def get_extra_state(self) -> dict[str, Any]:
         """Which estimator each site has, for "auto" to choose the same after a reload."""
@@ -295,6 +297,4 @@ class DiscreteELBO(nn.Module, ELBO):
         self.selection.remembered = dict(state["chosen"])
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        state.update(_plan=None, _pair=None, _leaves=KnownLeaves())
-        return state
+        return {**self.__dict__, "_plan": None, "_pair": None, "_leaves": finite.KnownLeaves()}

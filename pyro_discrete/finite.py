@@ -19,13 +19,13 @@ from pyro_discrete.sites import sample_sites, site_log_prob
 
 __all__ = [
     "KnownLeaves",
-    "check_finite",
     "check_gradients",
-    "check_surrogate",
     "explained",
     "fresh_traces",
     "invalid_parameters",
     "leaf_parameters",
+    "loss_not_finite",
+    "surrogate_not_finite",
 ]
 
 
@@ -106,32 +106,29 @@ def fresh_traces(pair: Pair) -> list[tuple[str, Trace]]:
         return list(zip(("guide", "model"), trace_pair(pair, KeepSubsamples()), strict=True))
 
 
-def check_finite(loss: float, traces: Callable[[], Iterable[tuple[str, Trace]]], step: int) -> None:
-    """Raise `NonFiniteError` if the loss is not finite, naming the first site that is not."""
-    if math.isfinite(loss):
-        return
-    for where, trace in traces():
+def loss_not_finite(loss: float, traces: Iterable[tuple[str, Trace]], step: int) -> NonFiniteError:
+    """The error for a loss that is not finite, which names the first site that is not."""
+    for where, trace in traces:
         for name, msg in sample_sites(trace).items():
             culprit = _culprit(msg)
             if culprit:
-                raise NonFiniteError(
+                return NonFiniteError(
                     f"The loss is {loss} at step {step}: site {name!r} of the {where} has {culprit}. No parameter was "
                     "changed. Look at the site's parameters and data; a lower learning rate or clipped "
                     "gradients often help."
                 )
-    raise NonFiniteError(
+    return NonFiniteError(
         f"The loss is {loss} at step {step}, though each site's log-probability is finite: their sum overflows. "
         "No parameter was changed."
     )
 
 
-def check_surrogate(surrogate: Tensor, step: int) -> None:
-    """Raise `NonFiniteError` if the surrogate of a finite loss is not finite."""
-    if not math.isfinite(surrogate.item()):
-        raise NonFiniteError(
-            f"The loss is finite at step {step}, but a learning signal times a score is not: log-probabilities beyond "
-            "the float range. No parameter was changed. A lower learning rate or clipped gradients often help."
-        )
+def surrogate_not_finite(step: int) -> NonFiniteError:
+    """The error for a surrogate that is not finite though the loss is."""
+    return NonFiniteError(
+        f"The loss is finite at step {step}, but a learning signal times a score is not: log-probabilities beyond "
+        "the float range. No parameter was changed. A lower learning rate or clipped gradients often help."
+    )
 
 
 @torch.no_grad()
@@ -150,8 +147,11 @@ def _culprit(msg: Any) -> str:
     return ""
 
 
-def check_gradients(found: list[Tensor], pair: Pair, step: int, parameters: Iterable[Tensor] = ()) -> None:
-    """Raise `NonFiniteError` if a gradient is not finite, after clearing those of `parameters`."""
+def check_gradients(found: list[Tensor], pair: Pair, taken: Tensor, parameters: Iterable[Tensor] = ()) -> None:
+    """Raise `NonFiniteError` if a gradient is not finite, after clearing those of `parameters`.
+
+    `taken` is the number of steps with this one.
+    """
     gradients = [gradient.to_dense() if gradient.is_sparse else gradient for gradient in found]
     if not gradients or math.isfinite(torch.stack([gradient.sum() for gradient in gradients]).sum().item()):
         return
@@ -160,9 +160,9 @@ def check_gradients(found: list[Tensor], pair: Pair, step: int, parameters: Iter
     for parameter in parameters:
         parameter.grad = None
     raise NonFiniteError(
-        f"A gradient is NaN or infinite at step {step}, though the loss is finite: {_blame(pair)}. No parameter was "
-        "changed and gradients were cleared. Look for logits beyond the float range, sqrt or log at zero, or 0 * inf "
-        "there."
+        f"A gradient is NaN or infinite at step {int(taken) - 1}, though the loss is finite: {_blame(pair)}. No "
+        "parameter was changed and gradients were cleared. Look for logits beyond the float range, sqrt or log at "
+        "zero, or 0 * inf there."
     )
 
 

@@ -21,7 +21,7 @@ from pyro_discrete.probe import Pair
 from pyro_discrete.relaxations.relax import ExtendMessenger
 from pyro_discrete.rows import KeepSubsamples, PlaceColumn, PlaceRows
 from pyro_discrete.scored_points import settled_points
-from pyro_discrete.sites import ROWS_PLATE, latent_sites, sample_sites
+from pyro_discrete.sites import ROWS_PLATE, is_latent, latent_sites, sample_sites
 from pyro_discrete.sums_one_by_one import summed_one_by_one
 from pyro_discrete.tracing import trace_sites
 
@@ -105,7 +105,7 @@ def _traces(
         model_trace = trace_sites(marginalise(model), pair.args, pair.kwargs, guide_trace)
         return guide_trace, model_trace, *collapsed(model_trace, marginalise, plan.batch_dims)
     model_trace = trace_sites(model, pair.args, pair.kwargs, guide_trace)
-    unguided = latent_sites(model_trace).keys() - drawn.keys()
-    if unguided:
-        raise StructureChangedError(f"site {min(unguided)!r} is new in the model")
+    for name, msg in model_trace.nodes.items():
+        if name not in drawn and is_latent(msg):
+            raise StructureChangedError(f"site {name!r} is new in the model")
     return guide_trace, model_trace, model_trace, {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -85,10 +86,18 @@ class _Plate(CondIndepStackFrame):
     def _key(self) -> tuple[str, int | None, int, int]:
         return self[:4]
 
+    def __hash__(self) -> int:
+        return hash(self[:4])
+
 
 def plates_of(msg: Any) -> frozenset[CondIndepStackFrame]:
     """The plates around a site, sequential ones included, the rows left out."""
-    return frozenset([_Plate(*f) for f in msg["cond_indep_stack"] if f.name != ROWS_PLATE])
+    return _plates(tuple([tuple(f) for f in msg["cond_indep_stack"]]))
+
+
+@lru_cache(maxsize=1024)  # every step asks for the same ones several times
+def _plates(frames: tuple[tuple[Any, ...], ...]) -> frozenset[CondIndepStackFrame]:
+    return frozenset([_Plate(*f) for f in frames if f[0] != ROWS_PLATE])
 
 
 def subsampling_scale(plates: Iterable[CondIndepStackFrame]) -> float:

@@ -234,6 +234,8 @@ class Estimator(nn.Module, ABC):
     @property
     def slope_rows(self) -> tuple[int, ...]:
         """The rows whose slopes `surrogate` reads."""
+        if not self.relaxed and not self.sloped:
+            return ()
         return tuple(sorted({r for r in self.relaxed if r > 0} | set(self.sloped)))
 
     def prepare(self, features: int, like: Tensor) -> None:
