@@ -97,7 +97,7 @@ class TraceELBO(DiscreteELBO):
         if self.kl_weight == 1.0:
             self.objective.weight = None
             return
-        advance_weight(self.weight, self.kl_weight, self.step)
+        advance_weight(self.weight, self.kl_weight, self.step, "kl_weight")
         self.objective.weight = self.weight
 
 
@@ -108,7 +108,10 @@ def checked_weight(weight: float | Callable[[Any], Any], name: str) -> float | C
     raise SettingError(f"{name}={weight!r} given; a number >= 0, or a schedule from the step to one, is expected.")
 
 
-def advance_weight(buffer: Tensor, weight: float | Callable[[Any], Any], step: Tensor) -> None:
+def advance_weight(buffer: Tensor, weight: float | Callable[[Any], Any], step: Tensor, name: str) -> None:
     """Write the weight of this step into a buffer `[]`: outside of the step, of whose tensors it is one."""
     with torch.no_grad():
-        buffer.copy_(torch.as_tensor(weight(step) if callable(weight) else weight))
+        now = torch.as_tensor(weight(step) if callable(weight) else weight)
+        if now.numel() != 1 or not 0 <= now < math.inf:
+            raise SettingError(f"{name}: its schedule gave {now.tolist()} at step {int(step)}, a number >= 0 expected.")
+        buffer.copy_(now.reshape(()))

@@ -18,7 +18,7 @@ from pyro_discrete.compile import Captures
 from pyro_discrete.context import Contexts
 from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.enumeration import enumerated_loss, settle_enumeration
-from pyro_discrete.errors import SettingError
+from pyro_discrete.errors import SettingError, is_whole
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.gradients import StepGradients
 from pyro_discrete.objectives import Objective
@@ -60,11 +60,11 @@ class DiscreteELBO(nn.Module, ELBO):
         row_chunk: int | None = None,
     ) -> None:
         nn.Module.__init__(self)
-        if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
+        if not is_whole(num_particles):
             raise SettingError(f"num_particles={num_particles!r} given, a positive whole number expected.")
         if max_plate_nesting != math.inf and (max_plate_nesting < 0 or int(max_plate_nesting) != max_plate_nesting):
             raise SettingError(f"max_plate_nesting={max_plate_nesting} given, a whole number >= 0 expected.")
-        if row_chunk is not None and (isinstance(row_chunk, bool) or row_chunk < 1 or compile is not False):
+        if row_chunk is not None and (not is_whole(row_chunk) or compile is not False):
             raise SettingError(f"row_chunk={row_chunk!r}, compile={compile!r} given; a number >= 1 without compile.")
         self.row_chunk = row_chunk
         ELBO.__init__(

@@ -33,6 +33,7 @@ from pyro_discrete.separated import separated_loss
 from pyro_discrete.sites import (
     Site,
     family_of,
+    is_deterministic,
     is_latent,
     latent_sites,
     plates_of,
@@ -155,6 +156,8 @@ class _Configure(Messenger):
         self.settings, self.parallel, self.seen, self.drawn = settings, parallel, seen, drawn
 
     def _pyro_sample(self, msg: Any) -> None:
+        if is_deterministic(msg):
+            msg["stop"] = True  # Pyro would judge its dims
         if not is_latent(msg) or msg["name"] in self.drawn:
             return
         if self.seen is not None:

@@ -22,6 +22,7 @@ __all__ = [
     "UnknownSiteError",
     "UnsupportedObjectiveError",
     "UnsupportedSiteError",
+    "is_whole",
     "near_matches",
 ]
 
@@ -88,6 +89,15 @@ class MissingDataError(DiscreteInferenceError):
 
 class NonFiniteError(DiscreteInferenceError):
     """The loss or a gradient is NaN or infinite."""
+
+
+def is_whole(value: object, least: int = 1) -> bool:
+    """Whether a setting is a whole number, of at least so much.
+
+    >>> is_whole(3), is_whole(3.0), is_whole("3"), is_whole(True), is_whole(1, least=2)
+    (True, False, False, False, False)
+    """
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:

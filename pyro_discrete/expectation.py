@@ -24,6 +24,8 @@ __all__ = ["TraceExpectation"]
 class ExpectedReward(EvidenceBound):
     """f(z) is the model's factors and observed terms alone; in training, with a weight on the guide's entropy."""
 
+    name = "TraceExpectation"
+
     def __init__(self) -> None:
         super().__init__(analytic_kl=True)
 
@@ -111,5 +113,5 @@ class TraceExpectation(DiscreteELBO):
         if self.entropy_weight == 0.0:
             self.objective.weight = None
             return
-        advance_weight(self.weight, self.entropy_weight, self.step)
+        advance_weight(self.weight, self.entropy_weight, self.step, "entropy_weight")
         self.objective.weight = self.weight

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from pyro_discrete.engine import DiscreteELBO
-from pyro_discrete.errors import SettingError
+from pyro_discrete.errors import SettingError, is_whole
 from pyro_discrete.importance import ImportanceBound
 from pyro_discrete.select import Spec
 
@@ -70,7 +70,7 @@ class TraceIWELBO(DiscreteELBO):
         strict_enumeration_warning: bool = True,
         compile: bool | Literal["graph"] = False,
     ) -> None:
-        if isinstance(num_outer_samples, bool) or not isinstance(num_outer_samples, int) or num_outer_samples < 1:
+        if not is_whole(num_outer_samples):
             raise SettingError(f"num_outer_samples={num_outer_samples!r} given, a positive whole number expected.")
         plates = (datum_plates,) if isinstance(datum_plates, str) else datum_plates
         self.objective = ImportanceBound(

@@ -64,6 +64,9 @@ def make_plan(
     sites = [Site(m) for m in latent_sites(trial.guide_trace).values()]
     names = latent_sites(trial.guide_trace).keys() | latent_sites(trial.model_trace).keys()
     selection.check_patterns(names, lambda: names | names_of_guide(pair))
+    for site in sites:
+        if site.family in (None, Family.CONTINUOUS):
+            selection.check_continuous(site)
     marginal = marginal_sites(trial)
     settings = marginal_settings(marginal, selection)
     wiring = Wiring(given)

@@ -35,7 +35,7 @@ from pyro_discrete.sites import (
     latent_sites,
     sample_sites,
 )
-from pyro_discrete.tracing import SiteMessenger
+from pyro_discrete.tracing import SiteMessenger, UnconditionSites
 
 __all__ = ["DiscretePosterior", "PosteriorRuns"]
 
@@ -263,7 +263,7 @@ class PosteriorRuns:
         return value.reshape(len(value), *[1] * missing, *fn.shape())
 
     def _again(self, values: Values, rows: int | None, observed: list[str]) -> Values:
-        model = poutine.uncondition(self._rowed(self.pair.model, rows))
+        model = UnconditionSites()(self._rowed(self.pair.model, rows))
         with poutine.block():
             trace = self._traced(Substitute(values)(model))
         return {n: torch.as_tensor(trace.nodes[n]["value"]) for n in observed}

@@ -25,6 +25,7 @@ from pyro_discrete.errors import (
 )
 from pyro_discrete.estimators.base import ANY_FAMILY, Estimator, Family
 from pyro_discrete.estimators.enumerate import Enumerate
+from pyro_discrete.estimators.nvil import NVIL
 from pyro_discrete.estimators.reinforce import Reinforce
 from pyro_discrete.objectives import Objective
 from pyro_discrete.sites import Site
@@ -32,6 +33,7 @@ from pyro_discrete.sites import Site
 __all__ = ["AUTO", "EstimatorInfo", "Selection", "Spec", "available_estimators"]
 
 AUTO = "auto"
+PATHWISE_NAMES = frozenset({"pathwise", "reparam", "reparameterised", "reparameterized", "rsample"})
 Choice = str | Estimator | None
 Spec = str | Estimator | Mapping[str, str | Estimator] | Callable[[Site], Choice]
 
@@ -85,6 +87,11 @@ def named_estimator(name: str) -> Estimator:
     return known[name].cls()
 
 
+def automatic_estimator(name: str) -> Estimator:
+    """What "auto" means by a name: the estimator that its table measured, NVIL without the rescaling that biases it."""
+    return NVIL(variance_normalisation=False) if name == NVIL.name else named_estimator(name)
+
+
 def _meant(name: str, known: Mapping[str, EstimatorInfo]) -> str:
     """Which estimator a name may mean: written otherwise ("GumbelSoftmax"), otherwise known ("u2g"), or nearly so."""
 
@@ -94,6 +101,8 @@ def _meant(name: str, known: Mapping[str, EstimatorInfo]) -> str:
     meant = {spelling(AUTO): AUTO}
     for own, info in known.items():
         meant |= {spelling(text): own for text in (*info.also_known, info.cls.__name__, own)}
+    if spelling(name) in PATHWISE_NAMES:
+        return "Continuous sites that can be reparameterised are pathwise by themselves: leave them out of the choice."
     close = get_close_matches(spelling(name), meant, n=3, cutoff=0.6)
     names = [meant[spelling(name)]] if spelling(name) in meant else list(dict.fromkeys(meant[c] for c in close))
     return "Did you mean " + " or ".join(map(repr, names)) + "?" if names else near_matches(name, [*known, AUTO])
@@ -113,6 +122,8 @@ class Selection:
             raise SettingError(f"estimator={spec.__name__} is a class; give an instance: {spec.__name__}().")
         if isinstance(spec, Mapping):
             for name, choice in spec.items():
+                if not isinstance(name, str):
+                    raise SettingError(f"{name!r} in the estimator dict is no site name or glob: a string is expected.")
                 self._check(choice, f"for sites {name!r}")
             spec = dict(spec)
         elif isinstance(spec, str | Estimator):
@@ -154,6 +165,24 @@ class Selection:
             self._check(choice, f"returned by the callable for site {site.name!r}")
         return choice, "the callable"
 
+    def check_continuous(self, site: Site) -> None:
+        """Refuse what was chosen for a continuous site by its name, or at the site itself, and does not serve it."""
+        named = isinstance(self.spec, Mapping) and site.name in self.spec
+        choice = self.wanted(site)[0] if named or site.message["infer"].get("estimator") is not None else None
+        if choice is None or choice == AUTO:
+            return
+        made = named_estimator(choice) if isinstance(choice, str) else choice
+        if Family.CONTINUOUS not in made.families:
+            kind, instead = "continuous, its gradient pathwise without an estimator", ""
+            if site.family is not None:
+                kind = "continuous, not reparameterised"
+                instead = f", or choose {', '.join(serving(site, self.objective, self.particles))}"
+            raise UnsupportedSiteError(
+                f"Estimator {made.name!r} does not serve site {site.name!r}, which is "
+                f"{type(site.distribution).__name__} ({kind}). It serves "
+                f"{', '.join(sorted(f.value for f in made.families))}. Leave the site out{instead}."
+            )
+
     def check_patterns(self, names: Collection[str], more_names: Callable[[], Collection[str]]) -> None:
         """Refuse a name or glob that matches no latent site of the guide, in its first run nor in others."""
         if not isinstance(self.spec, Mapping):
@@ -175,10 +204,12 @@ class Selection:
         """
         choice, why = self.wanted(site)
         if choice is None or choice == AUTO:
-            choice, why = self._automatic(site, situation or Situation(), shared)
-        made = named_estimator(choice) if isinstance(choice, str) else deepcopy(choice)
+            name, why = self._automatic(site, situation or Situation(), shared)
+            made = automatic_estimator(name)
+        else:
+            made = named_estimator(choice) if isinstance(choice, str) else deepcopy(choice)
         if shared and made.importance_weighted:
-            made = named_estimator(self._automatic(site, Situation(), shared)[0])
+            made = automatic_estimator(self._automatic(site, Situation(), shared)[0])
             why = "shared by a bound's particles, which have no weights there"
         family = site.family
         if family is Family.CONTINUOUS and family not in made.families:
@@ -211,8 +242,6 @@ class Selection:
             info = known[name]
             if info.cls is Enumerate or family not in info.families or info.cls.min_particles > self.particles:
                 continue
-            if not info.unbiased and self.particles > 1:
-                continue  # nvil, whose variance normalisation rescales: it is for one particle, where rloo cannot be
             why_not = situation.why_not(info.cls(), site)
             if not why_not:
                 skipped = "".join(f"; not {other}, as {reason}" for other, reason in passed)

@@ -35,6 +35,7 @@ __all__ = [
     "base_distribution",
     "cardinality",
     "family_of",
+    "is_deterministic",
     "is_latent",
     "is_random_observation",
     "joint_support",
@@ -55,9 +56,15 @@ def is_latent(msg: Any) -> bool:
     return msg["type"] == "sample" and not msg["is_observed"] and not site_is_subsample(msg)
 
 
+def is_deterministic(msg: Any) -> bool:
+    """Whether it is a `pyro.deterministic` statement: without a term, all dims of its value (rows too) its event."""
+    return bool(msg["infer"].get("_deterministic"))
+
+
 def sample_sites(trace: Any) -> dict[str, Any]:
-    """The trace's sample sites by name, observed ones included, plates' subsamples left out."""
-    return {n: m for n, m in trace.nodes.items() if m["type"] == "sample" and not site_is_subsample(m)}
+    """The trace's sample sites by name, observed ones too; plates' subsamples and deterministic statements left out."""
+    sites = {n: m for n, m in trace.nodes.items() if m["type"] == "sample" and not site_is_subsample(m)}
+    return {n: m for n, m in sites.items() if not is_deterministic(m)}
 
 
 def latent_sites(trace: Any) -> dict[str, Any]:
@@ -72,12 +79,8 @@ def site_log_prob(msg: Any) -> Tensor:
 
 def is_random_observation(msg: Any) -> bool:
     """Whether a trace node is data: observed, and not a deterministic or factor statement."""
-    return (
-        msg["type"] == "sample"
-        and msg["is_observed"]
-        and not site_is_subsample(msg)
-        and not isinstance(base_distribution(msg["fn"]), Delta | Unit)
-    )
+    data = msg["type"] == "sample" and msg["is_observed"] and not site_is_subsample(msg)
+    return data and not isinstance(base_distribution(msg["fn"]), Delta | Unit)
 
 
 class _Plate(CondIndepStackFrame):
@@ -105,12 +108,9 @@ def subsampling_scale(plates: Iterable[CondIndepStackFrame]) -> float:
     return math.prod(f.full_size / f.size for f in plates if f.full_size and f.size > 0)
 
 
-_WRAPPERS = (Independent, MaskedDistribution, ExpandedDistribution)
-
-
 def base_distribution(fn: Any) -> Any:
     """The distribution below `.to_event`, `.mask` and `.expand`."""
-    while isinstance(fn, _WRAPPERS):
+    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
         fn = fn.base_dist
     return fn
 
@@ -167,15 +167,13 @@ def cardinality(fn: Any) -> float:
 
 
 def joint_support(fn: Any) -> Tensor:
-    """All joint values of one element, `.to_event` dims included.
+    """All joint values of one element, `[cardinality, *ones(batch), *event]`.
 
-    Shape `[cardinality, *ones(batch), *event]`, like `fn.enumerate_support(expand=False)` where Pyro has it; for
-    `.to_event` sites (which Pyro does not enumerate) the Cartesian product over the event.
+    Like `fn.enumerate_support(expand=False)`, but of the whole event of a `.to_event` site: its Cartesian product.
     """
     base, copied = base_distribution(fn), _independent_dims(fn)
     values = base.enumerate_support(expand=False)
-    inner = tuple(base.event_shape)
-    values = values.reshape((values.shape[0], *inner))
+    values = values.reshape((values.shape[0], *base.event_shape))
     if copied:
         copies = math.prod(fn.event_shape[:copied])
         index = torch.cartesian_prod(*[torch.arange(values.shape[0], device=values.device)] * copies)

@@ -9,8 +9,11 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.trace_messenger import TraceHandler, TraceMessenger
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 
-__all__ = ["SiteMessenger", "trace_sites"]
+from pyro_discrete.sites import is_deterministic
+
+__all__ = ["SiteMessenger", "UnconditionSites", "trace_sites"]
 
 
 class SiteMessenger(Messenger):
@@ -40,6 +43,14 @@ class _ReplaySites(SiteMessenger, ReplayMessenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         ReplayMessenger._pyro_sample(self, msg)
+
+
+class UnconditionSites(SiteMessenger, UnconditionMessenger):
+    """Draws observed sites anew. Pyro's own would draw `pyro.deterministic` too, and expand it into its plates."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not is_deterministic(msg):
+            UnconditionMessenger._pyro_sample(self, msg)
 
 
 def trace_sites(

@@ -8,7 +8,19 @@ import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
 
-from pyro_discrete import NVIL, Enumerate, GumbelSoftmax, StraightThroughGumbelSoftmax, TraceELBO, relax
+from pyro_discrete import (
+    ARMS,
+    CARMS,
+    NVIL,
+    Enumerate,
+    GumbelRao,
+    GumbelSoftmax,
+    StraightThroughGumbelSoftmax,
+    SumAndSample,
+    TraceELBO,
+    UnorderedSet,
+    relax,
+)
 from pyro_discrete.errors import (
     EmptyBatchError,
     EnumerationError,
@@ -170,9 +182,13 @@ def test_settings_out_of_range():
     for settings in ({"num_particles": 0}, {"num_particles": 1.5}, {"max_plate_nesting": -1}, {"compile": "fast"}):
         with pytest.raises(SettingError, match=next(iter(settings))):
             TraceELBO("nvil", **settings)
-    for settings in ({"decay": 1.0}, {"learning_rate": 0.0}, {"hidden": 0}):
+    for settings in ({"decay": 1.0}, {"learning_rate": 0.0}, {"hidden": 0}, {"hidden": 10.0}):
         with pytest.raises(SettingError, match=next(iter(settings))):
             NVIL(**settings)
+    for make in (ARMS, CARMS, lambda draws: GumbelRao(draws=draws), UnorderedSet, SumAndSample):
+        for number in (0, 2.5, "3"):
+            with pytest.raises(SettingError, match=f"(draws|k)={number!r} given"):
+                make(number)
 
 
 def test_infinite_loss_names_site_and_step():

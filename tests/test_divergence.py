@@ -157,3 +157,8 @@ def test_functions_and_numbers_are_weights():
     for wrong in (-1.0, float("inf"), "much"):
         with pytest.raises(SettingError, match="kl_weight"):
             TraceELBO(kl_weight=wrong)
+    for wrong in (-1.0, float("inf"), float("nan")):
+        late = TraceELBO("enumerate", kl_weight=lambda step, wrong=wrong: 1.0 if step == 0 else wrong)
+        late.loss_and_grads(pair.model, pair.guide)
+        with pytest.raises(SettingError, match=f"kl_weight: its schedule gave {wrong} at step 1"):
+            late.loss_and_grads(pair.model, pair.guide)

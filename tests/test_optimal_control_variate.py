@@ -210,9 +210,25 @@ def test_what_is_no_control_variate_is_refused():
 
 
 def test_a_control_variate_of_another_shape_is_refused():
-    wide = ControlVariate(lambda z, logits: torch.ones(7, 5, 1), lambda logits: logits)
-    with pytest.raises(SiteShapeError, match="broadcasts to that of the logits"):
-        estimates(OptimalControlVariate(wide), LOGITS, Family.BERNOULLI, reward, 5, event=1)
+    def ones(logits):
+        return torch.ones(7, 5, 1)
+
+    for h, mean, what in (
+        (lambda z, logits: ones(logits), lambda logits: logits, "h"),
+        (lambda z, _: z, ones, "the mean of h"),
+    ):
+        with pytest.raises(SiteShapeError, match=f"Variate: {what} has .* broadcasts to that of the logits"):
+            estimates(OptimalControlVariate(ControlVariate(h, mean)), LOGITS, Family.BERNOULLI, reward, 5, event=1)
+
+
+def test_a_mean_may_be_a_number():
+    fair = torch.zeros(3)
+    found = []
+    for mean in (lambda logits: 0.5, lambda logits: torch.full_like(logits, 0.5)):
+        torch.manual_seed(0)
+        variate = OptimalControlVariate(ControlVariate(lambda z, logits: z, mean))
+        found.append(estimates(variate, fair, Family.BERNOULLI, reward, 50, event=1))
+    assert torch.equal(*found)
 
 
 def test_other_particles_need_two():

@@ -7,7 +7,14 @@ import torch
 
 from pyro_discrete import NVIL, RLOO, Family, Reinforce, TraceELBO, TraceIWELBO, available_estimators
 from pyro_discrete.automatic import ranking
-from pyro_discrete.errors import DiscreteInferenceError, ParticleError, UnknownEstimatorError, UnknownSiteError
+from pyro_discrete.errors import (
+    DiscreteInferenceError,
+    ParticleError,
+    SettingError,
+    UnknownEstimatorError,
+    UnknownSiteError,
+    UnsupportedSiteError,
+)
 from tests.pairs import DATA, layers, layers_guide, mixture, mixture_guide
 
 
@@ -96,6 +103,38 @@ def test_leave_one_out_returned_by_a_callable_needs_another_particle():
         TraceELBO(lambda site: "rloo").loss(mixture, mixture_guide, DATA)
 
 
+def test_what_a_dict_or_a_site_names_for_a_continuous_site_must_serve_it():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            w = pyro.sample("w", dist.Normal(0.0, 1.0)) + pyro.sample("v", dist.VonMises(0.0, 1.0))
+            z = pyro.sample("z", dist.Bernoulli(0.3 * torch.ones(len(x))))
+            pyro.sample("x", dist.Normal(w + z, 1.0), obs=x)
+
+    def guide(x, at=None):
+        with pyro.plate("data", len(x)):
+            pyro.sample("w", dist.Normal(torch.zeros(len(x)), 1.0), infer={} if at is None else {"estimator": at})
+            pyro.sample("v", dist.VonMises(torch.zeros(len(x)), 1.0))
+            pyro.sample("z", dist.Bernoulli(0.5 * torch.ones(len(x))))
+
+    rest = {"v": "reinforce", "z": "disarm"}
+    assert got({"w": "rloo", "*": "rloo"}, 2, guide, model) == {"w": "pathwise", "v": "rloo", "z": "rloo"}
+    assert got("disarm", 2, guide, model) == {"w": "pathwise", **rest}
+    assert got({"*": "disarm"}, 2, guide, model) == {"w": "pathwise", **rest}
+    with pytest.raises(UnsupportedSiteError, match=r"'disarm'.* site 'w', .*Normal .*pathwise.*Leave the site"):
+        got({"w": "disarm"}, 2, guide, model)
+    with pytest.raises(UnsupportedSiteError, match=r"'disarm'.* site 'v', .*or choose nvil, reinforce, rloo"):
+        got({"v": "disarm"}, 2, guide, model)
+    with pytest.raises(UnsupportedSiteError, match="'enumerate' does not serve site 'w'"):
+        TraceELBO().loss(model, lambda x: guide(x, "enumerate"), DATA)
+    with pytest.raises(UnknownEstimatorError, match="pathwise by themselves"):
+        TraceELBO({"w": "pathwise"})
+
+
+def test_a_key_that_is_no_name_is_refused():
+    with pytest.raises(SettingError, match="3 in the estimator dict"):
+        TraceELBO({3: "rloo"}, num_particles=2)  # type: ignore[dict-item]
+
+
 def test_every_estimator_is_described():
     for name, info in available_estimators().items():
         assert info.cls.name == name
@@ -122,6 +161,9 @@ def test_every_estimator_is_described():
         ("score function", "reinforce"),
         ("leave-one-out", "rloo"),
         ("exact", "enumerate"),
+        ("parallel", "enumerate"),
+        ("IWAE", "vimco"),
+        ("RWS", "reweighted_wake_sleep"),
         ("UGC", "bitflip1"),
         ("Auto", "auto"),
     ],

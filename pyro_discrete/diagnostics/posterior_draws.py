@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
@@ -21,6 +20,7 @@ from pyro_discrete.posterior import PosteriorRuns
 from pyro_discrete.probe import Pair, Trial, check_pair, on_trial, plain_trial, trace_pair
 from pyro_discrete.rows_check import check_rows
 from pyro_discrete.sites import is_random_observation, latent_sites, plates_of, sample_sites, site_log_prob
+from pyro_discrete.tracing import UnconditionSites
 
 __all__ = ["PosteriorDraws", "draw_posterior"]
 
@@ -126,7 +126,7 @@ class _Run:
             values = {n: v[0] if rows is None else runs.padded(n, v) for n, v in (values | own).items()}
         guide_trace, model_trace = trace_pair(pair, trial.subsamples, values, leading)
         drawn = {n: m["value"] for n, m in latent_sites(guide_trace).items()} | {n: values[n] for n in own}
-        unconditioned = Pair(poutine.uncondition(pair.model), pair.guide, pair.args, pair.kwargs)
+        unconditioned = Pair(UnconditionSites()(pair.model), pair.guide, pair.args, pair.kwargs)
         predicted = trace_pair(unconditioned, trial.subsamples, drawn, leading)[1]
         self.posterior = {
             n: self._shaped(m["value"], trial.guide_trace.nodes[n]) for n, m in latent_sites(guide_trace).items()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.couplings import COPULAS
-from pyro_discrete.errors import SettingError
+from pyro_discrete.errors import SettingError, is_whole
 from pyro_discrete.estimators.base import Draw
 
 __all__ = ["antithetic_pair", "check_copula", "disarm_weight", "logits_of", "over"]
@@ -14,8 +14,8 @@ __all__ = ["antithetic_pair", "check_copula", "disarm_weight", "logits_of", "ove
 
 def check_copula(name: str, draws: int, copula: str) -> None:
     """Raise `SettingError` unless there are at least two draws and the copula has a known name."""
-    if draws < 2:
-        raise SettingError(f"{name}: draws={draws} given, at least 2 expected: each draw is compared with the others.")
+    if not is_whole(draws, 2):
+        raise SettingError(f"{name}: draws={draws!r} given, at least 2 expected: each is compared with the others.")
     if copula not in COPULAS:
         raise SettingError(f"{name}: copula={copula!r} given, one of {', '.join(map(repr, COPULAS))} expected.")
 

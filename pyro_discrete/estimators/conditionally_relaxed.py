@@ -17,6 +17,9 @@ from pyro_discrete.relaxations.schedules import Temperature, checked_temperature
 
 __all__ = ["ConditionallyRelaxed", "Control", "positive_log"]
 
+LARGEST = 1e4
+"""What logits are bounded by: probabilities are zero and one far before, and second derivatives finite still."""
+
 
 @dataclass(frozen=True)
 class Control:
@@ -67,11 +70,12 @@ class ConditionallyRelaxed(Estimator):
         """Hard, relaxed, and relaxed given the hard one; the latter two are rows where `relaxed` says so."""
         logits, one_hot = site.logits, site.family is not Family.BERNOULLI
         temperature = self.temperature_at(site.step).to(logits)
-        hard, z, given = relaxed_pair(logits, one_hot=one_hot)
+        hard, z, given = relaxed_pair(logits.clamp(-LARGEST, LARGEST), one_hot=one_hot)
         soft, soft_given = (soften(each, temperature, one_hot=one_hot) for each in (z, given))
         path, path_given = (soften(each, temperature.detach(), one_hot=one_hot) for each in (z, given))
         mean = (logits.softmax(-1) if one_hot else logits.sigmoid()).detach()
         extra = {"soft": soft, "soft_given": soft_given, "path": path, "path_given": path_given, "score": hard - mean}
+        extra["possible"] = mean > 0
         drawn = hard.argmax(-1) if site.family is Family.CATEGORICAL else hard
         value = torch.stack([drawn, soft, soft_given]) if self.relaxed else drawn.unsqueeze(0)
         return Draw(value, logits=logits, extra=extra)
@@ -79,6 +83,9 @@ class ConditionallyRelaxed(Estimator):
     def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
         """`cost` `[rows, K, *batch]`."""
         control = self.control(draw, cost)
+        # a value of probability zero is never mixed in, and has a slope of minus infinity
+        slopes = (torch.where(draw.extra["possible"], s, 0.0) for s in (control.slope, control.slope_given))
+        control = Control(control.given, *slopes)
         signal = cost[0] - control.given
         # along paths that lead to the logits alone: the temperature is trained by the auxiliary loss
         pathwise = (control.slope.detach() * draw.extra["path"]) - (

@@ -67,7 +67,8 @@ class DoubleCV(Estimator):
         """`cost` `[1, K, *batch]`; the slope of row 0 is that of the particle's total cost."""
         alpha, mean = self.alpha.to(cost), draw.extra["mean"]
         centred = (draw.value[0] - mean).detach()
-        others = leave_one_out(draw.slopes[0].detach())
+        slope = draw.slopes[0].detach()
+        others = leave_one_out(torch.where(mean > 0, slope, 0.0))  # that of an impossible value is minus infinity
         linear = _over_event(others * centred, cost[0])
         plain, corrected = cost[0] - leave_one_out(cost[0]), linear - leave_one_out(linear)
         signal = (plain + alpha * corrected).detach()

@@ -45,7 +45,7 @@ class Enumerate(Estimator):
     name = "enumerate"
     summary = "exact sum over the support"
     reference = "Titsias & Lázaro-Gredilla 2015; Obermeyer et al. 2019"
-    also_known = ("exact", "marginalise", "marginalize", "sum_out")
+    also_known = ("exact", "marginalise", "marginalize", "sum_out", "parallel", "sequential")
     evaluations = "all values, at once"
     separable = True
     families = FINITE

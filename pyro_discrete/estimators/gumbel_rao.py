@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_discrete.errors import SettingError
+from pyro_discrete.errors import SettingError, is_whole
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
 from pyro_discrete.relaxations.concrete import finite, hard_draw, moved, soften, straight_through
@@ -47,8 +47,8 @@ class GumbelRao(RelaxedEstimator):
 
     def __init__(self, temperature: Temperature = 0.25, draws: int = 10) -> None:
         super().__init__(temperature)
-        if draws < 1:
-            raise SettingError(f"GumbelRao: draws={draws} given, at least one expected.")
+        if not is_whole(draws):
+            raise SettingError(f"GumbelRao: draws={draws!r} given, a whole number of at least one expected.")
         self.draws = draws
 
     def extra_repr(self) -> str:

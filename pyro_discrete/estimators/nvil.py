@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_discrete.control_variates.network import baseline_network
 from pyro_discrete.control_variates.running import RunningMoments
-from pyro_discrete.errors import SettingError, SiteShapeError
+from pyro_discrete.errors import SettingError, SiteShapeError, is_whole
 from pyro_discrete.estimators.base import Draw, Estimator, Surrogate
 
 __all__ = ["NVIL"]
@@ -68,8 +68,8 @@ class NVIL(Estimator):
             raise SettingError(f"NVIL: decay={decay} given, a number between 0 and 1 expected.")
         if learning_rate is not None and not (isinstance(learning_rate, int | float) and learning_rate > 0):
             raise SettingError(f"NVIL: learning_rate={learning_rate!r} given, a positive number (or None) expected.")
-        if hidden < 1:
-            raise SettingError(f"NVIL: hidden={hidden} given, at least one hidden unit expected.")
+        if not is_whole(hidden):
+            raise SettingError(f"NVIL: hidden={hidden!r} given, at least one hidden unit expected.")
         self.constant, self.variance_normalisation = constant, variance_normalisation
         self.local_signals = local_signals
         self.unbiased = not variance_normalisation
@@ -91,6 +91,15 @@ class NVIL(Estimator):
             cls(variance_normalisation=False, learning_rate=1e-2),
             cls(variance_normalisation=False, local_signals=False, network=False),
         ]
+
+    def extra_repr(self) -> str:
+        parts = {
+            "constant": self.constant,
+            "network": self.reads_context,
+            "variance_normalisation": self.variance_normalisation,
+            "local_signals": self.local_signals,
+        }
+        return ", ".join(f"{part}=False" for part, on in parts.items() if not on)
 
     def prepare(self, features: int, like: Tensor) -> None:
         """Build the default network for inputs of so many features, in the dtype and on the device of `like`."""

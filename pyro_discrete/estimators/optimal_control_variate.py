@@ -109,12 +109,14 @@ class OptimalControlVariate(Estimator):
         score = _score(value, fixed, site.family)
         centred = [score] if self.use_score else []
         for variate in self.control_variates:
-            difference = variate.h(value, fixed) - variate.mean(fixed)
-            if torch.broadcast_shapes(difference.shape, fixed.shape) != fixed.shape:
-                raise SiteShapeError(
-                    f"OptimalControlVariate: h less its mean has the shape {tuple(difference.shape)} at site "
-                    f"{site.name!r}; a shape that broadcasts to that of the logits, {tuple(fixed.shape)}, is expected."
-                )
+            h, mean = (torch.as_tensor(part).to(fixed) for part in (variate.h(value, fixed), variate.mean(fixed)))
+            for what, part in (("h", h), ("the mean of h", mean)):
+                if not _broadcasts(part, fixed):
+                    raise SiteShapeError(
+                        f"OptimalControlVariate: {what} has the shape {tuple(part.shape)} at site {site.name!r}; a "
+                        f"shape that broadcasts to that of the logits, {tuple(fixed.shape)}, is expected."
+                    )
+            difference = h - mean
             difference = difference.expand(fixed.shape)
             if site.family is not Family.BERNOULLI:  # what is left of it once logits are normalised
                 difference = difference - fixed.softmax(-1) * difference.sum(-1, keepdim=True)
@@ -155,6 +157,11 @@ class OptimalControlVariate(Estimator):
         found = self.averages.coefficients(*cross.shape[1:]).to(cross.device)
         self.averages.update(cross.mean(0), gram.mean(0))
         return found.unsqueeze(0)
+
+
+def _broadcasts(tensor: Tensor, like: Tensor) -> bool:
+    dims = zip(reversed(tensor.shape), reversed(like.shape), strict=False)
+    return tensor.dim() <= like.dim() and all(size in (1, full) for size, full in dims)
 
 
 def _score(value: Tensor, logits: Tensor, family: Family | None) -> Tensor:

@@ -25,7 +25,7 @@ class Reinforce(Estimator):
     name = "reinforce"
     summary = "score function without a control variate"
     reference = "Williams 1992"
-    also_known = ("score_function", "likelihood_ratio", "sfe")
+    also_known = ("score_function", "score", "likelihood_ratio", "sfe")
 
     def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
         """`cost` `[1, K, *batch]`."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_discrete.control_variates.network import baseline_network
-from pyro_discrete.errors import SettingError, SiteShapeError
+from pyro_discrete.errors import SettingError, SiteShapeError, is_whole
 from pyro_discrete.estimators.base import RELAXABLE, Draw, Estimator, Family, SiteView
 from pyro_discrete.estimators.conditionally_relaxed import ConditionallyRelaxed, Control, positive_log
 from pyro_discrete.relaxations.schedules import Temperature
@@ -68,8 +68,8 @@ class RELAX(ConditionallyRelaxed):
         input: str | Callable[..., Tensor] | None = None,
     ) -> None:
         super().__init__(temperature, learn)
-        if hidden < 1:
-            raise SettingError(f"RELAX: hidden={hidden} given, at least one hidden unit expected.")
+        if not is_whole(hidden):
+            raise SettingError(f"RELAX: hidden={hidden!r} given, at least one hidden unit expected.")
         self.black_box, self.hidden, self.input, self.learn = black_box, hidden, input, learn
         self.network, self._default = network, network is None
         log_eta = positive_log(eta, "eta", "RELAX")

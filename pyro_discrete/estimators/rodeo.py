@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyro_discrete.control_variates.leave_one_out import leave_one_out
 from pyro_discrete.control_variates.second_moment import second_moment
-from pyro_discrete.errors import SettingError
+from pyro_discrete.errors import SettingError, is_whole
 from pyro_discrete.estimators.base import Draw, Estimator, Family, SiteView, Surrogate
 
 __all__ = ["RODEO"]
@@ -57,8 +57,8 @@ class RODEO(Estimator):
         super().__init__()
         if not (math.isfinite(alpha) and math.isfinite(beta)):
             raise SettingError(f"RODEO: alpha={alpha}, beta={beta} given, finite numbers expected (0 is rloo).")
-        if hidden < 1:
-            raise SettingError(f"RODEO: hidden={hidden} given, at least one hidden unit expected.")
+        if not is_whole(hidden):
+            raise SettingError(f"RODEO: hidden={hidden!r} given, at least one hidden unit expected.")
         generator = torch.Generator().manual_seed(0)  # every site's network starts alike, whatever was drawn before
 
         def start(*shape: int, inputs: int) -> nn.Parameter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_discrete.errors import SettingError
+from pyro_discrete.errors import SettingError, is_whole
 from pyro_discrete.estimators.base import FINITE, Draw, Estimator, SiteView, Surrogate
 from pyro_discrete.estimators.joint_values import check_support, index_of, positive, take
 from pyro_discrete.relaxations.gumbel import gumbel_like
@@ -49,8 +49,8 @@ class SumAndSample(Estimator):
 
     def __init__(self, k: int = 2, baseline: bool = True, max_support: int = 2**16) -> None:
         super().__init__()
-        if k < 1:
-            raise SettingError(f"SumAndSample: k={k} given, at least one value to sum over expected.")
+        if not is_whole(k):
+            raise SettingError(f"SumAndSample: k={k!r} given, at least one value to sum over expected.")
         if max_support < 1:
             raise SettingError(f"SumAndSample: max_support={max_support} given, a positive number expected.")
         self.k, self.baseline, self.max_support = k, baseline, max_support

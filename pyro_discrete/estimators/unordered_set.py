@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_discrete.errors import SettingError
+from pyro_discrete.errors import SettingError, is_whole
 from pyro_discrete.estimators.base import FINITE, Draw, Estimator, SiteView, Surrogate
 from pyro_discrete.estimators.joint_values import check_support, index_of, positive, take
 from pyro_discrete.relaxations.gumbel import gumbel_like
@@ -56,8 +56,8 @@ class UnorderedSet(Estimator):
 
     def __init__(self, k: int = 4, baseline: bool = True, max_support: int = 2**16) -> None:
         super().__init__()
-        if not 2 <= k <= LARGEST_K:
-            raise SettingError(f"UnorderedSet: k={k} given, a number from 2 to {LARGEST_K} expected.")
+        if not is_whole(k, 2) or k > LARGEST_K:
+            raise SettingError(f"UnorderedSet: k={k!r} given, a whole number from 2 to {LARGEST_K} expected.")
         if max_support < 1:
             raise SettingError(f"UnorderedSet: max_support={max_support} given, a positive number expected.")
         self.k, self.baseline, self.max_support = k, baseline, max_support

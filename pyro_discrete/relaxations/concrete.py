@@ -89,8 +89,11 @@ def _one_hot(index: Tensor, like: Tensor) -> Tensor:
 
 
 def finite(logits: Tensor) -> Tensor:
-    """`logits` with infinities made the largest finite numbers, so that a weight of zero times one is zero."""
-    largest = torch.finfo(logits.dtype).max
+    """`logits` with infinities made large finite numbers, so that a weight of zero times one is zero.
+
+    Multiples of these, such as a slope times a learning signal, are finite too.
+    """
+    largest = torch.finfo(logits.dtype).max ** 0.8
     return logits.clamp(-largest, largest)
 
 

@@ -9,11 +9,14 @@ __all__ = ["bounded", "expectation"]
 
 
 def bounded(tensor: Tensor) -> Tensor:
-    """The tensor with infinities brought into the float range, so that a zero weight makes a zero term of them."""
+    """The tensor with infinities made large finite numbers, so that a weight of zero makes a zero term of them.
+
+    Multiples of these, such as a slope times a learning signal, are finite too.
+    """
     if not tensor.is_floating_point():
         return tensor
-    limits = torch.finfo(tensor.dtype)
-    return tensor.clamp(limits.min, limits.max)
+    largest = torch.finfo(tensor.dtype).max ** 0.8
+    return tensor.clamp(-largest, largest)
 
 
 def expectation(weights: Tensor, values: Tensor) -> Tensor:
