@@ -222,7 +222,7 @@ def test_a_site_that_nobody_named_need_not_be_enumerable():
 
     elbo = TraceELBO({"z1": "enumerate"})
     elbo.loss_and_grads(model, guide, DATA)
-    assert {site.name: site.estimator for site in elbo.plan.sites} == {"z1": "enumerate", "z2": "nvil"}
+    assert {name: each.name for name, each in elbo.plan.estimators.items()} == {"z1": "enumerate", "z2": "nvil"}
 
 
 @pytest.mark.parametrize("estimator", [{"z": "enumerate"}, {"*": "enumerate"}, {"*": "auto"}, lambda site: "enumerate"])
