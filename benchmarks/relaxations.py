@@ -64,7 +64,7 @@ RELAXATIONS: dict[str, Relaxation] = {
     "decoupled_straight_through, forward 0.9": Relaxation(
         "decoupled_straight_through", (0.7, 1.5), {"forward_temperature": 0.9}
     ),
-    "sparse_gumbel_softmax, entmax": Relaxation("sparse_gumbel_softmax", (0.5, 1.0), {"mapping": "entmax"}),
+    "sparse_gumbel_softmax, entmax": Relaxation("sparse_gumbel_softmax", (1.0, 0.5), {"mapping": "entmax"}),
     "sparse_gumbel_softmax, sparsemax": Relaxation("sparse_gumbel_softmax", (1.0, 0.5), {"mapping": "sparsemax"}),
     "rloo, 2 particles": Relaxation("rloo", (None,), particles=2),
 }
