@@ -22,6 +22,9 @@ LEAST = 4
 """Fewer values than this are added up as they are."""
 
 
+CONTIGUOUS = {"memory_format": torch.contiguous_format}
+
+
 def _is_zero(value: Any) -> bool:
     if not isinstance(value, fx.Node):
         return False
@@ -75,13 +78,16 @@ class _Gathering:
         self.totals: dict[tuple[fx.Node, ...], fx.Node] = {}
 
     def run(self) -> None:
-        for root in [node for node in self.graph.nodes if _is_sum(node)]:
-            if len(root.users) == 1 and _is_sum(next(iter(root.users))):
+        results = next(node for node in self.graph.nodes if node.op == "output").all_input_nodes
+        for root in [node for node in self.graph.nodes if self._is_sum(node)]:
+            if len(root.users) == 1 and self._is_sum(next(iter(root.users))):
                 continue
-            addends = list(_addends(root))
+            addends = list(self._addends(root))
             if len(addends) >= LEAST and any(len(g) >= LEAST for g in self._groups(addends)):
                 with self.graph.inserting_before(root):
                     total = self._total(addends)
+                    if root in results:  # whose storage is its own
+                        total = self._call(aten.clone.default, (total,), root, CONTIGUOUS)
                 root.replace_all_uses_with(total)
 
     def _total(self, addends: list[fx.Node]) -> fx.Node:
@@ -106,7 +112,7 @@ class _Gathering:
             return [self._call(aten.scatter_add.default, (zeros, dim, *joined), first)]
         place = next(p for p in LINEAR[first.target][0] if len({self._signature(node, p) for node in group}) == 1)
         args = list(first.args)
-        args[place] = self._total([addend for node in group for addend in _addends(node.args[place])])
+        args[place] = self._total([addend for node in group for addend in self._addends(node.args[place])])
         target = aten.reshape.default if first.target is aten.view.default else first.target
         return [self._call(target, tuple(args), first, first.kwargs)]
 
@@ -132,10 +138,10 @@ class _Gathering:
         """Where a node adds values up, whatever the places and the values are; empty if it does not."""
         if node.target is not aten.scatter_add.default or not _is_zero(node.args[0]):
             return ""
-        if any(storage_root(n) in self.written for n in [node, *node.all_input_nodes]):
+        if self._is_written(node):
             return ""
         shapes = [tuple(arg.meta["val"].shape) for arg in node.args[2:] if isinstance(arg, fx.Node)]
-        return f"{node.args[:2]} {shapes}" if shapes[0] == shapes[1] else ""
+        return f"{node.args[:2]} {shapes}" if shapes[0] == shapes[1] != () else ""
 
     def _signature(self, node: fx.Node, place: int) -> str:
         """What an operation that is linear in its argument at this place has besides it; empty if it is none."""
@@ -145,32 +151,35 @@ class _Gathering:
         if place not in places or not condition(node.args):
             return ""
         inner = node.args[place]
-        if not isinstance(inner, fx.Node) or any(
-            storage_root(n) in self.written for n in [node, *node.all_input_nodes]
-        ):
+        if not isinstance(inner, fx.Node) or self._is_written(node):
             return ""
         others = [arg for i, arg in enumerate(node.args) if i != place]
         value = inner.meta["val"]
+        if value.dtype is not node.meta["val"].dtype or not value.is_floating_point():
+            return ""  # sums of booleans are no counts, those of narrow types less exact
         return f"{node.target} {others} {node.kwargs} {tuple(value.shape)} {value.dtype}"
 
+    def _is_sum(self, node: fx.Node) -> bool:
+        if node.target is not aten.add.Tensor or node.kwargs or not all(isinstance(arg, fx.Node) for arg in node.args):
+            return False
+        return all(_alike(arg, node) for arg in node.args) and not self._is_written(node)
 
-def _is_sum(node: fx.Node) -> bool:
-    if node.target is not aten.add.Tensor or node.kwargs or not all(isinstance(arg, fx.Node) for arg in node.args):
-        return False
-    return all(_alike(arg, node) for arg in node.args)
+    def _is_written(self, node: fx.Node) -> bool:
+        """Whether a node, or what it reads, is written to, so that it matters when it is read."""
+        roots = {storage_root(each) for each in [node, *node.all_input_nodes]}
+        return None in roots or not self.written.isdisjoint(roots)
+
+    def _addends(self, node: Any) -> Iterator[fx.Node]:
+        """What a sum is the sum of, as far as nothing else uses the sums in between."""
+        stack = [node]
+        while stack:
+            each = stack.pop()
+            if self._is_sum(each) and (each is node or len(each.users) == 1):
+                stack += reversed(each.args)
+            else:
+                yield each
 
 
 def _alike(one: Any, other: Any) -> bool:
     one, other = one.meta["val"], other.meta["val"]
     return one.shape == other.shape and one.dtype == other.dtype
-
-
-def _addends(node: Any) -> Iterator[fx.Node]:
-    """What a sum is the sum of, as far as nothing else uses the sums in between."""
-    stack = [node]
-    while stack:
-        each = stack.pop()
-        if _is_sum(each) and (each is node or len(each.users) == 1):
-            stack += reversed(each.args)
-        else:
-            yield each

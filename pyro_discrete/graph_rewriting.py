@@ -207,6 +207,15 @@ def separate_biases(graph: fx.GraphModule) -> None:
     graph.recompile()
 
 
+_UNDECLARED_VIEWS = (
+    torch.ops.aten._unsafe_view.default,
+    torch.ops.aten.unsafe_split.Tensor,
+    torch.ops.aten.unsafe_split_with_sizes.default,
+    torch.ops.aten.unsafe_chunk.default,
+)
+"""Views whose schemas promise, on behalf of whoever calls them, that nothing is written to the tensor any more."""
+
+
 def storage_root(node: fx.Node) -> fx.Node | None:
     """The node whose storage a node's value shares: itself, unless it is a view or an in-place result."""
     while node.op == "call_function":
@@ -215,12 +224,12 @@ def storage_root(node: fx.Node) -> fx.Node | None:
             continue
         schema = node.target._schema
         shared = schema.returns[0].alias_info if schema.returns else None
-        if shared is None:
+        if node.target in _UNDECLARED_VIEWS:
+            source = node.args[0]
+        elif shared is None:
             return node
-        source = next(
-            (value for argument, value in _arguments(node) if _overlaps(argument.alias_info, shared)),
-            None,
-        )
+        else:
+            source = next((v for a, v in _arguments(node) if _overlaps(a.alias_info, shared)), None)
         if isinstance(source, list | tuple):
             return None
         if not isinstance(source, fx.Node):
@@ -230,9 +239,10 @@ def storage_root(node: fx.Node) -> fx.Node | None:
 
 
 def _overlaps(of_argument: Any, shared: Any) -> bool:
-    return of_argument is not None and bool(
-        (of_argument.before_set | of_argument.after_set) & (shared.before_set | shared.after_set)
-    )
+    if of_argument is None:
+        return False
+    names = shared.before_set | shared.after_set  # a list of views (`split`) is declared without a name
+    return not names or bool((of_argument.before_set | of_argument.after_set) & names)
 
 
 def _arguments(node: fx.Node) -> Iterator[tuple[Any, Any]]:

@@ -98,6 +98,92 @@ def test_what_is_written_to_is_not_gathered() -> None:
         torch.testing.assert_close(found, expected)
 
 
+def added(values: list[Tensor]) -> Tensor:
+    return sum(values[1:], values[0])
+
+
+def written_between(x: Tensor) -> list[Tensor]:
+    first = x.neg()
+    total = first + x
+    first.zero_()
+    return [added([total, *((x + t).neg() for t in range(6))])]
+
+
+def zeros_that_are_written_to(x: Tensor) -> list[Tensor]:
+    total = torch.zeros_like(x)
+    total[0] = 1.0
+    return [added([total, *((x + t).neg() for t in range(6))])]
+
+
+def sums_that_are_written_to(x: Tensor) -> list[Tensor]:
+    parts = [(x + t).sin() for t in range(6)]
+    total, turned = added(parts), added([p.view(-1, 1) for p in parts])
+    turned.mul_(2)
+    return [total + 0, turned + 0]
+
+
+def booleans(x: Tensor) -> list[Tensor]:
+    masks = [x > t for t in range(-3, 3)]
+    return [added([m * x for m in masks]), added([m.sum() for m in masks])]
+
+
+def narrow_integers(x: Tensor) -> list[Tensor]:
+    counts = [(x.abs() * 50 + 60).to(torch.uint8) + t for t in range(6)]
+    return [added([c.sum() for c in counts]), added([c * x for c in counts]), added([c / 3 for c in counts])]
+
+
+def half_precision(x: Tensor) -> list[Tensor]:
+    halves = [(x * (t + 1)).bfloat16() for t in range(6)]
+    return [added([h.sum(dtype=torch.float32) for h in halves]), added([h * x for h in halves])]
+
+
+def scalars(x: Tensor) -> list[Tensor]:
+    place = torch.tensor(0)
+    return [added([torch.zeros(()).scatter_add(0, place, x[t].clone()) for t in range(5)])]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        written_between,
+        zeros_that_are_written_to,
+        sums_that_are_written_to,
+        booleans,
+        narrow_integers,
+        half_precision,
+        scalars,
+    ],
+)
+def test_sums_that_must_not_be_gathered(step: Callable[[Tensor], list[Tensor]]) -> None:
+    x = torch.randn(5, generator=torch.Generator().manual_seed(2))
+    graph = make_fx(step)(x.clone())
+    share_repeated(graph)
+    gather_sums(graph)
+    graph.graph.lint()
+    for found, expected in zip(graph(x.clone()), step(x.clone()), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_results_of_gathered_sums_have_storages_of_their_own() -> None:
+    """Gradients are scaled in place when they are clipped."""
+
+    def step(x: Tensor) -> list[Tensor]:
+        parts = [(x + t).sin() for t in range(6)]
+        negative = [p.neg() for p in parts]
+        wide = [p.sum(0, keepdim=True).expand(3, 4) for p in parts]
+        return [added(parts), added(negative), added(negative), added([p.T for p in parts]), added(wide)]
+
+    x = torch.randn(3, 4)
+    graph = make_fx(step)(x)
+    share_repeated(graph)
+    gather_sums(graph)
+    found, expected = graph(x), step(x)
+    for result in found:
+        result.mul_(2)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, 2 * b)
+
+
 def chain(length: int) -> tuple[Callable[..., None], Callable[..., None], list[Tensor]]:
     start = torch.zeros(3, dtype=torch.float64, requires_grad=True)
     transition = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
