@@ -94,12 +94,12 @@ class BoundCosts:
         """Whether the site's cost holds terms that all elements of one of its plates share."""
         return name in self.joint if name in self.data else self.outer.crosses_plates(name)
 
-    def beside(self, joined: BoundCosts, number: int) -> BoundCosts:
-        """The costs of a run by itself, as that of particle `number` beside the others of `joined`."""
-        here = slice(number, number + 1)
+    def beside(self, joined: BoundCosts, number: int, particles: int = 1) -> BoundCosts:
+        """The costs of a run of so many particles, as those from `number` on beside the others of `joined`."""
+        here = slice(number, number + particles)
         found = {d: joined.others[d] for d in self.log_weights}
         others = {d: (total[:, :, here], mean[:, :, here]) for d, (total, mean) in found.items()}
-        return replace(self, others=others, count=joined.count, all_move=(False,))
+        return replace(self, others=others, count=joined.count, all_move=(False,) * len(self.all_move))
 
     def weights(self, name: str) -> Weights | None:
         """How the particles of the named site are weighed, None if they share it."""

@@ -7,7 +7,7 @@ each chunk is run again, on the same random numbers, and differentiated by itsel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from pyro_discrete.probe import Pair
 from pyro_discrete.random_states import random_state, set_random_state
 from pyro_discrete.rows import KeepSubsamples
 
-__all__ = ["check_chunks", "run_chunks"]
+__all__ = ["check_chunks", "drawn_again", "on_same_data", "run_chunks", "summed_gradients"]
 
 RunRows = Callable[[Plan, Pair], Outcome]
 Parts = dict[tuple[int, str], Tensor]
@@ -33,8 +33,6 @@ Parts = dict[tuple[int, str], Tensor]
 
 def check_chunks(plan: Plan) -> None:
     """Refuse a plan that cannot be run in chunks."""
-    if plan.layout.inner is not None:
-        raise SettingError("row_chunk: an importance-weighted bound weighs all its particles together; leave it out.")
     if plan.path != "vectorised":
         raise SettingError(f"row_chunk: the rows of this step are not run at once anyway ({plan.path}); leave it out.")
     for name, estimator in plan.estimators.items():
@@ -47,9 +45,7 @@ def check_chunks(plan: Plan) -> None:
 
 def run_chunks(run: RunRows, plan: Plan, pair: Pair, rows: int) -> Outcome:
     """A training step's outcome by chunks of at most so many rows (and at least one particle)."""
-    check_chunks(plan)
-    size, kept = max(1, rows // plan.columns.count), KeepSubsamples()
-    same_data = Pair(kept(pair.model), kept(pair.guide), pair.args, pair.kwargs)
+    size, same_data = max(1, rows // plan.columns.count), on_same_data(pair)
     chunks = [min(size, plan.particles - start) for start in range(0, plan.particles, size)]
     states, outcomes = [], []
     with torch.no_grad():
@@ -61,13 +57,28 @@ def run_chunks(run: RunRows, plan: Plan, pair: Pair, rows: int) -> Outcome:
     pending = [_joined(parts) for parts in zip(*(o.pending for o in outcomes), strict=True)]
 
     def again() -> Iterator[tuple[int, Outcome]]:
-        after = random_state()
-        for particles, state in zip(chunks, states, strict=True):
-            set_random_state(state)
-            yield particles, run(_of_size(plan, particles), same_data)
-        set_random_state(after)
+        for part, particles in drawn_again(pair, same_data, chunks, states):
+            yield particles, run(_of_size(plan, particles), part)
 
     return _Chunked(loss, 0.0, [], pending, again=again)
+
+
+def on_same_data(pair: Pair) -> Pair:
+    """The pair, whose runs all see the subsamples of the first one."""
+    kept = KeepSubsamples()
+    return replace(pair, model=kept(pair.model), guide=kept(pair.guide))
+
+
+def drawn_again(pair: Pair, same_data: Pair, chunks: list[int], states: list[Any]) -> Iterator[tuple[Pair, int]]:
+    """What is to be run for each chunk, and its particles, in the random state in which it was run before.
+
+    The first run drew the subsamples as well, from the same stream of random numbers: it has to draw them again.
+    """
+    after = random_state()
+    for number, (particles, state) in enumerate(zip(chunks, states, strict=True)):
+        set_random_state(state)
+        yield on_same_data(pair) if number == 0 else same_data, particles
+    set_random_state(after)
 
 
 def _of_size(plan: Plan, particles: int) -> Plan:
@@ -106,7 +117,10 @@ class _Chunked(Outcome):
 
     def _differentiated(self, weights: Parts, particles: int) -> tuple[list[Tensor], list[Tensor]]:
         """Parameters and their gradients, summed over the chunks."""
-        found: dict[int, tuple[Tensor, Tensor]] = {}
+        return summed_gradients(self._weighted(weights, particles))
+
+    def _weighted(self, weights: Parts, particles: int) -> Iterator[Tensor]:
+        """Each chunk's part of the surrogate."""
         start = 0
         for size, outcome in self.again():
             total = torch.as_tensor(outcome.surrogate) * (size / particles)
@@ -115,14 +129,21 @@ class _Chunked(Outcome):
                     if (place, name) in weights and tensor.requires_grad:
                         total = total + (tensor * weights[place, name][start : start + size]).sum()
             start += size
-            if not total.requires_grad:
-                continue
-            leaves = leaf_parameters(total)
-            for leaf, gradient in zip(leaves, torch.autograd.grad(total, leaves, allow_unused=True), strict=True):
-                if gradient is not None:
-                    known = found.get(id(leaf))
-                    found[id(leaf)] = (leaf, gradient if known is None else known[1] + gradient)
-        return [leaf for leaf, _ in found.values()], [gradient for _, gradient in found.values()]
+            yield total
+
+
+def summed_gradients(parts: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Parameters and their gradients, of a sum whose parts are differentiated one after the other."""
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for part in parts:
+        if not part.requires_grad:
+            continue
+        leaves = leaf_parameters(part)
+        for leaf, gradient in zip(leaves, torch.autograd.grad(part, leaves, allow_unused=True), strict=True):
+            if gradient is not None:
+                known = found.get(id(leaf))
+                found[id(leaf)] = (leaf, gradient if known is None else known[1] + gradient)
+    return [leaf for leaf, _ in found.values()], [gradient for _, gradient in found.values()]
 
 
 @dataclass

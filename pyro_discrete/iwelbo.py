@@ -35,6 +35,10 @@ class TraceIWELBO(DiscreteELBO):
     - `dreg`: doubly reparameterised gradients at continuous sites (Tucker et al. 2019), where no later site of the
       guide depends on the site: the same mean, with noise that does not take over as K grows.
 
+    - `row_chunk`: run at most so many rows (coupled draws x particles) at once, but at least one particle of each outer
+      sample. The gradient is that of all particles, the memory that of a chunk and of the weights; each chunk is run
+      twice. Not with latent variables that the particles share, `dreg`, or estimators that learn.
+
     `loss()` with many particles (a test likelihood) runs them in blocks, see `pyro_discrete.running.AT_ONCE`. Raises
     `SettingError` for subsampling within a datum, whose log-weights would be estimates, and `ParticleError` for an
     estimator without the particles that it needs.
@@ -69,6 +73,7 @@ class TraceIWELBO(DiscreteELBO):
         retain_graph: bool | None = None,
         strict_enumeration_warning: bool = True,
         compile: bool | Literal["graph"] = False,
+        row_chunk: int | None = None,
     ) -> None:
         if not is_whole(num_outer_samples):
             raise SettingError(f"num_outer_samples={num_outer_samples!r} given, a positive whole number expected.")
@@ -84,4 +89,5 @@ class TraceIWELBO(DiscreteELBO):
             retain_graph=retain_graph,
             strict_enumeration_warning=strict_enumeration_warning,
             compile=compile,
+            row_chunk=row_chunk,
         )

@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from pyro_discrete.chunked import run_chunks
+from pyro_discrete.chunked import check_chunks, run_chunks
+from pyro_discrete.chunked_bound import run_bound_chunks
 from pyro_discrete.columns import Columns
 from pyro_discrete.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.estimators.base import Draw, Estimator, Family, SiteView
 from pyro_discrete.estimators.reinforce import Reinforce
+from pyro_discrete.importance import ImportanceBound
 from pyro_discrete.objectives import Evaluation, Objective
 from pyro_discrete.one_run import StructureChangedError, evaluated
 from pyro_discrete.outcome import (
@@ -112,6 +114,13 @@ def run_step(
     pair = objective.around(pair, training=True)
     choose = _chooser(plan, adopt, read=dependencies is None)
     if row_chunk is not None:
+        check_chunks(plan)
+        if isinstance(objective, ImportanceBound):
+
+            def run_part(part: Plan, pair: Pair, objective: Objective) -> Outcome:
+                return _run_rows(part, pair, objective, choose, found)
+
+            return run_bound_chunks(run_part, plan, pair, objective, row_chunk)
         return run_chunks(lambda part, pair: _run_rows(part, pair, objective, choose, found), plan, pair, row_chunk)
     run = _run_rows if plan.path == "vectorised" else run_columns
     return run(plan, pair, objective, choose, found)

@@ -18,6 +18,7 @@ from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.testing import assert_contract, check_elbo, discover_estimators
 
+BOUND = TraceIWELBO("vimco", num_particles=7, row_chunk=3)
 PROGRAMS = [p for m in (plate_programs, site_programs) for p in vars(m).values() if isinstance(p, Program)]
 
 
@@ -69,16 +70,18 @@ def test_chunks_keep_the_contract(estimator: str) -> None:
 
 
 class Seen:
-    """A program that notes how many rows it is run over, and on which data."""
+    """A program that notes how many rows it is run over, on which data, and what is drawn."""
 
     def __init__(self) -> None:
         self.rows: list[int] = []
         self.data: list[list[int]] = []
+        self.drawn: list[list[float]] = []
 
     def model(self) -> None:
         with pyro.plate("data", 10, subsample_size=4):
             z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.5)))
             self.rows.append(z.shape[0] if z.dim() > 1 else 1)
+            self.drawn.append(z.flatten().tolist())
             pyro.sample("x", dist.Normal(0.0 * z, 1.0), obs=torch.zeros(4))
 
     def guide(self) -> None:
@@ -94,6 +97,16 @@ def test_no_chunk_has_more_rows_and_all_see_the_same_data():
     elbo.loss_and_grads(program.model, program.guide)
     assert program.rows == [3, 3, 1] * 2
     assert len({tuple(each) for each in program.data}) == 1
+
+
+@pytest.mark.parametrize("elbo", [TraceELBO("rloo", num_particles=7, row_chunk=3), BOUND], ids=["elbo", "bound"])
+def test_the_second_run_of_a_chunk_draws_what_the_first_one_did(elbo: TraceELBO | TraceIWELBO) -> None:
+    program = Seen()
+    elbo.loss_and_grads(program.model, program.guide)
+    program.drawn = []
+    elbo.loss_and_grads(program.model, program.guide)
+    assert program.drawn[:3] == program.drawn[3:]
+    assert len({tuple(each) for each in program.data[-6:]}) == 1
 
 
 def test_the_baseline_is_of_all_particles():
@@ -120,8 +133,3 @@ def test_what_cannot_be_run_in_chunks_is_refused(settings: dict[str, Any], told:
     program = Seen()
     with pytest.raises(SettingError, match=told):
         TraceELBO(**{"estimator": "rloo", "num_particles": 4, **settings}).loss_and_grads(program.model, program.guide)
-
-
-def test_a_bound_takes_no_chunks():
-    with pytest.raises(TypeError, match="row_chunk"):
-        TraceIWELBO("vimco", num_particles=4, row_chunk=2)  # type: ignore[call-arg]

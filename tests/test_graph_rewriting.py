@@ -23,7 +23,11 @@ def shared(step: Callable[..., list[Tensor]], *inputs: Tensor) -> tuple[Counter[
     graph.recompile()
     torch.manual_seed(0)
     found = graph(*[t.clone() for t in inputs])
-    return Counter(str(n.target).split(".")[-2:][0] for n in graph.graph.nodes if n.op == "call_function"), found, expected
+    return (
+        Counter(str(n.target).split(".")[-2:][0] for n in graph.graph.nodes if n.op == "call_function"),
+        found,
+        expected,
+    )
 
 
 def test_repeated_operations_are_done_once() -> None:
