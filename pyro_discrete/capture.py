@@ -32,6 +32,7 @@ from pyro_discrete.graph_rewriting import (
     own_outputs,
     refuse_dynamic_shapes,
     refuse_overlap,
+    refuse_own_generators,
     separate_biases,
     share_repeated,
 )
@@ -125,6 +126,7 @@ def capture(step: Step, inputs: list[Tensor], tracked: list[Tensor]) -> tuple[Ca
     shapes = tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
     with _random_left_alone(), pyro.validation_enabled(False), shapes, _InsideTorch(), reads:
         graph = make_fx(traced)(*inputs, *tracked)
+    refuse_own_generators(graph)
     tensors = [*tracked, *lift_constants(graph, len(inputs) + len(tracked))]
     declare_writes(graph)
     refuse_dynamic_shapes(graph)

@@ -26,6 +26,7 @@ from pyro_discrete.one_run import StructureChangedError
 from pyro_discrete.plan import Plan
 from pyro_discrete.probe import Pair
 from pyro_discrete.random_states import set_torch_random_state, torch_random_state
+from pyro_discrete.undoing import Writes
 
 __all__ = ["Captures"]
 
@@ -149,9 +150,10 @@ class Captures:
         """Run the step, and capture it on the way."""
         engine._advance()
         state = [*engine.estimators.state_tensors(), *engine.buffers(recurse=False)]
-        saved, random_state = [t.detach().clone() for t in state], pyro.util.get_rng_state()
+        writes, random_state = Writes(), pyro.util.get_rng_state()
         try:
-            kind.step, result = capture_step(engine, call, kind.parameters, state)
+            with writes:
+                kind.step, result = capture_step(engine, call, kind.parameters, state)
             if self.mode == "inductor":
                 self._compile(kind.step.graph, call.inputs())
             self.made += 1
@@ -162,9 +164,7 @@ class Captures:
         except DiscreteInferenceError:
             raise
         except Exception as error:
-            with torch.no_grad():
-                for tensor, value in zip(state, saved, strict=True):
-                    tensor.copy_(value)
+            writes.undo()
             pyro.util.set_rng_state(random_state)
             if isinstance(error, NotFiniteStepError):
                 pass  # the eager step says where

@@ -19,6 +19,7 @@ __all__ = [
     "own_outputs",
     "refuse_dynamic_shapes",
     "refuse_overlap",
+    "refuse_own_generators",
     "separate_biases",
     "share_repeated",
     "storage_root",
@@ -54,6 +55,15 @@ def declare_writes(graph: fx.GraphModule) -> None:
     for node in graph.graph.nodes:
         if node.target is torch.ops.aten.native_batch_norm.default and node.args[3] is not None:
             node.target = torch.ops.aten._native_batch_norm_legit.default
+
+
+def refuse_own_generators(graph: fx.GraphModule) -> None:
+    """Raise `NotCapturableError` where a step draws from a generator that is not torch's: comparisons put that back."""
+    held = [getattr(graph, node.target) for node in graph.graph.nodes if node.op == "get_attr"]
+    if any(isinstance(value, torch.Generator) for value in held):
+        raise NotCapturableError(
+            "it draws random numbers from a torch.Generator of its own; leave `generator=` out, and seed torch's"
+        )
 
 
 def refuse_dynamic_shapes(graph: fx.GraphModule) -> None:

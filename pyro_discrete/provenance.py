@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pyro_discrete.elements import axis_after
+from pyro_discrete.undoing import written_tensors
 
 __all__ = ["Provenance"]
 
@@ -154,7 +155,7 @@ class Provenance:
             self.escaped(f"an operation fails ({func.overloadpacket.__name__})")
             raise
         present = {self._key(tensor) for tensor in read}
-        for tensor in _written(func, args, kwargs):
+        for tensor in written_tensors(func, args, kwargs):
             key = self._key(tensor)
             if key is not None and key not in self._origin and names:
                 self.escaped("a value is written in place into a tensor that was there before")
@@ -226,16 +227,6 @@ def _keeps_shape(func: Any, args: tuple[Any, ...]) -> bool:
     if func.overloadpacket is not torch.ops.aten.index:
         return False
     return all(index is None or index.dtype not in (torch.bool, torch.uint8) for index in args[1])
-
-
-def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """The arguments that an operation writes into."""
-    written = []
-    for number, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[number] if number < len(args) else kwargs.get(argument.name)
-            written += [v for v in tree_leaves(value) if isinstance(v, Tensor)]
-    return written
 
 
 def _place() -> str:

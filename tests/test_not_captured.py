@@ -19,6 +19,8 @@ from pyro_discrete import TraceELBO
 from pyro_discrete.errors import NonFiniteError
 from tests.captured_pairs import Pair, captures_of, data, graph_elbo, same_as_eager, steps
 
+OWN_GENERATOR = torch.Generator().manual_seed(0)
+
 
 @pytest.mark.parametrize(
     ("change", "reason"),
@@ -26,6 +28,7 @@ from tests.captured_pairs import Pair, captures_of, data, graph_elbo, same_as_ea
         (lambda mean: mean if mean.sum() > 0 else -mean, "decides in Python by a tensor's value"),
         (lambda mean: mean * float(mean.mean()), "decides in Python by a tensor's value"),
         (lambda mean: mean + torch.from_numpy(mean.detach().numpy() * 0.1), r"\.numpy\(\)"),
+        (lambda mean: mean + torch.rand((), generator=OWN_GENERATOR), "torch.Generator of its own"),
         (lambda mean: mean + random.random(), "random numbers from NumPy or Python"),
         (lambda mean: mean + float(np.random.rand()), "random numbers from NumPy or Python"),  # noqa: NPY002
         (lambda mean: mean * (mean[mean > 0].numel() + 1), "shape of a tensor depends on values"),
@@ -39,6 +42,27 @@ def test_what_cannot_be_captured_runs_eagerly(change: Callable[[Tensor], Tensor]
     assert captures_of(elbo).count == 0
     assert captures_of(elbo).reason
     assert elbo.loss_and_grads(pair.model, pair.guide, data()) != 0
+
+
+def test_what_a_refused_step_had_written_is_put_back() -> None:
+    """The step that could not be captured runs again: batch statistics and arguments are changed once."""
+    outcomes = []
+    for elbo in (TraceELBO("reinforce"), TraceELBO("reinforce", compile="graph")):
+        pyro.set_rng_seed(0)
+        norm, generator, counter = torch.nn.BatchNorm1d(2), torch.Generator().manual_seed(0), torch.zeros(3)
+
+        def change(mean: Tensor, norm=norm, generator=generator, counter=counter) -> Tensor:
+            counter[1:].add_(1)
+            counter.mul_(1.5)
+            norm(torch.rand(4, 2, generator=generator))
+            return mean * float(norm.running_mean.sum())
+
+        pair = Pair(change)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            losses = [elbo.loss_and_grads(pair.model, pair.guide, data()) for _ in range(4)]
+        outcomes.append([torch.tensor(losses), counter, *norm.state_dict().values(), generator.get_state()])
+    assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
 
 
 def test_a_draws_value_in_python_is_refused():
