@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
@@ -23,6 +24,7 @@ from pyro_discrete.estimators.base import Family
 from pyro_discrete.estimators.enumerate import Enumerate
 from pyro_discrete.marginal_planning import marginal_sites, settle_marginals
 from pyro_discrete.marginalisation import collapsed
+from pyro_discrete.modes import modes, standing_alone
 from pyro_discrete.probe import Pair, Substitute, Trial, on_trial, plain_trial
 from pyro_discrete.rows_check import check_rows
 from pyro_discrete.sites import (
@@ -102,13 +104,15 @@ class DiscretePosterior:
     def most_probable(self, *args: Any, **kwargs: Any) -> Values:
         """The most probable joint values `[*batch, *event]`, along chains by the Viterbi algorithm.
 
-        The guide's sites take the mode of q, the model's own the most probable values given these. Continuous sites of
-        the guide take their mean. A masked site has no term of its own: the values are the most probable ones of the
-        sites that are not masked (of chains of unequal length, up to their ends).
+        The guide's sites take the mode of q, the model's own the most probable values given these; large sites of
+        independent elements (30 bits), on which no other site of the guide hangs, theirs element by element. Continuous
+        sites of the guide take their mean. A masked site has no term of its own: the values are the most probable ones
+        of the sites that are not masked (of chains of unequal length, up to their ends).
         """
         run = self._trial(args, kwargs)
         guide = _AtMean()(self.guide)
-        best = {n: v[0] for n, v in run.decoded(run.of_guide(guide, None, highest)).items()}
+        alone = run.standing_alone(guide)
+        best = alone | {n: v[0] for n, v in run.decoded(run.of_guide(guide, None, highest, alone)).items()}
         found = run.conditional(None, highest, guide, best)[1]
         return {n: v for n, v in best.items() if n in run.discrete} | {n: v[0] for n, v in run.decoded(found).items()}
 
@@ -173,12 +177,22 @@ class PosteriorRuns:
         return poutine.trace(program).get_trace(*self.pair.args, **self.pair.kwargs)
 
     @torch.no_grad()
-    def of_guide(self, guide: Callable[..., Any], rows: int | None, reduce: Reduce) -> dict[str, Tensor]:
-        """For each discrete site of the guide, how q shares itself out over its values: `[rows, *batch, values]`."""
-        settings = {n: Enumerate() for n in self.discrete}
-        enumerate_guide = Marginalise(self.continuous, settings, self.trial.batch_dims, masked=reduce is highest)
+    def standing_alone(self, guide: Callable[..., Any]) -> Values:
+        """The most probable values of the guide's sites that are large and hang together with no other."""
+        large = [s for n, s in self.guide_sites.items() if n in self.discrete and SMALL < s.cardinality < math.inf]
         with poutine.block():
-            trace = self._traced(enumerate_guide(self._rowed(guide, rows)))
+            trace = self._traced(self._rowed(guide, None))
+        return {n: modes(trace.nodes[n]["fn"]) for n in standing_alone(self.pair, large, self.guide_sites.values())}
+
+    @torch.no_grad()
+    def of_guide(
+        self, guide: Callable[..., Any], rows: int | None, reduce: Reduce, values: Values | None = None
+    ) -> dict[str, Tensor]:
+        """For each discrete site of the guide without `values`, how q shares itself out: `[rows, *batch, values]`."""
+        settings, drawn = {n: Enumerate() for n in self.discrete}, [*self.continuous, *(values or {})]
+        enumerate_guide = Marginalise(drawn, settings, self.trial.batch_dims, masked=reduce is highest)
+        with poutine.block():
+            trace = self._traced(enumerate_guide(Substitute(values or {})(self._rowed(guide, rows))))
         return self._shared(trace, enumerate_guide, rows, reduce)
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate, infer_discrete
 from pyro_discrete import DiscretePosterior
 from pyro_discrete.assignment_sums import random_value
 from pyro_discrete.enumerated_sites import Marginalise
-from pyro_discrete.errors import SettingError, SiteMatchError
+from pyro_discrete.errors import EnumerationError, SettingError, SiteMatchError
 
 START, TABLE = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([[0.7, 0.2, 0.1], [0.3, 0.4, 0.3], [0.2, 0.3, 0.5]])
 LOCS = torch.tensor([-1.0, 0.2, 1.5])
@@ -225,6 +225,43 @@ def test_a_guide_too_large_to_sum_over_is_averaged_over_its_draws():
     torch.manual_seed(0)
     found = DiscretePosterior(model, guide, num_samples=4_000).marginals()
     assert torch.allclose(found["z"].base_dist.probs, torch.tensor(0.2), atol=0.02)
+
+
+def test_most_probable_values_of_events_too_large_for_a_table():
+    """Bits and ternary values that nothing hangs on are found one by one; those that another site reads are not."""
+    logits = torch.linspace(-2, 2, 30)
+    table = torch.randn(2, 12, 3, generator=torch.Generator().manual_seed(0))
+
+    def guide(reads_bits):
+        scale = pyro.sample("scale", dist.Normal(3.0, 0.1))
+        a = pyro.sample("a", dist.Bernoulli(0.7))
+        with pyro.plate("data", 4):
+            bits = pyro.sample("bits", dist.Bernoulli(logits=logits * scale).to_event(1))
+            b = pyro.sample("b", dist.Bernoulli(logits=bits[..., 0] if reads_bits else 4 * a - 1))
+            pyro.sample("threes", dist.Categorical(logits=table[0]).to_event(1))
+        return b
+
+    def model(reads_bits):
+        scale = pyro.sample("scale", dist.Normal(0.0, 1.0))
+        a = pyro.sample("a", dist.Bernoulli(0.5))
+        with pyro.plate("data", 4):
+            bits = pyro.sample("bits", dist.Bernoulli(0.5 * torch.ones(30)).to_event(1))
+            b = pyro.sample("b", dist.Bernoulli(0.5))
+            threes = pyro.sample("threes", dist.Categorical(logits=table[1]).to_event(1))
+            own = pyro.sample("own", dist.Categorical(logits=torch.stack([bits.sum(-1), threes.sum(-1) + 0.0], -1)))
+            pyro.sample("x", dist.Normal(own * scale + a + b, 1.0), obs=torch.zeros(4))
+
+    best = DiscretePosterior(model, guide).most_probable(False)
+    assert torch.equal(best["bits"], (logits > 0).float().expand(4, 30))
+    assert torch.equal(best["threes"], table[0].argmax(-1).expand(4, 12))
+    assert (best["a"], best["b"].tolist()) == (1, [1.0] * 4)
+    log_p = torch.stack([best["bits"].sum(-1), best["threes"].sum(-1) + 0.0], -1).log_softmax(-1)
+    log_p = log_p + dist.Normal(torch.tensor([0.0, 3.0]) + best["a"] + best["b"][:, None], 1.0).log_prob(
+        torch.zeros(())
+    )
+    assert torch.equal(best["own"], log_p.argmax(-1))
+    with pytest.raises(EnumerationError, match="'bits'"):
+        DiscretePosterior(model, guide).most_probable(True)
 
 
 def test_a_draw_that_ignores_its_shares_is_caught(monkeypatch):
