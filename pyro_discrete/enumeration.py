@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
+from pyro.distributions.score_parts import ScoreParts
 from pyro.infer import TraceEnum_ELBO
 from pyro.infer.traceenum_elbo import _compute_model_factors
 from pyro.infer.util import Dice
@@ -231,17 +232,24 @@ def _cost(costs: Any, log_factors: Any, sum_dims: set[str], guide_trace: Trace) 
 
 
 def _in_one_dtype(guide_trace: Trace, model_trace: Trace) -> None:
-    """Bring the terms to one dtype: those of masked sites are of the default one, whatever the program's."""
+    """Bring the terms to one dtype: sites may be of several, and masked ones are of the default one."""
     packs = [m["packed"] for t in (guide_trace, model_trace) for m in sample_sites(t).values()]
-    terms = [(pack, key) for pack in packs for key in ("log_prob", "unscaled_log_prob") if key in pack]
-    dtypes = {pack[key].dtype for pack, key in terms}
+    dtypes = {pack["log_prob"].dtype for pack in packs if "log_prob" in pack}
     if len(dtypes) < 2:
         return
     widest = max(dtypes, key=lambda dtype: torch.finfo(dtype).bits)
-    for pack, key in terms:
-        dims = pack[key]._pyro_dims
-        pack[key] = pack[key].to(widest)
-        pack[key]._pyro_dims = dims
+
+    def wide(term: Any) -> Any:
+        if not torch.is_tensor(term):
+            return term
+        made = term.to(widest)
+        made._pyro_dims = term._pyro_dims  # type: ignore[attr-defined]
+        return made
+
+    for pack in packs:
+        pack |= {key: wide(pack[key]) for key in ("log_prob", "unscaled_log_prob") if key in pack}
+        if "score_parts" in pack:
+            pack["score_parts"] = ScoreParts(*map(wide, pack["score_parts"]))
 
 
 def _check_crossing(guide_trace: Trace, model_trace: Trace) -> None:

@@ -229,3 +229,20 @@ def test_elements_that_share_no_term_are_summed_over_one_by_one():
     (q * (q.log() - one) + (1 - q) * ((1 - q).log() - zero)).sum().backward()
     assert elbo.plan.rows == 41
     assert torch.allclose(gradients()["a"], a.grad, atol=1e-4)
+
+
+@pytest.mark.parametrize("later", [torch.float32, torch.float64])
+def test_sites_of_two_dtypes_are_enumerated_in_parallel(later):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.3, dtype=torch.float64)))
+            k = pyro.sample("k", dist.Categorical(torch.tensor([0.2, 0.3, 0.5], dtype=later)))
+            pyro.sample("x", dist.Normal(z + k, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.zeros(len(x), dtype=torch.float64))))
+            logits = pyro.param("b", torch.tensor([0.1, -0.2, 0.3], dtype=later))
+            pyro.sample("k", dist.Categorical(logits=logits * z.to(later).unsqueeze(-1)))
+
+    assert not agrees(model, guide, DATA.double()).reason
