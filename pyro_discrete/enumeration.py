@@ -50,17 +50,17 @@ ONE_BY_ONE = 4096
 def enumerated_loss(plan: Plan, pair: Pair, known: Dependencies = UNKNOWN) -> Tensor:
     """The loss with every discrete site summed over its support, differentiable; `[]`.
 
-    `known`: what depends on what in this call, where elements are summed over one by one.
+    `known`: what depends on what in this call, where elements are summed over one by one or terms are closed.
     """
     settings = plan.enumeration or Enumerate()
     if plan.separated:
         return separated_loss(plan, pair, known)
     if plan.joint:
-        return joint_loss(plan, pair, settings)
+        return joint_loss(plan, pair, settings, known)
     parallel = not plan.one_by_one
     particles = plan.particles if any(site.rows for site in plan.sites) else 1  # nothing is sampled: all are the same
     elbo = _ExactELBO(num_particles=particles, max_plate_nesting=plan.batch_dims, vectorize_particles=parallel)
-    elbo.settings = settings
+    elbo.settings, elbo.plan, elbo.known = settings, plan, known
     seen: set[str] = set()
     guide = _Configure(settings, parallel, seen=seen)(pair.guide)
     model = _Configure(settings, parallel, drawn=seen)(pair.model)
@@ -78,7 +78,7 @@ def enumerated_loss(plan: Plan, pair: Pair, known: Dependencies = UNKNOWN) -> Te
         if "no more global" not in str(error) or not plan.explicit:
             raise
         plan.joint, plan.reason = True, "joint values of all plate elements, as a site of the model alone couples them"
-        return joint_loss(plan, pair, settings)
+        return joint_loss(plan, pair, settings, known)
     plan.cost = elbo.cost
     return loss
 
@@ -177,13 +177,33 @@ class _ExactELBO(TraceEnum_ELBO):
     """
 
     settings: Enumerate
+    plan: Plan
+    known: Dependencies
     cost: SumCost | None = None
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
         _check_crossing(guide_trace, model_trace)
+        self._close(guide_trace, model_trace)
         _in_one_dtype(guide_trace, model_trace)
         return model_trace, guide_trace
+
+    def _close(self, guide_trace: Trace, model_trace: Trace) -> None:
+        """Put closed terms in the place of sampled ones, but for those under a sum over a site of the model alone."""
+        drawn, found = latent_sites(guide_trace), self.plan.closed_terms(guide_trace, model_trace, self.known)
+        alone = {m["infer"].get("_enumerate_symbol") for n, m in latent_sites(model_trace).items() if n not in drawn}
+        for name, term in found.items():
+            node: Any = model_trace.nodes.get(name, drawn[name])
+            if alone & set(node["packed"]["log_prob"]._pyro_dims):
+                continue
+            value: Any = packed.pack(term, node["infer"]["_dim_to_symbol"])
+            if node is not drawn[name]:
+                value, sampled = packed.neg(value), drawn[name]["packed"]["log_prob"]
+                nothing: Any = torch.zeros_like(sampled)
+                nothing._pyro_dims = sampled._pyro_dims
+                drawn[name]["packed"]["log_prob"] = nothing
+            node["packed"]["log_prob"] = value
+            self.plan.note_closed([name])
 
     def exact_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Like `differentiable_loss`, but also where nothing requires a gradient."""

@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.enumerated_sites import Marginalise
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.estimators.base import Family
@@ -33,7 +34,7 @@ from pyro_discrete.sites import (
 __all__ = ["joint_loss"]
 
 
-def joint_loss(plan: Plan, pair: Pair, settings: Enumerate) -> Tensor:
+def joint_loss(plan: Plan, pair: Pair, settings: Enumerate, known: Dependencies) -> Tensor:
     """Every joint value of all elements of all guide sites as rows of one run, weighted by their probability."""
     with hidden_from_traces():
         trial = plain_trial(pair)
@@ -71,18 +72,23 @@ def joint_loss(plan: Plan, pair: Pair, settings: Enumerate) -> Tensor:
         model_trace = poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
     if extra:
         model_trace = collapsed(model_trace, marginalise, plan.batch_dims)[0]
-    return _weighted((guide_trace, model_trace), sites, plan.particles)
+    closed = plan.closed_terms(guide_trace, model_trace, known)
+    plan.note_closed(closed)
+    return _weighted((guide_trace, model_trace), sites, plan.particles, closed)
 
 
-def _weighted(rowed: tuple[Trace, Trace], sites: Mapping[str, Any], particles: int) -> Tensor:
+def _weighted(
+    rowed: tuple[Trace, Trace], sites: Mapping[str, Any], particles: int, closed: Mapping[str, Tensor]
+) -> Tensor:
     guide_trace, model_trace = rowed
     guide_trace.compute_log_prob()
     model_trace.compute_log_prob()
     weight: Tensor | float = 0.0
-    f: Tensor | float = 0.0
+    f = -sum(term.flatten(1).sum(1) for term in closed.values())
     for trace, sign in ((model_trace, 1.0), (guide_trace, -1.0)):
         for name, msg in sample_sites(trace).items():
-            f = f + sign * msg["log_prob"].flatten(1).sum(1)
+            if name not in closed:
+                f = f + sign * msg["log_prob"].flatten(1).sum(1)
             if trace is guide_trace and name in sites:
                 weight = weight + without_mask(msg["fn"]).log_prob(msg["value"]).flatten(1).sum(1)
     return -(torch.as_tensor(weight).exp() * f).sum() / particles

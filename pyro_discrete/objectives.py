@@ -23,7 +23,7 @@ from pyro_discrete.estimators.base import Estimator, Weights
 from pyro_discrete.layout import Layout
 from pyro_discrete.probe import Pair, Trial
 from pyro_discrete.scoring import first, guide_log_prob, log_prob, padded
-from pyro_discrete.sites import base_distribution, latent_sites, plates_of, sample_sites
+from pyro_discrete.sites import base_distribution, family_of, latent_sites, plates_of, sample_sites
 
 __all__ = ["Evaluation", "EvidenceBound", "Objective"]
 
@@ -79,6 +79,10 @@ class Objective(ABC):
 
     def notes(self, guide_trace: Trace, model_trace: Trace, dependencies: Dependencies) -> dict[str, str]:
         """What the plan is to add about sites, by name."""
+        return {}
+
+    def closed_terms(self, guide_trace: Trace, model_trace: Trace, dependencies: Dependencies) -> dict[str, Tensor]:
+        """What stands for the sampled terms of reparameterised sites in guide and model, by name, `[*batch]`."""
         return {}
 
     @abstractmethod
@@ -199,6 +203,14 @@ class EvidenceBound(Objective):
             name: f"; KL term sampled ({term})" if isinstance(term, str) else "; KL term in closed form"
             for name, term in self._divergences(guide_trace, model_trace, dependencies).items()
         }
+
+    def closed_terms(self, guide_trace: Trace, model_trace: Trace, dependencies: Dependencies) -> dict[str, Tensor]:
+        """Their KL terms in closed form, on request; those of discrete sites are exact as they are, where summed."""
+        if not self.analytic_kl:
+            return {}
+        found = self._divergences(guide_trace, model_trace, dependencies)
+        pathwise = {name for name, msg in latent_sites(guide_trace).items() if family_of(msg["fn"]) is None}
+        return {name: term for name, term in found.items() if isinstance(term, Tensor) and name in pathwise}
 
     def _divergences(
         self, guide_trace: Trace, model_trace: Trace, dependencies: Dependencies

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
+
+from pyro.poutine import Trace
+from torch import Tensor
 
 from pyro_discrete.columns import Columns
 from pyro_discrete.dependencies import UNKNOWN, Dependencies
@@ -15,6 +19,7 @@ from pyro_discrete.switches import Wiring
 
 __all__ = ["ANALYTIC", "Plan", "SitePlan"]
 
+ClosedTerms = Callable[[Trace, Trace, Dependencies], dict[str, Tensor]]
 ANALYTIC = "; KL term analytic"
 """What a plan says of such a site."""
 
@@ -41,6 +46,7 @@ class Plan:
     - `analytic`: the relaxed sites whose divergences are analytic.
     - `largest`: for a relaxed Binomial the largest number of trials met so far, which its relaxation goes up to.
     - `separated`: sites that are summed over element by element, with the number of an element's values.
+    - `closed_terms`: of an enumerated program's traces, what stands for its reparameterised sites' sampled terms.
     - `layout`: what a run's rows are. `elements`: how many numbers a row's values have.
     """
 
@@ -57,6 +63,7 @@ class Plan:
     joint: bool = False
     separated: dict[str, int] = field(default_factory=dict)
     one_by_one: bool = False
+    closed_terms: ClosedTerms = lambda *_: {}
     marginal: dict[str, Enumerate] = field(default_factory=dict)
     cost: SumCost | None = None
     sums_one_by_one: bool = False
@@ -76,6 +83,12 @@ class Plan:
         self.wiring, self.costs = None, ""
         for name in list(self.analytic):
             self.make_linear(name, "nothing is known of what its prior depends on")
+
+    def note_closed(self, names: Collection[str]) -> None:
+        """Say of an enumerated program's sites that closed terms stand for their sampled ones."""
+        for site in self.sites:
+            if site.name in names:
+                site.notes = "; KL term in closed form"
 
     def make_linear(self, name: str, reason: str) -> None:
         """Have a relaxed site's divergence linear in its soft value, and say so."""

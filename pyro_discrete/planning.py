@@ -74,7 +74,9 @@ def make_plan(
         pair, trial, sites, marginal, selection, objective, may_enumerate, lambda: wiring.of(given)
     )
     if enumerated is not None:
-        enumerated.wiring = wiring if enumerated.separated else None
+        closed = objective.reads_dependencies and any(s.family is None for s in sites)
+        enumerated.wiring = wiring if enumerated.separated or closed else None
+        enumerated.closed_terms = objective.closed_terms
         return enumerated, trial
     plan = Plan([], "vectorised", Columns(), selection.particles, trial.batch_dims, marginal=settings)
     if objective.reads_dependencies or any(s.family is not None for s in sites):

@@ -131,10 +131,17 @@ def separated_loss(plan: Plan, pair: Pair, known: Dependencies) -> Tensor:
         *pair.args, **pair.kwargs
     )
     terms = _Terms(plan, guide_trace, known, particles)
-    total: Tensor | float = 0.0
+    closed = {
+        name: term
+        for name, term in plan.closed_terms(guide_trace, model_trace, known).items()
+        if not any(known.influences(site, ("model", name)) for site in discrete)
+    }
+    plan.note_closed(closed)
+    total = -sum(padded(term, plan.batch_dims)[:particles].sum() for term in closed.values())
     for where, sign, trace in (("model", 1.0, model_trace), ("guide", -1.0, guide_trace)):
         for name, msg in sample_sites(trace).items():
-            total = total + sign * terms.of((where, name), msg)
+            if name not in closed:
+                total = total + sign * terms.of((where, name), msg)
     largest = max(m["value"].numel() for t in (guide_trace, model_trace) for m in sample_sites(t).values())
     plan.cost = SumCost(largest, sum(m["value"].numel() for m in sample_sites(model_trace).values()))
     return -torch.as_tensor(total) / particles
