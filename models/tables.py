@@ -119,7 +119,7 @@ def choices() -> list[Table]:
     programs = programs_table([try_program(name) for name in PROGRAMS])
     estimators = Table(title="Estimators")
     for heading in ("name", "kind", "estimate", "evaluations a step", "serves", "what"):
-        estimators.add_column(heading)
+        estimators.add_column(heading, no_wrap=heading == "name")  # names are there to be copied
     for name, info in available_estimators().items():
         families = ", ".join(sorted(family.value for family in info.families))
         estimators.add_row(

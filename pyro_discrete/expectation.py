@@ -53,9 +53,10 @@ class TraceExpectation(DiscreteELBO):
 
     f is what the model says by `pyro.factor` and observed sites; its latent sites are where it receives the guide's
     draws, and their prior does not count. The guide may draw sites that the model does not have. Used like `TraceELBO`,
-    with the same arguments and estimators. The reward may be any function: with estimators that do not differentiate
-    it ("reinforce", "rloo", "disarm", "enumerate", ...) it may be plain Python on NumPy. Where such a function takes
-    arrays with dims on the left, all rows are evaluated at once, otherwise one by one, after a warning.
+    with its estimators and arguments; those that are not explained here are explained there. The reward may be any
+    function: with estimators that do not differentiate it ("reinforce", "rloo", "disarm", "enumerate", ...) it may be
+    plain Python on NumPy. Where such a function takes arrays with dims on the left, all rows are evaluated at once,
+    otherwise one by one, after a warning.
 
     - `entropy_weight`: beta >= 0, or a schedule from the step to it. The entropy of a site given the earlier ones is
       taken in closed form where its distribution has one.

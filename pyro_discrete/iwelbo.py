@@ -20,10 +20,10 @@ class TraceIWELBO(DiscreteELBO):
     .. math:: \max \; E_g\Big[\log \frac{p(g)}{q(g)} + s \sum_n E_z\Big[ \log \frac1K \sum_{k=1}^K w_{nk} \Big]\Big],
         \qquad w_{nk} = \frac{p(x_n, z_{nk} \mid g)}{q(z_{nk} \mid g, x_n)}
 
-    With K = 1 it is the evidence lower bound; it rises with K towards log p(x). Used like `TraceELBO`, with the same
-    arguments. Latent variables g outside the data's plate are drawn once for all K particles, and a subsampled plate's
-    scale s multiplies the bound (so does a `poutine.scale` around the whole program; a scale of some terms alone, such
-    as a weight on the KL terms, stays in the weights).
+    With K = 1 it is the evidence lower bound; it rises with K towards log p(x). Used like `TraceELBO`, with its
+    arguments; those that are not explained here are explained there. Latent variables g outside the data's plate are
+    drawn once for all K particles, and a subsampled plate's scale s multiplies the bound (so does a `poutine.scale`
+    around the whole program; a scale of some terms alone, such as a weight on the KL terms, stays in the weights).
 
     - `estimator`: as in `TraceELBO`. The cost that a particle's rows are compared by is minus the bound with this
       particle's weight replaced. "vimco" is made for it; estimators of independent particles ("rloo") need outer

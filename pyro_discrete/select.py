@@ -42,7 +42,9 @@ Spec = str | Estimator | Mapping[str, str | Estimator] | Callable[[Site], Choice
 class EstimatorInfo:
     """What `available_estimators` tells of one estimator.
 
-    `evaluations` says how often the model is evaluated per step; `unbiased` holds for the default configuration.
+    - `cls`: its class. `families`: of sites that it serves. `summary`: what it is, in a line. `reference`: its source.
+    - `unbiased`: for the default configuration. `evaluations`: how often the model is evaluated in a step.
+    - `also_known`: other names that lead to it.
     """
 
     cls: type[Estimator]

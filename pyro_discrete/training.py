@@ -90,7 +90,8 @@ def fit(
     steps, and on an accelerator the loss is read only where it is recorded.
 
     - `data`: a tensor, or a tuple (arguments) or dict (keyword arguments) of tensors, with `batch_size` taken by index
-      in a seeded order and otherwise whole; a `DataLoader` or another iterable of batches; or an object with
+      (in a seeded order, unless `shuffle` is off; `drop_last` leaves out an epoch's last, smaller batch) and otherwise
+      whole; a `DataLoader` or another iterable of batches; or an object with
       `next_batch`, `state_dict` and `load_state_dict`; None for a program without arguments.
     - `elbo`: an ELBO of this package, or what `TraceELBO` takes as its estimator.
     - `optimizer`: a name in `torch.optim`, a class or function of parameter groups (fused where torch can), or an
@@ -99,7 +100,8 @@ def fit(
     - `steps` or `epochs`: when it ends (one of them). `transform`: applied to each batch's tensors (`torch.bernoulli`
       binarises anew). `device`: where batches go. `seed`: of torch, NumPy and Python, and of the order of batches.
     - `scheduler`: a function of the optimiser that makes a torch schedule, stepped after every step
-      (`ReduceLROnPlateau`: after every validation). `clip_norm`, `clip_value`: bounds on the gradient.
+      (`ReduceLROnPlateau`: after every validation). `clip_norm`: bound on the norm of the whole gradient,
+      `clip_value`: on each of its entries.
     - `log_every`: steps between records. `validation_data`: as `data`, evaluated every `validate_every` steps by the
       discrete `elbo.loss`, mean over its batches, always under the same random numbers.
     - `patience`: end after so many validations (records, without validation data) that do not improve the best loss by

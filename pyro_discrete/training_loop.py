@@ -31,6 +31,7 @@ VALIDATION_SEED = 20
 class FitState:
     """What a callback sees, after a step.
 
+    - `model`, `guide`, `elbo`: what is trained. `stopped`: why training ends after this step, empty if it goes on.
     - `step`: steps made. `args`, `kwargs`: the program's arguments in the last one.
     - `loss`: mean over the steps of the last record; `validation_loss`: the last one (None before there is one).
     - `records`, `validations`: what the history will hold, one dict each.

@@ -181,7 +181,7 @@ class PiecewiseConstant(_Piecewise):
 
 
 class PiecewiseLinear(_Piecewise):
-    """Straight lines from value to value, which are reached at `boundaries`; level before the first and after the last.
+    """Straight lines from one of `values` to the next, each reached at its step of `boundaries`; level around them.
 
     >>> PiecewiseLinear([1.0, 0.5], [100, 200])(150).item()
     0.75
@@ -200,7 +200,8 @@ class LearnedTemperature(Schedule):
     """A temperature that is a parameter: the loss that is optimised trains it, by the caller's optimiser.
 
     What it learns is what the *relaxed* loss gains by it: that is the discrete objective's business only where the
-    relaxed loss is a bound (`GumbelSoftmax(kl="relaxed")`). Judge it by `loss()`. The parameter is the logarithm.
+    relaxed loss is a bound (`GumbelSoftmax(kl="relaxed")`). Judge it by `loss()`. The parameter is the logarithm, at
+    first that of `start`.
 
     >>> LearnedTemperature(0.5)(0).item()
     0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -235,8 +236,11 @@ def test_list_names_everything() -> None:
 def test_every_setting_has_its_option() -> None:
     for command in ("train", "compare"):
         printed = call(command, "--help").stdout
-        for name in SETTINGS:
+        told = re.sub(r"[^\w.;,:()-]+", " ", printed)  # without frames and line breaks
+        for name, (_, text) in SETTINGS.items():
             assert f"--{name.replace('_', '-')}" in printed
+            assert "(default:" in text
+            assert re.sub(r"[^\w.;,:()-]+", " ", text) in told
 
 
 def test_what_estimators_claim() -> None:
