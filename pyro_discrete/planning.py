@@ -96,6 +96,7 @@ def make_plan(
     notes = analytic_notes(plan, trial.guide_trace, scored, known, _never_analytic(pair, objective)) | notes
     for site_plan in plan.sites:
         site_plan.notes += notes.get(site_plan.name, "")
+        site_plan.notes += "; doubly reparameterised" if site_plan.name in plan.layout.doubly else ""
     plan.costs = known.describe() if plan.wiring is not None else ""
     plan.sites += map(_marginal_plan, marginal)
     _choose_path(pair, trial, plan, vectorise)

@@ -157,6 +157,7 @@ def test_doubly_reparameterised_sites_are_those_that_nothing_later_depends_on():
     elbo = TraceIWELBO(num_particles=3, dreg=True)
     elbo.loss_and_grads(model, guide, DATA)
     assert elbo.plan.layout.doubly == {"b", "c"}
+    assert [s.name for s in elbo.plan.sites if "doubly reparameterised" in s.notes] == ["b", "c"]
 
 
 def test_reweighted_wake_sleep_is_the_weighted_log_likelihood_of_the_guide():
