@@ -103,7 +103,7 @@ def test_auto_and_what_particles_share():
             for outer, expected in ((1, "nvil"), (2, "rloo")):
                 elbo = TraceIWELBO(spec, num_particles=4, num_outer_samples=outer)
                 elbo.loss_and_grads(pair.model, pair.guide, *pair.args)
-                assert [s.estimator for s in elbo.plan.sites] == [expected, "vimco"]
+                assert [e.name for e in elbo.plan.estimators.values()] == [expected, "vimco"]
 
 
 def continuous(x):
