@@ -132,7 +132,9 @@ def _draw_test_curves(axes: Axes, comparison: Comparison, colours: dict[str, str
     _label_ends(axes, ends)
     config = comparison.config
     size = size_of(config)
-    axes.set_title(f"{config.program} ({size}): discrete test ELBO, hard samples", fontsize=10)
+    axes.set_title(
+        f"{config.program} ({size}): discrete test ELBO\n(curves: one hard sample each, labels: many)", fontsize=10
+    )
     _finish(axes, "training step", f"test ELBO (nats per {data.element}), higher is better")
 
 
