@@ -50,7 +50,8 @@ def test_is_stored_with_the_outputs_of_one_full_run(path: Path) -> None:
 
 def renew() -> None:
     """Run every tutorial in full and store it with its outputs, without what differs from machine to machine."""
-    os.environ.pop("TUTORIAL_STEPS", None)
+    for setting in ("TUTORIAL_STEPS", "MPLBACKEND"):  # fewer steps, no pictures
+        os.environ.pop(setting, None)
     for path in TUTORIALS:
         notebook = executed(path)
         notebook.metadata = {
