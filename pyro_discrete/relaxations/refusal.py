@@ -6,20 +6,26 @@ from typing import Any
 
 from pyro_discrete.errors import RelaxationError
 
-__all__ = ["refusal"]
+__all__ = ["NUMBER", "WRITE", "refusal"]
+
+NUMBER = (
+    "A relaxed value is no single number: Python control flow, `range` and list indices need one. Use torch.where, or "
+    "look it up in a table (`table[z]`)"
+)
+WRITE = "A relaxed value is neither written in place nor into a tensor. Use torch.stack, torch.cat or torch.where"
 
 _REMEDIES = {
-    "item": "A relaxed value is no single number: Python control flow, `range` and list indices need one. Use "
-    "torch.where, or look it up in a table (`table[z]`)",
+    "item": NUMBER,
     "numpy": "A relaxed value is no single number that NumPy could hold. Stay with torch",
     "mask": "Elements cannot be picked by a relaxed condition. Use torch.where(condition, a, b), or multiply by it",
-    "write": "A relaxed value cannot be written into a tensor in place. Use torch.stack, torch.cat or torch.where",
+    "write": WRITE,
     "scatter": "Use F.one_hot(z, K) and sums or products of it",
 }
 _REASONS: dict[str, str] = {
     name: reason
     for reason, names in {
-        "item": "item tolist __bool__ __int__ __index__ __float__ __complex__ __contains__ is_nonzero equal allclose",
+        "item": "item tolist __bool__ __int__ __index__ __float__ __complex__ __contains__ is_nonzero equal allclose "
+        "aten._local_scalar_dense.default",
         "numpy": "numpy __array__ __dlpack__",
         "mask": "masked_select nonzero masked_fill masked_scatter argwhere",
         "write": "__setitem__ copy_ index_put index_put_ fill_ index_copy set_",
@@ -31,12 +37,14 @@ _REASONS: dict[str, str] = {
 
 def refusal(z: Any, operation: str, remedy: str | None = None) -> RelaxationError:
     """The error for an operation on a soft index that it cannot do."""
-    remedy = remedy or _REMEDIES.get(_REASONS.get(operation, ""), "")
+    in_place = operation.endswith("_") and not operation.startswith("__")
+    remedy = remedy or _REMEDIES.get(_REASONS.get(operation, "write" if in_place else ""), "")
     remedy = remedy or (
         "Look it up in a table (`table[z]`), compare it with a constant (`z == 1`), take F.one_hot(z, K) or z.float() "
         "of it"
     )
+    shown = operation if operation.endswith((")", "]")) else f"{operation}()"
     return RelaxationError(
-        f"Site {z.site!r} has a relaxed value, and {operation}() of it is not defined. {remedy}; or choose an "
+        f"Site {z.site!r} has a relaxed value, and {shown} of it is not defined. {remedy}; or choose an "
         "estimator of hard draws for the site ('rloo', 'nvil')."
     )

@@ -11,9 +11,9 @@ from pyro.ops.provenance import extract_provenance, track_provenance
 from torch import Tensor
 
 from pyro_discrete.relaxations.expectation import expectation
-from pyro_discrete.relaxations.refusal import refusal
+from pyro_discrete.relaxations.refusal import WRITE, refusal
 
-__all__ = ["SoftBit", "SoftIndex", "functions", "handles", "is_soft", "shaped"]
+__all__ = ["SoftBit", "SoftIndex", "first_soft", "functions", "handles", "is_soft", "shaped"]
 
 Handler = Callable[..., Any]
 _HANDLERS: dict[Any, Handler] = {}
@@ -120,10 +120,12 @@ class SoftIndex(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if kwargs.get("out") is not None:
+            raise refusal(first_soft(args, kwargs), f"{_name(func)}(out=)", WRITE)
         handler = _HANDLERS.get(func)
         if handler is not None:
             return handler(func, *args, **kwargs)
-        found = _first(args, kwargs)
+        found = first_soft(args, kwargs)
         if found.is_floating_point():  # a count or a bit: its expectation takes its place
             return func(*_averaged(args), **_averaged(kwargs))
         raise refusal(found, _name(func))
@@ -135,7 +137,7 @@ class SoftIndex(Tensor):
             return shaped(args[0], Tensor.detach)
         if func is torch.ops.aten.alias.default:
             return args[0]
-        raise refusal(_first(args, kwargs or {}), str(func))
+        raise refusal(first_soft(args, kwargs or {}), str(func))
 
 
 class SoftBit(SoftIndex):
@@ -209,7 +211,7 @@ def _name(func: Any) -> str:
     return getattr(getattr(func, "__self__", None), "__name__", name) if name == "__get__" else name
 
 
-def _first(args: Any, kwargs: Any) -> SoftIndex:
+def first_soft(args: Any, kwargs: Any) -> SoftIndex:
     """The first soft index among the arguments of a call."""
     stack = [args, kwargs]
     while stack:

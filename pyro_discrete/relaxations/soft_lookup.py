@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_discrete.relaxations.expectation import bounded
 from pyro_discrete.relaxations.refusal import refusal
-from pyro_discrete.relaxations.soft_index import SoftIndex, handles, is_soft, shaped
+from pyro_discrete.relaxations.soft_index import SoftIndex, first_soft, handles, is_soft, shaped
 from pyro_discrete.relaxations.soft_shapes import front
 
 __all__: list[str] = []
@@ -35,6 +35,8 @@ def _getitem(func: Any, x: Any, index: Any) -> Tensor:
         if z.is_floating_point():
             raise refusal(z, "x[z]", "Turn it into an integer first: x[z.long()]")
     if not softs:
+        if not is_soft(x):
+            raise refusal(first_soft(items, {}), "x[[z]]", "Give it as the index itself: x[z]")
         return _sliced(x, items)
     return _lookup(x, items, softs[0])
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_discrete.relaxations.refusal import refusal
-from pyro_discrete.relaxations.soft_index import SoftBit, SoftIndex, handles, is_soft, shaped
+from pyro_discrete.relaxations.refusal import NUMBER, refusal
+from pyro_discrete.relaxations.soft_index import Handler, SoftBit, SoftIndex, first_soft, handles, is_soft, shaped
 
 __all__ = ["as_soft", "front"]
 
@@ -17,6 +18,22 @@ __all__ = ["as_soft", "front"]
 def front(dim: int, dims: int) -> int:
     """A dim counted from the front, where it stays when weights follow behind."""
     return dim + dims if dim < 0 else dim
+
+
+def moves(*functions: Any) -> Callable[[Handler], Handler]:
+    """`handles` for what acts on its first argument: its sizes, dims and counts are no place for a soft index."""
+
+    def register(handler: Handler) -> Handler:
+        @handles(*functions)
+        @wraps(handler)
+        def checked(func: Any, z: Any, *args: Any, **kwargs: Any) -> Any:
+            if not is_soft(z):
+                raise refusal(first_soft(args, kwargs), func.__name__, NUMBER)
+            return handler(func, z, *args, **kwargs)
+
+        return handler
+
+    return register
 
 
 def _sizes(given: Sequence[Any]) -> tuple[int, ...]:
@@ -28,12 +45,12 @@ def _count(z: SoftIndex) -> int:
     return z.weights.shape[-1]
 
 
-@handles(Tensor.unsqueeze, torch.unsqueeze)
+@moves(Tensor.unsqueeze, torch.unsqueeze)
 def _unsqueeze(func: Any, z: SoftIndex, dim: int) -> SoftIndex:
     return shaped(z, lambda w: w.unsqueeze(front(dim, z.dim() + 1)))
 
 
-@handles(Tensor.squeeze, torch.squeeze)
+@moves(Tensor.squeeze, torch.squeeze)
 def _squeeze(func: Any, z: SoftIndex, dim: int | tuple[int, ...] | None = None) -> SoftIndex:
     given = range(z.dim()) if dim is None else (dim,) if isinstance(dim, int) else dim
     gone = {front(d, z.dim()) for d in given}
@@ -41,7 +58,7 @@ def _squeeze(func: Any, z: SoftIndex, dim: int | tuple[int, ...] | None = None) 
     return shaped(z, lambda w: w.reshape((*sizes, w.shape[-1])))
 
 
-@handles(Tensor.reshape, torch.reshape, Tensor.view)
+@moves(Tensor.reshape, torch.reshape, Tensor.view)
 def _reshape(func: Any, z: SoftIndex, *sizes: Any, shape: Any = None) -> SoftIndex:
     new = _sizes(sizes) if shape is None else tuple(shape)
     if new and isinstance(new[0], torch.dtype):
@@ -52,12 +69,12 @@ def _reshape(func: Any, z: SoftIndex, *sizes: Any, shape: Any = None) -> SoftInd
     return z if new == tuple(z.shape) else shaped(z, lambda w: w.reshape((*new, w.shape[-1])))
 
 
-@handles(Tensor.reshape_as, Tensor.view_as)
+@moves(Tensor.reshape_as, Tensor.view_as)
 def _reshape_as(func: Any, z: SoftIndex, other: Tensor) -> Tensor:
     return z.reshape(other.shape)
 
 
-@handles(Tensor.expand, torch.broadcast_to, Tensor.broadcast_to)
+@moves(Tensor.expand, torch.broadcast_to, Tensor.broadcast_to)
 def _expand(func: Any, z: SoftIndex, *sizes: Any, size: Any = None) -> SoftIndex:
     new = _sizes(sizes) if size is None else tuple(size)
     return z if new == tuple(z.shape) else shaped(z, lambda w: w.expand((*new, w.shape[-1])))
@@ -80,25 +97,25 @@ def _shapes(func: Any, *shapes: Any) -> Any:
     return func(*shapes)
 
 
-@handles(Tensor.repeat, torch.tile, Tensor.tile)
+@moves(Tensor.repeat, torch.tile, Tensor.tile)
 def _repeat(func: Any, z: SoftIndex, *sizes: Any) -> SoftIndex:
     return shaped(z, lambda w: w.repeat((*_sizes(sizes), 1)))
 
 
-@handles(Tensor.repeat_interleave, torch.repeat_interleave)
+@moves(Tensor.repeat_interleave, torch.repeat_interleave)
 def _interleave(func: Any, z: SoftIndex, repeats: Any, dim: int | None = None, **kwargs: Any) -> Tensor:
     if dim is None:
         return func(z.flatten(), repeats, 0, **kwargs)
     return shaped(z, lambda w: func(w, repeats, front(dim, z.dim()), **kwargs))
 
 
-@handles(Tensor.permute, torch.permute)
+@moves(Tensor.permute, torch.permute)
 def _permute(func: Any, z: SoftIndex, *dims: Any) -> SoftIndex:
     order = [front(d, z.dim()) for d in _sizes(dims)]
     return shaped(z, lambda w: w.permute(*order, len(order)))
 
 
-@handles(Tensor.transpose, torch.transpose, Tensor.movedim, torch.movedim)
+@moves(Tensor.transpose, torch.transpose, Tensor.movedim, torch.movedim)
 def _two_dims(func: Any, z: SoftIndex, first: Any, second: Any) -> SoftIndex:
     def counted(dim: Any) -> Any:
         return front(dim, z.dim()) if isinstance(dim, int) else tuple(front(d, z.dim()) for d in dim)
@@ -106,39 +123,39 @@ def _two_dims(func: Any, z: SoftIndex, first: Any, second: Any) -> SoftIndex:
     return shaped(z, lambda w: func(w, counted(first), counted(second)))
 
 
-@handles(Tensor.t, torch.t, Tensor.T.__get__, Tensor.mT.__get__)  # type: ignore[attr-defined]
+@moves(Tensor.t, torch.t, Tensor.T.__get__, Tensor.mT.__get__)  # type: ignore[attr-defined]
 def _transposed(func: Any, z: SoftIndex) -> Tensor:
     return z if z.dim() < 2 else z.transpose(-2, -1)
 
 
-@handles(Tensor.flatten, torch.flatten)
+@moves(Tensor.flatten, torch.flatten)
 def _flatten(func: Any, z: SoftIndex, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     if z.dim() == 0:
         return z.reshape(1)
     return shaped(z, lambda w: w.flatten(front(start_dim, z.dim()), front(end_dim, z.dim())))
 
 
-@handles(Tensor.unbind, torch.unbind)
+@moves(Tensor.unbind, torch.unbind)
 def _unbind(func: Any, z: SoftIndex, dim: int = 0) -> tuple[Tensor, ...]:
     return tuple(z.select(dim, i) for i in range(z.shape[dim]))
 
 
-@handles(Tensor.__iter__)
+@moves(Tensor.__iter__)
 def _iterate(func: Any, z: SoftIndex) -> Any:
     return iter(z.unbind(0))
 
 
-@handles(Tensor.select, torch.select, Tensor.narrow, torch.narrow)
+@moves(Tensor.select, torch.select, Tensor.narrow, torch.narrow)
 def _select(func: Any, z: SoftIndex, dim: int, *which: int) -> SoftIndex:
     return shaped(z, lambda w: func(w, front(dim, z.dim()), *which))
 
 
-@handles(Tensor.flip, torch.flip)
+@moves(Tensor.flip, torch.flip)
 def _flip(func: Any, z: SoftIndex, *dims: Any) -> SoftIndex:
     return shaped(z, lambda w: w.flip([front(d, z.dim()) for d in _sizes(dims)]))
 
 
-@handles(Tensor.roll, torch.roll)
+@moves(Tensor.roll, torch.roll)
 def _roll(func: Any, z: SoftIndex, shifts: Any, dims: Any = None) -> Tensor:
     if dims is None:
         return z.flatten().roll(shifts, 0).reshape(z.shape)
@@ -146,19 +163,19 @@ def _roll(func: Any, z: SoftIndex, shifts: Any, dims: Any = None) -> Tensor:
     return shaped(z, lambda w: w.roll(shifts, counted))
 
 
-@handles(Tensor.split, torch.split, Tensor.chunk, torch.chunk)
+@moves(Tensor.split, torch.split, Tensor.chunk, torch.chunk)
 def _split(func: Any, z: SoftIndex, parts: Any, dim: int = 0) -> tuple[Tensor, ...]:
     sizes = [len(each) for each in func(torch.arange(z.shape[dim]), parts)]
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
     return tuple(z.narrow(dim, end - size, size) for end, size in zip(ends, sizes, strict=True))
 
 
-@handles(Tensor.clone, torch.clone, Tensor.contiguous, Tensor.cpu, Tensor.cuda)
+@moves(Tensor.clone, torch.clone, Tensor.contiguous, Tensor.cpu, Tensor.cuda)
 def _copied(func: Any, z: SoftIndex, *args: Any, **kwargs: Any) -> SoftIndex:
     return shaped(z, lambda w: func(w, *args, **kwargs))
 
 
-@handles(Tensor.detach, torch.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
+@moves(Tensor.detach, torch.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
 def _detach(func: Any, z: SoftIndex) -> SoftIndex:
     return shaped(z, Tensor.detach)
 
