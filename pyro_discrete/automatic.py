@@ -18,10 +18,11 @@ from pyro_discrete.dependencies import Dependencies, Sources, direct_sources
 from pyro_discrete.errors import DiscreteInferenceError
 from pyro_discrete.estimators.base import Estimator, Family
 from pyro_discrete.estimators.enumerate import Enumerate
+from pyro_discrete.plates import plates_of
 from pyro_discrete.probe import Pair, Trial, on_trial, trace_pair
 from pyro_discrete.relaxations.relax import ExtendMessenger
 from pyro_discrete.rows_check import check_rows
-from pyro_discrete.sites import Site, latent_sites, plates_of, sample_sites, site_log_prob
+from pyro_discrete.sites import Site, latent_sites, sample_sites, site_log_prob
 
 __all__ = [
     "TABLE_FILE",

@@ -12,7 +12,8 @@ from torch import Tensor
 from pyro_discrete.costs import Frames
 from pyro_discrete.errors import SettingError, near_matches
 from pyro_discrete.estimators.base import Estimator
-from pyro_discrete.sites import plates_of, sample_sites
+from pyro_discrete.plates import plates_of
+from pyro_discrete.sites import sample_sites
 
 __all__ = ["Contexts"]
 

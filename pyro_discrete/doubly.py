@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.bound_costs import Datum
+from pyro_discrete.plates import plates_of
 from pyro_discrete.probe import Pair, Trial, trace_pair
-from pyro_discrete.sites import family_of, is_latent, plates_of, sample_sites, site_log_prob
+from pyro_discrete.sites import family_of, is_latent, sample_sites, site_log_prob
 
 __all__ = ["DoublyValue", "doubly_sites", "doubly_weighted", "with_fixed_parameters"]
 

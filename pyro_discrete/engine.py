@@ -26,12 +26,13 @@ from pyro_discrete.one_run import StructureChangedError
 from pyro_discrete.outcome import Outcome
 from pyro_discrete.plan import Plan
 from pyro_discrete.planning import make_plan, plan_site
+from pyro_discrete.plates import plates_of
 from pyro_discrete.probe import Pair, Trial, on_trial
 from pyro_discrete.relaxations.relax import RelaxMessenger
 from pyro_discrete.running import run_hard, run_step
 from pyro_discrete.select import Selection, Spec
 from pyro_discrete.site_estimators import SiteEstimators
-from pyro_discrete.sites import Site, latent_sites, plates_of
+from pyro_discrete.sites import Site, latent_sites
 
 __all__ = ["DiscreteELBO", "Program"]
 

@@ -20,16 +20,9 @@ from pyro_discrete.estimators.enumerate import Enumerate
 from pyro_discrete.marginal_planning import SumCost
 from pyro_discrete.marginalisation import collapsed
 from pyro_discrete.plan import Plan
+from pyro_discrete.plates import ROWS_PLATE
 from pyro_discrete.probe import Pair, Substitute, hidden_from_traces, plain_trial
-from pyro_discrete.sites import (
-    ROWS_PLATE,
-    cardinality,
-    family_of,
-    joint_support,
-    latent_sites,
-    sample_sites,
-    without_mask,
-)
+from pyro_discrete.sites import cardinality, family_of, joint_support, latent_sites, sample_sites, without_mask
 
 __all__ = ["joint_loss"]
 

@@ -21,9 +21,10 @@ from pyro_discrete.divergence import WeighDivergence, closed_divergence
 from pyro_discrete.errors import ParticleError, SettingError, UnsupportedObjectiveError
 from pyro_discrete.estimators.base import Estimator, Weights
 from pyro_discrete.layout import Layout
+from pyro_discrete.plates import plates_of
 from pyro_discrete.probe import Pair, Trial
 from pyro_discrete.scoring import first, guide_log_prob, log_prob, padded
-from pyro_discrete.sites import base_distribution, family_of, latent_sites, plates_of, sample_sites
+from pyro_discrete.sites import base_distribution, family_of, latent_sites, sample_sites
 
 __all__ = ["Evaluation", "EvidenceBound", "Objective"]
 

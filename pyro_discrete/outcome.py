@@ -17,8 +17,9 @@ from pyro_discrete.finite import leaf_parameters
 from pyro_discrete.layout import Layout
 from pyro_discrete.objectives import Evaluation, Objective
 from pyro_discrete.plan import Plan
+from pyro_discrete.plates import subsampling_scale
 from pyro_discrete.probe import Pair
-from pyro_discrete.sites import Site, subsampling_scale
+from pyro_discrete.sites import Site
 
 __all__ = [
     "Outcome",

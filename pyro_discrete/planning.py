@@ -20,6 +20,7 @@ from pyro_discrete.marginal_planning import marginal_settings, marginal_sites, s
 from pyro_discrete.marginalisation import absorbed
 from pyro_discrete.objectives import Objective
 from pyro_discrete.plan import Plan, SitePlan
+from pyro_discrete.plates import plates_of
 from pyro_discrete.probe import (
     Pair,
     Trial,
@@ -35,7 +36,7 @@ from pyro_discrete.rows_check import RowsVerdict, check_rows
 from pyro_discrete.scored_points import analytic_notes, note_when_met_late
 from pyro_discrete.select import Selection
 from pyro_discrete.separated import number_of_values, why_joined
-from pyro_discrete.sites import Site, latent_sites, plates_of, sample_sites
+from pyro_discrete.sites import Site, latent_sites, sample_sites
 from pyro_discrete.switches import Wiring
 
 __all__ = ["make_plan", "plan_site"]

@@ -25,10 +25,10 @@ from pyro_discrete.estimators.enumerate import Enumerate
 from pyro_discrete.marginal_planning import marginal_sites, settle_marginals
 from pyro_discrete.marginalisation import collapsed
 from pyro_discrete.modes import modes, standing_alone
+from pyro_discrete.plates import ROWS_PLATE
 from pyro_discrete.probe import Pair, Substitute, Trial, on_trial, plain_trial
 from pyro_discrete.rows_check import check_rows
 from pyro_discrete.sites import (
-    ROWS_PLATE,
     Site,
     base_distribution,
     is_latent,

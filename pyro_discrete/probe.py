@@ -18,15 +18,14 @@ from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
 from pyro_discrete.errors import EmptyBatchError, MissingDataError, SiteMatchError, SiteShapeError
+from pyro_discrete.plates import ROWS_PLATE, plates_of
 from pyro_discrete.rows import KeepSubsamples
 from pyro_discrete.sites import (
-    ROWS_PLATE,
     Site,
     is_latent,
     is_random_observation,
     joint_support,
     latent_sites,
-    plates_of,
     sample_sites,
     site_log_prob,
 )

@@ -25,13 +25,14 @@ from pyro_discrete.outcome import (
     untended_part,
 )
 from pyro_discrete.plan import Plan
+from pyro_discrete.plates import ROWS_PLATE
 from pyro_discrete.probe import Pair
 from pyro_discrete.products import in_product
 from pyro_discrete.relaxations.concrete import corner
 from pyro_discrete.relaxations.forms import hard_value, one_hot_site, state_trials
 from pyro_discrete.rows import KeepSubsamples, PlaceColumn, PlaceRows, Primary
 from pyro_discrete.sequential import run_columns
-from pyro_discrete.sites import ROWS_PLATE, Site
+from pyro_discrete.sites import Site
 from pyro_discrete.slopes import slopes_by_row
 
 __all__ = ["AT_ONCE", "run_hard", "run_step"]

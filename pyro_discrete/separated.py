@@ -24,10 +24,11 @@ from pyro_discrete.errors import EnumerationError
 from pyro_discrete.estimators.base import Family
 from pyro_discrete.marginal_planning import SumCost
 from pyro_discrete.plan import Plan
+from pyro_discrete.plates import ROWS_PLATE, plates_of
 from pyro_discrete.probe import Pair, Trial
 from pyro_discrete.rows_check import check_rows
 from pyro_discrete.scoring import padded
-from pyro_discrete.sites import ROWS_PLATE, Site, is_latent, latent_sites, plates_of, sample_sites
+from pyro_discrete.sites import Site, is_latent, latent_sites, sample_sites
 from pyro_discrete.tracing import SiteMessenger
 
 __all__ = ["number_of_values", "separated_loss", "why_joined"]

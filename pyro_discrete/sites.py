@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -28,9 +26,9 @@ from torch.distributions import (
 from pyro_discrete.drawing import drawn
 from pyro_discrete.estimators.base import Family
 from pyro_discrete.layout import Layout
+from pyro_discrete.plates import plates_of
 
 __all__ = [
-    "ROWS_PLATE",
     "Site",
     "base_distribution",
     "cardinality",
@@ -40,15 +38,10 @@ __all__ = [
     "is_random_observation",
     "joint_support",
     "latent_sites",
-    "plates_of",
     "sample_sites",
     "site_log_prob",
-    "subsampling_scale",
     "without_mask",
 ]
-
-ROWS_PLATE = "_rows"
-"""Name of the leftmost plate that holds rows x particles."""
 
 
 def is_latent(msg: Any) -> bool:
@@ -63,8 +56,8 @@ def is_deterministic(msg: Any) -> bool:
 
 def sample_sites(trace: Any) -> dict[str, Any]:
     """The trace's sample sites by name, observed ones too; plates' subsamples and deterministic statements left out."""
-    sites = {n: m for n, m in trace.nodes.items() if m["type"] == "sample" and not site_is_subsample(m)}
-    return {n: m for n, m in sites.items() if not is_deterministic(m)}
+    sites = ((n, m) for n, m in trace.nodes.items() if m["type"] == "sample")
+    return {n: m for n, m in sites if not site_is_subsample(m) and not is_deterministic(m)}
 
 
 def latent_sites(trace: Any) -> dict[str, Any]:
@@ -81,31 +74,6 @@ def is_random_observation(msg: Any) -> bool:
     """Whether a trace node is data: observed, and not a deterministic or factor statement."""
     data = msg["type"] == "sample" and msg["is_observed"] and not site_is_subsample(msg)
     return data and not isinstance(base_distribution(msg["fn"]), Delta | Unit)
-
-
-class _Plate(CondIndepStackFrame):
-    """Pyro's frame, which equals it, without the context manager that its key enters at every comparison and hash."""
-
-    def _key(self) -> tuple[str, int | None, int, int]:
-        return self[:4]
-
-    def __hash__(self) -> int:
-        return hash(self[:4])
-
-
-def plates_of(msg: Any) -> frozenset[CondIndepStackFrame]:
-    """The plates around a site, sequential ones included, the rows left out."""
-    return _plates(tuple([tuple(f) for f in msg["cond_indep_stack"]]))
-
-
-@lru_cache(maxsize=1024)  # every step asks for the same ones several times
-def _plates(frames: tuple[tuple[Any, ...], ...]) -> frozenset[CondIndepStackFrame]:
-    return frozenset([_Plate(*f) for f in frames if f[0] != ROWS_PLATE])
-
-
-def subsampling_scale(plates: Iterable[CondIndepStackFrame]) -> float:
-    """The factor by which the plates' subsampling multiplies a log-probability: product of full size / size."""
-    return math.prod(f.full_size / f.size for f in plates if f.full_size and f.size > 0)
 
 
 def base_distribution(fn: Any) -> Any:

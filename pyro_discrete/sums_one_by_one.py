@@ -14,16 +14,9 @@ from torch import Tensor
 from pyro_discrete.enumerated_sites import refuse_unguided
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.marginalisation import SCALES_DIFFER, Known
+from pyro_discrete.plates import plates_of
 from pyro_discrete.rows import KeepSubsamples
-from pyro_discrete.sites import (
-    is_latent,
-    joint_support,
-    latent_sites,
-    plates_of,
-    sample_sites,
-    site_log_prob,
-    without_mask,
-)
+from pyro_discrete.sites import is_latent, joint_support, latent_sites, sample_sites, site_log_prob, without_mask
 from pyro_discrete.tracing import SiteMessenger
 
 __all__ = ["MOST", "from_first", "joint_traces", "summed_one_by_one"]

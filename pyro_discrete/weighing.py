@@ -13,8 +13,8 @@ from pyro_discrete.bound_costs import BoundCosts, Datum, log_mean
 from pyro_discrete.costs import NEVER, Costs, Frames, Order, Term
 from pyro_discrete.doubly import DoublyValue, doubly_weighted
 from pyro_discrete.layout import Layout
+from pyro_discrete.plates import plates_of, subsampling_scale
 from pyro_discrete.scoring import padded
-from pyro_discrete.sites import plates_of, subsampling_scale
 
 __all__ = ["Weighed", "common_scale"]
 

@@ -44,3 +44,11 @@ def gradients(prefix: str = "estimators") -> dict[str, Tensor]:
             found[name] = parameter.grad.clone()
             parameter.grad = None
     return found
+
+
+def chain_guide(x):
+    """A bit for each datum, and one that depends on it."""
+    phi = pyro.param("phi", torch.tensor(0.4, dtype=torch.float64))
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", dist.Bernoulli(logits=phi * x))
+        pyro.sample("b", dist.Bernoulli(logits=x - phi * a))
