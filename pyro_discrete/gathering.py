@@ -13,16 +13,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from pyro_discrete.graph_rewriting import storage_root, written_roots
+from pyro_discrete.graph_writes import meets_writes, written_roots
 
 __all__ = ["gather_sums"]
 
 aten = torch.ops.aten
 LEAST = 4
 """Fewer values than this are added up as they are."""
-
-
-CONTIGUOUS = {"memory_format": torch.contiguous_format}
 
 
 def _is_zero(value: Any) -> bool:
@@ -62,12 +59,12 @@ LINEAR: dict[Any, tuple[tuple[int, ...], Callable[[tuple[Any, ...]], bool]]] = {
     aten.index_put.default: ((2,), lambda args: _is_zero(args[0]) and args[3:] == (True,)),
 }
 """Operations that are linear in one argument while the others are held: at which places, and under what condition."""
+PLACES = sorted({place for places, _ in LINEAR.values() for place in places})
 
 
 def gather_sums(graph: fx.GraphModule) -> None:
     """Rewrite the sums of a graph, in place."""
-    written = {root for node in graph.graph.nodes for root in written_roots(node)}
-    _Gathering(graph.graph, written).run()
+    _Gathering(graph.graph, written_roots(graph)).run()
     graph.graph.eliminate_dead_code()
     graph.recompile()
 
@@ -83,11 +80,13 @@ class _Gathering:
             if len(root.users) == 1 and self._is_sum(next(iter(root.users))):
                 continue
             addends = list(self._addends(root))
-            if len(addends) >= LEAST and any(len(g) >= LEAST for g in self._groups(addends)):
+            if len(addends) >= LEAST and any(len(group) >= LEAST for _, group in self._groups(addends)):
                 with self.graph.inserting_before(root):
                     total = self._total(addends)
                     if root in results:  # whose storage is its own
-                        total = self._call(aten.clone.default, (total,), root, CONTIGUOUS)
+                        total = self._call(
+                            aten.clone.default, (total,), root, {"memory_format": torch.contiguous_format}
+                        )
                 root.replace_all_uses_with(total)
 
     def _total(self, addends: list[fx.Node]) -> fx.Node:
@@ -95,14 +94,14 @@ class _Gathering:
         key = tuple(addends)
         if key not in self.totals:
             present = [node for node in addends if not _is_zero(node)] or addends[:1]
-            parts = [p for group in self._groups(present) for p in self._parts(group)]
+            parts = [p for place, group in self._groups(present) for p in self._parts(place, group)]
             total = parts[0]
             for part in parts[1:]:
                 total = self._call(aten.add.Tensor, (total, part), total)
             self.totals[key] = total
         return self.totals[key]
 
-    def _parts(self, group: list[fx.Node]) -> list[fx.Node]:
+    def _parts(self, place: int, group: list[fx.Node]) -> list[fx.Node]:
         if len(group) < LEAST:
             return group
         first = group[0]
@@ -110,7 +109,6 @@ class _Gathering:
             zeros, dim = first.args[:2]
             joined = [self.graph.call_function(aten.cat.default, ([n.args[i] for n in group], dim)) for i in (2, 3)]
             return [self._call(aten.scatter_add.default, (zeros, dim, *joined), first)]
-        place = next(p for p in LINEAR[first.target][0] if len({self._signature(node, p) for node in group}) == 1)
         args = list(first.args)
         args[place] = self._total([addend for node in group for addend in self._addends(node.args[place])])
         target = aten.reshape.default if first.target is aten.view.default else first.target
@@ -121,24 +119,24 @@ class _Gathering:
         made.meta["val"] = like.meta["val"]
         return made
 
-    def _groups(self, addends: Iterable[fx.Node]) -> list[list[fx.Node]]:
-        """The addends by the operation that they are of, in the order in which they come first."""
-        groups: dict[Any, list[fx.Node]] = {}
+    def _groups(self, addends: Iterable[fx.Node]) -> list[tuple[int, list[fx.Node]]]:
+        """The addends by the operation that they are of, and the place of the argument in which it is linear."""
+        groups: list[tuple[int, list[fx.Node]]] = []
         left = list(addends)
-        for place in range(4):
+        for place in PLACES:
             by_signature: dict[Any, list[fx.Node]] = {}
             for node in left:
                 signature = self._scattered(node) or self._signature(node, place)
-                by_signature.setdefault((place, signature) if signature else object(), []).append(node)
-            groups |= {key: group for key, group in by_signature.items() if len(group) >= LEAST}
+                by_signature.setdefault(signature or object(), []).append(node)
+            groups += [(place, group) for group in by_signature.values() if len(group) >= LEAST]
             left = [node for group in by_signature.values() if len(group) < LEAST for node in group]
-        return [*groups.values(), *([node] for node in left)]
+        return groups + [(0, [node]) for node in left]
 
     def _scattered(self, node: fx.Node) -> str:
         """Where a node adds values up, whatever the places and the values are; empty if it does not."""
         if node.target is not aten.scatter_add.default or not _is_zero(node.args[0]):
             return ""
-        if self._is_written(node):
+        if meets_writes(node, self.written):
             return ""
         shapes = [tuple(arg.meta["val"].shape) for arg in node.args[2:] if isinstance(arg, fx.Node)]
         return f"{node.args[:2]} {shapes}" if shapes[0] == shapes[1] != () else ""
@@ -151,7 +149,7 @@ class _Gathering:
         if place not in places or not condition(node.args):
             return ""
         inner = node.args[place]
-        if not isinstance(inner, fx.Node) or self._is_written(node):
+        if not isinstance(inner, fx.Node) or meets_writes(node, self.written):
             return ""
         others = [arg for i, arg in enumerate(node.args) if i != place]
         value = inner.meta["val"]
@@ -162,12 +160,7 @@ class _Gathering:
     def _is_sum(self, node: fx.Node) -> bool:
         if node.target is not aten.add.Tensor or node.kwargs or not all(isinstance(arg, fx.Node) for arg in node.args):
             return False
-        return all(_alike(arg, node) for arg in node.args) and not self._is_written(node)
-
-    def _is_written(self, node: fx.Node) -> bool:
-        """Whether a node, or what it reads, is written to, so that it matters when it is read."""
-        roots = {storage_root(each) for each in [node, *node.all_input_nodes]}
-        return None in roots or not self.written.isdisjoint(roots)
+        return all(_alike(arg, node) for arg in node.args) and not meets_writes(node, self.written)
 
     def _addends(self, node: Any) -> Iterator[fx.Node]:
         """What a sum is the sum of, as far as nothing else uses the sums in between."""

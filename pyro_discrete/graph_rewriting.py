@@ -1,13 +1,14 @@
-"""Rewriting a traced graph: constants become inputs, results get storage of their own, writes are found."""
+"""Rewriting a traced graph: constants become inputs, results get storage of their own, work is shared."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+
+from pyro_discrete.graph_writes import meets_writes, storage_root, written_roots
 
 __all__ = [
     "NotCapturableError",
@@ -22,8 +23,6 @@ __all__ = [
     "refuse_own_generators",
     "separate_biases",
     "share_repeated",
-    "storage_root",
-    "written_roots",
 ]
 
 
@@ -137,14 +136,11 @@ def share_repeated(graph: fx.GraphModule) -> None:
     computed too. What is random, written to, read from what is written to, or a result, stays apart.
     """
     nodes = list(graph.graph.nodes)
-    written = {root for node in nodes for root in written_roots(node)}
+    written = written_roots(graph)
     apart = {root for node in nodes[-1].all_input_nodes for root in [storage_root(node), node]}
     known: dict[str, fx.Node] = {}
     for node in nodes:
-        if not _is_pure(node) or node in apart or storage_root(node) in written or storage_root(node) in apart:
-            continue
-        roots = [storage_root(source) for source in node.all_input_nodes]
-        if None in roots or not written.isdisjoint(roots):
+        if not _is_pure(node) or node in apart or storage_root(node) in apart or meets_writes(node, written):
             continue
         first, *others = node.args
         if node.target in _FILLED and isinstance(first, fx.Node):  # what is in it does not matter
@@ -217,72 +213,10 @@ def separate_biases(graph: fx.GraphModule) -> None:
     graph.recompile()
 
 
-_UNDECLARED_VIEWS = (
-    torch.ops.aten._unsafe_view.default,
-    torch.ops.aten.unsafe_split.Tensor,
-    torch.ops.aten.unsafe_split_with_sizes.default,
-    torch.ops.aten.unsafe_chunk.default,
-)
-"""Views whose schemas promise, on behalf of whoever calls them, that nothing is written to the tensor any more."""
-
-
-def storage_root(node: fx.Node) -> fx.Node | None:
-    """The node whose storage a node's value shares: itself, unless it is a view or an in-place result."""
-    while node.op == "call_function":
-        if not isinstance(node.target, torch._ops.OpOverload):  # getitem of several results
-            node = node.args[0]  # type: ignore[assignment]
-            continue
-        schema = node.target._schema
-        shared = schema.returns[0].alias_info if schema.returns else None
-        if node.target in _UNDECLARED_VIEWS:
-            source = node.args[0]
-        elif shared is None:
-            return node
-        else:
-            source = next((v for a, v in _arguments(node) if _overlaps(a.alias_info, shared)), None)
-        if isinstance(source, list | tuple):
-            return None
-        if not isinstance(source, fx.Node):
-            return node
-        node = source
-    return node
-
-
-def _overlaps(of_argument: Any, shared: Any) -> bool:
-    if of_argument is None:
-        return False
-    names = shared.before_set | shared.after_set  # a list of views (`split`) is declared without a name
-    return not names or bool((of_argument.before_set | of_argument.after_set) & names)
-
-
-def _arguments(node: fx.Node) -> Iterator[tuple[Any, Any]]:
-    """The arguments of a node's operation, each with what it was given."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    for argument, value in zip(schema.arguments, node.args, strict=False):
-        yield argument, value
-    for argument in schema.arguments:
-        if argument.name in node.kwargs:
-            yield argument, node.kwargs[argument.name]
-
-
-def written_roots(node: fx.Node) -> Iterator[fx.Node]:
-    """The nodes whose storages an operation writes to."""
-    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
-        return
-    for argument, value in _arguments(node):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            for each in value if isinstance(value, list | tuple) else [value]:
-                root = storage_root(each) if isinstance(each, fx.Node) else None
-                if root is not None:
-                    yield root
-
-
 def changed_tensors(graph: fx.GraphModule, inputs: int) -> list[int]:
     """Positions, behind the inputs, of the tensors that the graph writes to."""
     places = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    written: set[fx.Node] = set()
-    for node in graph.graph.nodes:
-        written.update(written_roots(node))
+    written = written_roots(graph)
     if any(place in written for place in places[:inputs]):
         raise NotCapturableError("it changes one of its arguments in place")
     if any(node.op == "get_attr" for node in written):
