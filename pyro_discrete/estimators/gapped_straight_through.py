@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
-from pyro_discrete.relaxations.concrete import finite, hard_draw, moved, soften, straight_through
+from pyro_discrete.relaxations.concrete import hard_draw, moved, soften, straight_through
+from pyro_discrete.relaxations.expectation import bounded
 from pyro_discrete.relaxations.schedules import Temperature, described, temperature_at
 
 __all__ = ["GappedStraightThrough"]
@@ -57,7 +58,7 @@ class GappedStraightThrough(RelaxedEstimator):
 
     def weights(self, logits: Tensor, step: Tensor | int, one_hot: bool) -> Tensor:
         """The hard draw, with the moved softmax's gradient."""
-        hard, logits = hard_draw(logits, one_hot=one_hot), finite(logits)
+        hard, logits = hard_draw(logits, one_hot=one_hot), bounded(logits)
         temperature, gap = (temperature_at(t, step) for t in (self.temperature, self.gap))
         with torch.no_grad():
             led = self.lead(logits, hard, gap) if one_hot else self.binary_lead(logits, hard, gap)

@@ -8,7 +8,8 @@ from torch import Tensor
 from pyro_discrete.errors import SettingError, is_whole
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
-from pyro_discrete.relaxations.concrete import finite, hard_draw, moved, soften, straight_through
+from pyro_discrete.relaxations.concrete import hard_draw, moved, soften, straight_through
+from pyro_discrete.relaxations.expectation import bounded
 from pyro_discrete.relaxations.gumbel import conditional_gumbel, conditional_logistic, uniform_like
 from pyro_discrete.relaxations.schedules import Temperature, temperature_at
 
@@ -60,7 +61,7 @@ class GumbelRao(RelaxedEstimator):
 
     def weights(self, logits: Tensor, step: Tensor | int, one_hot: bool) -> Tensor:
         """The hard draw, with the averaged gradient."""
-        hard, logits = hard_draw(logits, one_hot=one_hot), finite(logits)
+        hard, logits = hard_draw(logits, one_hot=one_hot), bounded(logits)
         temperature = temperature_at(self.temperature, step)
         with torch.no_grad():
             several = logits.expand(self.draws, *logits.shape)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
-from pyro_discrete.relaxations.concrete import finite, hard_draw, soften, straight_through
+from pyro_discrete.relaxations.concrete import hard_draw, soften, straight_through
+from pyro_discrete.relaxations.expectation import bounded
 from pyro_discrete.relaxations.schedules import Temperature, temperature_at
 
 __all__ = ["ReinMax"]
@@ -46,7 +47,7 @@ class ReinMax(RelaxedEstimator):
 
     def weights(self, logits: Tensor, step: Tensor | int, one_hot: bool) -> Tensor:
         """The hard draw, with the two Jacobians' gradient."""
-        hard, logits = hard_draw(logits, one_hot=one_hot), finite(logits)
+        hard, logits = hard_draw(logits, one_hot=one_hot), bounded(logits)
         detached, temperature = logits.detach(), temperature_at(self.temperature, step)
         pi, pi_t = (soften(detached, t, one_hot=one_hot) for t in (1.0, temperature))
         product = jacobian_product((pi_t + hard) / 2, logits, 2.0, one_hot) - jacobian_product(pi, logits, 0.5, one_hot)

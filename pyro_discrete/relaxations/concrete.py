@@ -10,7 +10,6 @@ from pyro_discrete.relaxations.gumbel import gumbel_like, gumbel_max, logistic_l
 
 __all__ = [
     "corner",
-    "finite",
     "hard_draw",
     "moved",
     "positive_temperature",
@@ -86,15 +85,6 @@ def hard_draw(logits: Tensor, *, one_hot: bool) -> Tensor:
 
 def _one_hot(index: Tensor, like: Tensor) -> Tensor:
     return (index.unsqueeze(-1) == torch.arange(like.shape[-1], device=like.device)).to(like.dtype)
-
-
-def finite(logits: Tensor) -> Tensor:
-    """`logits` with infinities made large finite numbers, so that a weight of zero times one is zero.
-
-    Multiples of these, such as a slope times a learning signal, are finite too.
-    """
-    largest = torch.finfo(logits.dtype).max ** 0.8
-    return logits.clamp(-largest, largest)
 
 
 def moved(logits: Tensor, z: Tensor) -> Tensor:

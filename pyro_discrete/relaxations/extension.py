@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent, Multinomial, OneHotCategorical, constraints
 
 from pyro_discrete.errors import UnsupportedSiteError
-from pyro_discrete.relaxations.concrete import finite, relaxed_draw
-from pyro_discrete.relaxations.expectation import expectation
+from pyro_discrete.relaxations.concrete import relaxed_draw
+from pyro_discrete.relaxations.expectation import bounded, expectation
 from pyro_discrete.relaxations.forms import log_masses, one_hot_form, program_value, rebuilt
 from pyro_discrete.relaxations.point import Point, log_density
 from pyro_discrete.relaxations.soft_index import SoftBit, SoftIndex
@@ -79,7 +79,7 @@ class Relaxed(TorchDistribution):
             raise RuntimeError("a Relaxed distribution without a temperature draws hard values: call sample()")
         form = one_hot_form(self.base, self.infer, self.site)
         logits = form.base_dist.logits if isinstance(form, Independent) else form.logits
-        logits = finite(logits).expand(torch.Size(sample_shape) + logits.shape)
+        logits = bounded(logits).expand(torch.Size(sample_shape) + logits.shape)
         one_hot = not isinstance(self.base, Bernoulli)
         return program_value(
             self.base, relaxed_draw(logits, self.temperature, one_hot=one_hot, hard=self.hard), self.site
@@ -95,13 +95,13 @@ class Relaxed(TorchDistribution):
         if isinstance(value, SoftIndex):
             return expectation(value.weights, log_masses(base, value.values))
         if isinstance(base, Bernoulli):
-            logits = finite(base.logits)
+            logits = bounded(base.logits)
             return value * logits - F.softplus(logits)
         if isinstance(base, OneHotCategorical):
-            return (value * finite(base.logits)).sum(-1)
+            return (value * bounded(base.logits)).sum(-1)
         if isinstance(base, Multinomial):
             orders = (value.sum(-1) + 1).lgamma() - (value + 1).lgamma().sum(-1)
-            return orders + (value * finite(base.logits)).sum(-1)
+            return orders + (value * bounded(base.logits)).sum(-1)
         return base.log_prob(value)
 
     def _at_point(self, base: Any, point: Point) -> Tensor:
@@ -120,7 +120,7 @@ class Relaxed(TorchDistribution):
             return log_density(tensor, logits, point.temperature, one_hot=one_hot)
         if one_hot:
             return expectation(tensor, logits)
-        return tensor * finite(logits) - F.softplus(finite(logits))
+        return tensor * bounded(logits) - F.softplus(bounded(logits))
 
 
 def extended(fn: Any, point: Point | None = None) -> Any:

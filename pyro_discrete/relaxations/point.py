@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_discrete.relaxations.concrete import finite
+from pyro_discrete.relaxations.expectation import bounded
 
 __all__ = ["Point", "log_density"]
 
@@ -57,7 +57,7 @@ def log_density(unsquashed: Tensor, logits: Tensor, temperature: Tensor | float,
     """
     log_t = torch.as_tensor(temperature, dtype=unsquashed.dtype, device=logits.device).log()
     if not one_hot:
-        noise = temperature * finite(unsquashed) - finite(logits)
+        noise = temperature * bounded(unsquashed) - bounded(logits)
         return log_t - noise - 2 * F.softplus(-noise)
     possible = (unsquashed > -math.inf) & (logits > -math.inf)
     noise = torch.where(possible, logits - temperature * torch.where(possible, unsquashed, 0.0), -math.inf)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, overload
 
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
 
 from pyro_discrete.errors import SettingError, UnknownSiteError, UnsupportedSiteError, near_matches
 from pyro_discrete.estimators.base import PATHWISE, Family
@@ -17,9 +18,18 @@ from pyro_discrete.relaxations.point import Point
 from pyro_discrete.relaxations.schedules import Temperature, checked_temperature, temperature_at
 from pyro_discrete.sites import Site, family_of, is_latent
 
-__all__ = ["ExtendMessenger", "RelaxMessenger", "Sites", "refuse_to_relax", "relax"]
+__all__ = ["ExtendMessenger", "RelaxMessenger", "Sites", "refuse_handler_around", "refuse_to_relax", "relax"]
 
 Sites = str | Collection[str] | Callable[[Site], bool] | None
+
+
+def refuse_handler_around(elbo: str) -> None:
+    """Raise `SettingError` if an ELBO of this package, of that name, is run under a `relax` handler."""
+    if any(isinstance(handler, RelaxMessenger) for handler in _PYRO_STACK):
+        raise SettingError(
+            f"A relax(...) handler is around this {elbo}, which draws sites by its own estimators. Choose the "
+            f"relaxation by {elbo}('gumbel_softmax'), or use the handler with Pyro's Trace_ELBO."
+        )
 
 
 def refuse_to_relax(name: str, family: Family, fn: Any) -> UnsupportedSiteError:
