@@ -24,7 +24,7 @@ from pyro_discrete.probe import Pair
 from pyro_discrete.random_states import random_state, set_random_state
 from pyro_discrete.rows import KeepSubsamples
 
-__all__ = ["check_chunks", "drawn_again", "on_same_data", "run_chunks", "summed_gradients"]
+__all__ = ["check_chunks", "drawn_again", "on_same_data", "run_chunks", "sizes", "summed_gradients"]
 
 RunRows = Callable[[Plan, Pair], Outcome]
 Parts = dict[tuple[int, str], Tensor]
@@ -45,8 +45,7 @@ def check_chunks(plan: Plan) -> None:
 
 def run_chunks(run: RunRows, plan: Plan, pair: Pair, rows: int) -> Outcome:
     """A training step's outcome by chunks of at most so many rows (and at least one particle)."""
-    size, same_data = max(1, rows // plan.columns.count), on_same_data(pair)
-    chunks = [min(size, plan.particles - start) for start in range(0, plan.particles, size)]
+    chunks, same_data = sizes(plan.particles, rows // plan.columns.count), on_same_data(pair)
     states, outcomes = [], []
     with torch.no_grad():
         for particles in chunks:
@@ -61,6 +60,12 @@ def run_chunks(run: RunRows, plan: Plan, pair: Pair, rows: int) -> Outcome:
             yield particles, run(_of_size(plan, particles), part)
 
     return _Chunked(loss, 0.0, [], pending, again=again)
+
+
+def sizes(total: int, most: int) -> list[int]:
+    """How many particles each chunk has: as many as there may be, and at least one."""
+    size = max(1, most)
+    return [min(size, total - start) for start in range(0, total, size)]
 
 
 def on_same_data(pair: Pair) -> Pair:

@@ -7,20 +7,18 @@ of the total weight.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_discrete.chunked import drawn_again, on_same_data, summed_gradients
-from pyro_discrete.dependencies import UNKNOWN, Dependencies
+from pyro_discrete.chunked import drawn_again, on_same_data, sizes, summed_gradients
 from pyro_discrete.errors import SettingError
-from pyro_discrete.estimators.base import Estimator, Weights
+from pyro_discrete.estimators.base import Weights
 from pyro_discrete.gradients import with_gradient
 from pyro_discrete.importance import BoundEvaluation, ImportanceBound
-from pyro_discrete.layout import Layout
 from pyro_discrete.objectives import Evaluation, Objective
 from pyro_discrete.outcome import Outcome, over
 from pyro_discrete.plan import Plan
@@ -58,19 +56,11 @@ class _Beside(Objective):
     def __init__(self, bound: ImportanceBound, joined: BoundEvaluation, start: int) -> None:
         self.bound, self.joined, self.start = bound, joined, start
 
-    def evaluate(
-        self,
-        guide_trace: Any,
-        model_trace: Any,
-        chosen: Mapping[str, Estimator],
-        layout: Layout,
-        batch_dims: int,
-        keep_graph: bool = False,
-        dependencies: Dependencies = UNKNOWN,
-    ) -> Evaluation:
-        own = self.bound.evaluate(guide_trace, model_trace, chosen, layout, batch_dims, keep_graph, dependencies)
+    def evaluate(self, *args: Any, **kwargs: Any) -> Evaluation:
+        own = self.bound.evaluate(*args, **kwargs)
         assert isinstance(own, BoundEvaluation)
-        costs = own.costs.beside(self.joined.costs, self.start, layout.inner or 1)  # type: ignore[attr-defined]
+        particles = own.weighed.layout.inner or 1
+        costs = own.costs.beside(self.joined.costs, self.start, particles)  # type: ignore[attr-defined]
         path: Any = own.weighed.path if self.start == 0 else 0.0
         for datum, log_weights in own.weighed.log_weights.items():
             total = self.joined.weighed.log_weights[datum].logsumexp(2, keepdim=True)
@@ -84,9 +74,8 @@ class _Beside(Objective):
 
 def run_bound_chunks(run: RunRows, plan: Plan, pair: Pair, bound: ImportanceBound, rows: int) -> Outcome:
     """A training step's outcome by chunks of at most so many rows (and at least one particle of every outer sample)."""
-    inner = plan.layout.inner or 1
-    size, same_data = max(1, rows // (plan.columns.count * plan.particles)), on_same_data(pair)
-    chunks = [min(size, inner - start) for start in range(0, inner, size)]
+    chunks = sizes(plan.layout.inner or 1, rows // (plan.columns.count * plan.particles))
+    same_data = on_same_data(pair)
     states: list[Any] = []
     evaluations: list[BoundEvaluation] = []
     with torch.no_grad():

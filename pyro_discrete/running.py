@@ -116,13 +116,13 @@ def run_step(
     choose = _chooser(plan, adopt, read=dependencies is None)
     if row_chunk is not None:
         check_chunks(plan)
+
+        def run_part(part: Plan, pair: Pair, objective: Objective = objective) -> Outcome:
+            return _run_rows(part, pair, objective, choose, found)
+
         if isinstance(objective, ImportanceBound):
-
-            def run_part(part: Plan, pair: Pair, objective: Objective) -> Outcome:
-                return _run_rows(part, pair, objective, choose, found)
-
             return run_bound_chunks(run_part, plan, pair, objective, row_chunk)
-        return run_chunks(lambda part, pair: _run_rows(part, pair, objective, choose, found), plan, pair, row_chunk)
+        return run_chunks(run_part, plan, pair, row_chunk)
     run = _run_rows if plan.path == "vectorised" else run_columns
     return run(plan, pair, objective, choose, found)
 
