@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +20,9 @@ from models.evaluation import isolated
 from pyro_discrete import GumbelSoftmax, ReinMax, StraightThrough, StraightThroughGumbelSoftmax, TraceELBO
 from pyro_discrete.checkpoints import write_atomically
 
-__all__ = ["CONDITIONS", "ESTIMATORS", "growth", "soft_threshold", "train"]
+__all__ = ["CONDITIONS", "ESTIMATORS", "growth", "soft_threshold", "train", "two_components"]
+
+Program = Callable[[], None]
 
 ESTIMATORS: dict[str, Any] = {
     "enumerate": lambda: TraceELBO("enumerate"),
@@ -74,27 +76,32 @@ def two_clusters(seed: int = 0) -> Tensor:
     return x - x.mean()
 
 
+def two_components(x: Tensor, d: Tensor, a: Tensor, scale: Callable[[], Any]) -> tuple[Program, Program]:
+    """Model with means -d and d and the given scale, guide q(z = 1 | x) = sigmoid(a x)."""
+
+    def model() -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.ones(2, dtype=torch.float64) / 2))
+            pyro.sample("x", dist.Normal(torch.stack([-d, d])[z], scale()), obs=x)
+
+    def guide() -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Categorical(logits=torch.stack([-a * x / 2, a * x / 2], -1)))
+
+    return model, guide
+
+
 def growth(name: str, ratio: float, steps: int = 200) -> float:
     """By how much two nearly coinciding components part in gradient descent, with V / s^2 = ratio held.
 
-    The model has means -d and d and scale s, the guide q(z = 1 | x) = sigmoid(a x): the point d = a = 0 is the
-    collapsed one.
+    The point d = a = 0 of `two_components` is the collapsed one.
     """
     x = two_clusters()
     variance = float(x.square().mean())
     scale = math.sqrt(variance / ratio)
     d = torch.tensor(0.1 * scale, dtype=torch.float64, requires_grad=True)
     a = torch.tensor(0.2 / math.sqrt(variance), dtype=torch.float64, requires_grad=True)
-
-    def model() -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Categorical(torch.ones(2, dtype=torch.float64) / 2))
-            pyro.sample("x", dist.Normal(torch.stack([-d, d])[z], scale), obs=x)
-
-    def guide() -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Categorical(logits=torch.stack([-a * x / 2, a * x / 2], -1)))
-
+    model, guide = two_components(x, d, a, lambda: scale)
     with isolated(0):
         elbo = ESTIMATORS[name]()
         for _ in range(steps):

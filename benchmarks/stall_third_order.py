@@ -9,14 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import pyro
-import pyro.distributions as dist
 import torch
 import typer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.stall import Mixture, collapsed, four_clusters, two_clusters
+from benchmarks.stall import Mixture, collapsed, four_clusters, two_clusters, two_components
 from models.evaluation import isolated
 from pyro_discrete import (
     Estimator,
@@ -90,8 +88,7 @@ WHOLE: dict[str, Make] = {
 def grown(make: Make, start: float = 0.4, steps: int = 150) -> float:
     """By how much two components have parted in gradient descent, d over its first value, with the scale fitted.
 
-    Means -d and d, scale s, guide q(z = 1 | x) = sigmoid(a x); it starts at d = start sqrt(V), where the gradients of a
-    and s vanish to second order.
+    `two_components` start at d = start sqrt(V), where the gradients of a and of the scale vanish to second order.
     """
     x = two_clusters()
     variance = float(x.square().mean())
@@ -103,16 +100,7 @@ def grown(make: Make, start: float = 0.4, steps: int = 150) -> float:
             math.log(variance * (1 - start**2)) / 2,
         )
     )
-
-    def model() -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Categorical(torch.ones(2, dtype=torch.float64) / 2))
-            pyro.sample("x", dist.Normal(torch.stack([-d, d])[z], log_scale.exp()), obs=x)
-
-    def guide() -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Categorical(logits=torch.stack([-a * x / 2, a * x / 2], -1)))
-
+    model, guide = two_components(x, d, a, log_scale.exp)
     with isolated(0):
         elbo = make()
         for _ in range(steps):
