@@ -65,7 +65,7 @@ class Captures:
 
     - `count`: the graphs there are. `made`: how many have been made. `reason`: why steps run eagerly, if they do.
     - `mode`: "graph", or "inductor" for graphs that are compiled, if they have no more than `most_operations`: inductor
-      takes a minute and a half for the 4,000 of the exact sums over a chain of 100 sites.
+      takes a minute for the 4,000 of the exact sums over a chain of 100 sites.
     """
 
     def __init__(self, compile: bool | str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from pyro.infer import ELBO
-from pyro.poutine.runtime import _PYRO_STACK, am_i_wrapped
+from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
 from pyro_discrete import finite
@@ -28,7 +28,7 @@ from pyro_discrete.plan import Plan
 from pyro_discrete.planning import make_plan, plan_site
 from pyro_discrete.plates import plates_of
 from pyro_discrete.probe import Pair, Trial, on_trial
-from pyro_discrete.relaxations.relax import RelaxMessenger
+from pyro_discrete.relaxations.relax import refuse_handler_around
 from pyro_discrete.running import run_hard, run_step
 from pyro_discrete.select import Selection, Spec
 from pyro_discrete.site_estimators import SiteEstimators
@@ -280,12 +280,7 @@ class DiscreteELBO(nn.Module, ELBO):
 
     def _errors(self, pair: Pair) -> AbstractContextManager[None]:
         """Errors as a user needs to see them."""
-        if any(isinstance(handler, RelaxMessenger) for handler in _PYRO_STACK):
-            raise SettingError(
-                f"A relax(...) handler is around this {type(self).__name__}, which draws sites by its own estimators. "
-                f"Choose the relaxation by {type(self).__name__}('gumbel_softmax'), or use the handler with Pyro's "
-                "Trace_ELBO."
-            )
+        refuse_handler_around(type(self).__name__)
         return finite.explained(pair, lambda: int(self.step))
 
     def get_extra_state(self) -> dict[str, Any]:

@@ -34,7 +34,6 @@ class TraceIWELBO(DiscreteELBO):
       none, or a site outside comes after sites inside, all data are bounded jointly, with a warning.
     - `dreg`: doubly reparameterised gradients at continuous sites (Tucker et al. 2019), where no later site of the
       guide depends on the site: the same mean, with noise that does not take over as K grows. The plan says where.
-
     - `row_chunk`: run at most so many rows (coupled draws x particles) at once, but at least one particle of each outer
       sample. The gradient is that of all particles, the memory that of a chunk and of the weights; each chunk is run
       twice. Not with latent variables that the particles share, `dreg`, or estimators that learn.

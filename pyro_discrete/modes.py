@@ -21,6 +21,8 @@ def standing_alone(pair: Pair, large: Iterable[Site], every: Iterable[Site]) -> 
     """
     names = [s.name for s in large if s.distribution.event_dim > len(base_distribution(s.distribution).event_shape)]
     known = find_dependencies(pair) if names else UNKNOWN
+    if not known.known:
+        return []
     return [
         name
         for name in names
@@ -29,7 +31,6 @@ def standing_alone(pair: Pair, large: Iterable[Site], every: Iterable[Site]) -> 
             for other in every
             if other.name != name
         )
-        and known.known
     ]
 
 
