@@ -18,7 +18,7 @@ import pyro_discrete.estimators.disarm
 from pyro_discrete import ARM, ARMS, RLOO, BitFlip1, DisARM, available_estimators
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.antithetic import antithetic_pair
-from tests.regions import (
+from tests.support.regions import (
     LOGITS,
     PHIS,
     Site,

@@ -15,7 +15,18 @@ from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoNormal
 from torch import Tensor
 
 from pyro_discrete import AutoDiscreteMeanField, TraceELBO
-from tests.auto_programs import AMORTIZE, LEVELS, PROGRAMS, X, brute_force, gradients, made, mixture, posterior, train
+from tests.support.auto_programs import (
+    AMORTIZE,
+    LEVELS,
+    PROGRAMS,
+    X,
+    brute_force,
+    gradients,
+    made,
+    mixture,
+    posterior,
+    train,
+)
 
 
 @pytest.mark.parametrize("amortize", AMORTIZE)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyro_discrete import AutoDiscreteMeanField, TraceELBO
 from pyro_discrete.errors import SettingError, SiteShapeError, UnsupportedSiteError
 from pyro_discrete.guides.table import Table
-from tests.auto_programs import AMORTIZE, X, bits, categories, made, mixture, posterior, train
+from tests.support.auto_programs import AMORTIZE, X, bits, categories, made, mixture, posterior, train
 
 
 def counts(x: Tensor, bound: int | None = 6) -> None:

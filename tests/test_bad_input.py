@@ -31,7 +31,7 @@ from pyro_discrete.errors import (
     SiteShapeError,
     UnsupportedSiteError,
 )
-from tests.pairs import DATA, gradients, mixture, mixture_guide
+from tests.support.pairs import DATA, gradients, mixture, mixture_guide
 
 
 def poisson(x):

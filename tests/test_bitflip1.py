@@ -7,7 +7,7 @@ import torch
 
 from pyro_discrete import BitFlip1, DisARM
 from pyro_discrete.testing import assert_contract, check_estimator, programs
-from tests.regions import (
+from tests.support.regions import (
     LOGITS,
     PHIS,
     Site,

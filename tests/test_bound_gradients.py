@@ -15,7 +15,7 @@ from pyro_discrete.diagnostics.bound_programs import bounded
 from pyro_discrete.estimators.base import Draw, Estimator, Surrogate
 from pyro_discrete.importance import ImportanceBound
 from pyro_discrete.testing import assert_contract, check_elbo, check_estimator, discover_estimators
-from tests.bounds import CATEGORIES, CORE, PROGRAMS
+from tests.support.bounds import CATEGORIES, CORE, PROGRAMS
 
 F64 = (torch.float64,)
 ALARM = 1e-6

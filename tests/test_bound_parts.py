@@ -19,8 +19,8 @@ from pyro_discrete.control_variates.leave_one_out import leave_one_out_logsumexp
 from pyro_discrete.costs import Costs, Order
 from pyro_discrete.errors import ParticleError, SettingError, UnsupportedObjectiveError
 from pyro_discrete.estimators.base import Weights
-from tests.bounds import PROGRAMS
-from tests.pairs import DATA, mixture, mixture_guide
+from tests.support.bounds import PROGRAMS
+from tests.support.pairs import DATA, mixture, mixture_guide
 
 
 def test_leave_one_out_sums_are_those_of_the_matrix():

@@ -17,8 +17,8 @@ from pyro_discrete.errors import SettingError
 from pyro_discrete.importance import ImportanceBound
 from pyro_discrete.layout import Layout
 from pyro_discrete.sites import latent_sites
-from tests.bounds import CORE, PROGRAMS
-from tests.pairs import DATA, layers, layers_guide, mixture, mixture_guide
+from tests.support.bounds import CORE, PROGRAMS
+from tests.support.pairs import DATA, layers, layers_guide, mixture, mixture_guide
 
 
 def test_one_particle_is_the_evidence_lower_bound():

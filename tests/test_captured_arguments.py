@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete import TraceELBO
-from tests.captured_pairs import Pair, captures_of, data, graph_elbo, same_as_eager
+from tests.support.captured_pairs import Pair, captures_of, data, graph_elbo, same_as_eager
 
 
 def test_arguments_that_are_no_tensors():

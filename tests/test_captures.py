@@ -10,7 +10,7 @@ import torch
 
 from pyro_discrete import TraceELBO
 from pyro_discrete.errors import SettingError
-from tests.captured_pairs import Pair, captures_of, data, graph_elbo, same_as_eager, steps
+from tests.support.captured_pairs import Pair, captures_of, data, graph_elbo, same_as_eager, steps
 
 
 def test_differentiable_loss_and_module():

@@ -14,7 +14,7 @@ from pyro_discrete import TraceIWELBO
 from pyro_discrete.diagnostics.bound_programs import bounded
 from pyro_discrete.errors import SettingError
 from pyro_discrete.testing import assert_contract, check_elbo
-from tests.bounds import PROGRAMS
+from tests.support.bounds import PROGRAMS
 
 X = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
 

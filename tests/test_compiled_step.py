@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_discrete import TraceELBO
 from pyro_discrete.gradients import StepGradients
-from tests.captured_pairs import Pair, data
+from tests.support.captured_pairs import Pair, data
 
 
 @pytest.mark.slow

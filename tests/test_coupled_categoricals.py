@@ -14,7 +14,7 @@ from pyro_discrete.couplings import FACTORISATIONS, balanced_tree, stick_breakin
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.antithetic import disarm_weight
 from pyro_discrete.estimators.base import Family
-from tests.regions import PHIS, Site, copula_regions, exact_gradient, gradient, joint, moments, pair_regions
+from tests.support.regions import PHIS, Site, copula_regions, exact_gradient, gradient, joint, moments, pair_regions
 
 EXTREMES = [*PHIS, 30.0, -30.0, 50.0, -50.0]
 LOGITS = [

@@ -15,8 +15,8 @@ from pyro_discrete import TraceELBO
 from pyro_discrete.dependencies import Dependencies, find_dependencies
 from pyro_discrete.diagnostics.exact import exact_gradient
 from pyro_discrete.probe import Pair
-from tests.escapes import ESCAPES, FOLLOWED, Two
-from tests.forced import Forced, mean_gradient
+from tests.support.escapes import ESCAPES, FOLLOWED, Two
+from tests.support.forced import Forced, mean_gradient
 
 FULL = Dependencies(reason="planted")
 

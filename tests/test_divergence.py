@@ -19,7 +19,7 @@ from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.diagnostics.exact import exact_gradient, exact_loss
 from pyro_discrete.errors import SettingError
 from pyro_discrete.testing import assert_contract, check_elbo, programs
-from tests.forced import Forced, mean_gradient
+from tests.support.forced import Forced, mean_gradient
 
 DATA = torch.tensor(0.8, dtype=torch.float64)
 

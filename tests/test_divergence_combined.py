@@ -18,7 +18,7 @@ from torch.nn.functional import logsigmoid
 from pyro_discrete import GumbelSoftmax, TraceELBO, TraceExpectation
 from pyro_discrete.errors import EnumerationError, SettingError
 from pyro_discrete.relaxations.point import log_density
-from tests.forced import Forced, mean_gradient
+from tests.support.forced import Forced, mean_gradient
 
 DOUBLE = torch.float64
 DATUM = torch.tensor(1.1, dtype=DOUBLE)

@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro_discrete import NVIL, GumbelSoftmax, TraceELBO
 from pyro_discrete.errors import NonFiniteError
 from pyro_discrete.testing import exact_gradient, exact_loss
-from tests.pairs import DATA, gradients, layers, mixture, mixture_guide
+from tests.support.pairs import DATA, gradients, layers, mixture, mixture_guide
 
 SQUARE = torch.tensor([[0.5, -1.0, 2.0], [0.3, 0.2, -0.7], [1.5, 0.1, 0.4]])
 

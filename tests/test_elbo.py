@@ -11,7 +11,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
 from pyro_discrete import Family, TraceELBO, available_estimators
-from tests.pairs import DATA, layers, layers_guide, mixture, mixture_guide
+from tests.support.pairs import DATA, layers, layers_guide, mixture, mixture_guide
 
 SERVING = [
     name

@@ -11,7 +11,7 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from pyro_discrete import Enumerate, TraceELBO
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.testing import exact_gradient, exact_loss
-from tests.pairs import DATA, gradients, layers, layers_guide
+from tests.support.pairs import DATA, gradients, layers, layers_guide
 
 
 def agrees(model, guide, *args, estimator="enumerate"):

@@ -12,7 +12,7 @@ import torch
 
 from pyro_discrete import LinearDecay, TraceExpectation
 from pyro_discrete.errors import SettingError, SiteMatchError
-from tests.forced import Forced, mean_gradient
+from tests.support.forced import Forced, mean_gradient
 
 TABLE = np.array([[0.3, -1.2], [2.0, 0.7]])
 

@@ -24,8 +24,8 @@ from pyro_discrete.diagnostics.exact import Oracle
 from pyro_discrete.errors import RelaxationError
 from pyro_discrete.relaxations import soft_lookup
 from pyro_discrete.select import available_estimators
-from tests.integer_programs import PROGRAMS
-from tests.pairs import gradients
+from tests.support.integer_programs import PROGRAMS
+from tests.support.pairs import gradients
 
 RELAXED = sorted(n for n, e in available_estimators().items() if e.cls().relaxed or (e.cls().sloped and n != "rodeo"))
 

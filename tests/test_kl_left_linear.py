@@ -9,7 +9,7 @@ import torch
 from pyro.infer.autoguide import AutoMessenger
 
 from pyro_discrete import GumbelSoftmax, TraceELBO, TraceIWELBO
-from tests.pairs import chain_guide
+from tests.support.pairs import chain_guide
 
 DOUBLE = torch.float64
 PRIOR = torch.tensor([0.2, 0.5, 0.3], dtype=DOUBLE).log()

@@ -15,7 +15,7 @@ from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 from pyro_discrete import REBAR, GumbelSoftmax, TraceELBO
 from pyro_discrete.errors import SettingError
 from pyro_discrete.relaxations.point import log_density
-from tests.pairs import DATA, chain_guide, gradients, layers, layers_guide
+from tests.support.pairs import DATA, chain_guide, gradients, layers, layers_guide
 
 DOUBLE = torch.float64
 

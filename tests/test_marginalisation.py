@@ -19,8 +19,8 @@ from pyro_discrete.diagnostics import marginal_programs
 from pyro_discrete.diagnostics.programs import Program
 from pyro_discrete.errors import EnumerationError, SiteMatchError
 from pyro_discrete.testing import Oracle, assert_contract, check_estimator, exact_gradient, exact_loss
-from tests.forced import Forced, mean_gradient
-from tests.pairs import DATA, gradients
+from tests.support.forced import Forced, mean_gradient
+from tests.support.pairs import DATA, gradients
 
 PROGRAMS = [p for p in vars(marginal_programs).values() if isinstance(p, Program)]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_discrete import TraceELBO
 from pyro_discrete.errors import NonFiniteError
-from tests.captured_pairs import Pair, captures_of, data, graph_elbo, same_as_eager, steps
+from tests.support.captured_pairs import Pair, captures_of, data, graph_elbo, same_as_eager, steps
 
 OWN_GENERATOR = torch.Generator().manual_seed(0)
 

@@ -9,7 +9,7 @@ from pyro.infer import SVI
 from pyro_discrete import NVIL, TraceELBO
 from pyro_discrete.control_variates import RunningMoments, leave_one_out
 from pyro_discrete.estimators import Draw
-from tests.pairs import DATA, gradients, layers, layers_guide, mixture, mixture_guide
+from tests.support.pairs import DATA, gradients, layers, layers_guide, mixture, mixture_guide
 
 
 def test_running_moments_are_unbiased_for_their_start():

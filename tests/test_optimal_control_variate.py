@@ -18,7 +18,7 @@ from pyro_discrete.control_variates.optimal_coefficient import least_variance
 from pyro_discrete.errors import ParticleError, SettingError, SiteShapeError
 from pyro_discrete.estimators.base import Draw, Family
 from pyro_discrete.testing import assert_contract, check_estimator, programs
-from tests.single_site import estimates, exact, site_at, worst_z
+from tests.support.single_site import estimates, exact, site_at, worst_z
 
 ALARM = 5.5
 LOGITS = torch.tensor([0.4, -1.1, 2.0], dtype=torch.float64)

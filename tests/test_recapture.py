@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyro_discrete.calls import Call
 from pyro_discrete.probe import Pair as Arguments
-from tests.captured_pairs import Pair, captures_of, data, graph_elbo, same_as_eager, steps
+from tests.support.captured_pairs import Pair, captures_of, data, graph_elbo, same_as_eager, steps
 
 
 def test_new_batch_shapes_are_captured_and_kept():

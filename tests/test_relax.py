@@ -9,7 +9,7 @@ from pyro.infer import Predictive, Trace_ELBO, TraceEnum_ELBO
 from pyro_discrete import ExponentialDecay, GumbelSoftmax, SoftIndex, StraightThroughGumbelSoftmax, TraceELBO, relax
 from pyro_discrete.errors import SettingError, UnknownSiteError
 from pyro_discrete.relaxations import Relaxed, relaxed_bernoulli, relaxed_one_hot
-from tests.pairs import DATA, gradients, layers, layers_guide
+from tests.support.pairs import DATA, gradients, layers, layers_guide
 
 REAL = torch.float64
 LOGITS = torch.tensor([-2.0, 0.0, 1.5])

@@ -17,7 +17,7 @@ from pyro_discrete import REBAR, RELAX, RODEO, DoubleCV, TraceELBO
 from pyro_discrete.estimators.base import Family
 from pyro_discrete.relaxations import conditional
 from pyro_discrete.testing import Oracle
-from tests.relaxed_pairs import bent, bits
+from tests.support.relaxed_pairs import bent, bits, decoy
 
 LOGITS = [-50.0, -8.0, -1.0, 0.0, 0.3, 4.0, 50.0]
 
@@ -141,13 +141,6 @@ def test_the_published_gradient_of_a_fair_bit(monkeypatch):
     mean, exact = quadrature(monkeypatch, REBAR(temperature=0.5), 0.5)
     assert exact == pytest.approx(0.025)
     assert mean == pytest.approx(0.025, abs=1e-4)
-
-
-def decoy(logits, hard, uniform):
-    """The formula of a known library: logarithms of 1 + p and 1 + v' where those of 1 - p and 1 - v' belong."""
-    p = logits.sigmoid()
-    v = torch.where(hard > 0, uniform * p + (1 - p), uniform * (1 - p))
-    return p.log() + p.log1p() + v.log() + v.log1p()
 
 
 def test_the_decoy_has_the_mean_it_is_known_for(monkeypatch):

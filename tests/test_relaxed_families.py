@@ -12,7 +12,7 @@ from pyro_discrete import GumbelSoftmax, ReinMax, SoftIndex, StraightThrough, Tr
 from pyro_discrete.errors import SettingError, UnsupportedSiteError
 from pyro_discrete.relaxations import Relaxed
 from pyro_discrete.relaxations.soft_index import SoftBit
-from tests.pairs import gradients
+from tests.support.pairs import gradients
 
 REAL = torch.float64
 

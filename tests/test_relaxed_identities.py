@@ -12,7 +12,7 @@ import torch
 from pyro_discrete import REBAR, RELAX, RLOO, RODEO, DoubleCV, Draw, MuProp, Reinforce, TraceELBO
 from pyro_discrete.diagnostics.extremes import bernoulli_extremes, compare_precisions, one_hot_extremes
 from pyro_discrete.testing import Oracle, programs
-from tests.relaxed_pairs import bent, bits
+from tests.support.relaxed_pairs import bent, bits
 
 PROGRAMS = {p.name: p for p in programs()}
 

@@ -21,8 +21,7 @@ from pyro_discrete.estimators.base import Family
 from pyro_discrete.relaxations import conditional
 from pyro_discrete.sites import base_distribution
 from pyro_discrete.testing import assert_contract, check_elbo, check_estimator, programs
-from tests.relaxed_pairs import bent
-from tests.test_relaxed_control_variates import decoy
+from tests.support.relaxed_pairs import bent, decoy
 
 PROGRAMS = {p.name: p for p in programs()}
 ESTIMATORS = {

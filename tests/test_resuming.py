@@ -16,7 +16,7 @@ from pyro_discrete import NVIL, FitState, TraceELBO
 from pyro_discrete.checkpoints import load_checkpoint, save_checkpoint
 from pyro_discrete.errors import CheckpointError, NonFiniteError, SettingError
 from pyro_discrete.interrupts import Interrupted
-from tests.training_pairs import DATA, Streamed, assert_same, loader, noisy, run
+from tests.support.training_pairs import DATA, Streamed, assert_same, loader, noisy, run
 
 RUNS: dict[str, dict[str, Any]] = {
     "nvil": {"elbo": "nvil", "transform": noisy},

@@ -10,7 +10,7 @@ import torch
 from pyro_discrete import TraceELBO
 from pyro_discrete.errors import SiteShapeError
 from pyro_discrete.testing import exact_gradient, exact_loss
-from tests.pairs import DATA, gradients
+from tests.support.pairs import DATA, gradients
 
 WEIGHT = torch.tensor([0.1, 0.5, 2.0])
 

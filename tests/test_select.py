@@ -15,7 +15,7 @@ from pyro_discrete.errors import (
     UnknownSiteError,
     UnsupportedSiteError,
 )
-from tests.pairs import DATA, layers, layers_guide, mixture, mixture_guide
+from tests.support.pairs import DATA, layers, layers_guide, mixture, mixture_guide
 
 
 def got(estimator, particles=2, guide=layers_guide, model=layers):

@@ -10,7 +10,7 @@ import torch
 from pyro.infer import SVI
 
 from pyro_discrete import NVIL, TraceELBO, TraceExpectation, TraceIWELBO
-from tests.pairs import DATA, gradients, layers, layers_guide, mixture, mixture_guide
+from tests.support.pairs import DATA, gradients, layers, layers_guide, mixture, mixture_guide
 
 
 def test_state_goes_through_a_file_before_the_first_call():

@@ -17,7 +17,7 @@ from pyro_discrete import (
     TraceELBO,
 )
 from pyro_discrete.errors import SettingError
-from tests.hard_forward import exact_gradient, expected_gradient, gradient_given, outcomes
+from tests.support.hard_forward import exact_gradient, expected_gradient, gradient_given, outcomes
 
 LOGITS = torch.tensor([[0.5, -1.0, 0.2], [1.2, 0.0, -0.4]], dtype=torch.float64)
 FIRST = torch.tensor([[0.7, -0.4, 1.1], [0.2, 0.9, -1.3]], dtype=torch.float64)

@@ -21,7 +21,7 @@ from pyro_discrete.estimators.base import Draw, Family
 from pyro_discrete.estimators.reinforce import Reinforce
 from pyro_discrete.relaxations.without_replacement import log_completion
 from pyro_discrete.testing import assert_contract, check_elbo, programs
-from tests.single_site import estimates, exact, site_at, worst_z
+from tests.support.single_site import estimates, exact, site_at, worst_z
 
 ALARM = 5.5
 DRAWS = 50_000

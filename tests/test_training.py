@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_discrete import FitState, TraceELBO, fit
 from pyro_discrete.errors import SettingError
-from tests.training_pairs import DATA, QUIET, Pair, Streamed, assert_same, run
+from tests.support.training_pairs import DATA, QUIET, Pair, Streamed, assert_same, run
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What the tests of relaxed control variates share: a distribution of bits, and a network that is not at zero."""
+"""What the tests of relaxed control variates share: a distribution of bits, a network not at zero, a wrong formula."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-__all__ = ["bent", "bits"]
+__all__ = ["bent", "bits", "decoy"]
 
 
 def bits(logits):
@@ -27,3 +27,10 @@ class Bent(nn.Module):
 def bent():
     """A network whose output is far from zero and from linear."""
     return Bent()
+
+
+def decoy(logits, hard, uniform):
+    """The formula of a known library: logarithms of 1 + p and 1 + v' where those of 1 - p and 1 - v' belong."""
+    p = logits.sigmoid()
+    v = torch.where(hard > 0, uniform * p + (1 - p), uniform * (1 - p))
+    return p.log() + p.log1p() + v.log() + v.log1p()
