@@ -1,6 +1,6 @@
 """The README is true: its Python runs, its commands exist, its table is what the package says of itself.
 
-`python tests/test_readme.py` (or `make docs`) writes the table anew.
+`python tests/docs/test_readme.py` (or `make docs`) writes the table anew.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from models.cli import app
 from pyro_discrete import available_estimators
 from pyro_discrete.estimators.base import ANY_FAMILY
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 BEGIN, END = "<!-- estimators: begin -->", "<!-- estimators: end -->"
 

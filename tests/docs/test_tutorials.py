@@ -1,6 +1,6 @@
 """The tutorials run from top to bottom, with fewer training steps; their cells assert what their text says.
 
-`python tests/test_tutorials.py` (or `make docs`) runs them in full and stores their outputs.
+`python tests/docs/test_tutorials.py` (or `make docs`) runs them in full and stores their outputs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-TUTORIALS = sorted((Path(__file__).parents[1] / "tutorials").glob("*.ipynb"))
+TUTORIALS = sorted((Path(__file__).parents[2] / "tutorials").glob("*.ipynb"))
 FEWER_STEPS = 800
 
 
