@@ -27,7 +27,7 @@ from pyro_discrete.random_states import random_state
 
 __all__ = ["run_bound_chunks"]
 
-RunRows = Callable[[Plan, Pair, Objective], Outcome]
+RunBoundRows = Callable[[Plan, Pair, Objective], Outcome]
 
 
 def _check(plan: Plan, evaluation: BoundEvaluation) -> None:
@@ -72,7 +72,7 @@ class _Beside(Objective):
         return self.bound.weights(evaluation, name)
 
 
-def run_bound_chunks(run: RunRows, plan: Plan, pair: Pair, bound: ImportanceBound, rows: int) -> Outcome:
+def run_bound_chunks(run: RunBoundRows, plan: Plan, pair: Pair, bound: ImportanceBound, rows: int) -> Outcome:
     """A training step's outcome by chunks of at most so many rows (and at least one particle of every outer sample)."""
     chunks = sizes(plan.layout.inner or 1, rows // (plan.columns.count * plan.particles))
     same_data = on_same_data(pair)

@@ -27,7 +27,7 @@ def picture(history: xr.Dataset, path: str | Path | None = None) -> Figure:
     figure = Figure(figsize=(9, 1.0 + 2.0 * (1 + len(shown))), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1 + len(shown), 1, sharex=True))
     steps = history["step"].values
-    _noise(panels[0], steps, history)
+    _draw_noise(panels[0], steps, history)
     for axes, key in zip(panels[1:], shown, strict=True):
         for number, site in enumerate(history["site"].values):
             values = history[key].sel(site=site).values
@@ -50,7 +50,7 @@ def picture(history: xr.Dataset, path: str | Path | None = None) -> Figure:
     return figure
 
 
-def _noise(axes: Any, steps: np.ndarray, history: xr.Dataset) -> None:
+def _draw_noise(axes: Any, steps: np.ndarray, history: xr.Dataset) -> None:
     variance, norm = np.sqrt(history["gradient_variance"].values), history["gradient_norm"].values
     axes.plot(steps, variance, "o-", markersize=3, color=COLOURS[1], label="noise: standard deviation")
     axes.plot(
