@@ -13,9 +13,9 @@ import torch
 import typer
 
 from benchmarks.auto_table import candidates, products_of
-from models.config import build_program, configure
-from models.data import BatchStream, load_data
-from models.evaluation import isolated
+from models.data.catalogue import BatchStream, load_data
+from models.runs.config import build_program, configure
+from models.runs.evaluation import isolated
 from pyro_discrete import Family, TraceELBO
 from pyro_discrete.automatic import TABLE_FILE, ranking
 from pyro_discrete.checkpoints import write_atomically

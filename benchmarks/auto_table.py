@@ -23,7 +23,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from models.data import load_images
+from models.data.catalogue import load_images
 from pyro_discrete import NVIL, Estimator, Family, TraceELBO, available_estimators
 from pyro_discrete.automatic import TABLE_FILE, multiply_adds
 from pyro_discrete.checkpoints import write_atomically

@@ -13,7 +13,7 @@ import typer
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from models.pictures import PALETTE
+from models.reports.pictures import PALETTE
 from pyro_discrete import TraceELBO, available_estimators
 from pyro_discrete.checkpoints import write_atomically
 from pyro_discrete.estimators.relaxed import RelaxedEstimator

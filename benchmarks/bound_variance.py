@@ -16,10 +16,10 @@ import xarray as xr
 from torch import Tensor
 
 from benchmarks.variance import train_point
-from models.config import RunConfig, configure
-from models.data import Images, binarise_once, load_images
-from models.evaluation import EVALUATION_SEED, bounds, isolated
-from models.training import Training
+from models.data.catalogue import Images, binarise_once, load_images
+from models.runs.config import RunConfig, configure
+from models.runs.evaluation import EVALUATION_SEED, bounds, isolated
+from models.runs.training import Training
 from pyro_discrete import NVIL, VIMCO, TraceIWELBO
 from pyro_discrete.checkpoints import write_atomically
 from pyro_discrete.diagnostics import compare_estimators

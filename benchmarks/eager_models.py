@@ -19,9 +19,9 @@ from pyro.infer import SVI, Trace_ELBO
 
 from benchmarks.auto_models import PROGRAMS
 from benchmarks.step_rows import Here
-from models.config import build_program, configure
-from models.data import BatchStream, load_data
-from models.evaluation import isolated
+from models.data.catalogue import BatchStream, load_data
+from models.runs.config import build_program, configure
+from models.runs.evaluation import isolated
 from pyro_discrete import TraceELBO
 
 __all__ = ["rows_of"]

@@ -17,9 +17,9 @@ from pathlib import Path
 import pyro
 import torch
 
-from models.data import binarise_once, load_images
-from models.evaluation import bounds
-from models.sbn import SigmoidBeliefNetwork
+from models.data.catalogue import binarise_once, load_images
+from models.programs.sbn import SigmoidBeliefNetwork
+from models.runs.evaluation import bounds
 from pyro_discrete import TraceELBO, fit
 
 SETTINGS = {"rloo": 2, "disarm": 1, "double_cv": 2, "rodeo": 2, "arms": 1}

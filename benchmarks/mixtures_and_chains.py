@@ -15,14 +15,14 @@ import typer
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 
-from models.config import configure
-from models.data import load_data
-from models.dataset import Dataset
-from models.estimators import least_particles
-from models.evaluation import isolated, log_likelihood
-from models.posterior import agreement, many_to_one_accuracy
-from models.program import LatentClasses
-from models.training import Training
+from models.data.catalogue import load_data
+from models.data.dataset import Dataset
+from models.programs.program import LatentClasses
+from models.runs.config import configure
+from models.runs.estimators import least_particles
+from models.runs.evaluation import isolated, log_likelihood
+from models.runs.posterior import agreement, many_to_one_accuracy
+from models.runs.training import Training
 from pyro_discrete.checkpoints import write_atomically
 
 __all__ = ["TASKS", "compare", "section"]

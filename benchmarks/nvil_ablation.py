@@ -15,10 +15,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.variance import measure
-from models.config import RunConfig, build_program, configure
-from models.data import BatchStream, Images, binarise_once, load_images
-from models.evaluation import bounds, isolated
-from models.program import Program
+from models.data.catalogue import BatchStream, Images, binarise_once, load_images
+from models.programs.program import Program
+from models.runs.config import RunConfig, build_program, configure
+from models.runs.evaluation import bounds, isolated
 from pyro_discrete import NVIL, TraceELBO
 from pyro_discrete.checkpoints import write_atomically
 

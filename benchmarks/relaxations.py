@@ -13,10 +13,10 @@ import torch
 import typer
 
 from benchmarks.relaxations_picture import picture
-from models.config import configure
-from models.data import Images, binarise_once, load_images
-from models.evaluation import bounds, isolated
-from models.training import Training
+from models.data.catalogue import Images, binarise_once, load_images
+from models.runs.config import configure
+from models.runs.evaluation import bounds, isolated
+from models.runs.training import Training
 from pyro_discrete import TraceELBO, available_estimators
 from pyro_discrete.checkpoints import write_atomically
 from pyro_discrete.errors import near_matches

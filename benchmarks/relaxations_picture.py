@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from models.pictures import PALETTE
+from models.reports.pictures import PALETTE
 
 __all__ = ["picture"]
 

@@ -16,7 +16,7 @@ from pyro import poutine
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from models.evaluation import isolated
+from models.runs.evaluation import isolated
 from pyro_discrete import GumbelSoftmax, ReinMax, StraightThrough, StraightThroughGumbelSoftmax, TraceELBO
 from pyro_discrete.checkpoints import write_atomically
 

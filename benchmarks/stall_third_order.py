@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.stall import Mixture, collapsed, four_clusters, two_clusters, two_components
-from models.evaluation import isolated
+from models.runs.evaluation import isolated
 from pyro_discrete import (
     Estimator,
     GappedStraightThrough,

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
-from models.categorical_vae import CategoricalVAE
-from models.hmm import HiddenMarkovModel
-from models.sbn import SigmoidBeliefNetwork
+from models.programs.categorical_vae import CategoricalVAE
+from models.programs.hmm import HiddenMarkovModel
+from models.programs.sbn import SigmoidBeliefNetwork
 
 __all__ = ["SHAPES", "Shape", "by_hand"]
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.variance_picture import picture
-from models.config import RunConfig, configure
-from models.data import Images, binarise_once, load_images
-from models.estimators import bias, build_elbo
-from models.evaluation import EVALUATION_SEED, gradient_noise, isolated
-from models.program import Program
-from models.training import Training
+from models.data.catalogue import Images, binarise_once, load_images
+from models.programs.program import Program
+from models.runs.config import RunConfig, configure
+from models.runs.estimators import bias, build_elbo
+from models.runs.evaluation import EVALUATION_SEED, gradient_noise, isolated
+from models.runs.training import Training
 from pyro_discrete import NVIL, available_estimators
 from pyro_discrete.checkpoints import write_atomically
 from pyro_discrete.diagnostics.gradients import train_own_parts

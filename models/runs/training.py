@@ -11,16 +11,16 @@ from typing import Any
 import pyro
 from torch import Tensor
 
-from models.config import CHECKPOINT_NAME, RunConfig, build_program, check_same_run
-from models.data import BatchStream, binarise_once
-from models.dataset import Dataset
+from models.data.catalogue import BatchStream, binarise_once
+from models.data.dataset import Dataset
 from models.errors import ConfigError
-from models.estimators import build_elbo
-from models.evaluation import Bounds, bounds, isolated, log_likelihood
-from models.metrics import Metrics
-from models.posterior import agreement
-from models.program import LatentClasses, Program
-from models.recording import LOG_EVERY, Recorder
+from models.programs.program import LatentClasses, Program
+from models.runs.config import CHECKPOINT_NAME, RunConfig, build_program, check_same_run
+from models.runs.estimators import build_elbo
+from models.runs.evaluation import Bounds, bounds, isolated, log_likelihood
+from models.runs.metrics import Metrics
+from models.runs.posterior import agreement
+from models.runs.recording import LOG_EVERY, Recorder
 from pyro_discrete import fit
 from pyro_discrete.checkpoints import load_checkpoint, write_atomically
 from pyro_discrete.diagnostics import Monitor

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from models.categorical_vae import CategoricalVAE
-from models.data import BINARISATIONS, DATASETS
-from models.dataset import Dataset
+from models.data.catalogue import BINARISATIONS, DATASETS
+from models.data.dataset import Dataset
 from models.errors import ConfigError
-from models.estimators import check_estimator, least_particles
-from models.gmm import GaussianMixture
-from models.hmm import HiddenMarkovModel
-from models.lca import LatentClassAnalysis
-from models.program import LatentClasses, Program
-from models.sbn import SigmoidBeliefNetwork
+from models.programs.categorical_vae import CategoricalVAE
+from models.programs.gmm import GaussianMixture
+from models.programs.hmm import HiddenMarkovModel
+from models.programs.lca import LatentClassAnalysis
+from models.programs.program import LatentClasses, Program
+from models.programs.sbn import SigmoidBeliefNetwork
+from models.runs.estimators import check_estimator, least_particles
 from pyro_discrete.checkpoints import load_checkpoint
 from pyro_discrete.errors import CheckpointError, near_matches
 

@@ -7,9 +7,9 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
-from models.dataset import Dataset
-from models.evaluation import EVALUATION_SEED, isolated, pieces
-from models.program import LatentClasses
+from models.data.dataset import Dataset
+from models.programs.program import LatentClasses
+from models.runs.evaluation import EVALUATION_SEED, isolated, pieces
 from pyro_discrete import DiscretePosterior
 
 __all__ = ["agreement", "many_to_one_accuracy", "most_probable"]

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from models.config import PROGRAMS, build_program, configure
-from models.data import binarise_once, load_data
-from models.estimators import build_elbo
-from models.evaluation import isolated
+from models.data.catalogue import binarise_once, load_data
+from models.runs.config import PROGRAMS, build_program, configure
+from models.runs.estimators import build_elbo
+from models.runs.evaluation import isolated
 from pyro_discrete import Enumerate, Estimator, available_estimators
 from pyro_discrete.errors import DiscreteInferenceError
 

@@ -10,12 +10,12 @@ import torch
 from pyro.distributions import Bernoulli, Categorical
 from torch import Tensor, nn
 
-from models.answers import Answers
-from models.dataset import Dataset
-from models.program import LatentClasses, dense, logits_of_means
+from models.data.answers import Answers
+from models.data.dataset import Dataset
+from models.programs.program import LatentClasses, dense, logits_of_means
 
 if TYPE_CHECKING:
-    from models.config import RunConfig
+    from models.runs.config import RunConfig
 
 __all__ = ["LatentClassAnalysis"]
 

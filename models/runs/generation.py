@@ -8,8 +8,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from models.evaluation import EVALUATION_SEED, isolated
-from models.program import Program
+from models.programs.program import Program
+from models.runs.evaluation import EVALUATION_SEED, isolated
 
 __all__ = ["reconstruct", "sample_prior"]
 

@@ -11,7 +11,7 @@ from pyro_discrete.engine import DiscreteELBO
 from pyro_discrete.errors import UnknownEstimatorError, near_matches
 
 if TYPE_CHECKING:
-    from models.config import RunConfig
+    from models.runs.config import RunConfig
 
 __all__ = ["AUTO", "bias", "build_elbo", "check_estimator", "has_temperature", "least_particles"]
 

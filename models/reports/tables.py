@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from models.comparison import Comparison
-from models.config import PROGRAMS, RunConfig, size_of
-from models.data import BINARISATIONS, DATASETS
-from models.estimators import bias
-from models.training import RunResult
-from models.trials import KINDS, Trial, kind_of, try_program
+from models.data.catalogue import BINARISATIONS, DATASETS
+from models.runs.comparison import Comparison
+from models.runs.config import PROGRAMS, RunConfig, size_of
+from models.runs.estimators import bias
+from models.runs.training import RunResult
+from models.runs.trials import KINDS, Trial, kind_of, try_program
 from pyro_discrete import available_estimators
 
 __all__ = ["choices", "comparison_table", "programs_table", "run_table"]

@@ -11,12 +11,12 @@ import torch
 from pyro.distributions import Bernoulli
 from torch import Tensor, nn
 
-from models.data import Images
-from models.dataset import Dataset
-from models.program import Program, dense, logits_of_means
+from models.data.catalogue import Images
+from models.data.dataset import Dataset
+from models.programs.program import Program, dense, logits_of_means
 
 if TYPE_CHECKING:
-    from models.config import RunConfig
+    from models.runs.config import RunConfig
 
 __all__ = ["SigmoidBeliefNetwork"]
 

@@ -10,14 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from models.class_pictures import draw_found
-from models.comparison import Comparison
-from models.config import size_of
-from models.data import Images
-from models.dataset import Dataset
-from models.generation import reconstruct, sample_prior
-from models.program import LatentClasses
-from models.training import RunResult
+from models.data.catalogue import Images
+from models.data.dataset import Dataset
+from models.programs.program import LatentClasses
+from models.reports.class_pictures import draw_found
+from models.runs.comparison import Comparison
+from models.runs.config import size_of
+from models.runs.generation import reconstruct, sample_prior
+from models.runs.training import RunResult
 
 __all__ = ["PALETTE", "picture_comparisons", "picture_run"]
 

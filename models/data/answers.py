@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.dataset import Dataset, find_folder
+from models.data.dataset import Dataset, find_folder
 from models.errors import DataError
 
 __all__ = ["Answers", "load_ability", "load_simulated_answers"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.dataset import find_folder
+from models.data.dataset import find_folder
 from models.errors import DataError
 from pyro_discrete.errors import near_matches
 

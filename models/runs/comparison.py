@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from models.config import CHECKPOINT_NAME, RunConfig
-from models.data import binarise_once
-from models.dataset import Dataset
-from models.estimators import bias, build_elbo
-from models.evaluation import GradientNoise, isolated
-from models.training import RunResult, Training, run
+from models.data.catalogue import binarise_once
+from models.data.dataset import Dataset
+from models.runs.config import CHECKPOINT_NAME, RunConfig
+from models.runs.estimators import bias, build_elbo
+from models.runs.evaluation import GradientNoise, isolated
+from models.runs.training import RunResult, Training, run
 from pyro_discrete.diagnostics import EstimatorComparison, compare_estimators
 
 __all__ = ["Comparison", "Row", "compare", "measure"]

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from models.evaluation import discrete_elbo
-from models.metrics import Metrics, Record
-from models.program import Program
+from models.programs.program import Program
+from models.runs.evaluation import discrete_elbo
+from models.runs.metrics import Metrics, Record
 from pyro_discrete import FitState
 
 __all__ = ["LOG_EVERY", "Recorder"]

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.answers import load_ability, load_simulated_answers
-from models.dataset import Dataset, find_folder
+from models.data.answers import load_ability, load_simulated_answers
+from models.data.dataset import Dataset, find_folder
+from models.data.points import load_blobs, load_iris, load_wine
+from models.data.sequences import load_brown_characters, load_brown_words, load_simulated_chains
 from models.errors import ConfigError, DataError
-from models.points import load_blobs, load_iris, load_wine
-from models.sequences import load_brown_characters, load_brown_words, load_simulated_chains
 from pyro_discrete.errors import near_matches
 
 __all__ = [

@@ -11,12 +11,12 @@ from pyro.distributions import Categorical, MultivariateNormal
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
-from models.dataset import Dataset
-from models.points import Points
-from models.program import LatentClasses, dense
+from models.data.dataset import Dataset
+from models.data.points import Points
+from models.programs.program import LatentClasses, dense
 
 if TYPE_CHECKING:
-    from models.config import RunConfig
+    from models.runs.config import RunConfig
 
 __all__ = ["GaussianMixture"]
 

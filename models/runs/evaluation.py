@@ -14,7 +14,7 @@ from pyro import poutine
 from torch import Tensor
 from tqdm import tqdm
 
-from models.program import LatentClasses, Program
+from models.programs.program import LatentClasses, Program
 from pyro_discrete import TraceELBO
 from pyro_discrete.diagnostics.gradients import GradientDraws
 from pyro_discrete.engine import DiscreteELBO

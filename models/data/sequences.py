@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.dataset import Dataset, find_folder
+from models.data.dataset import Dataset, find_folder
 from models.errors import DataError
 
 __all__ = ["END", "Sequences", "coarse_tag", "load_brown_characters", "load_brown_words", "load_simulated_chains"]

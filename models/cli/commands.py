@@ -17,19 +17,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from models.bandit import bandit_table, learn_policy
-from models.comparison import compare as run_comparison
-from models.config import RunConfig, configure, resumed
-from models.data import load_data
-from models.demo import demonstrate
+from models.cli.demo import demonstrate
+from models.cli.options import takes_settings
+from models.data.catalogue import load_data
+from models.data.logged import load_log
 from models.errors import ConfigError, ModelsError
-from models.estimators import has_temperature
-from models.logged import load_log
-from models.options import takes_settings
-from models.pictures import picture_comparisons, picture_run
-from models.report import write_report
-from models.tables import choices, comparison_table, run_table
-from models.training import RUN_FILES, refuse_used_folder, run
+from models.programs.bandit import bandit_table, learn_policy
+from models.reports.pictures import picture_comparisons, picture_run
+from models.reports.report import write_report
+from models.reports.tables import choices, comparison_table, run_table
+from models.runs.comparison import compare as run_comparison
+from models.runs.config import RunConfig, configure, resumed
+from models.runs.estimators import has_temperature
+from models.runs.training import RUN_FILES, refuse_used_folder, run
 from pyro_discrete.checkpoints import write_atomically
 from pyro_discrete.errors import DiscreteInferenceError
 from pyro_discrete.interrupts import Interrupted

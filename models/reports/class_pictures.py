@@ -8,12 +8,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Ellipse
 
-from models.dataset import Dataset
-from models.gmm import GaussianMixture
-from models.hmm import HiddenMarkovModel
-from models.lca import LatentClassAnalysis
-from models.posterior import most_probable
-from models.program import LatentClasses
+from models.data.dataset import Dataset
+from models.programs.gmm import GaussianMixture
+from models.programs.hmm import HiddenMarkovModel
+from models.programs.lca import LatentClassAnalysis
+from models.programs.program import LatentClasses
+from models.runs.posterior import most_probable
 
 __all__ = ["draw_found"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.dataset import Dataset
+from models.data.dataset import Dataset
 from models.errors import DataError
 
 __all__ = ["Points", "load_blobs", "load_iris", "load_wine"]

@@ -11,12 +11,12 @@ from pyro import poutine
 from pyro.distributions import Categorical
 from torch import Tensor, nn
 
-from models.dataset import Dataset
-from models.program import LatentClasses, dense
-from models.sequences import Sequences
+from models.data.dataset import Dataset
+from models.data.sequences import Sequences
+from models.programs.program import LatentClasses, dense
 
 if TYPE_CHECKING:
-    from models.config import RunConfig
+    from models.runs.config import RunConfig
 
 __all__ = ["HiddenMarkovModel"]
 

@@ -14,8 +14,8 @@ from pyro.distributions import Categorical
 from rich.table import Table
 from torch import Tensor, nn
 
+from models.data.logged import LoggedRounds
 from models.errors import ConfigError
-from models.logged import LoggedRounds
 from pyro_discrete import TraceExpectation, available_estimators
 from pyro_discrete.errors import near_matches
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from models.comparison import Comparison, compare
-from models.config import configure
-from models.data import load_images
-from models.pictures import picture_comparisons
+from models.data.catalogue import load_images
+from models.reports.pictures import picture_comparisons
+from models.runs.comparison import Comparison, compare
+from models.runs.config import configure
 from pyro_discrete.checkpoints import write_atomically
 
 __all__ = ["ESTIMATORS", "demonstrate"]

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from models.dataset import Dataset
+from models.data.dataset import Dataset
 from models.errors import ConfigError
 
 if TYPE_CHECKING:
-    from models.config import RunConfig
+    from models.runs.config import RunConfig
 
 __all__ = ["LatentClasses", "Program", "dense", "logits_of_means"]
 
