@@ -16,7 +16,8 @@ import xarray as xr
 from torch import Tensor
 
 from benchmarks.variance import train_point
-from models.data.catalogue import Images, binarise_once, load_images
+from models.data.catalogue import load_images
+from models.data.images import Images, binarise_once
 from models.runs.config import RunConfig, configure
 from models.runs.evaluation import EVALUATION_SEED, bounds, isolated
 from models.runs.training import Training

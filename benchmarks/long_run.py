@@ -17,7 +17,8 @@ from pathlib import Path
 import pyro
 import torch
 
-from models.data.catalogue import binarise_once, load_images
+from models.data.catalogue import load_images
+from models.data.images import binarise_once
 from models.programs.sbn import SigmoidBeliefNetwork
 from models.runs.evaluation import bounds
 from pyro_discrete import TraceELBO, fit

@@ -15,7 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.variance import measure
-from models.data.catalogue import BatchStream, Images, binarise_once, load_images
+from models.data.catalogue import BatchStream, load_images
+from models.data.images import Images, binarise_once
 from models.programs.program import Program
 from models.runs.config import RunConfig, build_program, configure
 from models.runs.evaluation import bounds, isolated

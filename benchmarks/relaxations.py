@@ -13,7 +13,8 @@ import torch
 import typer
 
 from benchmarks.relaxations_picture import picture
-from models.data.catalogue import Images, binarise_once, load_images
+from models.data.catalogue import load_images
+from models.data.images import Images, binarise_once
 from models.runs.config import configure
 from models.runs.evaluation import bounds, isolated
 from models.runs.training import Training

@@ -16,10 +16,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.variance_picture import picture
-from models.data.catalogue import Images, binarise_once, load_images
+from models.data.catalogue import load_images
+from models.data.images import Images, binarise_once
 from models.programs.program import Program
-from models.runs.config import RunConfig, configure
-from models.runs.estimators import bias, build_elbo
+from models.runs.config import RunConfig, build_elbo, configure
+from models.runs.estimators import bias
 from models.runs.evaluation import EVALUATION_SEED, gradient_noise, isolated
 from models.runs.training import Training
 from pyro_discrete import NVIL, available_estimators

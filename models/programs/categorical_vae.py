@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import pyro
 import torch
 from pyro.distributions import Bernoulli, OneHotCategorical
 from torch import Tensor, nn
 
-from models.data.catalogue import Images
 from models.data.dataset import Dataset
-from models.programs.program import Program, dense, logits_of_means
-
-if TYPE_CHECKING:
-    from models.runs.config import RunConfig
+from models.data.images import Images
+from models.programs.program import Program, Settings, dense, logits_of_means
 
 __all__ = ["CategoricalVAE"]
 
@@ -64,7 +61,7 @@ class CategoricalVAE(Program):
         self.decoder = dense([code, *reversed(hidden), pixels], logits_of_means(pixel_means))
 
     @classmethod
-    def of(cls, config: RunConfig, data: Dataset) -> CategoricalVAE:
+    def of(cls, config: Settings, data: Dataset) -> CategoricalVAE:
         learned = config.prior == "learned"
         return cls(data.train.mean(0), config.latents, config.categories, config.hidden, learned)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -13,10 +13,7 @@ from torch import Tensor, nn
 
 from models.data.dataset import Dataset
 from models.data.points import Points
-from models.programs.program import LatentClasses, dense
-
-if TYPE_CHECKING:
-    from models.runs.config import RunConfig
+from models.programs.program import LatentClasses, Settings, dense
 
 __all__ = ["GaussianMixture"]
 
@@ -58,7 +55,7 @@ class GaussianMixture(LatentClasses):
             self.encoder = dense([features, *hidden, components])
 
     @classmethod
-    def of(cls, config: RunConfig, data: Dataset) -> GaussianMixture:
+    def of(cls, config: Settings, data: Dataset) -> GaussianMixture:
         """Start from the clusters of k-means, as is usual for mixtures: neither gradients nor EM leave a bad start."""
         points = data.train
         clusters: Any = KMeans(config.categories, random_state=config.seed).fit(points.numpy())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -13,10 +13,7 @@ from torch import Tensor, nn
 
 from models.data.dataset import Dataset
 from models.data.sequences import Sequences
-from models.programs.program import LatentClasses, dense
-
-if TYPE_CHECKING:
-    from models.runs.config import RunConfig
+from models.programs.program import LatentClasses, Settings, dense
 
 __all__ = ["HiddenMarkovModel"]
 
@@ -50,7 +47,7 @@ class HiddenMarkovModel(LatentClasses):
             self.encoder = _ChainEncoder(symbols, hidden, states)
 
     @classmethod
-    def of(cls, config: RunConfig, data: Dataset) -> HiddenMarkovModel:
+    def of(cls, config: Settings, data: Dataset) -> HiddenMarkovModel:
         assert isinstance(data, Sequences)
         counts = 1.0 + data.train[data.train >= 0].bincount(minlength=len(data.vocabulary))
         return cls(counts / counts.sum(), config.categories, config.hidden, config.guide)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import pyro
 import torch
@@ -12,10 +12,7 @@ from torch import Tensor, nn
 
 from models.data.answers import Answers
 from models.data.dataset import Dataset
-from models.programs.program import LatentClasses, dense, logits_of_means
-
-if TYPE_CHECKING:
-    from models.runs.config import RunConfig
+from models.programs.program import LatentClasses, Settings, dense, logits_of_means
 
 __all__ = ["LatentClassAnalysis"]
 
@@ -45,7 +42,7 @@ class LatentClassAnalysis(LatentClasses):
             self.encoder = dense([items, *hidden, classes])
 
     @classmethod
-    def of(cls, config: RunConfig, data: Dataset) -> LatentClassAnalysis:
+    def of(cls, config: Settings, data: Dataset) -> LatentClassAnalysis:
         answers = data.train
         given = answers >= 0
         means = (answers * given).sum(0) / given.sum(0).clamp(min=1)

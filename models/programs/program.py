@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,32 @@ from torch import Tensor, nn
 from models.data.dataset import Dataset
 from models.errors import ConfigError
 
-if TYPE_CHECKING:
-    from models.runs.config import RunConfig
+__all__ = ["LatentClasses", "Program", "Settings", "dense", "logits_of_means"]
 
-__all__ = ["LatentClasses", "Program", "dense", "logits_of_means"]
+
+class Settings(Protocol):
+    """What a program reads of the settings of a run (`RunConfig`, which says what each is) when it is made."""
+
+    @property
+    def latents(self) -> int: ...
+
+    @property
+    def categories(self) -> int: ...
+
+    @property
+    def layers(self) -> int: ...
+
+    @property
+    def hidden(self) -> tuple[int, ...]: ...
+
+    @property
+    def prior(self) -> str: ...
+
+    @property
+    def guide(self) -> str: ...
+
+    @property
+    def seed(self) -> int: ...
 
 
 class Program(nn.Module, ABC):
@@ -27,7 +49,7 @@ class Program(nn.Module, ABC):
     Parameters under `encoder` are the guide's, all others the model's.
 
     - `summary`: a line on it. `reads`: the kind of data; `data`: the set taken if none is named.
-    - `defaults`: the settings of `RunConfig` that it has of its own, with their defaults.
+    - `defaults`: the settings of a run that it has of its own, with their defaults.
     """
 
     summary: ClassVar[str]
@@ -37,7 +59,7 @@ class Program(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def of(cls, config: RunConfig, data: Dataset) -> Program:
+    def of(cls, config: Settings, data: Dataset) -> Program:
         """The program with the config's settings and fresh parameters, which may start from the training data."""
 
     @abstractmethod

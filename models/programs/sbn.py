@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import pyro
 import torch
 from pyro.distributions import Bernoulli
 from torch import Tensor, nn
 
-from models.data.catalogue import Images
 from models.data.dataset import Dataset
-from models.programs.program import Program, dense, logits_of_means
-
-if TYPE_CHECKING:
-    from models.runs.config import RunConfig
+from models.data.images import Images
+from models.programs.program import Program, Settings, dense, logits_of_means
 
 __all__ = ["SigmoidBeliefNetwork"]
 
@@ -69,7 +66,7 @@ class SigmoidBeliefNetwork(Program):
             self.decoder.append(dense([above, *reversed(hidden), below], output_bias))
 
     @classmethod
-    def of(cls, config: RunConfig, data: Dataset) -> SigmoidBeliefNetwork:
+    def of(cls, config: Settings, data: Dataset) -> SigmoidBeliefNetwork:
         latents = (config.latents,) * config.layers
         return cls(data.train.mean(0), latents, config.hidden, config.prior == "learned")
 

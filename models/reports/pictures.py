@@ -10,13 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from models.data.catalogue import Images
 from models.data.dataset import Dataset
+from models.data.images import Images
 from models.programs.program import LatentClasses
 from models.reports.class_pictures import draw_found
 from models.runs.comparison import Comparison
 from models.runs.config import size_of
-from models.runs.generation import reconstruct, sample_prior
+from models.runs.evaluation import reconstruct, sample_prior
 from models.runs.training import RunResult
 
 __all__ = ["PALETTE", "picture_comparisons", "picture_run"]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from models.data.catalogue import BINARISATIONS, DATASETS
+from models.data.catalogue import DATASETS
+from models.data.images import BINARISATIONS
 from models.runs.comparison import Comparison
 from models.runs.config import PROGRAMS, RunConfig, size_of
 from models.runs.estimators import bias

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from models.data.catalogue import binarise_once
 from models.data.dataset import Dataset
-from models.runs.config import CHECKPOINT_NAME, RunConfig
-from models.runs.estimators import bias, build_elbo
+from models.data.images import binarise_once
+from models.runs.config import CHECKPOINT_NAME, RunConfig, build_elbo
+from models.runs.estimators import bias
 from models.runs.evaluation import GradientNoise, isolated
 from models.runs.training import RunResult, Training, run
 from pyro_discrete.diagnostics import EstimatorComparison, compare_estimators

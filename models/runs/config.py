@@ -1,4 +1,4 @@
-"""What defines a run: program, estimator, data and optimisation, checked once and saved beside the results."""
+"""What defines a run: program, estimator, data and optimisation; checked, saved, and made into program and ELBO."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from models.data.catalogue import BINARISATIONS, DATASETS
+from models.data.catalogue import DATASETS
 from models.data.dataset import Dataset
+from models.data.images import BINARISATIONS
 from models.errors import ConfigError
 from models.programs.categorical_vae import CategoricalVAE
 from models.programs.gmm import GaussianMixture
@@ -18,8 +19,10 @@ from models.programs.hmm import HiddenMarkovModel
 from models.programs.lca import LatentClassAnalysis
 from models.programs.program import LatentClasses, Program
 from models.programs.sbn import SigmoidBeliefNetwork
-from models.runs.estimators import check_estimator, least_particles
+from models.runs.estimators import AUTO, check_estimator, has_temperature, least_particles
+from pyro_discrete import NVIL, Estimator, TraceELBO, TraceIWELBO, available_estimators
 from pyro_discrete.checkpoints import load_checkpoint
+from pyro_discrete.engine import DiscreteELBO
 from pyro_discrete.errors import CheckpointError, near_matches
 
 __all__ = [
@@ -27,6 +30,7 @@ __all__ = [
     "PRIORS",
     "PROGRAMS",
     "RunConfig",
+    "build_elbo",
     "build_program",
     "check_same_run",
     "configure",
@@ -167,6 +171,26 @@ def build_program(config: RunConfig, data: Dataset) -> Program:
     return kind.of(config, data).to(config.device)
 
 
+def build_elbo(config: RunConfig, *, rescaled: bool = True) -> DiscreteELBO:
+    """The ELBO of a run, or the importance-weighted bound for the estimators that are made for it.
+
+    With `rescaled=False`, NVIL leaves out its division by the signal's running deviation, which shrinks gradient and
+    noise alike: without it, its variance can be compared with the others'.
+
+    Raises `ConfigError` if a temperature is given to an estimator that has none, and the library's `SettingError` if
+    it is not positive.
+    """
+    name = config.estimator
+    if name == NVIL.name and not rescaled:
+        return TraceELBO(NVIL(variance_normalisation=False), num_particles=config.particles)
+    if config.temperature is None:
+        return _elbo(available_estimators()[name].cls() if name != AUTO else AUTO, config.particles)
+    if not has_temperature(name):
+        raise ConfigError(f"Estimator {name!r} has no temperature; leave out --temperature.")
+    estimator = available_estimators()[name].cls(temperature=config.temperature)  # type: ignore[call-arg]
+    return _elbo(estimator, config.particles)
+
+
 def size_of(config: RunConfig) -> str:
     """The size of the program's latents in a few words, for titles."""
     own = PROGRAMS[config.program].defaults
@@ -211,3 +235,8 @@ def _check_known(name: str, given: str, known: Mapping[str, object]) -> None:
 def _option(name: str) -> str:
     """A setting as the user writes it."""
     return name if name == "program" else f"--{name.replace('_', '-')}"
+
+
+def _elbo(estimator: str | Estimator, particles: int) -> DiscreteELBO:
+    weighted = isinstance(estimator, Estimator) and estimator.importance_weighted
+    return (TraceIWELBO if weighted else TraceELBO)(estimator, num_particles=particles)

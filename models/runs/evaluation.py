@@ -1,4 +1,4 @@
-"""What a program is worth, whatever it was trained with: bounds from hard samples, and the noise of a gradient."""
+"""What a program is worth, whatever it was trained with: bounds, the noise of a gradient, and images that it makes."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ __all__ = [
     "isolated",
     "log_likelihood",
     "log_weights",
+    "reconstruct",
+    "sample_prior",
 ]
 
 EVALUATION_SEED = 1234
@@ -174,3 +176,23 @@ def gradient_noise(
             if progress is not None:
                 progress()
     return GradientNoise.of({name: float(m.variance.sum()) for name, m in drawn.moments.items()}, len(x), draws)
+
+
+def reconstruct(program: Program, x: Tensor) -> Tensor:
+    """Mean images `[batch, pixels]` given one hard draw of the latents for each image of `x` `[batch, pixels]`."""
+    with torch.no_grad(), isolated(EVALUATION_SEED):
+        x = x.to(next(program.parameters()).device)
+        guide_trace = poutine.trace(program.guide).get_trace(x)
+        return _mean_images(poutine.trace(poutine.replay(program.model, trace=guide_trace)).get_trace(x))
+
+
+def sample_prior(program: Program, number: int, pixels: int) -> Tensor:
+    """Mean images `[number, pixels]` given latents drawn from the model's prior."""
+    with torch.no_grad(), isolated(EVALUATION_SEED):
+        empty = torch.zeros(number, pixels, device=next(program.parameters()).device)
+        return _mean_images(poutine.trace(poutine.uncondition(program.model)).get_trace(empty))
+
+
+def _mean_images(trace: poutine.Trace) -> Tensor:
+    site: Any = trace.nodes["x"]
+    return site["fn"].mean.cpu()

@@ -11,16 +11,15 @@ from typing import Any
 import pyro
 from torch import Tensor
 
-from models.data.catalogue import BatchStream, binarise_once
+from models.data.catalogue import BatchStream
 from models.data.dataset import Dataset
+from models.data.images import binarise_once
 from models.errors import ConfigError
 from models.programs.program import LatentClasses, Program
-from models.runs.config import CHECKPOINT_NAME, RunConfig, build_program, check_same_run
-from models.runs.estimators import build_elbo
+from models.runs.config import CHECKPOINT_NAME, RunConfig, build_elbo, build_program, check_same_run
 from models.runs.evaluation import Bounds, bounds, isolated, log_likelihood
-from models.runs.metrics import Metrics
 from models.runs.posterior import agreement
-from models.runs.recording import LOG_EVERY, Recorder
+from models.runs.recording import LOG_EVERY, Metrics, Recorder
 from pyro_discrete import fit
 from pyro_discrete.checkpoints import load_checkpoint, write_atomically
 from pyro_discrete.diagnostics import Monitor

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from models.data.catalogue import binarise_once, load_data
-from models.runs.config import PROGRAMS, build_program, configure
-from models.runs.estimators import build_elbo
+from models.data.catalogue import load_data
+from models.data.images import binarise_once
+from models.runs.config import PROGRAMS, build_elbo, build_program, configure
 from models.runs.evaluation import isolated
 from pyro_discrete import Enumerate, Estimator, available_estimators
 from pyro_discrete.errors import DiscreteInferenceError

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pyro import poutine
 
-from models.data.catalogue import Images
+from models.data.images import Images
 from models.errors import ConfigError
 from models.programs.categorical_vae import CategoricalVAE
 from models.programs.program import Program
