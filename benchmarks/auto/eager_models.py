@@ -3,7 +3,7 @@
 Both sides estimate by plain score functions and step with `pyro.optim.Adam`; they take turns in one process. Times are
 the processor's, of one thread, in ms.
 
-    python -m benchmarks.eager_models
+    python -m benchmarks.auto.eager_models
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 import typer
 from pyro.infer import SVI, Trace_ELBO
 
-from benchmarks.auto_models import PROGRAMS
-from benchmarks.step_rows import Here
+from benchmarks.auto.auto_models import PROGRAMS
+from benchmarks.steps.step_rows import Here
 from models.data.catalogue import BatchStream, load_data
 from models.runs.config import build_program, configure
 from models.runs.evaluation import isolated

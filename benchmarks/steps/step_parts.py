@@ -3,7 +3,7 @@
 A compiled step's parts are medians of torch's profiler, its whole is the processor's time without it; the rest is the
 bookkeeping of a call, the optimiser's Python, and waiting for memory.
 
-    python -m benchmarks.step_parts
+    python -m benchmarks.steps.step_parts
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import typer
 from pyro.infer import SVI, Trace_ELBO
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.step_shapes import DRAWS, SHAPES, Shape
+from benchmarks.steps.step_shapes import DRAWS, SHAPES, Shape
 from pyro_discrete import TraceELBO
 from pyro_discrete.batches import TensorBatches, as_arguments
 from pyro_discrete.optimisation import build_optimizer

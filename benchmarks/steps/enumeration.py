@@ -1,6 +1,6 @@
 """How exact inference grows: a hidden Markov model with its length, a mixture with its number of points.
 
-    python -m benchmarks.enumeration --out runs/enumeration
+    python -m benchmarks.steps.enumeration --out runs/enumeration
 
 Each size runs in a process of its own, as memory is its peak. Times are the least of several steps (loss and gradient),
 without the first call, which plans; what that takes is shown beside them. `guided` has a chain in the guide as well,
@@ -15,23 +15,33 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
+from matplotlib.figure import Figure
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
-from benchmarks.enumeration_picture import picture
+from models.reports.pictures import PALETTE
 from pyro_discrete import DiscretePosterior, TraceELBO
 
 STATES = 4
 LENGTHS = (10, 100, 1_000, 10_000)
 POINTS = (1_000, 10_000, 100_000, 1_000_000)
 BATCH = 1_000
+LABELS = {
+    "ours": 'TraceELBO("enumerate"), a step',
+    "guided": "the same with a chain in the guide",
+    "viterbi": "most probable path, all included",
+    "pyro": "Pyro's TraceEnum_ELBO, a step",
+}
+MARKS = {"ours": "o", "viterbi": "^", "pyro": "D", "guided": "s"}
+COLOURS = dict(zip(MARKS, PALETTE, strict=False))
+SIZES = {"chain": "length of the chain", "mixture": "points, in minibatches of 1,000"}
 
 
 def chain(x: Tensor) -> None:
@@ -127,6 +137,41 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def picture(results: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """A column for each program: milliseconds above, megabytes below; grey: linear growth."""
+    programs = list(dict.fromkeys(r["program"] for r in results))
+    figure = Figure(figsize=(5.2 * len(programs), 7), layout="constrained")
+    panels = figure.subplots(2, len(programs), squeeze=False, sharex="col")
+    for column, program in enumerate(programs):
+        for row, (key, scale, label) in enumerate((("step", 1e3, "ms"), ("memory", 1.0, "MB beyond the imports"))):
+            axes = panels[row][column]
+            mine = [r for r in results if r["program"] == program]
+            for what in dict.fromkeys(r["what"] for r in mine):
+                found = [r for r in mine if r["what"] == what]
+                sizes, heights = [r["size"] for r in found], [max(scale * r[key], 0.1) for r in found]
+                axes.plot(sizes, heights, marker=MARKS[what], color=COLOURS[what], label=LABELS[what])
+            if program == "chain":
+                ours = [r for r in results if (r["program"], r["what"]) == (program, "ours")]
+                end = scale * ours[-1][key]
+                axes.plot(
+                    [r["size"] for r in ours],
+                    [end * r["size"] / ours[-1]["size"] for r in ours],
+                    color="#BBBBBB",
+                    linestyle="--",
+                    zorder=0,
+                    label="linear",
+                )
+            axes.set(xscale="log", yscale="log", ylabel=label)
+            low, high = axes.get_ylim()
+            axes.set_ylim(min(low, 1.0), max(high, 100.0))
+            if row == 0:
+                axes.set_title("hidden Markov model, 4 states" if program == "chain" else "mixture of 4 Gaussians")
+                axes.legend(fontsize=8)
+            else:
+                axes.set_xlabel(SIZES[program])
+    figure.savefig(path, dpi=90)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure what has not been measured, then write the table and the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -145,7 +190,7 @@ def main(arguments: list[str] | None = None) -> None:
     for program, size, what in cases(tuple(options.lengths), tuple(options.points)):
         path = options.out / f"{program}-{what}-{size}.json"
         if not path.exists():
-            command = [sys.executable, "-m", "benchmarks.enumeration", "--out", str(options.out)]
+            command = [sys.executable, "-m", "benchmarks.steps.enumeration", "--out", str(options.out)]
             subprocess.run([*command, "--only", program, str(size), what], check=True)
         results.append(json.loads(path.read_text()))
     (options.out / "enumeration.md").write_text(table(results) + "\n")

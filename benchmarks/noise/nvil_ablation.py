@@ -14,7 +14,7 @@ import typer
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.variance import measure
+from benchmarks.noise.variance import measure
 from models.data.catalogue import BatchStream, load_images
 from models.data.images import Images, binarise_once
 from models.programs.program import Program

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -12,13 +13,15 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.variance_picture import picture
 from models.data.catalogue import load_images
 from models.data.images import Images, binarise_once
 from models.programs.program import Program
+from models.reports.pictures import PALETTE
 from models.runs.config import RunConfig, build_elbo, configure
 from models.runs.estimators import bias
 from models.runs.evaluation import EVALUATION_SEED, gradient_noise, isolated
@@ -42,6 +45,7 @@ NETWORKS: dict[str, tuple[str, dict[str, int]]] = {
 TRAINED_WITH = "rloo"
 """Serves every site, so that all programs come to their shared point in the same way."""
 LEAST_DRAWS = 10
+MARKS = (("guide_x_evaluations", "o", PALETTE[0], "evaluations"), ("guide_x_ms", "D", PALETTE[1], "ms"))
 
 
 @dataclass(frozen=True)
@@ -226,6 +230,59 @@ def _chosen(given: str, known: Sequence[str], option: str) -> list[str]:
         if name not in known:
             raise typer.BadParameter(f"unknown name {name!r}. {near_matches(name, known)}", param_hint=option)
     return names
+
+
+def picture(results: Mapping[str, Any], path: Path) -> None:
+    """Write one panel for each network: a row for each estimator, best at equal evaluations on top."""
+    across = min(2, len(results))
+    down = math.ceil(len(results) / 2)
+    rows = max(len(result["measured"]) for result in results.values())
+    figure = Figure(figsize=(7.5 * across, (0.33 * rows + 1.6) * down + 0.8), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).flatten()
+    for axes, (network, result) in zip(panels, results.items(), strict=False):
+        _panel(axes, network, result)
+    for axes in panels[len(results) :]:
+        axes.set_visible(False)
+    data = next(iter(results.values()))["config"]["data"]
+    figure.suptitle(
+        f"What a gradient estimate of given precision costs on {data}: variance of the guide's gradient\n"
+        "x evaluations of the model (circles), x ms (diamonds); hollow: biased; left is better",
+        fontsize=11,
+    )
+    figure.savefig(path, dpi=110)
+
+
+def _panel(axes: Axes, network: str, result: Mapping[str, Any]) -> None:
+    measured = [one for one in reversed(result["measured"]) if one["guide"] > 0]
+    for height, one in enumerate(measured):
+        ends = [one[key] for key, *_ in MARKS]
+        axes.plot(ends, [height, height], color="#BBBBBB", linewidth=1, zorder=1)
+        for key, marker, colour, _ in MARKS:
+            face = "white" if one["bias"] == "biased" else colour
+            axes.plot(one[key], height, marker=marker, color=colour, markerfacecolor=face, markersize=6, zorder=2)
+    for key, _, colour, cost in MARKS:
+        if not measured:
+            continue
+        right = measured[-1][key] == max(measured[-1][other] for other, *_ in MARKS)
+        axes.annotate(
+            f"x {cost}",
+            (measured[-1][key], len(measured) - 1),
+            xytext=(-4 if right else 4, 7),
+            textcoords="offset points",
+            ha="left" if right else "right",
+            va="bottom",
+            color=colour,
+            fontsize=8,
+        )
+    axes.set_xscale("log")
+    axes.margins(x=0.18, y=0.06)
+    axes.set_yticks(range(len(measured)), [one["estimator"] for one in measured], fontsize=8)
+    axes.set_title(f"{network}, after {result['config']['steps']} training steps", fontsize=10)
+    axes.set_xlabel("(nats per image)² x evaluations, (nats per image)² x ms; log scale", fontsize=9)
+    axes.grid(axis="x", color="#E5E5E5", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def main(

@@ -3,7 +3,7 @@
 784-200 linear, batch 20; one process a point. Memory is the process's peak above what it held after a loss of two
 particles; times are the processor's, of one thread.
 
-    python -m benchmarks.loss_memory --out benchmarks
+    python -m benchmarks.steps.loss_memory --out benchmarks/results
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.step_shapes import Shape
+from benchmarks.steps.step_shapes import Shape
 from pyro_discrete import TraceIWELBO, running
 
 __all__ = ["measured", "table"]
@@ -79,7 +79,7 @@ def main(
             command = [
                 sys.executable,
                 "-m",
-                "benchmarks.loss_memory",
+                "benchmarks.steps.loss_memory",
                 "--out",
                 str(out),
                 "--only",

@@ -1,7 +1,7 @@
 """The table behind "auto": variance times time of every unbiased estimator, by kind and number of sites and size.
 
-`python -m benchmarks.auto_table` measures and writes pyro_discrete/auto_table.json; the same again goes on with the
-cells that are missing.
+`python -m benchmarks.auto.auto_table` measures and writes `TABLE_FILE`, which "auto" reads; the same again goes on with
+the cells that are missing.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import pyro
 import torch
 from pyro.infer import SVI, JitTrace_ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, config_enumerate
 
-from benchmarks.step_shapes import DRAWS, Shape, by_hand
+from benchmarks.steps.step_shapes import DRAWS, Shape, by_hand
 from pyro_discrete import TraceELBO
 from pyro_discrete.batches import TensorBatches, as_arguments
 from pyro_discrete.optimisation import build_optimizer

@@ -15,7 +15,7 @@ import typer
 import xarray as xr
 from torch import Tensor
 
-from benchmarks.variance import train_point
+from benchmarks.noise.variance import train_point
 from models.data.catalogue import load_images
 from models.data.images import Images, binarise_once
 from models.runs.config import RunConfig, configure

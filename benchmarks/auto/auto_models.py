@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.auto_table import candidates, products_of
+from benchmarks.auto.auto_table import candidates, products_of
 from models.data.catalogue import BatchStream, load_data
 from models.runs.config import build_program, configure
 from models.runs.evaluation import isolated

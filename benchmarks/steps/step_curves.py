@@ -4,7 +4,7 @@ The base is 784-200 linear, batch 100, `rloo` with two particles, each axis vari
 particles. A step is `fit`'s, on one fixed batch. Times are the processor's, of one thread; memory is the process's peak
 above what it held before.
 
-    python -m benchmarks.step_curves --out benchmarks
+    python -m benchmarks.steps.step_curves --out benchmarks/results
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.step_shapes import Shape
+from benchmarks.steps.step_shapes import Shape
 from pyro_discrete import TraceELBO
 from pyro_discrete.batches import TensorBatches, as_arguments
 from pyro_discrete.optimisation import build_optimizer
@@ -139,7 +139,7 @@ def main(
         results[axis] = {mode: {} for mode in modes_of(axis)}
         for value in AXES[axis][:values]:
             for mode in modes_of(axis):
-                command = [sys.executable, "-m", "benchmarks.step_curves", "--out", str(out)]
+                command = [sys.executable, "-m", "benchmarks.steps.step_curves", "--out", str(out)]
                 command += ["--seconds", str(seconds), "--only", f"{axis}:{value}:{mode}"]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode:

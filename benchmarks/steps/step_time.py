@@ -5,7 +5,7 @@ processor's, of one thread, in ms: another program on the same cores lengthens t
 
     pip install numpyro funsor optax            # in an environment of its own: --numpyro PATH/bin/python
     pip install --no-deps storchastic entmax    # into a folder of its own: --storchastic FOLDER
-    python -m benchmarks.step_time --numpyro ... --storchastic ... --out benchmarks/step_time.json
+    python -m benchmarks.steps.step_time --numpyro ... --storchastic ... --out benchmarks/results/step_time.json
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.step_rows import Row, Worker, rows_here
-from benchmarks.step_shapes import SHAPES, Shape
+from benchmarks.steps.step_rows import Row, Worker, rows_here
+from benchmarks.steps.step_shapes import SHAPES, Shape
 
 OURS = ("fit, compile=True", "SVI.step, compile=True", "fit, eager", "SVI.step, eager")
 TARGETS = {

@@ -14,7 +14,7 @@ import typer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.stall import Mixture, collapsed, four_clusters, two_clusters, two_components
+from benchmarks.learning.stall import Mixture, collapsed, four_clusters, two_clusters, two_components
 from models.runs.evaluation import isolated
 from pyro_discrete import (
     Estimator,

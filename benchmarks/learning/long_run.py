@@ -3,7 +3,7 @@
 Protocol: 200 Bernoulli latents, encoder 784-200-200-200 and decoder 200-200-200-784 with LeakyReLU(0.3), uniform prior
 fixed, batch 100, each batch binarised anew, Adam 3e-4, two draws. Published runs have 1e6 steps.
 
-    python -m benchmarks.long_run --estimator rloo --steps 100000 --out runs/long-rloo
+    python -m benchmarks.learning.long_run --estimator rloo --steps 100000 --out runs/long-rloo
 
 A run that was stopped goes on by the same command, from its last checkpoint.
 """
