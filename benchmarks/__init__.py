@@ -1,1 +1,1 @@
-"""Measurements that RESULTS.md reports: each a script with a command line, `python -m benchmarks.variance --help`."""
+"""Scripts that measure what results/RESULTS.md reports: `python -m benchmarks.noise.variance --help`, and so on."""

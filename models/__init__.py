@@ -1,1 +1,1 @@
-"""Ready Pyro programs on real images, with a command line: `python -m models --help`."""
+"""Ready Pyro programs on real and simulated data, trained under any estimator by `python -m models --help`."""

@@ -1,6 +1,6 @@
 """`python -m models`."""
 
-from models.cli import app
+from models.cli.commands import app
 
 if __name__ == "__main__":
     app(prog_name="python -m models")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import auto_models, auto_table, dependency_costs, eager_models
+from benchmarks.auto import auto_models, auto_table, eager_models
+from benchmarks.noise import dependency_costs
 from pyro_discrete import Family
 from pyro_discrete.automatic import TABLE_FILE
 

@@ -10,21 +10,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from benchmarks import (
-    bias_variance,
-    bound_variance,
-    enumeration,
-    long_run,
-    loss_memory,
-    mixtures_and_chains,
-    nvil_ablation,
-    relaxations,
-    step_curves,
-    step_parts,
-    step_time,
-    variance,
-)
-from benchmarks.step_shapes import Shape
+from benchmarks.learning import long_run, mixtures_and_chains, relaxations
+from benchmarks.noise import bias_variance, bound_variance, nvil_ablation, variance
+from benchmarks.steps import enumeration, loss_memory, step_curves, step_parts, step_time
+from benchmarks.steps.step_shapes import Shape
 
 
 def call(command: object, *arguments: object) -> str:
@@ -121,7 +110,7 @@ def test_by_hand_is_the_same_estimator(shape: Shape) -> None:
     import pyro
     import torch
 
-    from benchmarks.step_shapes import by_hand
+    from benchmarks.steps.step_shapes import by_hand
     from pyro_discrete import TraceELBO
 
     pyro.set_rng_seed(0)

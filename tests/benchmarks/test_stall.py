@@ -9,7 +9,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from benchmarks import stall, stall_third_order
+from benchmarks.learning import stall, stall_third_order
 
 
 def test_the_threshold_of_soft_values_is_known_at_two_temperatures():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from models.cli import app
+from models.cli.commands import app
 from pyro_discrete import available_estimators
 from pyro_discrete.estimators.base import ANY_FAMILY
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from models.bandit import Policy, learn_policy
-from models.cli import app
+from models.cli.commands import app
+from models.data.logged import LoggedRounds, load_log, load_open_bandit
 from models.errors import ConfigError, DataError
-from models.logged import LoggedRounds, load_log, load_open_bandit
+from models.programs.bandit import Policy, learn_policy
 
 HEADER = "timestamp,item_id,position,click,propensity_score\n"
 

@@ -12,12 +12,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from models import comparison, data, demo
-from models.cli import app
-from models.config import PROGRAMS, configure
-from models.estimators import bias, build_elbo
-from models.options import SETTINGS
-from models.trials import KINDS
+from models.cli import demo
+from models.cli.commands import app
+from models.cli.options import SETTINGS
+from models.data import images
+from models.data.catalogue import DATASETS
+from models.runs import comparison
+from models.runs.config import PROGRAMS, build_elbo, configure
+from models.runs.estimators import bias
+from models.runs.trials import KINDS
 from pyro_discrete import available_estimators
 from pyro_discrete.errors import ParticleError, SettingError
 
@@ -154,7 +157,7 @@ def test_resuming_what_was_never_begun(tmp_path: Path) -> None:
 
 
 def test_fashion_mnist_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "PACKAGE_FOLDERS", ())
+    monkeypatch.setattr(images, "PACKAGE_FOLDERS", ())
     assert "apt-get install dataset-fashion-mnist" in refused("train", "sbn", "--data", "fashion-mnist")
 
 
@@ -229,7 +232,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_list_names_everything() -> None:
     result = call("list")
     assert result.exit_code == 0
-    for name in [*PROGRAMS, *KINDS, *available_estimators(), *data.DATASETS, *data.BINARISATIONS]:
+    for name in [*PROGRAMS, *KINDS, *available_estimators(), *DATASETS, *images.BINARISATIONS]:
         assert name in result.stdout
 
 

@@ -9,16 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import data
-from models.data import (
-    FASHION_MNIST_FILES,
-    BatchStream,
-    Images,
-    binarise_once,
-    load_digits,
-    load_images,
-    read_idx_images,
-)
+from models.data import images as image_files
+from models.data.catalogue import BatchStream, load_images
+from models.data.images import FASHION_MNIST_FILES, Images, binarise_once, load_digits, read_idx_images
 from models.errors import ConfigError, DataError
 
 HEIGHT, WIDTH = 3, 2
@@ -56,11 +49,13 @@ def test_fashion_mnist_from_a_named_folder(folder: Path) -> None:
 
 
 def test_fashion_mnist_where_the_package_puts_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "PACKAGE_FOLDERS", (folder / "elsewhere", folder))
+    monkeypatch.setattr(image_files, "PACKAGE_FOLDERS", (folder / "elsewhere", folder))
     assert len(load_images("fashion-mnist").train) == 5
 
 
-@pytest.mark.skipif(not data.PACKAGE_FOLDERS[0].is_dir(), reason="the Debian package dataset-fashion-mnist is absent")
+@pytest.mark.skipif(
+    not image_files.PACKAGE_FOLDERS[0].is_dir(), reason="the Debian package dataset-fashion-mnist is absent"
+)
 def test_the_real_fashion_mnist() -> None:
     images = load_images("fashion-mnist")
     assert images.train.shape == (60000, 784)
@@ -70,7 +65,7 @@ def test_the_real_fashion_mnist() -> None:
 
 
 def test_fashion_mnist_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "PACKAGE_FOLDERS", (tmp_path / "absent",))
+    monkeypatch.setattr(image_files, "PACKAGE_FOLDERS", (tmp_path / "absent",))
     with pytest.raises(DataError, match=r"apt-get install dataset-fashion-mnist.*--data-dir"):
         load_images("fashion-mnist")
 

@@ -13,13 +13,13 @@ import pytest
 import rdata
 import torch
 
-from models import answers, sequences
-from models.answers import Answers, load_ability, load_simulated_answers
-from models.config import build_program, configure
-from models.data import DATASETS, BatchStream, load_data, load_images
+from models.data import answers, sequences
+from models.data.answers import Answers, load_ability, load_simulated_answers
+from models.data.catalogue import DATASETS, BatchStream, load_data, load_images
+from models.data.points import Points, load_blobs, load_iris, load_wine
+from models.data.sequences import Sequences, coarse_tag, load_brown_characters, load_brown_words, load_simulated_chains
 from models.errors import ConfigError, DataError
-from models.points import Points, load_blobs, load_iris, load_wine
-from models.sequences import Sequences, coarse_tag, load_brown_characters, load_brown_words, load_simulated_chains
+from models.runs.config import build_program, configure
 
 BROWN = """
 \tThe/at dog/nn barked/vbd loudly/rb ./.

@@ -10,11 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import evaluation
-from models.data import Images
-from models.evaluation import bounds, discrete_elbo, gradient_noise, isolated, log_weights
-from models.generation import reconstruct, sample_prior
-from models.sbn import SigmoidBeliefNetwork
+from models.data.images import Images
+from models.programs.sbn import SigmoidBeliefNetwork
+from models.runs import evaluation
+from models.runs.evaluation import (
+    bounds,
+    discrete_elbo,
+    gradient_noise,
+    isolated,
+    log_weights,
+    reconstruct,
+    sample_prior,
+)
 from pyro_discrete import TraceELBO
 from pyro_discrete.errors import NonFiniteError
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.config import PROGRAMS, configure
-from models.data import load_data
-from models.evaluation import bounds, isolated, log_likelihood
-from models.gmm import GaussianMixture
-from models.hmm import HiddenMarkovModel
-from models.lca import LatentClassAnalysis
-from models.posterior import agreement, many_to_one_accuracy, most_probable
-from models.program import LatentClasses
-from models.training import Training
-from models.trials import KINDS, kind_of, try_program
+from models.data.catalogue import load_data
+from models.programs.gmm import GaussianMixture
+from models.programs.hmm import HiddenMarkovModel
+from models.programs.lca import LatentClassAnalysis
+from models.programs.program import LatentClasses
+from models.runs.config import PROGRAMS, configure
+from models.runs.evaluation import bounds, isolated, log_likelihood
+from models.runs.posterior import agreement, many_to_one_accuracy, most_probable
+from models.runs.training import Training
+from models.runs.trials import KINDS, kind_of, try_program
 from pyro_discrete import AutoDiscreteMeanField, TraceELBO, available_estimators
 from pyro_discrete.diagnostics import exact_gradient
 

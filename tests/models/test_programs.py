@@ -9,14 +9,14 @@ import pytest
 import torch
 from pyro import poutine
 
-from models.categorical_vae import CategoricalVAE
-from models.config import build_program, configure
-from models.data import Images
+from models.data.images import Images
 from models.errors import ConfigError
-from models.evaluation import bounds, isolated
-from models.program import Program
-from models.sbn import SigmoidBeliefNetwork
-from models.training import Training
+from models.programs.categorical_vae import CategoricalVAE
+from models.programs.program import Program
+from models.programs.sbn import SigmoidBeliefNetwork
+from models.runs.config import build_program, configure
+from models.runs.evaluation import bounds, isolated
+from models.runs.training import Training
 from pyro_discrete import Family, available_estimators
 
 PIXELS = 6

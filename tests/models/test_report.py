@@ -6,7 +6,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from models.cli import app
+from models.cli.commands import app
 
 
 def test_train_then_report(tmp_path: Path) -> None:

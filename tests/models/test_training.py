@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from models import recording
-from models.config import CHECKPOINT_NAME, RunConfig, configure, resumed
-from models.data import Images, load_images
+from models.data.catalogue import load_images
+from models.data.images import Images
 from models.errors import ConfigError
-from models.metrics import Metrics
-from models.training import run
+from models.runs import recording
+from models.runs.config import CHECKPOINT_NAME, RunConfig, configure, resumed
+from models.runs.recording import Metrics
+from models.runs.training import run
 from pyro_discrete.checkpoints import load_checkpoint, save_checkpoint
 from pyro_discrete.errors import CheckpointError, NonFiniteError
 from pyro_discrete.interrupts import StopRequest

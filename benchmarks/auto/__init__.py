@@ -1,0 +1,1 @@
+"""The table behind "auto", and how near its choices come to the best."""

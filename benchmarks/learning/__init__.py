@@ -1,0 +1,1 @@
+"""What is learned: long and short runs, and where they stall."""

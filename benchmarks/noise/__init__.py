@@ -1,0 +1,1 @@
+"""How noisy gradients are: variance, bias, and what lessens them."""

@@ -1,0 +1,1 @@
+"""Data sets of each kind, and a bandit's log: what the programs read."""

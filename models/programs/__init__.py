@@ -1,0 +1,1 @@
+"""The ready programs: a model of data and its guide each, in plain Pyro."""

@@ -1,0 +1,1 @@
+"""What is shown of runs and comparisons: tables, pictures, and one HTML file."""
