@@ -15,7 +15,8 @@ from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.errors import SiteMatchError
 from pyro_discrete.marginalisation import Known
 from pyro_discrete.plates import plates_of
-from pyro_discrete.relaxations.extension import Relaxed, rebuilt
+from pyro_discrete.relaxations.extension import Relaxed
+from pyro_discrete.relaxations.forms import rebuilt
 from pyro_discrete.sites import base_distribution, is_latent
 from pyro_discrete.tracing import SiteMessenger
 

@@ -18,12 +18,12 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_discrete.columns import Columns
+from pyro_discrete.draws.soft_scores import Point
 from pyro_discrete.estimators.base import RELAXABLE, Draw, Estimator
 from pyro_discrete.layout import Layout
 from pyro_discrete.plates import plates_of
 from pyro_discrete.relaxations.extension import extended
 from pyro_discrete.relaxations.forms import one_hot_site, one_hot_weights, program_value
-from pyro_discrete.relaxations.point import Point
 from pyro_discrete.sites import Site, is_latent
 from pyro_discrete.soft_sites import as_seen, at_density, mean, merged, softened
 from pyro_discrete.tracing import SiteMessenger

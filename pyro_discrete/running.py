@@ -10,6 +10,7 @@ from pyro_discrete.chunked import check_chunks, run_chunks
 from pyro_discrete.chunked_bound import run_bound_chunks
 from pyro_discrete.columns import Columns
 from pyro_discrete.dependencies import UNKNOWN, Dependencies
+from pyro_discrete.draws.softening import corner
 from pyro_discrete.estimators.base import Draw, Estimator, Family, SiteView
 from pyro_discrete.estimators.reinforce import Reinforce
 from pyro_discrete.importance import ImportanceBound
@@ -28,7 +29,6 @@ from pyro_discrete.plan import Plan
 from pyro_discrete.plates import ROWS_PLATE
 from pyro_discrete.probe import Pair
 from pyro_discrete.products import in_product
-from pyro_discrete.relaxations.concrete import corner
 from pyro_discrete.relaxations.forms import hard_value, one_hot_site, state_trials
 from pyro_discrete.rows import KeepSubsamples, PlaceColumn, PlaceRows, Primary
 from pyro_discrete.sequential import run_columns

@@ -10,12 +10,13 @@ from pyro.poutine import Trace
 from torch.distributions import Bernoulli, Multinomial, OneHotCategorical
 
 from pyro_discrete.dependencies import Dependencies
+from pyro_discrete.draws.soft_scores import Point
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
 from pyro_discrete.marginalisation import Known
 from pyro_discrete.plan import ANALYTIC, Plan
-from pyro_discrete.relaxations.extension import Relaxed, rebuilt
-from pyro_discrete.relaxations.point import Point
+from pyro_discrete.relaxations.extension import Relaxed
+from pyro_discrete.relaxations.forms import rebuilt
 from pyro_discrete.sites import base_distribution, is_latent, latent_sites
 
 __all__ = ["analytic_notes", "note_when_met_late", "settled_points"]

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from pyro_discrete.draws.soft_scores import Point
 from pyro_discrete.estimators.base import PATHWISE, RELAXABLE, Estimator, Family
 from pyro_discrete.relaxations.forms import one_hot_site
-from pyro_discrete.relaxations.point import Point
 from pyro_discrete.sites import Site, base_distribution
 
 __all__ = ["as_seen", "at_density", "mean", "merged", "softened"]

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from pyro_discrete.diagnostics.gradients import GradientDraws
 from pyro_discrete.diagnostics.parameters import undisturbed
+from pyro_discrete.draws.schedules import temperature_at
 from pyro_discrete.engine import DiscreteELBO
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Draw, Estimator, Family, Surrogate
 from pyro_discrete.probe import Pair
-from pyro_discrete.relaxations.schedules import temperature_at
 from pyro_discrete.sites import base_distribution, family_of, latent_sites
 
 if TYPE_CHECKING:

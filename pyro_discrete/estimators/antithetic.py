@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_discrete.couplings import COPULAS
+from pyro_discrete.draws.couplings import COPULAS
 from pyro_discrete.errors import SettingError, is_whole
 from pyro_discrete.estimators.base import Draw
 

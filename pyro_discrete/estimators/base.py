@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from pyro_discrete.relaxations.point import Point
+    from pyro_discrete.draws.soft_scores import Point
 
 __all__ = [
     "ANY_FAMILY",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_discrete.draws.gumbel import logistic_like
 from pyro_discrete.estimators.antithetic import antithetic_pair, disarm_weight, logits_of, over
 from pyro_discrete.estimators.base import Draw, Estimator, Family, SiteView, Surrogate
-from pyro_discrete.relaxations.gumbel import logistic_like
 
 __all__ = ["BitFlip1"]
 

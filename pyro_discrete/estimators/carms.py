@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_discrete.couplings import COPULAS, stick_breaking
+from pyro_discrete.draws.couplings import COPULAS, stick_breaking
 from pyro_discrete.estimators.antithetic import check_copula, logits_of, over
 from pyro_discrete.estimators.base import Draw, Estimator, Family, SiteView, Surrogate
 from pyro_discrete.estimators.categorical_sites import ascending, categories_of, value_of

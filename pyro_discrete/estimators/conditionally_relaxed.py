@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from pyro_discrete.control_variates.second_moment import second_moment
+from pyro_discrete.draws.schedules import Temperature, checked_temperature, temperature_at
+from pyro_discrete.draws.softening import relaxed_pair, soften
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Draw, Estimator, Family, SiteView, Surrogate
-from pyro_discrete.relaxations.concrete import soften
-from pyro_discrete.relaxations.conditional import relaxed_pair
-from pyro_discrete.relaxations.schedules import Temperature, checked_temperature, temperature_at
 
 __all__ = ["ConditionallyRelaxed", "Control", "positive_log"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_discrete.couplings import FACTORISATIONS
+from pyro_discrete.draws.couplings import FACTORISATIONS
+from pyro_discrete.draws.gumbel import logistic_like
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.antithetic import antithetic_pair, disarm_weight, logits_of, over
 from pyro_discrete.estimators.base import Draw, Estimator, Family, SiteView, Surrogate
 from pyro_discrete.estimators.categorical_sites import ascending, categories_of, value_of
-from pyro_discrete.relaxations.gumbel import logistic_like
 
 __all__ = ["Coupled"]
 

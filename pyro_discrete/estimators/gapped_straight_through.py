@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from pyro_discrete.draws.schedules import Temperature, described, temperature_at
+from pyro_discrete.draws.soft_scores import bounded
+from pyro_discrete.draws.softening import hard_draw, moved, soften, straight_through
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
-from pyro_discrete.relaxations.concrete import hard_draw, moved, soften, straight_through
-from pyro_discrete.relaxations.expectation import bounded
-from pyro_discrete.relaxations.schedules import Temperature, described, temperature_at
 
 __all__ = ["GappedStraightThrough"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_discrete.draws.gumbel import conditional_gumbel, conditional_logistic, uniform_like
+from pyro_discrete.draws.schedules import Temperature, temperature_at
+from pyro_discrete.draws.soft_scores import bounded
+from pyro_discrete.draws.softening import hard_draw, moved, soften, straight_through
 from pyro_discrete.errors import SettingError, is_whole
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
-from pyro_discrete.relaxations.concrete import hard_draw, moved, soften, straight_through
-from pyro_discrete.relaxations.expectation import bounded
-from pyro_discrete.relaxations.gumbel import conditional_gumbel, conditional_logistic, uniform_like
-from pyro_discrete.relaxations.schedules import Temperature, temperature_at
 
 __all__ = ["GumbelRao"]
 

@@ -7,13 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pyro_discrete.draws.gumbel import gumbel_like, logistic_like
+from pyro_discrete.draws.schedules import Temperature, checked_temperature, temperature_at
+from pyro_discrete.draws.soft_scores import Point
+from pyro_discrete.draws.softening import soften
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Draw, Estimator, SiteView
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
-from pyro_discrete.relaxations.concrete import soften
-from pyro_discrete.relaxations.gumbel import gumbel_like, logistic_like
-from pyro_discrete.relaxations.point import Point
-from pyro_discrete.relaxations.schedules import Temperature, checked_temperature, temperature_at
 
 __all__ = ["GumbelSoftmax"]
 

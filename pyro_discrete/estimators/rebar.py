@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from pyro_discrete.draws.schedules import Temperature
 from pyro_discrete.estimators.base import RELAXABLE, Draw, Estimator
 from pyro_discrete.estimators.conditionally_relaxed import ConditionallyRelaxed, Control, positive_log
-from pyro_discrete.relaxations.schedules import Temperature
 
 __all__ = ["REBAR"]
 

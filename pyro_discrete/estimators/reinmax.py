@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from pyro_discrete.draws.schedules import Temperature, temperature_at
+from pyro_discrete.draws.soft_scores import bounded
+from pyro_discrete.draws.softening import hard_draw, soften, straight_through
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
-from pyro_discrete.relaxations.concrete import hard_draw, soften, straight_through
-from pyro_discrete.relaxations.expectation import bounded
-from pyro_discrete.relaxations.schedules import Temperature, temperature_at
 
 __all__ = ["ReinMax"]
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from pyro_discrete.control_variates.network import baseline_network
+from pyro_discrete.draws.schedules import Temperature
 from pyro_discrete.errors import SettingError, SiteShapeError, is_whole
 from pyro_discrete.estimators.base import RELAXABLE, Draw, Estimator, Family, SiteView
 from pyro_discrete.estimators.conditionally_relaxed import ConditionallyRelaxed, Control, positive_log
-from pyro_discrete.relaxations.schedules import Temperature
 
 __all__ = ["RELAX"]
 

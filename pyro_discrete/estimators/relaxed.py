@@ -7,14 +7,9 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from pyro_discrete.draws.schedules import LearnedTemperature, Temperature, checked_temperature, described
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import PATHWISE, Draw, Estimator, Family, SiteView, Surrogate
-from pyro_discrete.relaxations.schedules import (
-    LearnedTemperature,
-    Temperature,
-    checked_temperature,
-    described,
-)
 
 __all__ = ["RelaxedEstimator"]
 

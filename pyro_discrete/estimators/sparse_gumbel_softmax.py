@@ -6,13 +6,12 @@ from typing import Literal
 
 from torch import Tensor
 
+from pyro_discrete.draws.gumbel import gumbel_like, logistic_like
+from pyro_discrete.draws.schedules import Temperature, temperature_at
+from pyro_discrete.draws.softening import BINARY, MAPPINGS, corner, straight_through
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
-from pyro_discrete.relaxations.concrete import corner, straight_through
-from pyro_discrete.relaxations.gumbel import gumbel_like, logistic_like
-from pyro_discrete.relaxations.schedules import Temperature, temperature_at
-from pyro_discrete.relaxations.sparse import BINARY, MAPPINGS
 
 __all__ = ["SparseGumbelSoftmax"]
 

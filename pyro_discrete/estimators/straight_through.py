@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from pyro_discrete.draws.schedules import Temperature, temperature_at
+from pyro_discrete.draws.softening import hard_draw, soften, straight_through
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
-from pyro_discrete.relaxations.concrete import hard_draw, soften, straight_through
-from pyro_discrete.relaxations.schedules import Temperature, temperature_at
 
 __all__ = ["StraightThrough"]
 

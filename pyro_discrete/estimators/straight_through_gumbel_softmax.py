@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from pyro_discrete.draws.schedules import Temperature, temperature_at
+from pyro_discrete.draws.softening import relaxed_draw
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
-from pyro_discrete.relaxations.concrete import relaxed_draw
-from pyro_discrete.relaxations.schedules import Temperature, temperature_at
 
 __all__ = ["StraightThroughGumbelSoftmax"]
 

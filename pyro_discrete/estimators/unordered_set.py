@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_discrete.draws.gumbel import gumbel_like, log_completion
 from pyro_discrete.errors import SettingError, is_whole
 from pyro_discrete.estimators.base import FINITE, Draw, Estimator, SiteView, Surrogate
 from pyro_discrete.estimators.joint_values import check_support, index_of, positive, take
-from pyro_discrete.relaxations.gumbel import gumbel_like
-from pyro_discrete.relaxations.without_replacement import log_completion
 
 __all__ = ["UnorderedSet"]
 

@@ -12,11 +12,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent, Multinomial, OneHotCategorical, constraints
 
+from pyro_discrete.draws.soft_scores import Point, bounded, expectation, log_density
+from pyro_discrete.draws.softening import relaxed_draw
 from pyro_discrete.errors import UnsupportedSiteError
-from pyro_discrete.relaxations.concrete import relaxed_draw
-from pyro_discrete.relaxations.expectation import bounded, expectation
 from pyro_discrete.relaxations.forms import log_masses, one_hot_form, program_value, rebuilt
-from pyro_discrete.relaxations.point import Point, log_density
 from pyro_discrete.relaxations.soft_index import SoftBit, SoftIndex
 
 __all__ = ["Relaxed", "extended"]

@@ -10,12 +10,12 @@ from typing import Any, overload
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
 
+from pyro_discrete.draws.schedules import Temperature, checked_temperature, temperature_at
+from pyro_discrete.draws.soft_scores import Point
 from pyro_discrete.errors import SettingError, UnknownSiteError, UnsupportedSiteError, near_matches
 from pyro_discrete.estimators.base import PATHWISE, Family
 from pyro_discrete.relaxations.extension import Relaxed, extended
 from pyro_discrete.relaxations.forms import rebuilt
-from pyro_discrete.relaxations.point import Point
-from pyro_discrete.relaxations.schedules import Temperature, checked_temperature, temperature_at
 from pyro_discrete.sites import Site, family_of, is_latent
 
 __all__ = ["ExtendMessenger", "RelaxMessenger", "Sites", "refuse_handler_around", "refuse_to_relax", "relax"]

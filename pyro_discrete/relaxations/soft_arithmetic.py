@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_discrete.relaxations.expectation import expectation
+from pyro_discrete.draws.soft_scores import expectation
 from pyro_discrete.relaxations.refusal import refusal
 from pyro_discrete.relaxations.soft_index import SoftBit, SoftIndex, functions, handles, is_soft
 from pyro_discrete.relaxations.soft_shapes import as_soft

@@ -10,7 +10,7 @@ import torch
 from pyro.ops.provenance import extract_provenance, track_provenance
 from torch import Tensor
 
-from pyro_discrete.relaxations.expectation import expectation
+from pyro_discrete.draws.soft_scores import expectation
 from pyro_discrete.relaxations.refusal import WRITE, refusal
 
 __all__ = ["SoftBit", "SoftIndex", "first_soft", "functions", "handles", "is_soft", "shaped"]

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pyro_discrete import gumbel_max, gumbel_top_k, log_prob_ordered, log_prob_unordered, truncated_gumbel
+from pyro_discrete.draws.gumbel import conditional_gumbel, gumbel_like, logistic_like
 from pyro_discrete.errors import SettingError
-from pyro_discrete.relaxations.gumbel import conditional_gumbel, gumbel_like, logistic_like
 
 LOGITS = torch.tensor([0.7, -1.2, 0.1, 1.5, -0.4], dtype=torch.float64)
 

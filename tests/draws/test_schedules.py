@@ -27,9 +27,9 @@ from pyro_discrete import (
     StepDecay,
     TraceELBO,
 )
+from pyro_discrete.draws.schedules import temperature_at
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.relaxed import RelaxedEstimator
-from pyro_discrete.relaxations.schedules import temperature_at
 
 SCHEDULES = {
     "exponential": (ExponentialDecay(1.0, 0.5, rate=0.01), lambda n: max(0.5, math.exp(-0.01 * n))),

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pyro_discrete import SparseGumbelSoftmax
+from pyro_discrete.draws.softening import BINARY, MAPPINGS, entmax, sparsemax
 from pyro_discrete.errors import SettingError
-from pyro_discrete.relaxations.sparse import BINARY, MAPPINGS, entmax, sparsemax
 
 POWER = {"sparsemax": 1, "entmax": 2}
 

@@ -12,7 +12,7 @@ from itertools import product
 import pytest
 import torch
 
-import pyro_discrete.couplings.copulas
+import pyro_discrete.draws.couplings
 import pyro_discrete.estimators.arm
 import pyro_discrete.estimators.disarm
 from pyro_discrete import ARM, ARMS, RLOO, BitFlip1, DisARM, available_estimators
@@ -124,7 +124,7 @@ def test_disarm_is_arms_of_two_draws(phi):
 def test_two_draws_of_the_copula_are_the_antithetic_pair(phi, monkeypatch):
     torch.manual_seed(2)
     gumbel = torch.randn(2, 1000, dtype=torch.float64)
-    monkeypatch.setattr(pyro_discrete.couplings.copulas, "gumbel_like", lambda like: gumbel)
+    monkeypatch.setattr(pyro_discrete.draws.couplings, "gumbel_like", lambda like: gumbel)
     logits = torch.full((1000,), phi, dtype=torch.float64)
     noise = (gumbel[0] - gumbel[1]) * (1 if phi > 0 else -1)
     assert ARMS(2).draw(Site(logits)).value.equal(antithetic_pair(logits, noise))

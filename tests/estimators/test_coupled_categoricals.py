@@ -10,7 +10,7 @@ import torch
 
 import pyro_discrete.estimators.coupled
 from pyro_discrete import ARMS, CARMS, RLOO, Coupled, DisARM, available_estimators
-from pyro_discrete.couplings import FACTORISATIONS, balanced_tree, stick_breaking
+from pyro_discrete.draws.couplings import FACTORISATIONS, balanced_tree, stick_breaking
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.antithetic import disarm_weight
 from pyro_discrete.estimators.base import Family

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from pyro_discrete import REBAR, RELAX, RODEO, DoubleCV, TraceELBO
+from pyro_discrete.draws import softening as conditional
 from pyro_discrete.estimators.base import Family
-from pyro_discrete.relaxations import conditional
 from pyro_discrete.testing import Oracle
 from tests.support.relaxed_pairs import bent, bits, decoy
 

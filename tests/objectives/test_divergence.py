@@ -23,8 +23,8 @@ from torch.nn.functional import logsigmoid
 from pyro_discrete import GumbelSoftmax, LinearDecay, TraceELBO, TraceExpectation
 from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.diagnostics.exact import exact_gradient, exact_loss
+from pyro_discrete.draws.soft_scores import log_density
 from pyro_discrete.errors import EnumerationError, SettingError
-from pyro_discrete.relaxations.point import log_density
 from pyro_discrete.testing import assert_contract, check_elbo, programs
 from tests.support.forced import Forced, mean_gradient
 

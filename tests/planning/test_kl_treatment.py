@@ -17,8 +17,8 @@ from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli
 from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 
 from pyro_discrete import REBAR, GumbelSoftmax, TraceELBO, TraceIWELBO
+from pyro_discrete.draws.soft_scores import log_density
 from pyro_discrete.errors import SettingError
-from pyro_discrete.relaxations.point import log_density
 from tests.support.pairs import DATA, chain_guide, gradients, layers, layers_guide
 
 DOUBLE = torch.float64

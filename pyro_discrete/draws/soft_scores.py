@@ -1,4 +1,4 @@
-"""Where a relaxed site is scored, if not by the linear extension of its log-mass to its value."""
+"""Means of values under weights, of which some may be zero and some values infinite."""
 
 from __future__ import annotations
 
@@ -9,9 +9,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_discrete.relaxations.expectation import bounded
+__all__ = [
+    "Point",
+    "bounded",
+    "expectation",
+    "log_density",
+]
 
-__all__ = ["Point", "log_density"]
+
+def bounded(tensor: Tensor) -> Tensor:
+    """The tensor with infinities made large finite numbers, so that a weight of zero makes a zero term of them.
+
+    Multiples of these, such as a slope times a learning signal, are finite too.
+    """
+    if not tensor.is_floating_point():
+        return tensor
+    largest = torch.finfo(tensor.dtype).max ** 0.8
+    return tensor.clamp(-largest, largest)
+
+
+def expectation(weights: Tensor, values: Tensor) -> Tensor:
+    """`sum_k w_k v_k` over the last dim; the dtype of `values` if that is floating, else of `weights`."""
+    total = (weights * bounded(values)).sum(-1)
+    return total.to(values.dtype) if values.is_floating_point() else total
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_discrete.draws.softening import positive_temperature
 from pyro_discrete.errors import SettingError
-from pyro_discrete.relaxations.concrete import positive_temperature
 
 __all__ = [
     "CosineDecay",

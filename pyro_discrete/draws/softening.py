@@ -1,0 +1,185 @@
+"""Relaxed draws: a Bernoulli as a sigmoid of logistic noise, a one-hot vector as a softmax of Gumbel noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pyro_discrete.draws.gumbel import (
+    conditional_gumbel,
+    conditional_logistic,
+    gumbel_like,
+    gumbel_max,
+    logistic_like,
+    uniform_like,
+)
+from pyro_discrete.errors import SettingError
+
+__all__ = [
+    "BINARY",
+    "MAPPINGS",
+    "corner",
+    "entmax",
+    "hard_draw",
+    "moved",
+    "positive_temperature",
+    "relaxed_bernoulli",
+    "relaxed_draw",
+    "relaxed_one_hot",
+    "relaxed_pair",
+    "soften",
+    "sparsemax",
+    "straight_through",
+]
+
+
+def positive_temperature(temperature: float, where: str) -> float:
+    """`temperature` itself; `SettingError` if it is not a positive finite number."""
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < float("inf"):
+        raise SettingError(
+            f"{where}: temperature={temperature!r} given, a positive number expected (lower is less biased, higher "
+            "less noisy; 0.3 to 1 is usual)."
+        )
+    return temperature
+
+
+def relaxed_bernoulli(logits: Tensor, temperature: Tensor | float) -> Tensor:
+    """A draw in (0, 1) of the shape of `logits`; above one half exactly where the Bernoulli draw would be one.
+
+    >>> import torch
+    >>> bool((relaxed_bernoulli(torch.zeros(100), 0.5) <= 1).all())
+    True
+    """
+    return ((logits + logistic_like(logits)) / temperature).sigmoid()
+
+
+def relaxed_one_hot(logits: Tensor, temperature: Tensor | float) -> Tensor:
+    """A draw in the simplex, `[..., categories]`; its argmax is the draw of the categorical.
+
+    >>> import torch
+    >>> total = relaxed_one_hot(torch.zeros(5, 3), 0.5).sum(-1)
+    >>> torch.allclose(total, torch.ones(5))
+    True
+    """
+    return ((logits + gumbel_like(logits)) / temperature).softmax(-1)
+
+
+def relaxed_draw(logits: Tensor, temperature: Tensor | float, *, one_hot: bool, hard: bool = False) -> Tensor:
+    """A relaxed draw of either family; with `hard`, hard in the forward pass and soft in the backward pass."""
+    soft = (relaxed_one_hot if one_hot else relaxed_bernoulli)(logits, temperature)
+    return straight_through(corner(soft, one_hot=one_hot), soft) if hard else soft
+
+
+def soften(z: Tensor, temperature: Tensor | float, *, one_hot: bool) -> Tensor:
+    """The relaxed value of an unsquashed draw: a softmax over categories, or a sigmoid."""
+    return (z / temperature).softmax(-1) if one_hot else (z / temperature).sigmoid()
+
+
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """The value of `hard`, with the gradient of `soft`."""
+    return hard + (soft - soft.detach())
+
+
+def corner(soft: Tensor, *, one_hot: bool) -> Tensor:
+    """The hard value that a soft one is nearest to: the draw of the discrete distribution behind a relaxed draw."""
+    if one_hot:
+        return _one_hot(soft.argmax(-1), soft)
+    return (soft > 0.5).to(soft.dtype)
+
+
+def hard_draw(logits: Tensor, *, one_hot: bool) -> Tensor:
+    """A draw of the discrete distribution, in the shape of `logits` and without a gradient."""
+    logits = logits.detach()
+    if one_hot:
+        return _one_hot(gumbel_max(logits), logits)
+    return (logits + logistic_like(logits) > 0).to(logits.dtype)
+
+
+def _one_hot(index: Tensor, like: Tensor) -> Tensor:
+    return (index.unsqueeze(-1) == torch.arange(like.shape[-1], device=like.device)).to(like.dtype)
+
+
+def moved(logits: Tensor, z: Tensor) -> Tensor:
+    """The value of `z`, with the gradient of `logits`: logits moved by noise (or a gap) that is held."""
+    return z.detach() + (logits - logits.detach())
+
+
+def relaxed_pair(logits: Tensor, *, one_hot: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The hard draw b, the unsquashed relaxed draw z that b comes from, and another z given b, each like `logits`.
+
+    b is detached; both z are differentiable in `logits` with the noise (and b) held.
+
+    Source: Tucker et al. (2017), REBAR, appendix B and C; Grathwohl et al. (2018), appendix B.
+    """
+    if not one_hot:
+        z = logits + logistic_like(logits)
+        hard = (z > 0).to(logits.dtype)
+        return hard, z, conditional_logistic(logits, hard, uniform_like(logits))
+    log_p = logits.log_softmax(-1)
+    z = log_p + gumbel_like(logits)
+    hard = corner(z, one_hot=True)
+    return hard, z, conditional_gumbel(log_p, hard)
+
+
+def _ordered(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores `[..., categories]` less their largest, the same sorted down, and the numbers from 1.
+
+    What is below the largest by one or more has no weight: these scores are made alike, -inf among them.
+    """
+    shifted = (scores - scores.detach().amax(-1, keepdim=True)).clamp(min=-2)
+    rank = torch.arange(1, scores.shape[-1] + 1, device=scores.device, dtype=scores.dtype)
+    return shifted, shifted.sort(-1, descending=True).values, rank
+
+
+def sparsemax(scores: Tensor) -> Tensor:
+    """The point of the simplex nearest to `scores` `[..., categories]`, in their shape.
+
+    Source: Martins and Astudillo (2016), From softmax to sparsemax, algorithm 1.
+
+    >>> import torch
+    >>> sparsemax(torch.tensor([0.5, 0.3, -1.0]))
+    tensor([0.6000, 0.4000, 0.0000])
+    """
+    shifted, ordered, rank = _ordered(scores)
+    supported = 1 + rank * ordered > ordered.cumsum(-1)
+    size = supported.sum(-1, keepdim=True)
+    threshold = (torch.where(supported, ordered, 0.0).sum(-1, keepdim=True) - 1) / size
+    return (shifted - threshold).clamp(min=0)
+
+
+def entmax(scores: Tensor) -> Tensor:
+    """1.5-entmax of `scores` `[..., categories]`, in their shape: between softmax and sparsemax.
+
+    p = (z / 2 - threshold)_+ ^ 2, with the threshold at which p sums to one.
+
+    Source: Peters, Niculae and Martins (2019), Sparse sequence-to-sequence models, algorithm 2.
+
+    >>> import torch
+    >>> entmax(torch.tensor([1.0, 1.0, -3.0]))
+    tensor([0.5000, 0.5000, 0.0000])
+    """
+    shifted, ordered, rank = _ordered(scores / 2)
+    mean = ordered.cumsum(-1) / rank
+    spread = rank * (ordered.square().cumsum(-1) / rank - mean.square())  # sum of squared distances from the mean
+    thresholds = mean - ((1 - spread) / rank).clamp(min=torch.finfo(scores.dtype).tiny).sqrt()
+    size = (thresholds <= ordered).sum(-1, keepdim=True)
+    return (shifted - thresholds.gather(-1, size - 1)).clamp(min=0).square()
+
+
+def binary_sparsemax(score: Tensor) -> Tensor:
+    """The second weight of `sparsemax` of the scores 0 and `score`, in its shape."""
+    return ((1 + score) / 2).clamp(0, 1)
+
+
+def binary_entmax(score: Tensor) -> Tensor:
+    """The second weight of `entmax` of the scores 0 and `score`, in its shape."""
+    half = (score / 2).clamp(-1, 1)
+    return (1 + half * (2 - half.square()).sqrt()) / 2
+
+
+MAPPINGS: dict[str, Callable[[Tensor], Tensor]] = {"entmax": entmax, "sparsemax": sparsemax}
+
+
+BINARY: dict[str, Callable[[Tensor], Tensor]] = {"entmax": binary_entmax, "sparsemax": binary_sparsemax}
