@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pyro_discrete.control_variates.second_moment import second_moment
+from pyro_discrete.control_variates.moments import second_moment
 from pyro_discrete.draws.schedules import Temperature, checked_temperature, temperature_at
 from pyro_discrete.draws.softening import relaxed_pair, soften
 from pyro_discrete.errors import SettingError

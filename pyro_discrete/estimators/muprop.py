@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_discrete.control_variates.running import RunningMoments
+from pyro_discrete.control_variates.moments import RunningMoments
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import RELAXABLE, Draw, Estimator, Family, SiteView, Surrogate
 

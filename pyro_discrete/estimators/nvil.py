@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_discrete.control_variates.network import baseline_network
-from pyro_discrete.control_variates.running import RunningMoments
+from pyro_discrete.control_variates.baseline import baseline_network
+from pyro_discrete.control_variates.moments import RunningMoments
 from pyro_discrete.errors import SettingError, SiteShapeError, is_whole
 from pyro_discrete.estimators.base import Draw, Estimator, Surrogate
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_discrete.control_variates.network import baseline_network
+from pyro_discrete.control_variates.baseline import baseline_network
 from pyro_discrete.draws.schedules import Temperature
 from pyro_discrete.errors import SettingError, SiteShapeError, is_whole
 from pyro_discrete.estimators.base import RELAXABLE, Draw, Estimator, Family, SiteView

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_discrete.control_variates.leave_one_out import leave_one_out
-from pyro_discrete.control_variates.second_moment import second_moment
+from pyro_discrete.control_variates.moments import second_moment
 from pyro_discrete.errors import SettingError, is_whole
 from pyro_discrete.estimators.base import Draw, Estimator, Family, SiteView, Surrogate
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-__all__ = ["baseline_network"]
+__all__ = [
+    "baseline_network",
+]
 
 
 def baseline_network(features: int, hidden: int, like: Tensor) -> nn.Sequential:
