@@ -16,8 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_discrete.dependencies import Dependencies, Sources, direct_sources
 from pyro_discrete.errors import DiscreteInferenceError
-from pyro_discrete.estimators.base import Estimator, Family
-from pyro_discrete.estimators.enumerate import Enumerate
+from pyro_discrete.estimators.base import Estimator
+from pyro_discrete.estimators.support_sums.enumerate import Enumerate
+from pyro_discrete.families import Family
 from pyro_discrete.plates import plates_of
 from pyro_discrete.probe import Pair, Trial, on_trial, trace_pair
 from pyro_discrete.relaxations.relax import ExtendMessenger

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_discrete.elements import element_axis
-from pyro_discrete.estimators.base import Family
+from pyro_discrete.families import Family
 from pyro_discrete.probe import Pair, Trial, on_trial, trace_pair
 from pyro_discrete.provenance import Provenance
 from pyro_discrete.rows import KeepSubsamples

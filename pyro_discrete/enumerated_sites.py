@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_discrete.errors import EnumerationError, SiteMatchError
-from pyro_discrete.estimators.base import Family
-from pyro_discrete.estimators.enumerate import Enumerate
+from pyro_discrete.estimators.support_sums.enumerate import Enumerate
+from pyro_discrete.families import Family
 from pyro_discrete.sites import base_distribution, cardinality, family_of, is_latent, joint_support, without_mask
 
 __all__ = ["Marginalise", "check_table", "mark_for_enumeration", "refuse_unguided"]

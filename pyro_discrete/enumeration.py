@@ -22,8 +22,8 @@ from pyro_discrete.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.elimination import Elimination, SizesAlone
 from pyro_discrete.enumerated_sites import mark_for_enumeration
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError
-from pyro_discrete.estimators.base import Family
-from pyro_discrete.estimators.enumerate import Enumerate
+from pyro_discrete.estimators.support_sums.enumerate import Enumerate
+from pyro_discrete.families import Family
 from pyro_discrete.joint_enumeration import joint_loss
 from pyro_discrete.marginal_planning import SumCost
 from pyro_discrete.marginalisation import SCALES_DIFFER

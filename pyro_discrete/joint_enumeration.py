@@ -15,8 +15,8 @@ from torch import Tensor
 from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.enumerated_sites import Marginalise
 from pyro_discrete.errors import EnumerationError
-from pyro_discrete.estimators.base import Family
-from pyro_discrete.estimators.enumerate import Enumerate
+from pyro_discrete.estimators.support_sums.enumerate import Enumerate
+from pyro_discrete.families import Family
 from pyro_discrete.marginal_planning import SumCost
 from pyro_discrete.marginalisation import collapsed
 from pyro_discrete.plan import Plan

@@ -12,10 +12,11 @@ from pyro_discrete.components import Component, components, contract
 from pyro_discrete.elimination import SizesAlone
 from pyro_discrete.enumerated_sites import Marginalise, check_table, refuse_unguided
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SiteMatchError
-from pyro_discrete.estimators.enumerate import Enumerate
+from pyro_discrete.estimators.registry import AUTO
+from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.probe import Pair, Trial, crossing_site
 from pyro_discrete.rows_check import check_rows
-from pyro_discrete.select import AUTO, Selection
+from pyro_discrete.select import Selection
 from pyro_discrete.sites import Site, latent_sites, sample_sites
 from pyro_discrete.sums_one_by_one import from_first, joint_traces
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_discrete.columns import Columns
 from pyro_discrete.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.estimators.base import Estimator
-from pyro_discrete.estimators.enumerate import Enumerate
+from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.layout import Layout
 from pyro_discrete.marginal_planning import SumCost
 from pyro_discrete.probe import Pair

@@ -14,8 +14,9 @@ from pyro_discrete.columns import Columns
 from pyro_discrete.costs import Order
 from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.errors import EnumerationError
-from pyro_discrete.estimators.base import Estimator, Family
-from pyro_discrete.estimators.enumerate import Enumerate
+from pyro_discrete.estimators.base import Estimator
+from pyro_discrete.estimators.support_sums.enumerate import Enumerate
+from pyro_discrete.families import Family
 from pyro_discrete.marginal_planning import marginal_settings, marginal_sites, settle
 from pyro_discrete.marginalisation import absorbed
 from pyro_discrete.objectives import Objective

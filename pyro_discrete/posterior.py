@@ -20,8 +20,8 @@ from pyro_discrete.components import components
 from pyro_discrete.elimination import Reduce, log_sum_exp
 from pyro_discrete.enumerated_sites import Marginalise
 from pyro_discrete.errors import SettingError
-from pyro_discrete.estimators.base import Family
-from pyro_discrete.estimators.enumerate import Enumerate
+from pyro_discrete.estimators.support_sums.enumerate import Enumerate
+from pyro_discrete.families import Family
 from pyro_discrete.marginal_planning import marginal_sites, settle_marginals
 from pyro_discrete.marginalisation import collapsed
 from pyro_discrete.modes import modes, standing_alone

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.estimators.base import Draw
-from pyro_discrete.estimators.enumerate import Enumerate
+from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.plan import Plan
 from pyro_discrete.sites import Site
 

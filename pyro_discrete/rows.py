@@ -19,7 +19,8 @@ from torch import Tensor
 
 from pyro_discrete.columns import Columns
 from pyro_discrete.draws.soft_scores import Point
-from pyro_discrete.estimators.base import RELAXABLE, Draw, Estimator
+from pyro_discrete.estimators.base import Draw, Estimator
+from pyro_discrete.families import RELAXABLE
 from pyro_discrete.layout import Layout
 from pyro_discrete.plates import plates_of
 from pyro_discrete.relaxations.extension import extended

@@ -11,7 +11,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_discrete.errors import DiscreteInferenceError, SiteShapeError
-from pyro_discrete.estimators.base import Family
+from pyro_discrete.families import Family
 from pyro_discrete.probe import Pair, Trial, trace_pair
 from pyro_discrete.sites import (
     base_distribution,

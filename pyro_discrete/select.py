@@ -2,112 +2,44 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import pkgutil
 from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from inspect import isabstract
 
-from pyro_discrete import estimators
 from pyro_discrete.automatic import Situation, ranking
 from pyro_discrete.errors import (
     ParticleError,
     SettingError,
-    UnknownEstimatorError,
     UnknownSiteError,
     UnsupportedObjectiveError,
     UnsupportedSiteError,
     near_matches,
 )
-from pyro_discrete.estimators.base import ANY_FAMILY, Estimator, Family
-from pyro_discrete.estimators.enumerate import Enumerate
-from pyro_discrete.estimators.nvil import NVIL
-from pyro_discrete.estimators.reinforce import Reinforce
+from pyro_discrete.estimators.base import Estimator
+from pyro_discrete.estimators.registry import AUTO, available_estimators, named_estimator
+from pyro_discrete.estimators.score.nvil import NVIL
+from pyro_discrete.estimators.score.reinforce import Reinforce
+from pyro_discrete.estimators.support_sums.enumerate import Enumerate
+from pyro_discrete.families import ANY_FAMILY, Family
 from pyro_discrete.objectives import Objective
 from pyro_discrete.sites import Site
 
-__all__ = ["AUTO", "EstimatorInfo", "Selection", "Spec", "available_estimators"]
+__all__ = [
+    "Selection",
+    "Spec",
+]
 
-AUTO = "auto"
-PATHWISE_NAMES = frozenset({"pathwise", "reparam", "reparameterised", "reparameterized", "rsample"})
+
 Choice = str | Estimator | None
+
+
 Spec = str | Estimator | Mapping[str, str | Estimator] | Callable[[Site], Choice]
-
-
-@dataclass(frozen=True)
-class EstimatorInfo:
-    """What `available_estimators` tells of one estimator.
-
-    - `cls`: its class. `families`: of sites that it serves. `summary`: what it is, in a line. `reference`: its source.
-    - `unbiased`: for the default configuration. `evaluations`: how often the model is evaluated in a step.
-    - `also_known`: other names that lead to it.
-    """
-
-    cls: type[Estimator]
-    families: frozenset[Family]
-    unbiased: bool
-    evaluations: str
-    summary: str
-    reference: str
-    also_known: tuple[str, ...] = ()
-
-
-def available_estimators() -> dict[str, EstimatorInfo]:
-    """Every estimator by its name: class, families of sites, unbiased or not, evaluations, one line, reference.
-
-    >>> available_estimators()["rloo"].evaluations
-    '1 a particle, 2 or more particles'
-    """
-    found: dict[str, EstimatorInfo] = {}
-    for module in pkgutil.iter_modules(estimators.__path__):
-        for value in vars(importlib.import_module(f"{estimators.__name__}.{module.name}")).values():
-            if isinstance(value, type) and issubclass(value, Estimator) and not isabstract(value):
-                default = value()
-                found[value.name] = EstimatorInfo(
-                    value,
-                    default.families,
-                    default.unbiased,
-                    value.evaluations,
-                    value.summary,
-                    value.reference,
-                    value.also_known,
-                )
-    return dict(sorted(found.items()))
-
-
-def named_estimator(name: str) -> Estimator:
-    """A new estimator of that name, by default settings; `UnknownEstimatorError` if there is none."""
-    known = available_estimators()
-    if name not in known:
-        raise UnknownEstimatorError(
-            f"There is no estimator named {name!r}. {_meant(name, known)} See pyro_discrete.available_estimators()."
-        )
-    return known[name].cls()
 
 
 def automatic_estimator(name: str) -> Estimator:
     """What "auto" means by a name: the estimator that its table measured, NVIL without the rescaling that biases it."""
     return NVIL(variance_normalisation=False) if name == NVIL.name else named_estimator(name)
-
-
-def _meant(name: str, known: Mapping[str, EstimatorInfo]) -> str:
-    """Which estimator a name may mean: written otherwise ("GumbelSoftmax"), otherwise known ("u2g"), or nearly so."""
-
-    def spelling(text: str) -> str:
-        return "".join(c for c in text.lower() if c.isalnum())
-
-    meant = {spelling(AUTO): AUTO}
-    for own, info in known.items():
-        meant |= {spelling(text): own for text in (*info.also_known, info.cls.__name__, own)}
-    if spelling(name) in PATHWISE_NAMES:
-        return "Continuous sites that can be reparameterised are pathwise by themselves: leave them out of the choice."
-    close = get_close_matches(spelling(name), meant, n=3, cutoff=0.6)
-    names = [meant[spelling(name)]] if spelling(name) in meant else list(dict.fromkeys(meant[c] for c in close))
-    return "Did you mean " + " or ".join(map(repr, names)) + "?" if names else near_matches(name, [*known, AUTO])
 
 
 class Selection:

@@ -21,7 +21,7 @@ from torch import Tensor
 from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.elements import element_axis
 from pyro_discrete.errors import EnumerationError
-from pyro_discrete.estimators.base import Family
+from pyro_discrete.families import Family
 from pyro_discrete.marginal_planning import SumCost
 from pyro_discrete.plan import Plan
 from pyro_discrete.plates import ROWS_PLATE, plates_of

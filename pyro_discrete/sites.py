@@ -24,7 +24,7 @@ from torch.distributions import (
 )
 
 from pyro_discrete.drawing import drawn
-from pyro_discrete.estimators.base import Family
+from pyro_discrete.families import Family
 from pyro_discrete.layout import Layout
 from pyro_discrete.plates import plates_of
 

@@ -33,8 +33,9 @@ from pyro_discrete.diagnostics.extremes import LOGITS, Extreme, SharedNoise, com
 from pyro_discrete.diagnostics.programs import Pair, Program, program
 from pyro_discrete.diagnostics.surrogates import auxiliary_leaks
 from pyro_discrete.diagnostics.trade_off import BiasVariance, bias_and_variance
-from pyro_discrete.estimators.base import ANY_FAMILY, Estimator, Family
-from pyro_discrete.select import available_estimators, named_estimator
+from pyro_discrete.estimators.base import Estimator
+from pyro_discrete.estimators.registry import available_estimators, named_estimator
+from pyro_discrete.families import ANY_FAMILY, Family
 
 __all__ = [
     "LOGITS",

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from models.reports.pictures import PALETTE
 from pyro_discrete import TraceELBO, available_estimators
 from pyro_discrete.checkpoints import write_atomically
-from pyro_discrete.estimators.relaxed import RelaxedEstimator
+from pyro_discrete.estimators.relaxed.base import RelaxedEstimator
 from pyro_discrete.testing import bias_and_variance, programs
 
 __all__ = ["RELAXATIONS", "measure", "picture"]

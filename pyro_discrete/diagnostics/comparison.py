@@ -21,9 +21,10 @@ from pyro_discrete.elbo import TraceELBO
 from pyro_discrete.engine import DiscreteELBO
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SettingError
 from pyro_discrete.estimators.base import Estimator
-from pyro_discrete.estimators.nvil import NVIL
+from pyro_discrete.estimators.registry import available_estimators
+from pyro_discrete.estimators.score.nvil import NVIL
 from pyro_discrete.probe import Pair
-from pyro_discrete.select import Spec, available_estimators
+from pyro_discrete.select import Spec
 
 __all__ = ["compare_estimators"]
 

@@ -12,7 +12,7 @@ from pyro.distributions.testing.fakes import NonreparameterizedNormal
 from torch import Tensor
 
 from pyro_discrete.diagnostics.programs import BERNOULLI, CATEGORICAL, ONE_HOT, Pair, leaf, program
-from pyro_discrete.estimators.base import Family
+from pyro_discrete.families import Family
 
 
 @program(ONE_HOT)

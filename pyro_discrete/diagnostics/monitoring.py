@@ -19,7 +19,8 @@ from pyro_discrete.diagnostics.parameters import undisturbed
 from pyro_discrete.draws.schedules import temperature_at
 from pyro_discrete.engine import DiscreteELBO
 from pyro_discrete.errors import SettingError
-from pyro_discrete.estimators.base import Draw, Estimator, Family, Surrogate
+from pyro_discrete.estimators.base import Draw, Estimator, Surrogate
+from pyro_discrete.families import Family
 from pyro_discrete.probe import Pair
 from pyro_discrete.sites import base_distribution, family_of, latent_sites
 

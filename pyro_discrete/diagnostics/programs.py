@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.diagnostics.exact import Exact, Oracle
-from pyro_discrete.estimators.base import Family
+from pyro_discrete.families import Family
 
 __all__ = ["Pair", "Program", "leaf", "linear", "program"]
 

@@ -1,35 +1,36 @@
 """The estimators, one file each."""
 
-from pyro_discrete.estimators.arm import ARM
-from pyro_discrete.estimators.arms import ARMS
-from pyro_discrete.estimators.base import Draw, Estimator, Family, SiteView, Surrogate
-from pyro_discrete.estimators.bitflip1 import BitFlip1
-from pyro_discrete.estimators.carms import CARMS
-from pyro_discrete.estimators.coupled import Coupled
-from pyro_discrete.estimators.decoupled_straight_through import DecoupledStraightThrough
-from pyro_discrete.estimators.disarm import DisARM
-from pyro_discrete.estimators.double_cv import DoubleCV
-from pyro_discrete.estimators.enumerate import Enumerate
-from pyro_discrete.estimators.gapped_straight_through import GappedStraightThrough
-from pyro_discrete.estimators.gumbel_rao import GumbelRao
-from pyro_discrete.estimators.gumbel_softmax import GumbelSoftmax
-from pyro_discrete.estimators.indecater import IndeCateR
-from pyro_discrete.estimators.muprop import MuProp
-from pyro_discrete.estimators.nvil import NVIL
-from pyro_discrete.estimators.optimal_control_variate import ControlVariate, OptimalControlVariate
-from pyro_discrete.estimators.rebar import REBAR
-from pyro_discrete.estimators.reinforce import Reinforce
-from pyro_discrete.estimators.reinmax import ReinMax
-from pyro_discrete.estimators.relax_estimator import RELAX
-from pyro_discrete.estimators.reweighted_wake_sleep import ReweightedWakeSleep
-from pyro_discrete.estimators.rloo import RLOO
-from pyro_discrete.estimators.rodeo import RODEO
-from pyro_discrete.estimators.sparse_gumbel_softmax import SparseGumbelSoftmax
-from pyro_discrete.estimators.straight_through import StraightThrough
-from pyro_discrete.estimators.straight_through_gumbel_softmax import StraightThroughGumbelSoftmax
-from pyro_discrete.estimators.sum_and_sample import SumAndSample
-from pyro_discrete.estimators.unordered_set import UnorderedSet
-from pyro_discrete.estimators.vimco import VIMCO
+from pyro_discrete.estimators.base import Draw, Estimator, SiteView, Surrogate
+from pyro_discrete.estimators.coupled.arm import ARM
+from pyro_discrete.estimators.coupled.arms import ARMS
+from pyro_discrete.estimators.coupled.bitflip1 import BitFlip1
+from pyro_discrete.estimators.coupled.carms import CARMS
+from pyro_discrete.estimators.coupled.coupled import Coupled
+from pyro_discrete.estimators.coupled.disarm import DisARM
+from pyro_discrete.estimators.relaxed.decoupled_straight_through import DecoupledStraightThrough
+from pyro_discrete.estimators.relaxed.gapped_straight_through import GappedStraightThrough
+from pyro_discrete.estimators.relaxed.gumbel_rao import GumbelRao
+from pyro_discrete.estimators.relaxed.gumbel_softmax import GumbelSoftmax
+from pyro_discrete.estimators.relaxed.reinmax import ReinMax
+from pyro_discrete.estimators.relaxed.sparse_gumbel_softmax import SparseGumbelSoftmax
+from pyro_discrete.estimators.relaxed.straight_through import StraightThrough
+from pyro_discrete.estimators.relaxed.straight_through_gumbel_softmax import StraightThroughGumbelSoftmax
+from pyro_discrete.estimators.score.nvil import NVIL
+from pyro_discrete.estimators.score.optimal_control_variate import ControlVariate, OptimalControlVariate
+from pyro_discrete.estimators.score.reinforce import Reinforce
+from pyro_discrete.estimators.score.reweighted_wake_sleep import ReweightedWakeSleep
+from pyro_discrete.estimators.score.rloo import RLOO
+from pyro_discrete.estimators.score.vimco import VIMCO
+from pyro_discrete.estimators.slopes.double_cv import DoubleCV
+from pyro_discrete.estimators.slopes.muprop import MuProp
+from pyro_discrete.estimators.slopes.rebar import REBAR
+from pyro_discrete.estimators.slopes.relax import RELAX
+from pyro_discrete.estimators.slopes.rodeo import RODEO
+from pyro_discrete.estimators.support_sums.enumerate import Enumerate
+from pyro_discrete.estimators.support_sums.indecater import IndeCateR
+from pyro_discrete.estimators.support_sums.sum_and_sample import SumAndSample
+from pyro_discrete.estimators.support_sums.unordered_set import UnorderedSet
+from pyro_discrete.families import Family
 
 __all__ = [
     "ARM",

@@ -5,47 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from pyro_discrete.draws.soft_scores import Point
+from pyro_discrete.draws.soft_scores import Point
+from pyro_discrete.families import ANY_FAMILY, Family
 
 __all__ = [
-    "ANY_FAMILY",
-    "FINITE",
-    "PATHWISE",
-    "RELAXABLE",
     "Draw",
     "Estimator",
-    "Family",
     "SiteView",
     "Surrogate",
     "Weights",
 ]
-
-
-class Family(str, Enum):
-    """The kind of a latent site that is not reparameterised."""
-
-    BERNOULLI = "Bernoulli"
-    CATEGORICAL = "Categorical"
-    ONE_HOT = "OneHotCategorical"
-    COUNT = "count"
-    DISCRETE = "other discrete"
-    CONTINUOUS = "continuous, not reparameterised"
-
-
-ANY_FAMILY = frozenset(Family)
-FINITE = frozenset({Family.BERNOULLI, Family.CATEGORICAL, Family.ONE_HOT, Family.COUNT, Family.DISCRETE})
-"""The kinds that have, or may have, a finite support."""
-RELAXABLE = frozenset({Family.BERNOULLI, Family.CATEGORICAL, Family.ONE_HOT})
-"""The kinds whose relaxation has the hard distribution at its corners."""
-PATHWISE = RELAXABLE | {Family.COUNT}
-"""Those, and the kinds whose relaxation is of a truncated support."""
 
 
 class SiteView(Protocol):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_discrete.errors import SettingError, SiteShapeError
-from pyro_discrete.estimators.base import Family
+from pyro_discrete.families import Family
 from pyro_discrete.guides.networks import LogitNetworks
 from pyro_discrete.guides.observations import observed_run
 from pyro_discrete.guides.variational import VariationalSite

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Binomial, Categorical, Independent, Multinomial
 
 from pyro_discrete.errors import SettingError, UnsupportedSiteError
-from pyro_discrete.estimators.base import Family
+from pyro_discrete.families import Family
 from pyro_discrete.relaxations.soft_index import SoftBit, SoftIndex
 from pyro_discrete.sites import Site, base_distribution, family_of
 

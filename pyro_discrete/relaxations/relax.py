@@ -13,7 +13,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro_discrete.draws.schedules import Temperature, checked_temperature, temperature_at
 from pyro_discrete.draws.soft_scores import Point
 from pyro_discrete.errors import SettingError, UnknownSiteError, UnsupportedSiteError, near_matches
-from pyro_discrete.estimators.base import PATHWISE, Family
+from pyro_discrete.families import PATHWISE, Family
 from pyro_discrete.relaxations.extension import Relaxed, extended
 from pyro_discrete.relaxations.forms import rebuilt
 from pyro_discrete.sites import Site, family_of, is_latent

@@ -14,7 +14,7 @@ from typer.main import get_command
 
 from models.cli.commands import app
 from pyro_discrete import available_estimators
-from pyro_discrete.estimators.base import ANY_FAMILY
+from pyro_discrete.families import ANY_FAMILY
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

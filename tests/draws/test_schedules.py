@@ -29,7 +29,7 @@ from pyro_discrete import (
 )
 from pyro_discrete.draws.schedules import temperature_at
 from pyro_discrete.errors import SettingError
-from pyro_discrete.estimators.relaxed import RelaxedEstimator
+from pyro_discrete.estimators.relaxed.base import RelaxedEstimator
 
 SCHEDULES = {
     "exponential": (ExponentialDecay(1.0, 0.5, rate=0.01), lambda n: max(0.5, math.exp(-0.01 * n))),

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import pyro_discrete.draws.couplings
-import pyro_discrete.estimators.arm
-import pyro_discrete.estimators.disarm
+import pyro_discrete.estimators.coupled.arm
+import pyro_discrete.estimators.coupled.disarm
 from pyro_discrete import ARM, ARMS, RLOO, BitFlip1, DisARM, available_estimators
 from pyro_discrete.errors import SettingError
-from pyro_discrete.estimators.antithetic import antithetic_pair
+from pyro_discrete.estimators.coupled.antithetic import antithetic_pair
 from tests.support.regions import (
     LOGITS,
     PHIS,
@@ -93,7 +93,7 @@ def noise_of_regions(phi):
 def test_arm_over_its_noise_is_disarm(phi, monkeypatch):
     """Region by region the mean of ARM is DisARM; over all of them it has the mean and variance of the closed form."""
     noise, weight = noise_of_regions(phi)
-    for module in (pyro_discrete.estimators.arm, pyro_discrete.estimators.disarm):
+    for module in (pyro_discrete.estimators.coupled.arm, pyro_discrete.estimators.coupled.disarm):
         monkeypatch.setattr(module, "logistic_like", lambda like: noise.flatten())
     logits = torch.full((noise.numel(),), phi, dtype=torch.float64)
     found = []

@@ -8,12 +8,12 @@ from itertools import product
 import pytest
 import torch
 
-import pyro_discrete.estimators.coupled
+import pyro_discrete.estimators.coupled.coupled
 from pyro_discrete import ARMS, CARMS, RLOO, Coupled, DisARM, available_estimators
 from pyro_discrete.draws.couplings import FACTORISATIONS, balanced_tree, stick_breaking
 from pyro_discrete.errors import SettingError
-from pyro_discrete.estimators.antithetic import disarm_weight
-from pyro_discrete.estimators.base import Family
+from pyro_discrete.estimators.coupled.antithetic import disarm_weight
+from pyro_discrete.families import Family
 from tests.support.regions import PHIS, Site, copula_regions, exact_gradient, gradient, joint, moments, pair_regions
 
 EXTREMES = [*PHIS, 30.0, -30.0, 50.0, -50.0]
@@ -75,7 +75,7 @@ def test_coupled_is_unbiased_by_an_exact_sum(factorisation, logits):
     "wrong", [lambda pair, phi: 0.5 * (pair[0] - pair[1]), lambda pair, phi: -disarm_weight(pair, phi)]
 )
 def test_a_missing_factor_and_a_wrong_sign_are_seen(wrong, monkeypatch):
-    monkeypatch.setattr(pyro_discrete.estimators.coupled, "disarm_weight", wrong)
+    monkeypatch.setattr(pyro_discrete.estimators.coupled.coupled, "disarm_weight", wrong)
     for factorisation in FACTORISATIONS:
         mean, _ = decided(Coupled(factorisation), LOGITS[0], pair_regions)
         assert ((mean - exact(LOGITS[0])).abs() > 0.05 * exact(LOGITS[0]).abs()).any()

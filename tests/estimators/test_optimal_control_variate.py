@@ -16,7 +16,8 @@ import torch
 from pyro_discrete import ControlVariate, OptimalControlVariate, TraceELBO
 from pyro_discrete.control_variates.optimal_coefficient import least_variance
 from pyro_discrete.errors import ParticleError, SettingError, SiteShapeError
-from pyro_discrete.estimators.base import Draw, Family
+from pyro_discrete.estimators.base import Draw
+from pyro_discrete.families import Family
 from pyro_discrete.testing import assert_contract, check_estimator, programs
 from tests.support.single_site import estimates, exact, site_at, worst_z
 

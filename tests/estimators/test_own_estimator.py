@@ -18,7 +18,8 @@ from pyro.infer import SVI
 from torch import Tensor, nn
 
 from pyro_discrete import TraceELBO, TraceIWELBO, available_estimators
-from pyro_discrete.estimators.base import FINITE, RELAXABLE, Draw, Estimator, Family, SiteView, Surrogate
+from pyro_discrete.estimators.base import Draw, Estimator, SiteView, Surrogate
+from pyro_discrete.families import FINITE, RELAXABLE, Family
 from pyro_discrete.testing import assert_contract, check_estimator, count_programs, programs
 
 X = (1.7 * torch.arange(20)).sin().reshape(10, 2)

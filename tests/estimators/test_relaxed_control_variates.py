@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from pyro_discrete import REBAR, RELAX, RODEO, DoubleCV, TraceELBO
 from pyro_discrete.draws import softening as conditional
-from pyro_discrete.estimators.base import Family
+from pyro_discrete.families import Family
 from pyro_discrete.testing import Oracle
 from tests.support.relaxed_pairs import bent, bits, decoy
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pyro_discrete import TraceELBO, available_estimators
-from pyro_discrete.estimators.relaxed import RelaxedEstimator
+from pyro_discrete.estimators.relaxed.base import RelaxedEstimator
 
 RELAXED = [
     (info.cls, number)

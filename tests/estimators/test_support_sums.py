@@ -18,8 +18,9 @@ import torch
 from pyro_discrete import IndeCateR, SumAndSample, TraceELBO, UnorderedSet
 from pyro_discrete.draws.gumbel import log_completion
 from pyro_discrete.errors import EnumerationError, SettingError, SharedTermsError
-from pyro_discrete.estimators.base import Draw, Family
-from pyro_discrete.estimators.reinforce import Reinforce
+from pyro_discrete.estimators.base import Draw
+from pyro_discrete.estimators.score.reinforce import Reinforce
+from pyro_discrete.families import Family
 from pyro_discrete.testing import assert_contract, check_elbo, programs
 from tests.support.single_site import estimates, exact, site_at, worst_z
 

@@ -18,7 +18,7 @@ from pyro_discrete import Enumerate, TraceELBO, TraceIWELBO
 from pyro_discrete.diagnostics.bound_programs import bounded
 from pyro_discrete.diagnostics.programs import leaf
 from pyro_discrete.errors import EnumerationError, SettingError
-from pyro_discrete.estimators.base import Family
+from pyro_discrete.families import Family
 from pyro_discrete.testing import Pair, assert_contract, check_elbo, program, programs
 
 PROGRAMS = {p.name: p for p in programs()}

@@ -22,8 +22,8 @@ from pyro_discrete import (
 )
 from pyro_discrete.diagnostics.exact import Oracle
 from pyro_discrete.errors import RelaxationError
+from pyro_discrete.estimators.registry import available_estimators
 from pyro_discrete.relaxations import soft_lookup
-from pyro_discrete.select import available_estimators
 from tests.support.integer_programs import PROGRAMS
 from tests.support.pairs import gradients
 

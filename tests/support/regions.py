@@ -10,7 +10,8 @@ from itertools import combinations, product
 import torch
 from torch import Tensor
 
-from pyro_discrete.estimators.base import Draw, Estimator, Family
+from pyro_discrete.estimators.base import Draw, Estimator
+from pyro_discrete.families import Family
 
 PHIS = [0.0, 0.1, -0.1, 1.0, -1.0, 4.0, -4.0, 8.0, -8.0, 15.0, -15.0]
 LOGITS = [torch.tensor(x, dtype=torch.float64) for x in ([0.4, -1.2, 0.9], [3.0, -0.2, -4.0], [0.0, 8.0, -15.0])]

@@ -8,7 +8,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_discrete.estimators.base import Draw, Estimator, Family
+from pyro_discrete.estimators.base import Draw, Estimator
+from pyro_discrete.families import Family
 from pyro_discrete.sites import Site
 
 MAKE = {Family.BERNOULLI: dist.Bernoulli, Family.CATEGORICAL: dist.Categorical, Family.ONE_HOT: dist.OneHotCategorical}

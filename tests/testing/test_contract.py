@@ -15,7 +15,8 @@ import torch
 
 from pyro_discrete import Enumerate, GumbelSoftmax, Reinforce, ReinMax, TraceELBO
 from pyro_discrete.diagnostics.extremes import extreme_programs, forced_expectation
-from pyro_discrete.estimators.base import RELAXABLE, Draw, Estimator, Family, Surrogate
+from pyro_discrete.estimators.base import Draw, Estimator, Surrogate
+from pyro_discrete.families import RELAXABLE, Family
 from pyro_discrete.testing import (
     Oracle,
     Report,

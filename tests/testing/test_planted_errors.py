@@ -16,7 +16,8 @@ from pyro_discrete import DisARM, TraceELBO
 from pyro_discrete.diagnostics.extremes import bernoulli_extremes, compare_precisions, forced_expectation
 from pyro_discrete.diagnostics.surrogates import auxiliary_leaks
 from pyro_discrete.errors import NonFiniteError
-from pyro_discrete.estimators.base import Draw, Estimator, Family, Surrogate
+from pyro_discrete.estimators.base import Draw, Estimator, Surrogate
+from pyro_discrete.families import Family
 from pyro_discrete.testing import assert_contract, check_elbo, check_estimator, programs
 
 PROGRAMS = {p.name: p for p in programs()}

@@ -1,0 +1,50 @@
+"""The straight-through estimator."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pyro_discrete.draws.schedules import Temperature, temperature_at
+from pyro_discrete.draws.softening import hard_draw, soften, straight_through
+from pyro_discrete.estimators.relaxed.base import RelaxedEstimator
+
+__all__ = [
+    "StraightThrough",
+]
+
+
+class StraightThrough(RelaxedEstimator):
+    r"""A hard draw in the forward pass, the gradient of its probabilities in the backward pass.
+
+    .. math:: f'(D)\, \nabla\, \mathrm{softmax}(\mathrm{logits} / t), \quad D \sim q
+
+    The model sees only hard values, so the loss is the discrete objective's. One evaluation, and no noise beside the
+    draw's own. At t = 1 it is exact where f is linear in each variable, and biased otherwise: it reads f as its tangent
+    at D. Serves Bernoulli, Categorical and OneHotCategorical sites, and counts.
+
+    - `temperature`: of the backward pass alone. The draw is always one of q.
+
+    Raises `SettingError` if `temperature` is not positive.
+
+    The default temperature is chosen by the discrete ELBO of short runs (benchmarks/RESULTS.md).
+
+    Source: Bengio, Leonard and Courville (2013), Estimating or propagating gradients through stochastic neurons for
+    conditional computation, section 4 (with the derivative of the sigmoid); for categories, Liu et al. (2023), Bridging
+    discrete and backpropagation, section 2.
+
+    >>> from pyro_discrete import StraightThrough, TraceELBO
+    >>> elbo = TraceELBO(StraightThrough())
+    """
+
+    name = "straight_through"
+    summary = "hard draw forward, gradient of its probabilities backward"
+    reference = "Bengio et al. 2013"
+    also_known = ("st", "ste")
+
+    def __init__(self, temperature: Temperature = 1.0) -> None:
+        super().__init__(temperature)
+
+    def weights(self, logits: Tensor, step: Tensor | int, one_hot: bool) -> Tensor:
+        """The hard draw, with the probabilities' gradient."""
+        temperature = temperature_at(self.temperature, step)
+        return straight_through(hard_draw(logits, one_hot=one_hot), soften(logits, temperature, one_hot=one_hot))

@@ -1,0 +1,151 @@
+"""RELAX: the score function with a learned control variate, around the relaxed cost or free of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_discrete.control_variates.baseline import baseline_network
+from pyro_discrete.draws.schedules import Temperature
+from pyro_discrete.errors import SettingError, SiteShapeError, is_whole
+from pyro_discrete.estimators.base import Draw, Estimator, SiteView
+from pyro_discrete.estimators.slopes.conditionally_relaxed import ConditionallyRelaxed, Control, positive_log
+from pyro_discrete.families import RELAXABLE, Family
+
+__all__ = [
+    "RELAX",
+]
+
+
+class RELAX(ConditionallyRelaxed):
+    r"""The score function with a learned control variate, conditioned on the hard draw.
+
+    .. math:: \big(f(b) - c(\tilde z)\big) \nabla \log q(b) + \nabla c(z) - \nabla c(\tilde z), \qquad
+              c(z) = \eta f(\sigma_t(z)) + r_\rho(\sigma_t(z), x)
+
+    with `z` the relaxed draw behind the hard draw `b`, `z~` one more drawn given `b`, and `r` a network of the relaxed
+    value and of what `draw.context` holds of the data. `eta`, the temperature and the network are trained (by the
+    caller's optimiser) on the gradient's second moment; unbiased whatever they are.
+
+    Around the relaxed cost it is REBAR with a network added: three evaluations, and the model has to accept soft values
+    at Bernoulli, Categorical and OneHotCategorical sites. As a black box (`black_box=True`: c = r alone) it asks
+    nothing of the model: one evaluation, any cost. The network starts at zero, where a black box is the plain score
+    function: it needs steps of training to be of use, and more of them the wider the site. Training differentiates the
+    cost twice.
+
+    - `temperature`, `eta`: where they start, positive; a schedule leaves nothing of the temperature to learn.
+      `learn=False` keeps them and the network.
+    - `network`: an `nn.Module` of one's own, `[..., event size + features]` to `[...]` or `[..., 1]`; by default one
+      hidden layer of `hidden` tanh units.
+    - `input`: what the network reads besides, as for `NVIL`.
+
+    Raises `SettingError` for a setting out of range, `SiteShapeError` if a network's output does not fit the site.
+
+    Source: Grathwohl, Choi, Wu, Roeder and Duvenaud (2018), Backpropagation through the void: optimizing control
+    variates for black-box gradient estimation.
+
+    >>> from pyro_discrete import RELAX, TraceELBO
+    >>> elbo = TraceELBO(RELAX(black_box=True))
+    """
+
+    name = "relax"
+    summary = "score function with a learned control variate of a relaxed draw, around the relaxed cost or free of it"
+    reference = "Grathwohl et al. 2018"
+    evaluations = "3, as a black box 1"
+    families = RELAXABLE
+    relaxed = (1, 2)
+    reads_context = True
+
+    def __init__(
+        self,
+        temperature: Temperature = 0.5,
+        eta: float = 1.0,
+        learn: bool = True,
+        *,
+        black_box: bool = False,
+        network: nn.Module | None = None,
+        hidden: int = 100,
+        input: str | Callable[..., Tensor] | None = None,
+    ) -> None:
+        super().__init__(temperature, learn)
+        if not is_whole(hidden):
+            raise SettingError(f"RELAX: hidden={hidden!r} given, at least one hidden unit expected.")
+        self.black_box, self.hidden, self.input, self.learn = black_box, hidden, input, learn
+        self.network, self._default = network, network is None
+        log_eta = positive_log(eta, "eta", "RELAX")
+        if black_box:
+            self.relaxed, self.families = (), RELAXABLE | {Family.CATEGORICAL}
+        else:
+            self.log_eta = nn.Parameter(log_eta, requires_grad=learn)
+        self._numbers = 0
+
+    @classmethod
+    def variants(cls) -> list[Estimator]:
+        return [cls(), cls(black_box=True), cls(temperature=0.3, eta=0.7, learn=False)]
+
+    def extra_repr(self) -> str:
+        return "black box" if self.black_box else ""
+
+    def rows(self, site: SiteView) -> int:
+        """Also sees how many numbers one relaxed value has, which `prepare` builds the network for."""
+        event = site.logits.dim() - site.log_mass(site.sample()).dim()
+        self._numbers = site.logits.shape[site.logits.dim() - event :].numel()
+        return super().rows(site)
+
+    def prepare(self, features: int, like: Tensor) -> None:
+        """Build the default network for the site's relaxed values and inputs of so many features."""
+        if self.network is None and self._numbers:
+            like = like if like.is_floating_point() else torch.empty((), device=like.device)
+            self.network = baseline_network(self._numbers + features, self.hidden, like).requires_grad_(self.learn)
+
+    def control(self, draw: Draw, cost: Tensor) -> Control:
+        """The relaxed cost times `eta`, plus the network; `cost` `[rows, K, *batch]`."""
+        given, slope, slope_given = self._network_part(draw, cost[0])
+        if self.relaxed:
+            eta = self.log_eta.exp().to(cost)
+            given = given + eta * cost[2]
+            slope, slope_given = slope + eta * draw.slopes[1], slope_given + eta * draw.slopes[2]
+        return Control(given, slope, slope_given)
+
+    def _network_part(self, draw: Draw, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The network at the draw given the hard one `[K, *batch]`, and its slopes at both; in scaled costs."""
+        soft, soft_given = draw.extra["soft"], draw.extra["soft_given"]
+        if self.network is None:
+            return torch.zeros_like(like), torch.zeros_like(soft), torch.zeros_like(soft)
+        if not soft.requires_grad:
+            soft, soft_given = soft.detach().requires_grad_(), soft_given.detach().requires_grad_()
+        free, given = (draw.scale * self._read(each, draw.context, like) for each in (soft, soft_given))
+        slope, slope_given = torch.autograd.grad((free + given).sum(), (soft, soft_given), create_graph=True)
+        return given, slope, slope_given
+
+    def _read(self, soft: Tensor, context: Tensor | None, like: Tensor) -> Tensor:
+        """The network's output for relaxed values `[K, *batch, *event]`: `[K, *batch]`."""
+        assert self.network is not None
+        inputs = soft.reshape(*like.shape, -1)
+        if context is not None and not self._without_context(inputs.shape[-1]):
+            inputs = torch.cat([inputs, context.to(inputs).expand(*like.shape, context.shape[-1])], -1)
+        out = self.network(inputs.to(next(self.network.parameters(), inputs))).to(like)
+        if out.dim() == like.dim() + 1 and out.shape[-1] == 1:
+            out = out.squeeze(-1)
+        if out.shape != like.shape:
+            raise SiteShapeError(
+                f"RELAX: the network returned a tensor of shape {tuple(out.shape)} for inputs of shape "
+                f"{tuple(inputs.shape)}; one number for each element of {tuple(like.shape)} is expected. "
+                "Let it end in a layer of one unit."
+            )
+        return out
+
+    def _without_context(self, numbers: int) -> bool:
+        """Whether the default network was built for a site that was met too late to know its context."""
+        first = next(self.network.parameters()) if self._default and self.network is not None else None
+        return first is not None and first.shape[-1] == numbers
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        weight = state_dict.get(prefix + "network.0.weight")
+        if self.network is None and weight is not None:  # the default network, not built yet: its shape is in the state
+            self.hidden = weight.shape[0]
+            self.network = baseline_network(weight.shape[1], self.hidden, weight).requires_grad_(self.learn)
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[arg-type]
