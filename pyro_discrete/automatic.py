@@ -19,11 +19,12 @@ from pyro_discrete.errors import DiscreteInferenceError
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
-from pyro_discrete.plates import plates_of
-from pyro_discrete.probe import Pair, Trial, on_trial, trace_pair
+from pyro_discrete.probe import Trial
+from pyro_discrete.programs.dims import plates_of
+from pyro_discrete.programs.pair import Pair, on_trial, trace_pair
+from pyro_discrete.programs.sites import Site, latent_sites, sample_sites, site_log_prob
 from pyro_discrete.relaxations.relax import ExtendMessenger
 from pyro_discrete.rows_check import check_rows
-from pyro_discrete.sites import Site, latent_sites, sample_sites, site_log_prob
 
 __all__ = [
     "TABLE_FILE",

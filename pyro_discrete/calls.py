@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.graph_rewriting import NotCapturableError
-from pyro_discrete.probe import Pair
+from pyro_discrete.programs.pair import Pair
 
 __all__ = ["Call"]
 

@@ -15,7 +15,7 @@ from pyro_discrete.gradients import StepGradients
 from pyro_discrete.graph_rewriting import NotCapturableError
 from pyro_discrete.outcome import Outcome
 from pyro_discrete.plan import Plan
-from pyro_discrete.probe import Pair
+from pyro_discrete.programs.pair import Pair
 from pyro_discrete.site_estimators import SiteEstimators
 
 __all__ = [

@@ -16,13 +16,11 @@ from torch import Tensor
 
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Draw
-from pyro_discrete.finite import leaf_parameters
 from pyro_discrete.gradients import with_gradient
 from pyro_discrete.outcome import Outcome, Pending, over
 from pyro_discrete.plan import Plan
-from pyro_discrete.probe import Pair
-from pyro_discrete.random_states import random_state, set_random_state
-from pyro_discrete.rows import KeepSubsamples
+from pyro_discrete.programs.pair import KeepSubsamples, Pair, random_state, set_random_state
+from pyro_discrete.programs.parameters import leaf_parameters
 
 __all__ = ["check_chunks", "drawn_again", "on_same_data", "run_chunks", "sizes", "summed_gradients"]
 

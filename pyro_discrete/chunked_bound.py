@@ -22,8 +22,7 @@ from pyro_discrete.importance import BoundEvaluation, ImportanceBound
 from pyro_discrete.objectives import Evaluation, Objective
 from pyro_discrete.outcome import Outcome, over
 from pyro_discrete.plan import Plan
-from pyro_discrete.probe import Pair
-from pyro_discrete.random_states import random_state
+from pyro_discrete.programs.pair import Pair, random_state
 
 __all__ = ["run_bound_chunks"]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_discrete.elimination import Elimination
 from pyro_discrete.enumerated_sites import Marginalise
 from pyro_discrete.errors import EnumerationError, SiteShapeError
-from pyro_discrete.sites import sample_sites
+from pyro_discrete.programs.sites import sample_sites
 
 __all__ = ["Component", "Factor", "Names", "components", "contract", "symbol_of", "unpacked"]
 

@@ -9,11 +9,10 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_discrete.costs import Frames
 from pyro_discrete.errors import SettingError, near_matches
 from pyro_discrete.estimators.base import Estimator
-from pyro_discrete.plates import plates_of
-from pyro_discrete.sites import sample_sites
+from pyro_discrete.programs.dims import Frames, plates_of
+from pyro_discrete.programs.sites import sample_sites
 
 __all__ = ["Contexts"]
 

@@ -26,10 +26,17 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from pyro_discrete.dependencies import UNKNOWN, Dependencies
+from pyro_discrete.programs.dims import Frames
 
-__all__ = ["Costs", "Frames", "Order", "SiteCosts", "Term"]
+__all__ = [
+    "NEVER",
+    "Costs",
+    "Order",
+    "SiteCosts",
+    "Term",
+]
 
-Frames = frozenset[CondIndepStackFrame]
+
 NEVER = 1 << 60
 
 

@@ -9,9 +9,9 @@ from pyro.distributions import Delta
 
 from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.errors import SettingError, near_matches
-from pyro_discrete.plates import plates_of
 from pyro_discrete.probe import Trial
-from pyro_discrete.sites import base_distribution, is_latent, sample_sites
+from pyro_discrete.programs.dims import plates_of
+from pyro_discrete.programs.sites import base_distribution, is_latent, sample_sites
 
 __all__ = ["check_inside", "datum_plates"]
 

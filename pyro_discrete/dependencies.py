@@ -23,10 +23,10 @@ from torch.distributions import Independent
 
 from pyro_discrete.elements import element_axis
 from pyro_discrete.families import Family
-from pyro_discrete.probe import Pair, Trial, on_trial, trace_pair
+from pyro_discrete.probe import Trial
+from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, trace_pair
+from pyro_discrete.programs.sites import Site, family_of, is_latent, latent_sites, sample_sites
 from pyro_discrete.provenance import Provenance
-from pyro_discrete.rows import KeepSubsamples
-from pyro_discrete.sites import Site, family_of, is_latent, latent_sites, sample_sites
 
 __all__ = ["UNKNOWN", "Dependencies", "Sources", "direct_sources", "divergence_of", "find_dependencies"]
 

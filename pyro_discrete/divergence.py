@@ -14,11 +14,11 @@ from torch.distributions import Independent, kl_divergence
 from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.errors import SiteMatchError
 from pyro_discrete.marginalisation import Known
-from pyro_discrete.plates import plates_of
+from pyro_discrete.programs.dims import plates_of
+from pyro_discrete.programs.pair import SiteMessenger
+from pyro_discrete.programs.sites import base_distribution, is_latent
 from pyro_discrete.relaxations.extension import Relaxed
 from pyro_discrete.relaxations.forms import rebuilt
-from pyro_discrete.sites import base_distribution, is_latent
-from pyro_discrete.tracing import SiteMessenger
 
 __all__ = ["RewardAlone", "WeighDivergence", "closed_divergence"]
 

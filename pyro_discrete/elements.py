@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent
 
-from pyro_discrete.sites import base_distribution
+from pyro_discrete.programs.sites import base_distribution
 
 __all__ = ["axis_after", "element_axis"]
 

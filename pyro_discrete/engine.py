@@ -13,7 +13,7 @@ from pyro.infer import ELBO
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
-from pyro_discrete import finite
+from pyro_discrete import finite as finite
 from pyro_discrete.compile import Captures
 from pyro_discrete.context import Contexts
 from pyro_discrete.dependencies import Dependencies
@@ -26,15 +26,21 @@ from pyro_discrete.one_run import StructureChangedError
 from pyro_discrete.outcome import Outcome
 from pyro_discrete.plan import Plan
 from pyro_discrete.planning import make_plan, plan_site
-from pyro_discrete.plates import plates_of
-from pyro_discrete.probe import Pair, Trial, on_trial
+from pyro_discrete.probe import Trial
+from pyro_discrete.programs.dims import plates_of
+from pyro_discrete.programs.pair import Pair, on_trial
+from pyro_discrete.programs.parameters import KnownLeaves
+from pyro_discrete.programs.sites import Site, latent_sites
 from pyro_discrete.relaxations.relax import refuse_handler_around
 from pyro_discrete.running import run_hard, run_step
 from pyro_discrete.select import Selection, Spec
 from pyro_discrete.site_estimators import SiteEstimators
-from pyro_discrete.sites import Site, latent_sites
 
-__all__ = ["DiscreteELBO", "Program"]
+__all__ = [
+    "DiscreteELBO",
+    "Program",
+]
+
 
 Program = Callable[..., Any]
 
@@ -83,7 +89,7 @@ class DiscreteELBO(nn.Module, ELBO):
         self._plan: Plan | None = None
         self._pair: tuple[Program, Program] | None = None
         self._replans = self._calls = 0
-        self._leaves = finite.KnownLeaves()
+        self._leaves = KnownLeaves()
         self.captures = Captures(compile) if compile is not False else None
 
     # ELBO.__call__, not nn.Module's: elbo(model, guide) is a module
@@ -234,7 +240,7 @@ class DiscreteELBO(nn.Module, ELBO):
             for name, estimator in plan.estimators.items():
                 if estimator is not None:
                     self._prepare(name, estimator, contexts, trial)
-        self._plan, self._pair, self._leaves = plan, (pair.model, pair.guide), finite.KnownLeaves()
+        self._plan, self._pair, self._leaves = plan, (pair.model, pair.guide), KnownLeaves()
 
     def _prepare(self, name: str, estimator: Estimator, contexts: Contexts, trial: Trial) -> None:
         msg = latent_sites(trial.guide_trace)[name]
@@ -293,4 +299,4 @@ class DiscreteELBO(nn.Module, ELBO):
         self.selection.remembered = dict(state["chosen"])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plan": None, "_pair": None, "_leaves": finite.KnownLeaves()}
+        return {**self.__dict__, "_plan": None, "_pair": None, "_leaves": KnownLeaves()}

@@ -17,7 +17,14 @@ from torch.distributions import constraints
 from pyro_discrete.errors import EnumerationError, SiteMatchError
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
-from pyro_discrete.sites import base_distribution, cardinality, family_of, is_latent, joint_support, without_mask
+from pyro_discrete.programs.sites import (
+    base_distribution,
+    cardinality,
+    family_of,
+    is_latent,
+    joint_support,
+    without_mask,
+)
 
 __all__ = ["Marginalise", "check_table", "mark_for_enumeration", "refuse_unguided"]
 

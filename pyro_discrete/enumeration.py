@@ -28,11 +28,12 @@ from pyro_discrete.joint_enumeration import joint_loss
 from pyro_discrete.marginal_planning import SumCost
 from pyro_discrete.marginalisation import SCALES_DIFFER
 from pyro_discrete.plan import Plan
-from pyro_discrete.plates import plates_of
-from pyro_discrete.probe import Pair, Trial
+from pyro_discrete.probe import Trial
+from pyro_discrete.programs.dims import plates_of
+from pyro_discrete.programs.pair import Pair
+from pyro_discrete.programs.sites import Site, family_of, is_deterministic, is_latent, latent_sites, sample_sites
 from pyro_discrete.rows_check import check_rows
 from pyro_discrete.separated import separated_loss
-from pyro_discrete.sites import Site, family_of, is_deterministic, is_latent, latent_sites, sample_sites
 
 __all__ = ["enumerated_loss", "settle_enumeration"]
 

@@ -15,7 +15,7 @@ from pyro_discrete.elbo import advance_weight, checked_weight
 from pyro_discrete.engine import DiscreteELBO
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.objectives import EvidenceBound, Objective
-from pyro_discrete.probe import Pair
+from pyro_discrete.programs.pair import Pair
 from pyro_discrete.select import Spec
 
 __all__ = ["TraceExpectation"]

@@ -7,23 +7,20 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pyro
 import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_discrete.errors import DiscreteInferenceError, EmptyBatchError, MissingDataError, NonFiniteError, SettingError
-from pyro_discrete.probe import Pair, on_trial, trace_pair
-from pyro_discrete.rows import KeepSubsamples
-from pyro_discrete.sites import sample_sites, site_log_prob
+from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, trace_pair
+from pyro_discrete.programs.parameters import leaf_parameters
+from pyro_discrete.programs.sites import sample_sites, site_log_prob
 
 __all__ = [
-    "KnownLeaves",
     "check_gradients",
     "explained",
     "fresh_traces",
     "invalid_parameters",
-    "leaf_parameters",
     "loss_not_finite",
     "surrogate_not_finite",
 ]
@@ -61,43 +58,6 @@ def explained(pair: Pair, step: Callable[[], int]) -> Iterator[None]:
         raise EmptyBatchError(
             "A plate of the program has size 0: the batch holds no data. Leave empty batches out."
         ) from error
-
-
-def leaf_parameters(loss: Tensor) -> list[Tensor]:
-    """All parameters that a loss depends on, wherever they live: the leaves of its autograd graph."""
-    leaves: list[Tensor] = []
-    stack: list[Any] = [loss.grad_fn] if loss.grad_fn is not None else []
-    seen: set[Any] = {None, *stack}
-    while stack:
-        node = stack.pop()
-        following = node.next_functions
-        for each, _ in following:
-            if each not in seen:
-                seen.add(each)
-                stack.append(each)
-        if not following and hasattr(node, "variable"):
-            leaves.append(node.variable)
-    return leaves
-
-
-class KnownLeaves:
-    """The leaves of a loss that is computed anew in every step, without a walk through its graph in each.
-
-    They are looked for when one has got no gradient, when Pyro has more or fewer params than before, at each of the
-    first steps, and at every 64th: a leaf that Pyro does not know and that a later step brings in is met by then.
-    """
-
-    def __init__(self) -> None:
-        self._leaves: list[Tensor] = []
-        self._uses = self._params = 0
-
-    def of(self, find: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """The leaves, after a backward pass; `find()` walks for them."""
-        params, uses = len(pyro.get_param_store()), self._uses
-        if uses < 4 or uses % 64 == 0 or params != self._params or any(leaf.grad is None for leaf in self._leaves):
-            self._leaves = find()
-        self._params, self._uses = params, uses + 1
-        return self._leaves
 
 
 def fresh_traces(pair: Pair) -> list[tuple[str, Trace]]:

@@ -17,12 +17,11 @@ from pyro_discrete.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.doubly import DoublyValue, doubly_sites, with_fixed_parameters
 from pyro_discrete.errors import ParticleError
 from pyro_discrete.estimators.base import Estimator, Weights
-from pyro_discrete.layout import Layout
 from pyro_discrete.objectives import Evaluation, Objective
-from pyro_discrete.plates import plates_of
-from pyro_discrete.probe import Pair, Trial
-from pyro_discrete.scoring import guide_log_prob, log_prob, padded
-from pyro_discrete.sites import sample_sites
+from pyro_discrete.probe import Trial
+from pyro_discrete.programs.dims import Layout, plates_of
+from pyro_discrete.programs.pair import Pair
+from pyro_discrete.programs.sites import guide_log_prob, log_prob, padded, sample_sites
 from pyro_discrete.weighing import Weighed, common_scale
 
 __all__ = ["ImportanceBound"]

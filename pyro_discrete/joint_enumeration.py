@@ -20,9 +20,10 @@ from pyro_discrete.families import Family
 from pyro_discrete.marginal_planning import SumCost
 from pyro_discrete.marginalisation import collapsed
 from pyro_discrete.plan import Plan
-from pyro_discrete.plates import ROWS_PLATE
-from pyro_discrete.probe import Pair, Substitute, hidden_from_traces, plain_trial
-from pyro_discrete.sites import cardinality, family_of, joint_support, latent_sites, sample_sites, without_mask
+from pyro_discrete.probe import plain_trial
+from pyro_discrete.programs.dims import ROWS_PLATE
+from pyro_discrete.programs.pair import Pair, Substitute, hidden_from_traces
+from pyro_discrete.programs.sites import cardinality, family_of, joint_support, latent_sites, sample_sites, without_mask
 
 __all__ = ["joint_loss"]
 

@@ -19,7 +19,7 @@ from torch.distributions import constraints
 from pyro_discrete.components import Component, components, contract, unpacked
 from pyro_discrete.enumerated_sites import Marginalise
 from pyro_discrete.errors import EnumerationError
-from pyro_discrete.plates import ROWS_PLATE
+from pyro_discrete.programs.dims import ROWS_PLATE
 
 __all__ = ["SCALES_DIFFER", "Known", "absorbed", "collapsed"]
 

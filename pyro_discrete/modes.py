@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from pyro_discrete.dependencies import UNKNOWN, find_dependencies
-from pyro_discrete.probe import Pair
-from pyro_discrete.sites import Site, base_distribution
+from pyro_discrete.programs.pair import Pair
+from pyro_discrete.programs.sites import Site, base_distribution
 
 __all__ = ["modes", "standing_alone"]
 

@@ -15,16 +15,24 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_discrete.costs import Costs, Frames, Order, SiteCosts, Term
+from pyro_discrete.costs import Costs, Order, SiteCosts, Term
 from pyro_discrete.dependencies import UNKNOWN, Dependencies, divergence_of
 from pyro_discrete.divergence import WeighDivergence, closed_divergence
 from pyro_discrete.errors import ParticleError, SettingError, UnsupportedObjectiveError
 from pyro_discrete.estimators.base import Estimator, Weights
-from pyro_discrete.layout import Layout
-from pyro_discrete.plates import plates_of
-from pyro_discrete.probe import Pair, Trial
-from pyro_discrete.scoring import first, guide_log_prob, log_prob, padded
-from pyro_discrete.sites import base_distribution, family_of, latent_sites, sample_sites
+from pyro_discrete.probe import Trial
+from pyro_discrete.programs.dims import Frames, Layout, plates_of
+from pyro_discrete.programs.pair import Pair
+from pyro_discrete.programs.sites import (
+    base_distribution,
+    family_of,
+    first,
+    guide_log_prob,
+    latent_sites,
+    log_prob,
+    padded,
+    sample_sites,
+)
 
 __all__ = ["Evaluation", "EvidenceBound", "Objective"]
 

@@ -13,18 +13,16 @@ from pyro.poutine.messenger import Messenger
 
 from pyro_discrete.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.enumerated_sites import Marginalise
-from pyro_discrete.layout import Layout
 from pyro_discrete.marginalisation import collapsed
 from pyro_discrete.objectives import Evaluation, Objective
 from pyro_discrete.plan import Plan
-from pyro_discrete.plates import ROWS_PLATE
-from pyro_discrete.probe import Pair
+from pyro_discrete.programs.dims import ROWS_PLATE, Layout
+from pyro_discrete.programs.pair import KeepSubsamples, Pair, trace_sites
+from pyro_discrete.programs.sites import is_latent, latent_sites, sample_sites
 from pyro_discrete.relaxations.relax import ExtendMessenger
-from pyro_discrete.rows import KeepSubsamples, PlaceColumn, PlaceRows
+from pyro_discrete.rows import PlaceColumn, PlaceRows
 from pyro_discrete.scored_points import settled_points
-from pyro_discrete.sites import is_latent, latent_sites, sample_sites
 from pyro_discrete.sums_one_by_one import summed_one_by_one
-from pyro_discrete.tracing import trace_sites
 
 __all__ = ["StructureChangedError", "evaluated"]
 

@@ -13,8 +13,8 @@ from pyro.params.param_store import normalize_param_name
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pyro_discrete.diagnostics.parameters import parameter_names
 from pyro_discrete.errors import SettingError, near_matches
+from pyro_discrete.programs.parameters import parameter_names
 
 __all__ = ["OptimizerSpec", "build_optimizer", "clip_gradients", "named_parameters"]
 

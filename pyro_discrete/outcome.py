@@ -13,13 +13,12 @@ from torch import Tensor
 from pyro_discrete.context import Contexts
 from pyro_discrete.errors import SharedTermsError
 from pyro_discrete.estimators.base import Draw, Estimator
-from pyro_discrete.finite import leaf_parameters
-from pyro_discrete.layout import Layout
 from pyro_discrete.objectives import Evaluation, Objective
 from pyro_discrete.plan import Plan
-from pyro_discrete.plates import subsampling_scale
-from pyro_discrete.probe import Pair
-from pyro_discrete.sites import Site
+from pyro_discrete.programs.dims import Layout, subsampling_scale
+from pyro_discrete.programs.pair import Pair
+from pyro_discrete.programs.parameters import leaf_parameters
+from pyro_discrete.programs.sites import Site
 
 __all__ = [
     "Outcome",

@@ -25,10 +25,10 @@ from pyro_discrete.families import Family
 from pyro_discrete.marginal_planning import marginal_sites, settle_marginals
 from pyro_discrete.marginalisation import collapsed
 from pyro_discrete.modes import modes, standing_alone
-from pyro_discrete.plates import ROWS_PLATE
-from pyro_discrete.probe import Pair, Substitute, Trial, on_trial, plain_trial
-from pyro_discrete.rows_check import check_rows
-from pyro_discrete.sites import (
+from pyro_discrete.probe import Trial, plain_trial
+from pyro_discrete.programs.dims import ROWS_PLATE
+from pyro_discrete.programs.pair import Pair, SiteMessenger, Substitute, UnconditionSites, on_trial
+from pyro_discrete.programs.sites import (
     Site,
     base_distribution,
     is_latent,
@@ -37,7 +37,7 @@ from pyro_discrete.sites import (
     latent_sites,
     sample_sites,
 )
-from pyro_discrete.tracing import SiteMessenger, UnconditionSites
+from pyro_discrete.rows_check import check_rows
 
 __all__ = ["DiscretePosterior", "PosteriorRuns"]
 

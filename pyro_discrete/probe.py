@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
-from pyro.poutine.messenger import Messenger, block_messengers
-from pyro.poutine.trace_messenger import TraceMessenger
-from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
 from pyro_discrete.errors import EmptyBatchError, MissingDataError, SiteMatchError, SiteShapeError
-from pyro_discrete.plates import ROWS_PLATE, plates_of
-from pyro_discrete.rows import KeepSubsamples
-from pyro_discrete.sites import (
+from pyro_discrete.programs.dims import plates_of
+from pyro_discrete.programs.pair import KeepSubsamples, Pair, trace_pair
+from pyro_discrete.programs.sites import (
     Site,
-    is_latent,
     is_random_observation,
     joint_support,
     latent_sites,
@@ -31,28 +25,14 @@ from pyro_discrete.sites import (
 )
 
 __all__ = [
-    "Pair",
     "Trial",
     "check_data",
     "check_pair",
     "crossing_site",
-    "hidden_from_traces",
     "names_of_guide",
     "observed_constants",
-    "on_trial",
     "plain_trial",
-    "trace_pair",
 ]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A model and a guide with the arguments of a call."""
-
-    model: Callable[..., Any]
-    guide: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -63,57 +43,6 @@ class Trial:
     model_trace: Trace
     subsamples: KeepSubsamples
     batch_dims: int
-
-
-class Substitute(Messenger):
-    """Gives latent sites the values it holds."""
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if is_latent(msg) and msg["name"] in self.values and not msg["done"]:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
-
-
-def hidden_from_traces() -> AbstractContextManager[Any]:
-    """Hides runs from the traces around (SVI's, which collects parameters); other handlers stay in force."""
-    return block_messengers(lambda messenger: isinstance(messenger, TraceMessenger))
-
-
-@contextmanager
-def on_trial() -> Iterator[None]:
-    """Hides runs from the traces around, and leaves every random state (torch, NumPy, Python) as it was."""
-    state = get_rng_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        try:
-            with hidden_from_traces(), torch.inference_mode(False):
-                yield
-        finally:
-            set_rng_state(state)
-
-
-def trace_pair(
-    pair: Pair,
-    subsamples: KeepSubsamples,
-    values: Mapping[str, Tensor] | None = None,
-    rows: tuple[int, int] | None = None,
-) -> tuple[Trace, Trace]:
-    """Run the guide, then the model against it; `rows` is the size and dim of a leading plate, if any."""
-    guide, model = pair.guide, pair.model
-    if rows is not None:
-        guide = pyro.plate(ROWS_PLATE, rows[0], dim=rows[1])(guide)
-        model = pyro.plate(ROWS_PLATE, rows[0], dim=rows[1])(model)
-    with subsamples:
-        if isinstance(poutine.unwrap(guide), Messenger):
-            guide(*pair.args, **pair.kwargs)
-            model_trace, guide_trace = poutine.unwrap(guide).get_traces()
-            return guide_trace, model_trace
-        with Substitute(values or {}):
-            guide_trace = poutine.trace(guide).get_trace(*pair.args, **pair.kwargs)
-            replayed = poutine.replay(model, trace=guide_trace)
-            return guide_trace, poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
 
 
 def plain_trial(pair: Pair) -> Trial:

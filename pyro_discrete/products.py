@@ -15,7 +15,7 @@ from pyro_discrete.errors import EnumerationError
 from pyro_discrete.estimators.base import Draw
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.plan import Plan
-from pyro_discrete.sites import Site
+from pyro_discrete.programs.sites import Site
 
 __all__ = ["check_members", "in_product", "settle_products"]
 

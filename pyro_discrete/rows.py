@@ -13,25 +13,28 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from pyro.poutine import Trace
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_discrete.columns import Columns
 from pyro_discrete.draws.soft_scores import Point
 from pyro_discrete.estimators.base import Draw, Estimator
 from pyro_discrete.families import RELAXABLE
-from pyro_discrete.layout import Layout
-from pyro_discrete.plates import plates_of
+from pyro_discrete.programs.dims import Columns, Layout, plates_of
+from pyro_discrete.programs.pair import SiteMessenger
+from pyro_discrete.programs.sites import Site, is_latent
 from pyro_discrete.relaxations.extension import extended
 from pyro_discrete.relaxations.forms import one_hot_site, one_hot_weights, program_value
-from pyro_discrete.sites import Site, is_latent
 from pyro_discrete.soft_sites import as_seen, at_density, mean, merged, softened
-from pyro_discrete.tracing import SiteMessenger
 
-__all__ = ["KeepSubsamples", "PlaceColumn", "PlaceRows", "Primary"]
+__all__ = [
+    "PlaceColumn",
+    "PlaceRows",
+    "Primary",
+]
+
 
 Choose = Callable[[Site], Estimator | None]
+
+
 Downstream = Callable[[str, str], bool]
 """Whether a site's draw may change the distribution of a later one."""
 
@@ -162,32 +165,6 @@ class Primary:
     draws: dict[str, Draw] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
     points: dict[str, Point | None] = field(default_factory=dict)
-
-
-class KeepSubsamples(SiteMessenger):
-    """Lets every run of a program see the subsamples of the first one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.indices: dict[str, Tensor] = {}
-
-    @staticmethod
-    def of(*traces: Trace | None) -> KeepSubsamples:
-        """For the runs that follow these ones."""
-        kept = KeepSubsamples()
-        for trace in traces:
-            for name, msg in trace.nodes.items() if trace is not None else ():
-                if site_is_subsample(msg):
-                    kept.indices.setdefault(name, msg["value"])  # type: ignore[arg-type]
-        return kept
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg) and not msg["done"] and msg["value"] is None:
-            msg["value"] = self.indices.get(msg["name"])
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg):
-            self.indices.setdefault(msg["name"], msg["value"])
 
 
 class PlaceColumn(SiteMessenger):

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pyro_discrete.errors import DiscreteInferenceError, SiteShapeError
 from pyro_discrete.families import Family
-from pyro_discrete.probe import Pair, Trial, trace_pair
-from pyro_discrete.sites import (
+from pyro_discrete.probe import Trial
+from pyro_discrete.programs.pair import Pair, trace_pair
+from pyro_discrete.programs.sites import (
     base_distribution,
     cardinality,
     family_of,

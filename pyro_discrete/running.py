@@ -8,7 +8,6 @@ from torch import Tensor
 
 from pyro_discrete.chunked import check_chunks, run_chunks
 from pyro_discrete.chunked_bound import run_bound_chunks
-from pyro_discrete.columns import Columns
 from pyro_discrete.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.draws.softening import corner
 from pyro_discrete.estimators.base import Draw, Estimator, SiteView
@@ -27,13 +26,13 @@ from pyro_discrete.outcome import (
     untended_part,
 )
 from pyro_discrete.plan import Plan
-from pyro_discrete.plates import ROWS_PLATE
-from pyro_discrete.probe import Pair
 from pyro_discrete.products import in_product
+from pyro_discrete.programs.dims import ROWS_PLATE, Columns
+from pyro_discrete.programs.pair import KeepSubsamples, Pair
+from pyro_discrete.programs.sites import Site
 from pyro_discrete.relaxations.forms import hard_value, one_hot_site, state_trials
-from pyro_discrete.rows import KeepSubsamples, PlaceColumn, PlaceRows, Primary
+from pyro_discrete.rows import PlaceColumn, PlaceRows, Primary
 from pyro_discrete.sequential import run_columns
-from pyro_discrete.sites import Site
 from pyro_discrete.slopes import slopes_by_row
 
 __all__ = ["AT_ONCE", "run_hard", "run_step"]

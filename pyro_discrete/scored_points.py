@@ -15,9 +15,9 @@ from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.relaxed.base import RelaxedEstimator
 from pyro_discrete.marginalisation import Known
 from pyro_discrete.plan import ANALYTIC, Plan
+from pyro_discrete.programs.sites import base_distribution, is_latent, latent_sites
 from pyro_discrete.relaxations.extension import Relaxed
 from pyro_discrete.relaxations.forms import rebuilt
-from pyro_discrete.sites import base_distribution, is_latent, latent_sites
 
 __all__ = ["analytic_notes", "note_when_met_late", "settled_points"]
 

@@ -24,14 +24,16 @@ from pyro_discrete.errors import EnumerationError
 from pyro_discrete.families import Family
 from pyro_discrete.marginal_planning import SumCost
 from pyro_discrete.plan import Plan
-from pyro_discrete.plates import ROWS_PLATE, plates_of
-from pyro_discrete.probe import Pair, Trial
+from pyro_discrete.probe import Trial
+from pyro_discrete.programs.dims import ROWS_PLATE, plates_of
+from pyro_discrete.programs.pair import Pair, SiteMessenger
+from pyro_discrete.programs.sites import Site, _support, is_latent, latent_sites, padded, sample_sites
 from pyro_discrete.rows_check import check_rows
-from pyro_discrete.scoring import padded
-from pyro_discrete.sites import Site, is_latent, latent_sites, sample_sites
-from pyro_discrete.tracing import SiteMessenger
 
-__all__ = ["number_of_values", "separated_loss", "why_joined"]
+__all__ = [
+    "separated_loss",
+    "why_joined",
+]
 
 
 def why_joined(pair: Pair, trial: Trial, known: Dependencies) -> str:
@@ -83,17 +85,6 @@ def _is_deterministic(msg: Any) -> bool:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return isinstance(fn, Delta) and msg["is_observed"]
-
-
-def number_of_values(site: Site) -> int:
-    """How many values an element has."""
-    return len(_support(site.distribution))
-
-
-def _support(fn: Any) -> Tensor:
-    """The values of one element, `[values, *event of an element]`."""
-    values = fn.base_dist.enumerate_support(expand=False)
-    return values.reshape(len(values), *fn.base_dist.event_shape)
 
 
 class _EachValue(SiteMessenger):

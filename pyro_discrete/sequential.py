@@ -11,15 +11,15 @@ from torch import Tensor
 
 from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.estimators.base import Draw, Estimator
-from pyro_discrete.layout import Layout
 from pyro_discrete.objectives import Evaluation, Objective
 from pyro_discrete.one_run import evaluated
 from pyro_discrete.outcome import Outcome, Pending, contexts_of, filled_draw, over, plus, site_cost, untended_part
 from pyro_discrete.plan import Plan
-from pyro_discrete.probe import Pair
 from pyro_discrete.products import check_members, in_product
-from pyro_discrete.rows import KeepSubsamples, PlaceColumn, Primary
-from pyro_discrete.sites import Site
+from pyro_discrete.programs.dims import Layout
+from pyro_discrete.programs.pair import KeepSubsamples, Pair
+from pyro_discrete.programs.sites import Site
+from pyro_discrete.rows import PlaceColumn, Primary
 from pyro_discrete.slopes import slopes_by_column
 
 __all__ = ["run_columns"]

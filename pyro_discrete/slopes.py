@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from pyro_discrete.columns import Columns
 from pyro_discrete.estimators.base import Draw, Estimator
-from pyro_discrete.layout import Layout
 from pyro_discrete.objectives import Evaluation
+from pyro_discrete.programs.dims import Columns, Layout
 
 __all__ = ["slopes_by_column", "slopes_by_row"]
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from pyro_discrete.draws.soft_scores import Point
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.families import PATHWISE, RELAXABLE, Family
+from pyro_discrete.programs.sites import Site, base_distribution
 from pyro_discrete.relaxations.forms import one_hot_site
-from pyro_discrete.sites import Site, base_distribution
 
 __all__ = ["as_seen", "at_density", "mean", "merged", "softened"]
 

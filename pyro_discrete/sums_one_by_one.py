@@ -14,10 +14,16 @@ from torch import Tensor
 from pyro_discrete.enumerated_sites import refuse_unguided
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.marginalisation import SCALES_DIFFER, Known
-from pyro_discrete.plates import plates_of
-from pyro_discrete.rows import KeepSubsamples
-from pyro_discrete.sites import is_latent, joint_support, latent_sites, sample_sites, site_log_prob, without_mask
-from pyro_discrete.tracing import SiteMessenger
+from pyro_discrete.programs.dims import plates_of
+from pyro_discrete.programs.pair import KeepSubsamples, SiteMessenger
+from pyro_discrete.programs.sites import (
+    is_latent,
+    joint_support,
+    latent_sites,
+    sample_sites,
+    site_log_prob,
+    without_mask,
+)
 
 __all__ = ["MOST", "from_first", "joint_traces", "summed_one_by_one"]
 

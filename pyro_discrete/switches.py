@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from pyro_discrete.dependencies import UNKNOWN, Dependencies, find_dependencies
-from pyro_discrete.probe import Pair
+from pyro_discrete.programs.pair import Pair
 
 __all__ = ["Wiring", "switches"]
 

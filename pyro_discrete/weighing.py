@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.bound_costs import BoundCosts, Datum, log_mean
-from pyro_discrete.costs import NEVER, Costs, Frames, Order, Term
+from pyro_discrete.costs import NEVER, Costs, Order, Term
 from pyro_discrete.doubly import DoublyValue, doubly_weighted
-from pyro_discrete.layout import Layout
-from pyro_discrete.plates import plates_of, subsampling_scale
-from pyro_discrete.scoring import padded
+from pyro_discrete.programs.dims import Frames, Layout, plates_of, subsampling_scale
+from pyro_discrete.programs.sites import padded
 
 __all__ = ["Weighed", "common_scale"]
 

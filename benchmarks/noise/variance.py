@@ -31,7 +31,7 @@ from pyro_discrete.checkpoints import write_atomically
 from pyro_discrete.diagnostics.gradients import train_own_parts
 from pyro_discrete.engine import DiscreteELBO
 from pyro_discrete.errors import DiscreteInferenceError, near_matches
-from pyro_discrete.probe import Pair
+from pyro_discrete.programs.pair import Pair
 
 __all__ = ["NETWORKS", "Measured", "measure", "times", "train_point"]
 

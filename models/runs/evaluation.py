@@ -19,7 +19,7 @@ from pyro_discrete import TraceELBO
 from pyro_discrete.diagnostics.gradients import GradientDraws
 from pyro_discrete.engine import DiscreteELBO
 from pyro_discrete.errors import NonFiniteError
-from pyro_discrete.probe import Pair
+from pyro_discrete.programs.pair import Pair
 
 __all__ = [
     "Bounds",

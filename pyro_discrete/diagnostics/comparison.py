@@ -16,14 +16,13 @@ from tqdm import tqdm
 from pyro_discrete.diagnostics.comparison_report import EstimatorComparison
 from pyro_discrete.diagnostics.exact import Oracle
 from pyro_discrete.diagnostics.gradients import GradientDraws, Moments, train_own_parts
-from pyro_discrete.diagnostics.parameters import undisturbed
 from pyro_discrete.elbo import TraceELBO
 from pyro_discrete.engine import DiscreteELBO
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SettingError
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.registry import available_estimators
 from pyro_discrete.estimators.score.nvil import NVIL
-from pyro_discrete.probe import Pair
+from pyro_discrete.programs.pair import Pair, undisturbed
 from pyro_discrete.select import Spec
 
 __all__ = ["compare_estimators"]

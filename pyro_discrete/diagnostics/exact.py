@@ -12,9 +12,8 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_discrete.diagnostics.assignments import AssignValues, Choices, innermost
-from pyro_discrete.diagnostics.parameters import parameter_names
 from pyro_discrete.errors import EnumerationError
-from pyro_discrete.finite import leaf_parameters
+from pyro_discrete.programs.parameters import leaf_parameters, parameter_names
 
 __all__ = ["Exact", "Oracle", "exact_gradient", "exact_loss"]
 

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from pyro_discrete.diagnostics.assignments import AssignValues, Choices
 from pyro_discrete.diagnostics.exact import Exact
-from pyro_discrete.diagnostics.parameters import parameter_names
-from pyro_discrete.finite import leaf_parameters
+from pyro_discrete.programs.parameters import leaf_parameters, parameter_names
 
 __all__ = ["BoundOracle"]
 

@@ -11,10 +11,9 @@ import torch
 from pyro.params.param_store import normalize_param_name
 from torch import Tensor
 
-from pyro_discrete.diagnostics.parameters import parameter_names
 from pyro_discrete.engine import DiscreteELBO
-from pyro_discrete.finite import leaf_parameters
-from pyro_discrete.probe import Pair, on_trial
+from pyro_discrete.programs.pair import Pair, on_trial
+from pyro_discrete.programs.parameters import leaf_parameters, parameter_names
 
 __all__ = ["GradientDraws", "Moments", "train_own_parts"]
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pyro_discrete.diagnostics.posterior_draws import PosteriorDraws, draw_posterior
 from pyro_discrete.errors import SettingError, near_matches
-from pyro_discrete.probe import Pair
-from pyro_discrete.sites import is_random_observation, latent_sites, sample_sites
+from pyro_discrete.programs.pair import Pair
+from pyro_discrete.programs.sites import is_random_observation, latent_sites, sample_sites
 
 __all__ = ["pareto_k", "to_inference_data"]
 

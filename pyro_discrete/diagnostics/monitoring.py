@@ -15,14 +15,13 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_discrete.diagnostics.gradients import GradientDraws
-from pyro_discrete.diagnostics.parameters import undisturbed
 from pyro_discrete.draws.schedules import temperature_at
 from pyro_discrete.engine import DiscreteELBO
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Draw, Estimator, Surrogate
 from pyro_discrete.families import Family
-from pyro_discrete.probe import Pair
-from pyro_discrete.sites import base_distribution, family_of, latent_sites
+from pyro_discrete.programs.pair import Pair, undisturbed
+from pyro_discrete.programs.sites import base_distribution, family_of, latent_sites
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.estimators.base import Draw, Estimator, Surrogate
-from pyro_discrete.finite import leaf_parameters
+from pyro_discrete.programs.parameters import leaf_parameters
 
 __all__ = ["auxiliary_leaks"]
 

@@ -23,7 +23,7 @@ from pyro_discrete.families import Family
 from pyro_discrete.guides.networks import LogitNetworks
 from pyro_discrete.guides.observations import observed_run
 from pyro_discrete.guides.variational import VariationalSite
-from pyro_discrete.sites import family_of, latent_sites, without_mask
+from pyro_discrete.programs.sites import family_of, latent_sites, without_mask
 
 __all__ = ["AutoDiscreteMeanField"]
 

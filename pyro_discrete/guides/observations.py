@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent
 
 from pyro_discrete.errors import SettingError
-from pyro_discrete.plates import plates_of
-from pyro_discrete.sites import base_distribution, is_random_observation, sample_sites
+from pyro_discrete.programs.dims import plates_of
+from pyro_discrete.programs.sites import base_distribution, is_random_observation, sample_sites
 
 __all__ = ["features_of", "observed_run", "pooled"]
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from pyro_discrete.errors import SettingError, UnsupportedSiteError
 from pyro_discrete.families import Family
 from pyro_discrete.guides.table import Table
+from pyro_discrete.programs.sites import base_distribution, family_of
 from pyro_discrete.relaxations.forms import TRUNCATION, log_masses, rebuilt
-from pyro_discrete.sites import base_distribution, family_of
 
 __all__ = ["VariationalSite"]
 

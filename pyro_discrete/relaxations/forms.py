@@ -14,8 +14,8 @@ from torch.distributions import Bernoulli, Binomial, Categorical, Independent, M
 
 from pyro_discrete.errors import SettingError, UnsupportedSiteError
 from pyro_discrete.families import Family
+from pyro_discrete.programs.sites import Site, base_distribution, family_of
 from pyro_discrete.relaxations.soft_index import SoftBit, SoftIndex
-from pyro_discrete.sites import Site, base_distribution, family_of
 
 __all__ = [
     "hard_value",

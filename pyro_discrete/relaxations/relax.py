@@ -14,9 +14,9 @@ from pyro_discrete.draws.schedules import Temperature, checked_temperature, temp
 from pyro_discrete.draws.soft_scores import Point
 from pyro_discrete.errors import SettingError, UnknownSiteError, UnsupportedSiteError, near_matches
 from pyro_discrete.families import PATHWISE, Family
+from pyro_discrete.programs.sites import Site, family_of, is_latent
 from pyro_discrete.relaxations.extension import Relaxed, extended
 from pyro_discrete.relaxations.forms import rebuilt
-from pyro_discrete.sites import Site, family_of, is_latent
 
 __all__ = ["ExtendMessenger", "RelaxMessenger", "Sites", "refuse_handler_around", "refuse_to_relax", "relax"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_discrete.calls import Call
-from pyro_discrete.probe import Pair as Arguments
+from pyro_discrete.programs.pair import Pair as Arguments
 from tests.support.captured_pairs import Pair, captures_of, data, graph_elbo, same_as_eager, steps
 
 

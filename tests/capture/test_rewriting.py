@@ -17,7 +17,7 @@ from pyro_discrete import TraceELBO
 from pyro_discrete.capture import capture
 from pyro_discrete.gathering import gather_sums
 from pyro_discrete.graph_rewriting import share_repeated
-from pyro_discrete.probe import Pair
+from pyro_discrete.programs.pair import Pair
 
 TABLE = torch.randn(7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 INDEX = torch.randint(7, (5, 6), generator=torch.Generator().manual_seed(1))

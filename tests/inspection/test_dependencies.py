@@ -14,7 +14,7 @@ import torch
 from pyro_discrete import TraceELBO
 from pyro_discrete.dependencies import Dependencies, find_dependencies
 from pyro_discrete.diagnostics.exact import exact_gradient
-from pyro_discrete.probe import Pair
+from pyro_discrete.programs.pair import Pair
 from tests.support.escapes import ESCAPES, FOLLOWED, Two
 from tests.support.forced import Forced, mean_gradient
 

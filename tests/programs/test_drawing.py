@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_discrete import TraceELBO
 from pyro_discrete.diagnostics.extremes import ForcedDraws, SharedNoise
-from pyro_discrete.drawing import drawn
+from pyro_discrete.programs.sites import drawn
 
 PROBS = torch.tensor([[0.2, 0.0, 0.3, 0.5], [0.7, 0.1, 0.15, 0.05], [1.0, 0.0, 0.0, 0.0]])
 ROWS = 20_000

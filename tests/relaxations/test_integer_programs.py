@@ -52,7 +52,7 @@ def test_an_integer_program_equals_its_one_hot_twin(program, name, particles, mo
 
     All draws are the distributions' own: which rows are drawn at once may differ.
     """
-    monkeypatch.setattr("pyro_discrete.sites.drawn", lambda fn: fn())
+    monkeypatch.setattr("pyro_discrete.programs.sites.drawn", lambda fn: fn())
     cls = available_estimators()[name].cls
     particles = max(particles, cls.min_particles)
     model, guide, by_hand, guide_by_hand = PROGRAMS[program]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_discrete.estimators.base import Draw, Estimator
 from pyro_discrete.families import Family
-from pyro_discrete.sites import Site
+from pyro_discrete.programs.sites import Site
 
 MAKE = {Family.BERNOULLI: dist.Bernoulli, Family.CATEGORICAL: dist.Categorical, Family.ONE_HOT: dist.OneHotCategorical}
 

@@ -1,14 +1,95 @@
-"""How the leading dim of a run is made up: columns x particles, and within a bound's particle its inner ones."""
+"""The plates around a site, and what their subsampling multiplies."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
 
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-__all__ = ["Layout"]
+__all__ = [
+    "ROWS_PLATE",
+    "Columns",
+    "Frames",
+    "Layout",
+    "plates_of",
+    "subsampling_scale",
+]
+
+
+ROWS_PLATE = "_rows"
+"""Name of the leftmost plate that holds rows x particles."""
+
+
+class _Plate(CondIndepStackFrame):
+    """Pyro's frame, which equals it, without the context manager that its key enters at every comparison and hash."""
+
+    def _key(self) -> tuple[str, int | None, int, int]:
+        return self[:4]
+
+    def __hash__(self) -> int:
+        return hash(self[:4])
+
+
+def plates_of(msg: Any) -> frozenset[CondIndepStackFrame]:
+    """The plates around a site, sequential ones included, the rows left out."""
+    return _plates(tuple([tuple(f) for f in msg["cond_indep_stack"]]))
+
+
+@lru_cache(maxsize=1024)  # every step asks for the same ones several times
+def _plates(frames: tuple[tuple[Any, ...], ...]) -> frozenset[CondIndepStackFrame]:
+    return frozenset([_Plate(*f) for f in frames if f[0] != ROWS_PLATE])
+
+
+def subsampling_scale(plates: Iterable[CondIndepStackFrame]) -> float:
+    """The factor by which the plates' subsampling multiplies a log-probability: product of full size / size."""
+    return math.prod(f.full_size / f.size for f in plates if f.full_size and f.size > 0)
+
+
+@dataclass
+class Columns:
+    """Which columns each site owns; column 0 is nobody's.
+
+    - `owned`: site to its columns. Sites of a product own theirs together.
+    - `products`: for a site of a product, the names of all of its sites.
+    """
+
+    owned: dict[str, list[int]] = field(default_factory=dict)
+    count: int = 1
+    products: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    _rows: dict[str, list[int]] = field(default_factory=dict)
+
+    def give(self, name: str, extra: int) -> None:
+        """Append `extra` columns owned by the named site."""
+        self.owned[name] = list(range(self.count, self.count + extra))
+        self.count += extra
+
+    def give_product(self, extra: Mapping[str, int]) -> None:
+        """Append a column for each combination of these sites' rows 1 to `extra`."""
+        joint, below = math.prod(extra.values()), 1
+        columns = list(range(self.count, self.count + joint))
+        for name, values in extra.items():
+            self.owned[name], self.products[name] = columns, tuple(extra)
+            self._rows[name] = [1 + i // below % values for i in range(joint)]
+            below *= values
+        self.count += joint
+
+    def rows_of(self, name: str) -> list[int]:
+        """Columns of the site's rows: column 0 and its own."""
+        return [0, *self.owned.get(name, [])]
+
+    def placed(self, name: str) -> dict[int, int]:
+        """Each of the site's own columns, and the row of its draw that is there."""
+        columns = self.owned.get(name, [])
+        return dict(zip(columns, self._rows.get(name, range(1, len(columns) + 1)), strict=True))
+
+    def together(self, members: Iterable[str], number: int) -> dict[str, int]:
+        """The rows of a product's sites in its joint value of this number."""
+        return {name: self._rows[name][number] for name in members}
 
 
 @dataclass(frozen=True)
@@ -88,3 +169,6 @@ class Layout:
         if tensor.shape[0] == 1:
             return tensor.reshape((1,) * len(leading) + rest).expand(leading + rest)
         return tensor.reshape(leading + rest)
+
+
+Frames = frozenset[CondIndepStackFrame]

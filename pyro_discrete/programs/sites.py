@@ -1,4 +1,4 @@
-"""What a site is: its family, support and logits, the plates around it, and its log-mass without mask."""
+"""Draws from a site's distribution, by the faster of the ways that have its law."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from pyro.distributions import Delta, Unit
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -22,26 +23,85 @@ from torch.distributions import (
     OneHotCategorical,
     Poisson,
 )
+from torch.nn.functional import one_hot
 
-from pyro_discrete.drawing import drawn
+from pyro_discrete.errors import MissingDataError
+from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.families import Family
-from pyro_discrete.layout import Layout
-from pyro_discrete.plates import plates_of
+from pyro_discrete.programs.dims import Layout, plates_of
 
 __all__ = [
     "Site",
     "base_distribution",
     "cardinality",
+    "drawn",
     "family_of",
+    "first",
+    "guide_log_prob",
     "is_deterministic",
     "is_latent",
     "is_random_observation",
     "joint_support",
     "latent_sites",
+    "log_prob",
+    "number_of_values",
+    "padded",
     "sample_sites",
     "site_log_prob",
     "without_mask",
 ]
+
+
+def drawn(fn: Any) -> Tensor:
+    """A draw, of the shape of `fn()`. Rows of categories that share their parameters are drawn from these at once.
+
+    - Categories: `fn()` draws an exponential number for each category of each row; a table of sums, looked into once
+      for each row, takes an eighth of the time with 10 categories, and less with more.
+    - Bits on the processor: whether a uniform number is below the probability. These are the draws of `torch.bernoulli`
+      under the same seed, in a third of the time, without its look at each probability: where validation is off, for
+      one distribution or for all, they are left to it, whose look is then the only one.
+    """
+    base = fn
+    while isinstance(base, Independent | MaskedDistribution):
+        base = base.base_dist
+    own = getattr(type(base), "sample", None)
+    if own is Bernoulli.sample and _has_validated(base) and _is_plain(base._param) and _has_uniform_bits(base._param):
+        return _bits(base)
+    if own is Categorical.sample and _shares_rows(base._param):
+        return _categories(base)
+    if own is OneHotCategorical.sample and _shares_rows(base._param):
+        return one_hot(_categories(base._categorical), base._param.shape[-1]).to(base._param.dtype)
+    return fn()
+
+
+def _shares_rows(parameter: Tensor) -> bool:
+    return _is_plain(parameter) and parameter.dim() > 1 and len(parameter) > 1 and parameter.stride(0) == 0
+
+
+def _is_plain(parameter: Tensor) -> bool:
+    return type(parameter) in (Tensor, torch.nn.Parameter)
+
+
+def _has_validated(fn: Bernoulli) -> bool:
+    return type(fn)._validate_args and fn._validate_args
+
+
+def _has_uniform_bits(parameter: Tensor) -> bool:
+    """Whether `torch.rand` is what `torch.bernoulli` compares with: coarser types have coarser uniform numbers."""
+    return parameter.dtype in (torch.float32, torch.float64) and parameter.device.type == "cpu"
+
+
+@torch.no_grad()
+def _bits(fn: Bernoulli) -> Tensor:
+    probs = fn.probs
+    return torch.rand(fn.batch_shape, dtype=probs.dtype, device=probs.device).lt_(probs)
+
+
+@torch.no_grad()
+def _categories(fn: Categorical) -> Tensor:
+    probs = fn.probs[0] if "probs" in vars(fn) else fn.logits[0].softmax(-1)
+    values = torch.multinomial(probs.reshape(-1, probs.shape[-1]), fn.batch_shape[0], replacement=True)
+    return values.T.reshape(fn.batch_shape).contiguous()
 
 
 def is_latent(msg: Any) -> bool:
@@ -273,3 +333,68 @@ class Site:
         padded = padded.expand(lead + full + shape[particles:]).reshape(lead + tuple(fn.shape()))
         found = fn.log_prob(padded).reshape(lead + full + scored[particles:])
         return found.select(len(lead) + 1 + particles, 0).select(len(lead), 0)
+
+
+def first(tensor: Tensor, particles: int) -> Tensor:
+    """The first K of the leading dim, without a node of the graph where that is all there is."""
+    return tensor if tensor.shape[0] <= particles else tensor[:particles]
+
+
+def padded(tensor: Tensor, batch_dims: int) -> Tensor:
+    """A term with a leading dim and so many batch dims, of size 1 where it has none."""
+    missing = 1 + batch_dims - tensor.dim()
+    if missing == 1:
+        return tensor.unsqueeze(0)
+    return tensor.reshape((1,) * missing + tuple(tensor.shape)) if missing > 0 else tensor
+
+
+def log_prob(fn: Any, msg: Any) -> Tensor:
+    """The log-probability of a site's value by `fn`, neither scaled nor masked from outside."""
+    try:
+        return fn.log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+    except ValueError as error:
+        value = msg["value"]
+        if msg["is_observed"] and torch.is_tensor(value) and bool(value.isnan().any()):
+            raise MissingDataError(
+                f"The observed value of site {msg['name']!r} contains NaN. Drop or fill the missing data, or "
+                f"use obs_mask."
+            ) from error
+        raise ValueError(f"While scoring site {msg['name']!r}: {error}") from error
+
+
+def guide_log_prob(msg: Any, estimator: Estimator | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """A guide site's cost term, its score if it has one, and its pathwise term if it has one.
+
+    `estimator` is None for a site that none drew. A site whose row 0 is relaxed has no score.
+    """
+    fn, scale, mask = msg["fn"], msg["scale"], msg["mask"]
+    if msg["is_observed"] and not isinstance(base_distribution(fn), Unit | Delta):
+        # a value that the guide was conditioned on is not a draw of q
+        return torch.zeros_like(log_prob(fn, msg)), None, None
+    if estimator is None:
+        parts = fn.score_parts(msg["value"], *msg["args"], **msg["kwargs"])
+        log_q = scale_and_mask(parts.log_prob, scale, mask)
+        pathwise = None
+        if parts.entropy_term is parts.log_prob:
+            pathwise = log_q
+        elif not is_identically_zero(parts.entropy_term):
+            pathwise = scale_and_mask(parts.entropy_term, scale, mask)
+        score = None if is_identically_zero(parts.score_function) else parts.score_function
+        return log_q, score, pathwise
+    log_mass = log_prob(fn, msg)
+    log_q = scale_and_mask(log_mass, scale, mask)
+    if 0 in estimator.relaxed:
+        return log_q, None, log_q
+    bare = without_mask(fn)
+    return log_q, log_mass if bare is fn else log_prob(bare, msg), None
+
+
+def number_of_values(site: Site) -> int:
+    """How many values an element has."""
+    return len(_support(site.distribution))
+
+
+def _support(fn: Any) -> Tensor:
+    """The values of one element, `[values, *event of an element]`."""
+    values = fn.base_dist.enumerate_support(expand=False)
+    return values.reshape(len(values), *fn.base_dist.event_shape)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import FunctionType
 from typing import Any
 
 import pyro
-import torch
 from torch import Tensor, nn
 
-from pyro_discrete.probe import on_trial
+__all__ = [
+    "KnownLeaves",
+    "leaf_parameters",
+    "modules_of",
+    "parameter_names",
+]
 
-__all__ = ["modules_of", "parameter_names", "undisturbed"]
 
 Program = Callable[..., Any]
 
@@ -49,23 +51,6 @@ def modules_of(*programs: Program) -> list[nn.Module]:
     return list(found.values())
 
 
-@contextmanager
-def undisturbed(*programs: Program) -> Iterator[None]:
-    """Within, programs may be run at will; afterwards the param store, every random state and the buffers of the
-    programs' modules are as they were. Nothing within may change a parameter in place."""
-    store = pyro.get_param_store()
-    buffers = [b for module in modules_of(*programs) for b in module.buffers()]
-    before = [b.detach().clone() for b in buffers]
-    try:
-        with on_trial(), store.scope(store.get_state()), torch.enable_grad():
-            yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, before, strict=True):
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
-
-
 def _owner(program: Any) -> Any:
     """What a bound method is bound to, else the program itself."""
     return getattr(program, "__self__", program)
@@ -81,3 +66,40 @@ def _variables(program: Any) -> dict[str, Any]:
     variables = dict(zip(program.__code__.co_freevars, (cell.cell_contents for cell in cells), strict=True))
     known = program.__globals__
     return variables | {name: known[name] for name in program.__code__.co_names if name in known}
+
+
+def leaf_parameters(loss: Tensor) -> list[Tensor]:
+    """All parameters that a loss depends on, wherever they live: the leaves of its autograd graph."""
+    leaves: list[Tensor] = []
+    stack: list[Any] = [loss.grad_fn] if loss.grad_fn is not None else []
+    seen: set[Any] = {None, *stack}
+    while stack:
+        node = stack.pop()
+        following = node.next_functions
+        for each, _ in following:
+            if each not in seen:
+                seen.add(each)
+                stack.append(each)
+        if not following and hasattr(node, "variable"):
+            leaves.append(node.variable)
+    return leaves
+
+
+class KnownLeaves:
+    """The leaves of a loss that is computed anew in every step, without a walk through its graph in each.
+
+    They are looked for when one has got no gradient, when Pyro has more or fewer params than before, at each of the
+    first steps, and at every 64th: a leaf that Pyro does not know and that a later step brings in is met by then.
+    """
+
+    def __init__(self) -> None:
+        self._leaves: list[Tensor] = []
+        self._uses = self._params = 0
+
+    def of(self, find: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """The leaves, after a backward pass; `find()` walks for them."""
+        params, uses = len(pyro.get_param_store()), self._uses
+        if uses < 4 or uses % 64 == 0 or params != self._params or any(leaf.grad is None for leaf in self._leaves):
+            self._leaves = find()
+        self._params, self._uses = params, uses + 1
+        return self._leaves

@@ -1,0 +1,216 @@
+"""Handlers that look at sample statements alone: a program with networks has many more `pyro.param` statements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger, block_messengers
+from pyro.poutine.replay_messenger import ReplayMessenger
+from pyro.poutine.trace_messenger import TraceHandler, TraceMessenger
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
+from pyro.poutine.util import site_is_subsample
+from pyro.util import get_rng_state, set_rng_state
+from torch import Tensor
+
+from pyro_discrete.programs.dims import ROWS_PLATE
+from pyro_discrete.programs.parameters import Program, modules_of
+from pyro_discrete.programs.sites import is_deterministic, is_latent
+
+__all__ = [
+    "KeepSubsamples",
+    "Pair",
+    "SiteMessenger",
+    "Substitute",
+    "UnconditionSites",
+    "hidden_from_traces",
+    "on_trial",
+    "random_state",
+    "set_random_state",
+    "set_torch_random_state",
+    "torch_random_state",
+    "trace_pair",
+    "trace_sites",
+    "undisturbed",
+]
+
+
+class SiteMessenger(Messenger):
+    """A messenger that acts on sample statements, and lets all others go by at the least cost."""
+
+    def _process_message(self, msg: Any) -> None:
+        if msg["type"] == "sample":
+            self._pyro_sample(msg)
+
+    def _postprocess_message(self, msg: Any) -> None:
+        if msg["type"] == "sample":
+            self._pyro_post_sample(msg)
+
+    def _pyro_sample(self, msg: Any) -> None: ...
+    def _pyro_post_sample(self, msg: Any) -> None: ...
+
+
+class _TraceSites(SiteMessenger, TraceMessenger):
+    """Pyro's trace of the sample statements."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        TraceMessenger._pyro_post_sample(self, msg)
+
+
+class _ReplaySites(SiteMessenger, ReplayMessenger):
+    """Pyro's replay of the sample statements."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        ReplayMessenger._pyro_sample(self, msg)
+
+
+class UnconditionSites(SiteMessenger, UnconditionMessenger):
+    """Draws observed sites anew. Pyro's own would draw `pyro.deterministic` too, and expand it into its plates."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not is_deterministic(msg):
+            UnconditionMessenger._pyro_sample(self, msg)
+
+
+def trace_sites(
+    program: Callable[..., Any], args: tuple[Any, ...], kwargs: Any, replayed: Trace | None = None
+) -> Trace:
+    """The trace of a run of the program, without its params; with the values of `replayed`, if that is given."""
+    if replayed is not None:
+        program = _ReplaySites(replayed)(program)
+    traced = TraceHandler(_TraceSites(), program)
+    traced(*args, **kwargs)
+    return traced.trace
+
+
+class KeepSubsamples(SiteMessenger):
+    """Lets every run of a program see the subsamples of the first one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.indices: dict[str, Tensor] = {}
+
+    @staticmethod
+    def of(*traces: Trace | None) -> KeepSubsamples:
+        """For the runs that follow these ones."""
+        kept = KeepSubsamples()
+        for trace in traces:
+            for name, msg in trace.nodes.items() if trace is not None else ():
+                if site_is_subsample(msg):
+                    kept.indices.setdefault(name, msg["value"])  # type: ignore[arg-type]
+        return kept
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) and not msg["done"] and msg["value"] is None:
+            msg["value"] = self.indices.get(msg["name"])
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            self.indices.setdefault(msg["name"], msg["value"])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A model and a guide with the arguments of a call."""
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+class Substitute(Messenger):
+    """Gives latent sites the values it holds."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if is_latent(msg) and msg["name"] in self.values and not msg["done"]:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+def hidden_from_traces() -> AbstractContextManager[Any]:
+    """Hides runs from the traces around (SVI's, which collects parameters); other handlers stay in force."""
+    return block_messengers(lambda messenger: isinstance(messenger, TraceMessenger))
+
+
+@contextmanager
+def on_trial() -> Iterator[None]:
+    """Hides runs from the traces around, and leaves every random state (torch, NumPy, Python) as it was."""
+    state = get_rng_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            with hidden_from_traces(), torch.inference_mode(False):
+                yield
+        finally:
+            set_rng_state(state)
+
+
+def trace_pair(
+    pair: Pair,
+    subsamples: KeepSubsamples,
+    values: Mapping[str, Tensor] | None = None,
+    rows: tuple[int, int] | None = None,
+) -> tuple[Trace, Trace]:
+    """Run the guide, then the model against it; `rows` is the size and dim of a leading plate, if any."""
+    guide, model = pair.guide, pair.model
+    if rows is not None:
+        guide = pyro.plate(ROWS_PLATE, rows[0], dim=rows[1])(guide)
+        model = pyro.plate(ROWS_PLATE, rows[0], dim=rows[1])(model)
+    with subsamples:
+        if isinstance(poutine.unwrap(guide), Messenger):
+            guide(*pair.args, **pair.kwargs)
+            model_trace, guide_trace = poutine.unwrap(guide).get_traces()
+            return guide_trace, model_trace
+        with Substitute(values or {}):
+            guide_trace = poutine.trace(guide).get_trace(*pair.args, **pair.kwargs)
+            replayed = poutine.replay(model, trace=guide_trace)
+            return guide_trace, poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
+
+
+@contextmanager
+def undisturbed(*programs: Program) -> Iterator[None]:
+    """Within, programs may be run at will; afterwards the param store, every random state and the buffers of the
+    programs' modules are as they were. Nothing within may change a parameter in place."""
+    store = pyro.get_param_store()
+    buffers = [b for module in modules_of(*programs) for b in module.buffers()]
+    before = [b.detach().clone() for b in buffers]
+    try:
+        with on_trial(), store.scope(store.get_state()), torch.enable_grad():
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, before, strict=True):
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+def torch_random_state() -> tuple[Tensor, list[Tensor]]:
+    """The state of torch's random number generators, the only ones that a graph draws from."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+
+def set_torch_random_state(state: tuple[Tensor, list[Tensor]]) -> None:
+    """Put torch's random number generators back into a state."""
+    torch.set_rng_state(state[0])
+    if state[1]:
+        torch.cuda.set_rng_state_all(state[1])
+
+
+def random_state() -> Any:
+    """The states of torch's, NumPy's and Python's generators."""
+    return get_rng_state(), torch_random_state()
+
+
+def set_random_state(state: Any) -> None:
+    """Put all of them back into a state."""
+    set_rng_state(state[0])
+    set_torch_random_state(state[1])
