@@ -58,7 +58,7 @@ from pyro_discrete.families import Family
 from pyro_discrete.guides.auto_discrete import AutoDiscreteMeanField
 from pyro_discrete.iwelbo import TraceIWELBO
 from pyro_discrete.posterior import DiscretePosterior
-from pyro_discrete.relaxations.relax import relax
+from pyro_discrete.relaxations.handler import relax
 from pyro_discrete.relaxations.soft_index import SoftIndex
 from pyro_discrete.training import FitResult, fit
 from pyro_discrete.training_loop import FitState

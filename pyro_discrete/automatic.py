@@ -23,7 +23,7 @@ from pyro_discrete.probe import Trial
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair, on_trial, trace_pair
 from pyro_discrete.programs.sites import Site, latent_sites, sample_sites, site_log_prob
-from pyro_discrete.relaxations.relax import ExtendMessenger
+from pyro_discrete.relaxations.handler import ExtendMessenger
 from pyro_discrete.rows_check import check_rows
 
 __all__ = [

@@ -17,8 +17,7 @@ from pyro_discrete.marginalisation import Known
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import SiteMessenger
 from pyro_discrete.programs.sites import base_distribution, is_latent
-from pyro_discrete.relaxations.extension import Relaxed
-from pyro_discrete.relaxations.forms import rebuilt
+from pyro_discrete.relaxations.relaxed_distribution import Relaxed, rebuilt
 
 __all__ = ["RewardAlone", "WeighDivergence", "closed_divergence"]
 

@@ -31,7 +31,7 @@ from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair, on_trial
 from pyro_discrete.programs.parameters import KnownLeaves
 from pyro_discrete.programs.sites import Site, latent_sites
-from pyro_discrete.relaxations.relax import refuse_handler_around
+from pyro_discrete.relaxations.handler import refuse_handler_around
 from pyro_discrete.running import run_hard, run_step
 from pyro_discrete.select import Selection, Spec
 from pyro_discrete.site_estimators import SiteEstimators

@@ -19,7 +19,7 @@ from pyro_discrete.plan import Plan
 from pyro_discrete.programs.dims import ROWS_PLATE, Layout
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, trace_sites
 from pyro_discrete.programs.sites import is_latent, latent_sites, sample_sites
-from pyro_discrete.relaxations.relax import ExtendMessenger
+from pyro_discrete.relaxations.handler import ExtendMessenger
 from pyro_discrete.rows import PlaceColumn, PlaceRows
 from pyro_discrete.scored_points import settled_points
 from pyro_discrete.sums_one_by_one import summed_one_by_one

@@ -21,9 +21,17 @@ from pyro_discrete.families import RELAXABLE
 from pyro_discrete.programs.dims import Columns, Layout, plates_of
 from pyro_discrete.programs.pair import SiteMessenger
 from pyro_discrete.programs.sites import Site, is_latent
-from pyro_discrete.relaxations.extension import extended
-from pyro_discrete.relaxations.forms import one_hot_site, one_hot_weights, program_value
-from pyro_discrete.soft_sites import as_seen, at_density, mean, merged, softened
+from pyro_discrete.relaxations.relaxed_distribution import (
+    as_seen,
+    at_density,
+    extended,
+    mean,
+    merged,
+    one_hot_site,
+    one_hot_weights,
+    program_value,
+    softened,
+)
 
 __all__ = [
     "PlaceColumn",

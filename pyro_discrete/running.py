@@ -30,7 +30,7 @@ from pyro_discrete.products import in_product
 from pyro_discrete.programs.dims import ROWS_PLATE, Columns
 from pyro_discrete.programs.pair import KeepSubsamples, Pair
 from pyro_discrete.programs.sites import Site
-from pyro_discrete.relaxations.forms import hard_value, one_hot_site, state_trials
+from pyro_discrete.relaxations.relaxed_distribution import hard_value, one_hot_site, state_trials
 from pyro_discrete.rows import PlaceColumn, PlaceRows, Primary
 from pyro_discrete.sequential import run_columns
 from pyro_discrete.slopes import slopes_by_row

@@ -16,8 +16,7 @@ from pyro_discrete.estimators.relaxed.base import RelaxedEstimator
 from pyro_discrete.marginalisation import Known
 from pyro_discrete.plan import ANALYTIC, Plan
 from pyro_discrete.programs.sites import base_distribution, is_latent, latent_sites
-from pyro_discrete.relaxations.extension import Relaxed
-from pyro_discrete.relaxations.forms import rebuilt
+from pyro_discrete.relaxations.relaxed_distribution import Relaxed, rebuilt
 
 __all__ = ["analytic_notes", "note_when_met_late", "settled_points"]
 

@@ -15,7 +15,7 @@ from pyro_discrete.errors import SettingError, UnsupportedSiteError
 from pyro_discrete.families import Family
 from pyro_discrete.guides.table import Table
 from pyro_discrete.programs.sites import base_distribution, family_of
-from pyro_discrete.relaxations.forms import TRUNCATION, log_masses, rebuilt
+from pyro_discrete.relaxations.relaxed_distribution import TRUNCATION, log_masses, rebuilt
 
 __all__ = ["VariationalSite"]
 

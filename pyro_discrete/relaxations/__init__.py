@@ -20,9 +20,11 @@ from pyro_discrete.draws.schedules import (
     StepDecay,
 )
 from pyro_discrete.draws.softening import entmax, relaxed_bernoulli, relaxed_one_hot, sparsemax
-from pyro_discrete.relaxations import soft_arithmetic, soft_lookup, soft_shapes
-from pyro_discrete.relaxations.extension import Relaxed
-from pyro_discrete.relaxations.relax import relax
+from pyro_discrete.relaxations import soft_lookup
+from pyro_discrete.relaxations import soft_operations as soft_arithmetic
+from pyro_discrete.relaxations import soft_operations as soft_shapes
+from pyro_discrete.relaxations.handler import relax
+from pyro_discrete.relaxations.relaxed_distribution import Relaxed
 from pyro_discrete.relaxations.soft_index import SoftIndex
 
 __all__ = [

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_discrete.draws.soft_scores import bounded
-from pyro_discrete.relaxations.refusal import refusal
-from pyro_discrete.relaxations.soft_index import SoftIndex, first_soft, handles, is_soft, shaped
-from pyro_discrete.relaxations.soft_shapes import front
+from pyro_discrete.relaxations.soft_index import SoftIndex, first_soft, handles, is_soft, refusal, shaped
+from pyro_discrete.relaxations.soft_operations import front
 
 __all__: list[str] = []
 

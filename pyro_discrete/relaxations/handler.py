@@ -15,10 +15,17 @@ from pyro_discrete.draws.soft_scores import Point
 from pyro_discrete.errors import SettingError, UnknownSiteError, UnsupportedSiteError, near_matches
 from pyro_discrete.families import PATHWISE, Family
 from pyro_discrete.programs.sites import Site, family_of, is_latent
-from pyro_discrete.relaxations.extension import Relaxed, extended
-from pyro_discrete.relaxations.forms import rebuilt
+from pyro_discrete.relaxations.relaxed_distribution import Relaxed, extended, rebuilt
 
-__all__ = ["ExtendMessenger", "RelaxMessenger", "Sites", "refuse_handler_around", "refuse_to_relax", "relax"]
+__all__ = [
+    "ExtendMessenger",
+    "RelaxMessenger",
+    "Sites",
+    "refuse_handler_around",
+    "refuse_to_relax",
+    "relax",
+]
+
 
 Sites = str | Collection[str] | Callable[[Site], bool] | None
 
@@ -134,6 +141,8 @@ def relax(
     hard: bool = False,
     sites: Sites = None,
 ) -> RelaxMessenger: ...
+
+
 @overload
 def relax(
     fn: Callable[..., Any],
@@ -142,6 +151,8 @@ def relax(
     hard: bool = False,
     sites: Sites = None,
 ) -> Callable[..., Any]: ...
+
+
 def relax(
     fn: Callable[..., Any] | None = None,
     *,
