@@ -14,17 +14,16 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyro_discrete.dependencies import Dependencies, Sources, direct_sources
 from pyro_discrete.errors import DiscreteInferenceError
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
-from pyro_discrete.probe import Trial
+from pyro_discrete.inspection.dependencies import Dependencies, Sources, direct_sources
+from pyro_discrete.inspection.trial import Trial, check_rows
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair, on_trial, trace_pair
 from pyro_discrete.programs.sites import Site, latent_sites, sample_sites, site_log_prob
 from pyro_discrete.relaxations.handler import ExtendMessenger
-from pyro_discrete.rows_check import check_rows
 
 __all__ = [
     "TABLE_FILE",

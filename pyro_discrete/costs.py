@@ -25,7 +25,7 @@ import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-from pyro_discrete.dependencies import UNKNOWN, Dependencies
+from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.programs.dims import Frames
 
 __all__ = [

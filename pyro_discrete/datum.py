@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping
 
 from pyro.distributions import Delta
 
-from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.errors import SettingError, near_matches
-from pyro_discrete.probe import Trial
+from pyro_discrete.inspection.dependencies import Dependencies
+from pyro_discrete.inspection.trial import Trial
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.sites import base_distribution, is_latent, sample_sites
 

@@ -11,8 +11,8 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
-from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.errors import SiteMatchError
+from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.marginalisation import Known
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import SiteMessenger

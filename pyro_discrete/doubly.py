@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.bound_costs import Datum
-from pyro_discrete.probe import Trial
+from pyro_discrete.inspection.trial import Trial
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair, trace_pair
 from pyro_discrete.programs.sites import family_of, is_latent, sample_sites, site_log_prob

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from pyro_discrete import finite as finite
 from pyro_discrete.compile import Captures
 from pyro_discrete.context import Contexts
-from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.enumeration import enumerated_loss, settle_enumeration
 from pyro_discrete.errors import SettingError, is_whole
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.gradients import StepGradients
+from pyro_discrete.inspection.dependencies import Dependencies
+from pyro_discrete.inspection.trial import Trial
 from pyro_discrete.objectives import Objective
 from pyro_discrete.one_run import StructureChangedError
 from pyro_discrete.outcome import Outcome
 from pyro_discrete.plan import Plan
 from pyro_discrete.planning import make_plan, plan_site
-from pyro_discrete.probe import Trial
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair, on_trial
 from pyro_discrete.programs.parameters import KnownLeaves

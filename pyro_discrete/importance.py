@@ -13,12 +13,12 @@ from torch import Tensor
 from pyro_discrete.bound_costs import BoundCosts
 from pyro_discrete.costs import Order, Term
 from pyro_discrete.datum import check_inside, datum_plates
-from pyro_discrete.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.doubly import DoublyValue, doubly_sites, with_fixed_parameters
 from pyro_discrete.errors import ParticleError
 from pyro_discrete.estimators.base import Estimator, Weights
+from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
+from pyro_discrete.inspection.trial import Trial
 from pyro_discrete.objectives import Evaluation, Objective
-from pyro_discrete.probe import Trial
 from pyro_discrete.programs.dims import Layout, plates_of
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import guide_log_prob, log_prob, padded, sample_sites

@@ -14,10 +14,9 @@ from pyro_discrete.enumerated_sites import Marginalise, check_table, refuse_ungu
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SiteMatchError
 from pyro_discrete.estimators.registry import AUTO
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
-from pyro_discrete.probe import Trial, crossing_site
+from pyro_discrete.inspection.trial import Trial, check_rows, crossing_site
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import Site, latent_sites, sample_sites
-from pyro_discrete.rows_check import check_rows
 from pyro_discrete.select import Selection
 from pyro_discrete.sums_one_by_one import from_first, joint_traces
 

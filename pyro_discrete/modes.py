@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_discrete.dependencies import UNKNOWN, find_dependencies
+from pyro_discrete.inspection.dependencies import UNKNOWN, find_dependencies
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import Site, base_distribution
 

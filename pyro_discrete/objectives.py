@@ -16,11 +16,11 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_discrete.costs import Costs, Order, SiteCosts, Term
-from pyro_discrete.dependencies import UNKNOWN, Dependencies, divergence_of
 from pyro_discrete.divergence import WeighDivergence, closed_divergence
 from pyro_discrete.errors import ParticleError, SettingError, UnsupportedObjectiveError
 from pyro_discrete.estimators.base import Estimator, Weights
-from pyro_discrete.probe import Trial
+from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies, divergence_of
+from pyro_discrete.inspection.trial import Trial
 from pyro_discrete.programs.dims import Frames, Layout, plates_of
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import (

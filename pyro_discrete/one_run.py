@@ -11,8 +11,8 @@ from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 
-from pyro_discrete.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.enumerated_sites import Marginalise
+from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.marginalisation import collapsed
 from pyro_discrete.objectives import Evaluation, Objective
 from pyro_discrete.plan import Plan

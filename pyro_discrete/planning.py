@@ -11,33 +11,33 @@ from pyro.poutine.messenger import Messenger
 
 from pyro_discrete.automatic import CHEAP_SUPPORT, Situation, cheap_enumeration, numbers_of, situations
 from pyro_discrete.costs import Order
-from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
-from pyro_discrete.marginal_planning import marginal_settings, marginal_sites, settle
-from pyro_discrete.marginalisation import absorbed
-from pyro_discrete.objectives import Objective
-from pyro_discrete.plan import Plan, SitePlan
-from pyro_discrete.probe import (
+from pyro_discrete.inspection.dependencies import Dependencies, why_joined
+from pyro_discrete.inspection.trial import (
+    RowsVerdict,
     Trial,
     check_data,
     check_pair,
+    check_rows,
     crossing_site,
     names_of_guide,
     observed_constants,
     plain_trial,
 )
+from pyro_discrete.inspection.wiring import Wiring
+from pyro_discrete.marginal_planning import marginal_settings, marginal_sites, settle
+from pyro_discrete.marginalisation import absorbed
+from pyro_discrete.objectives import Objective
+from pyro_discrete.plan import Plan, SitePlan
 from pyro_discrete.products import check_members, settle_products
 from pyro_discrete.programs.dims import Columns, plates_of
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import Site, latent_sites, number_of_values, sample_sites
-from pyro_discrete.rows_check import RowsVerdict, check_rows
 from pyro_discrete.scored_points import analytic_notes, note_when_met_late
 from pyro_discrete.select import Selection
-from pyro_discrete.separated import why_joined
-from pyro_discrete.switches import Wiring
 
 __all__ = ["make_plan", "plan_site"]
 

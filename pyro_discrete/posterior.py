@@ -22,10 +22,10 @@ from pyro_discrete.enumerated_sites import Marginalise
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
+from pyro_discrete.inspection.trial import Trial, check_rows, plain_trial
 from pyro_discrete.marginal_planning import marginal_sites, settle_marginals
 from pyro_discrete.marginalisation import collapsed
 from pyro_discrete.modes import modes, standing_alone
-from pyro_discrete.probe import Trial, plain_trial
 from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.pair import Pair, SiteMessenger, Substitute, UnconditionSites, on_trial
 from pyro_discrete.programs.sites import (
@@ -37,7 +37,6 @@ from pyro_discrete.programs.sites import (
     latent_sites,
     sample_sites,
 )
-from pyro_discrete.rows_check import check_rows
 
 __all__ = ["DiscretePosterior", "PosteriorRuns"]
 

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from pyro_discrete.chunked import check_chunks, run_chunks
 from pyro_discrete.chunked_bound import run_bound_chunks
-from pyro_discrete.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.draws.softening import corner
 from pyro_discrete.estimators.base import Draw, Estimator, SiteView
 from pyro_discrete.estimators.score.reinforce import Reinforce
 from pyro_discrete.families import Family
 from pyro_discrete.importance import ImportanceBound
+from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.objectives import Evaluation, Objective
 from pyro_discrete.one_run import StructureChangedError, evaluated
 from pyro_discrete.outcome import (

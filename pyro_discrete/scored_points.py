@@ -9,10 +9,10 @@ from typing import Any
 from pyro.poutine import Trace
 from torch.distributions import Bernoulli, Multinomial, OneHotCategorical
 
-from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.draws.soft_scores import Point
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.relaxed.base import RelaxedEstimator
+from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.marginalisation import Known
 from pyro_discrete.plan import ANALYTIC, Plan
 from pyro_discrete.programs.sites import base_distribution, is_latent, latent_sites

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.estimators.base import Draw, Estimator
+from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.objectives import Evaluation, Objective
 from pyro_discrete.one_run import evaluated
 from pyro_discrete.outcome import Outcome, Pending, contexts_of, filled_draw, over, plus, site_cost, untended_part

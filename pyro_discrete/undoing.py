@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-__all__ = ["Writes", "written_tensors"]
+from pyro_discrete.inspection.provenance import written_tensors
+
+__all__ = [
+    "Writes",
+]
 
 
 class Writes(TorchDispatchMode):
@@ -45,13 +47,3 @@ class Writes(TorchDispatchMode):
             tensor.copy_(value)
         for generator, state in self._generators.values():
             generator.set_state(state)
-
-
-def written_tensors(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """The arguments that an operation writes into, as its schema says."""
-    written = []
-    for number, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[number] if number < len(args) else kwargs.get(argument.name)
-            written += [v for v in tree_leaves(value) if isinstance(v, Tensor)]
-    return written

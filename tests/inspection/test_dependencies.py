@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from pyro_discrete import TraceELBO
-from pyro_discrete.dependencies import Dependencies, find_dependencies
 from pyro_discrete.diagnostics.exact import exact_gradient
+from pyro_discrete.inspection.dependencies import Dependencies, find_dependencies
 from pyro_discrete.programs.pair import Pair
 from tests.support.escapes import ESCAPES, FOLLOWED, Two
 from tests.support.forced import Forced, mean_gradient
@@ -43,7 +43,7 @@ def test_a_planted_analysis_that_misses_a_dependence_is_seen(channel, monkeypatc
         {("guide", "b"): frozenset("b"), ("guide", "a"): frozenset("a"), ("model", "a"): frozenset("a")}
         | {("model", name): frozenset("b") for name in ("b", "x", "y")}
     )
-    monkeypatch.setattr("pyro_discrete.switches.find_dependencies", lambda pair: wrong)
+    monkeypatch.setattr("pyro_discrete.inspection.wiring.find_dependencies", lambda pair: wrong)
     found = mean_gradient(TraceELBO(Forced(), vectorize_particles=False), pair.model, pair.guide, ["a", "b"], pair.phi)
     expected = next(iter(exact_gradient(pair.model, pair.guide).values()))
     assert abs(found[0] - expected[0]) > 1e-2
@@ -51,7 +51,9 @@ def test_a_planted_analysis_that_misses_a_dependence_is_seen(channel, monkeypatc
 
 
 def test_the_perturbed_runs_contradict_what_the_trace_of_operations_missed(monkeypatch):
-    monkeypatch.setattr("pyro_discrete.provenance.Provenance.mark", lambda self, tensor, names, axis=None: None)
+    monkeypatch.setattr(
+        "pyro_discrete.inspection.provenance.Provenance.mark", lambda self, tensor, names, axis=None: None
+    )
     pair = Two(FOLLOWED[0])
     known = find_dependencies(Pair(pair.model, pair.guide, (), {}))
     assert "draws that they were not seen to use" in known.reason
@@ -178,7 +180,7 @@ def test_variance_is_saved_on_a_chain(name, factor, monkeypatch):
     """By this factor and more, where so many draws tell variances apart to within a quarter."""
     model, guide, logits = chain_pair(6)
     saved = variance(TraceELBO(name), model, guide, logits)
-    monkeypatch.setattr("pyro_discrete.switches.find_dependencies", lambda pair: FULL)
+    monkeypatch.setattr("pyro_discrete.inspection.wiring.find_dependencies", lambda pair: FULL)
     full = variance(TraceELBO(name), model, guide, logits)
     assert full > factor * saved
 

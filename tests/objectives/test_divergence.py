@@ -21,10 +21,10 @@ from torch.distributions import kl_divergence
 from torch.nn.functional import logsigmoid
 
 from pyro_discrete import GumbelSoftmax, LinearDecay, TraceELBO, TraceExpectation
-from pyro_discrete.dependencies import Dependencies
 from pyro_discrete.diagnostics.exact import exact_gradient, exact_loss
 from pyro_discrete.draws.soft_scores import log_density
 from pyro_discrete.errors import EnumerationError, SettingError
+from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.testing import assert_contract, check_elbo, programs
 from tests.support.forced import Forced, mean_gradient
 
@@ -74,7 +74,7 @@ def test_a_planted_closed_form_of_a_prior_that_reads_the_draw_is_seen(monkeypatc
     pair = Layers(from_data=True)
     elbo = TraceELBO(Forced(), analytic_kl=True)
     monkeypatch.setattr(Dependencies, "known", True)
-    monkeypatch.setattr("pyro_discrete.switches.find_dependencies", lambda pair: Dependencies())
+    monkeypatch.setattr("pyro_discrete.inspection.wiring.find_dependencies", lambda pair: Dependencies())
     monkeypatch.setattr(Dependencies, "fit", lambda *args: True)
     found = mean_gradient(elbo, pair.model, pair.guide, ["a", "b"], pair.phi)
     assert (found - exact(pair)).abs().max() > 1e-2

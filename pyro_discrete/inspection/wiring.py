@@ -12,18 +12,30 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from pyro_discrete.dependencies import UNKNOWN, Dependencies, find_dependencies
+from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies, find_dependencies
 from pyro_discrete.programs.pair import Pair
 
-__all__ = ["Wiring", "switches"]
+__all__ = [
+    "Wiring",
+    "switches",
+]
+
 
 KNOWN = 8
 """Dependencies are looked for in so many states of a program at most; a program with more of them keeps full costs."""
+
+
 LARGEST = 400
 """Programs with more objects than this to watch keep full costs."""
+
+
 LONGEST = 64
 """Containers with more items than this (a vocabulary) are told by their identity and length alone."""
+
+
 _PLAIN = frozenset([bool, int, float, complex, str, bytes, type(None)])
+
+
 _LIBRARIES = ("torch", "pyro", "pyro_discrete", "numpy", "scipy", "functools", "builtins", "collections", "contextlib")
 
 

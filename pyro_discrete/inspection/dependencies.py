@@ -7,33 +7,51 @@ second contradicts it, nothing is known, and every site keeps its full cost.
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
+from pyro.distributions import Delta
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.util import get_rng_state
 from torch import Tensor
 from torch.distributions import Independent
 
-from pyro_discrete.elements import element_axis
 from pyro_discrete.families import Family
-from pyro_discrete.probe import Trial
+from pyro_discrete.inspection.provenance import Provenance, element_axis
+from pyro_discrete.inspection.trial import Trial, check_rows
+from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, trace_pair
 from pyro_discrete.programs.sites import Site, family_of, is_latent, latent_sites, sample_sites
-from pyro_discrete.provenance import Provenance
 
-__all__ = ["UNKNOWN", "Dependencies", "Sources", "direct_sources", "divergence_of", "find_dependencies"]
+__all__ = [
+    "UNKNOWN",
+    "Dependencies",
+    "Sources",
+    "direct_sources",
+    "divergence_of",
+    "find_dependencies",
+    "why_joined",
+]
+
 
 Key = tuple[str, str]
 """("guide" or "model", site name)."""
+
+
 Sources = Mapping[Key, frozenset[str]]
+
+
 _ARGUMENT = "an argument"
+
+
 CHECKED = 24
 """At most so many runs with changed draws."""
 
@@ -275,3 +293,54 @@ def _other_value(site: Site, value: Tensor) -> Tensor:
     if site.family in rotate:
         return rotate[site.family]()
     return site.distribution.sample()
+
+
+def why_joined(pair: Pair, trial: Trial, known: Dependencies) -> str:
+    """Why the guide's discrete sites cannot be summed over element by element; empty if they can."""
+    if isinstance(poutine.unwrap(pair.guide), Messenger):
+        return "the guide runs the model itself"
+    sites = {n: Site(m) for n, m in latent_sites(trial.guide_trace).items()}
+    discrete = [s for s in sites.values() if s.family not in (None, Family.CONTINUOUS)]
+    reason = _why_not_these(discrete, sites.values(), trial) or _why_not_terms(discrete, trial, known)
+    return reason or check_rows(pair, trial, 1).reason
+
+
+def _why_not_these(discrete: Iterable[Site], every: Iterable[Site], trial: Trial) -> str:
+    for site in every:
+        if site.family is Family.CONTINUOUS:
+            return f"site {site.name!r} is continuous and not reparameterised"
+    for site in discrete:
+        if element_axis(site.distribution) is None or not math.isfinite(site.cardinality):
+            return f"site {site.name!r} is not of several elements with finite support, made one event by .to_event(1)"
+    alone = latent_sites(trial.model_trace).keys() - latent_sites(trial.guide_trace).keys()
+    return f"site {min(alone)!r} is in the model alone" if alone else ""
+
+
+def _why_not_terms(discrete: Iterable[Site], trial: Trial, known: Dependencies) -> str:
+    if not known.known:
+        return f"dependence could escape: {known.reason}"
+    plates = {s.name: {p for p in s.plates if p.vectorized} for s in discrete}
+    for where, trace in (("guide", trial.guide_trace), ("model", trial.model_trace)):
+        for name, msg in sample_sites(trace).items():
+            moving = [s for s in plates if known.influences(s, (where, name))]
+            if where == "guide" and msg["is_observed"]:
+                return f"{name!r} of the guide is no draw"
+            if not moving or _is_deterministic(msg):
+                continue
+            if where == "guide" and moving != [name]:
+                return f"site {name!r} of the guide depends on {moving[0]!r}"
+            if len(moving) > 1:
+                return f"the term of site {name!r} joins {' and '.join(map(repr, moving))}"
+            if (where, name) not in known.elements:
+                return f"the term of site {name!r} may join the elements of {moving[0]!r}"
+            if not plates[moving[0]] <= plates_of(msg):
+                return f"site {name!r} outside a plate depends on {moving[0]!r} inside it"
+    return ""
+
+
+def _is_deterministic(msg: Any) -> bool:
+    """Whether it is a `pyro.deterministic` statement, which has no term."""
+    fn = msg["fn"]
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Delta) and msg["is_observed"]
