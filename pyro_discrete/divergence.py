@@ -13,11 +13,11 @@ from torch.distributions import Independent, kl_divergence
 
 from pyro_discrete.errors import SiteMatchError
 from pyro_discrete.inspection.dependencies import Dependencies
-from pyro_discrete.marginalisation import Known
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import SiteMessenger
 from pyro_discrete.programs.sites import base_distribution, is_latent
 from pyro_discrete.relaxations.relaxed_distribution import Relaxed, rebuilt
+from pyro_discrete.sums.marginalisation import Known
 
 __all__ = ["RewardAlone", "WeighDivergence", "closed_divergence"]
 

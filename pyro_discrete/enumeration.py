@@ -18,21 +18,21 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_discrete.elimination import Elimination, SizesAlone
-from pyro_discrete.enumerated_sites import mark_for_enumeration
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.inspection.trial import Trial, check_rows
 from pyro_discrete.joint_enumeration import joint_loss
-from pyro_discrete.marginal_planning import SumCost
-from pyro_discrete.marginalisation import SCALES_DIFFER
 from pyro_discrete.plan import Plan
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import Site, family_of, is_deterministic, is_latent, latent_sites, sample_sites
 from pyro_discrete.separated import separated_loss
+from pyro_discrete.sums.components import SumCost
+from pyro_discrete.sums.elimination import Elimination, SizesAlone
+from pyro_discrete.sums.enumerated_sites import mark_for_enumeration
+from pyro_discrete.sums.marginalisation import SCALES_DIFFER
 
 __all__ = ["enumerated_loss", "settle_enumeration"]
 

@@ -12,18 +12,18 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_discrete.enumerated_sites import Marginalise
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.inspection.trial import plain_trial
-from pyro_discrete.marginal_planning import SumCost
-from pyro_discrete.marginalisation import collapsed
 from pyro_discrete.plan import Plan
 from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.pair import Pair, Substitute, hidden_from_traces
 from pyro_discrete.programs.sites import cardinality, family_of, joint_support, latent_sites, sample_sites, without_mask
+from pyro_discrete.sums.components import SumCost
+from pyro_discrete.sums.enumerated_sites import Marginalise
+from pyro_discrete.sums.marginalisation import collapsed
 
 __all__ = ["joint_loss"]
 

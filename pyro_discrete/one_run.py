@@ -11,9 +11,7 @@ from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 
-from pyro_discrete.enumerated_sites import Marginalise
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
-from pyro_discrete.marginalisation import collapsed
 from pyro_discrete.objectives import Evaluation, Objective
 from pyro_discrete.plan import Plan
 from pyro_discrete.programs.dims import ROWS_PLATE, Layout
@@ -22,7 +20,8 @@ from pyro_discrete.programs.sites import is_latent, latent_sites, sample_sites
 from pyro_discrete.relaxations.handler import ExtendMessenger
 from pyro_discrete.rows import PlaceColumn, PlaceRows
 from pyro_discrete.scored_points import settled_points
-from pyro_discrete.sums_one_by_one import summed_one_by_one
+from pyro_discrete.sums.enumerated_sites import Marginalise
+from pyro_discrete.sums.marginalisation import collapsed, summed_one_by_one
 
 __all__ = ["StructureChangedError", "evaluated"]
 

@@ -12,9 +12,9 @@ from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.inspection.wiring import Wiring
-from pyro_discrete.marginal_planning import SumCost
 from pyro_discrete.programs.dims import Columns, Layout
 from pyro_discrete.programs.pair import Pair
+from pyro_discrete.sums.components import SumCost
 
 __all__ = ["ANALYTIC", "Plan", "SitePlan"]
 

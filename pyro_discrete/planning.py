@@ -28,8 +28,7 @@ from pyro_discrete.inspection.trial import (
     plain_trial,
 )
 from pyro_discrete.inspection.wiring import Wiring
-from pyro_discrete.marginal_planning import marginal_settings, marginal_sites, settle
-from pyro_discrete.marginalisation import absorbed
+from pyro_discrete.marginal_planning import marginal_settings
 from pyro_discrete.objectives import Objective
 from pyro_discrete.plan import Plan, SitePlan
 from pyro_discrete.products import check_members, settle_products
@@ -38,6 +37,7 @@ from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import Site, latent_sites, number_of_values, sample_sites
 from pyro_discrete.scored_points import analytic_notes, note_when_met_late
 from pyro_discrete.select import Selection
+from pyro_discrete.sums.marginalisation import absorbed, marginal_sites, settle
 
 __all__ = ["make_plan", "plan_site"]
 

@@ -15,16 +15,10 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_discrete.assignment_sums import highest, random_value, shares
-from pyro_discrete.components import components
-from pyro_discrete.elimination import Reduce, log_sum_exp
-from pyro_discrete.enumerated_sites import Marginalise
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.trial import Trial, check_rows, plain_trial
-from pyro_discrete.marginal_planning import marginal_sites, settle_marginals
-from pyro_discrete.marginalisation import collapsed
 from pyro_discrete.modes import modes, standing_alone
 from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.pair import Pair, SiteMessenger, Substitute, UnconditionSites, on_trial
@@ -37,6 +31,10 @@ from pyro_discrete.programs.sites import (
     latent_sites,
     sample_sites,
 )
+from pyro_discrete.sums.components import components, highest, random_value, shares
+from pyro_discrete.sums.elimination import Reduce, log_sum_exp
+from pyro_discrete.sums.enumerated_sites import Marginalise
+from pyro_discrete.sums.marginalisation import collapsed, marginal_sites, settle_marginals
 
 __all__ = ["DiscretePosterior", "PosteriorRuns"]
 

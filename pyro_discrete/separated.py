@@ -18,11 +18,11 @@ from torch import Tensor
 
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.inspection.dependencies import Dependencies, _is_deterministic
-from pyro_discrete.marginal_planning import SumCost
 from pyro_discrete.plan import Plan
 from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.pair import Pair, SiteMessenger
 from pyro_discrete.programs.sites import _support, is_latent, padded, sample_sites
+from pyro_discrete.sums.components import SumCost
 
 __all__ = [
     "separated_loss",

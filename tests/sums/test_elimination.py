@@ -6,8 +6,8 @@ import pytest
 import torch
 from pyro.ops.rings import LogRing
 
-from pyro_discrete import elimination
-from pyro_discrete.elimination import Elimination, SizesAlone, log_sum_exp
+from pyro_discrete.sums import elimination
+from pyro_discrete.sums.elimination import Elimination, SizesAlone, log_sum_exp
 
 
 def named(values, dims):

@@ -26,7 +26,12 @@ from pyro_discrete.programs.sites import (
     without_mask,
 )
 
-__all__ = ["Marginalise", "check_table", "mark_for_enumeration", "refuse_unguided"]
+__all__ = [
+    "Marginalise",
+    "check_table",
+    "mark_for_enumeration",
+    "refuse_unguided",
+]
 
 
 def check_table(msg: Any, settings: Enumerate, marginal: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +14,27 @@ from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-from pyro_discrete.elimination import Elimination
-from pyro_discrete.enumerated_sites import Marginalise
 from pyro_discrete.errors import EnumerationError, SiteShapeError
+from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.programs.sites import sample_sites
+from pyro_discrete.sums.elimination import Elimination, Reduce, SizesAlone, log_sum_exp
+from pyro_discrete.sums.enumerated_sites import Marginalise
 
-__all__ = ["Component", "Factor", "Names", "components", "contract", "symbol_of", "unpacked"]
+__all__ = [
+    "Component",
+    "Factor",
+    "Names",
+    "SumCost",
+    "component_cost",
+    "components",
+    "contract",
+    "highest",
+    "random_value",
+    "shares",
+    "symbol_of",
+    "unpacked",
+]
+
 
 FIRST_SYMBOL = 0x10000
 """Symbols of dims are characters from here on, in the order of their sites."""
@@ -169,3 +184,104 @@ def unpacked(term: Tensor, symbols: str, names: Names) -> Tensor:
     for dim, size in zip(sorted(at), ordered.shape, strict=False):
         shape[dim] = size
     return ordered.reshape([*shape, *(term.shape[i] for i in behind)])
+
+
+@dataclass(frozen=True)
+class SumCost:
+    """What an exact sum costs, in elements: its largest table, and all tables together (what has to be computed)."""
+
+    largest: int = 0
+    operations: int = 0
+
+    def __str__(self) -> str:
+        return f"largest table {self.largest:.3g} elements, {self.operations:.3g} operations"
+
+    def beside(self, other: SumCost) -> SumCost:
+        """Both, one after the other."""
+        return SumCost(max(self.largest, other.largest), self.operations + other.operations)
+
+    def times(self, rows: int) -> SumCost:
+        """As many at once."""
+        return SumCost(self.largest * rows, self.operations * rows)
+
+    def fits(self, settings: Enumerate) -> bool:
+        """Whether it is within the budget."""
+        return self.largest <= settings.max_elements and self.operations <= settings.max_operations
+
+
+def within_budget(component: Component, settings: Mapping[str, Enumerate]) -> SumCost:
+    """A component's cost. Raises `EnumerationError` if it is beyond the budget of its sites' settings."""
+    cost = component_cost(component)
+    allowed = [settings[name] for name in component.sites if name in settings] or [Enumerate()]
+    if not any(cost.fits(each) for each in allowed):
+        budget = max(allowed, key=lambda e: e.max_elements)
+        sites = ", ".join(map(repr, component.sites[:6])) + (", ..." if len(component.sites) > 6 else "")
+        raise EnumerationError(
+            f"Summing out {len(component.sites)} site(s) of the model alone together ({sites}) needs a largest table "
+            f"of {cost.largest:.3g} elements and {cost.operations:.3g} operations a row; at most "
+            f"{budget.max_elements:.3g} and {budget.max_operations:.3g} are allowed (Enumerate(max_elements=..., "
+            "max_operations=...)). Put chains in pyro.markov and independent sites in a pyro.plate, or draw some of "
+            "these sites in the guide too, by 'rloo' or 'nvil'."
+        )
+    return cost
+
+
+def component_cost(component: Component) -> SumCost:
+    """The cost of contracting a component, found by going the same way with the sizes alone."""
+    ring = SizesAlone()
+    contract(component, ring)
+    tables = [f.value.numel() for f in component.factors]
+    return SumCost(max(ring.largest, *tables), ring.operations + sum(tables))
+
+
+def highest(table: Tensor, dim: int) -> Tensor:
+    """The largest value along a dim."""
+    return table.max(dim).values
+
+
+class _RandomValue(torch.autograd.Function):
+    """A log-sum whose backward pass goes to one value, drawn by its share."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, dim: int) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(table)
+        ctx.dim = dim
+        return log_sum_exp(table, dim)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (table,) = ctx.saved_tensors
+        noise = torch.empty_like(table).exponential_().log().neg()  # Gumbel
+        chosen = (table + noise).argmax(ctx.dim, keepdim=True)
+        return torch.zeros_like(table).scatter(ctx.dim, chosen, gradient.unsqueeze(ctx.dim)), None
+
+
+def random_value(table: Tensor, dim: int) -> Tensor:
+    """The log-sum along a dim; its gradient is one at a value drawn by its share, and zero at the others."""
+    return _RandomValue.apply(table, dim)  # type: ignore[return-value]
+
+
+def shares(component: Component, names: Names, enumerated: Marginalise, reduce: Reduce) -> dict[str, Tensor]:
+    """For each enumerated site of a component, its values' shares: `[(rows,) *batch, values]`, in float64."""
+    for factor in component.factors:
+        dims = factor.value._pyro_dims  # type: ignore[attr-defined]
+        factor.value = factor.value.detach().double().requires_grad_(factor.name in enumerated.own)
+        factor.value._pyro_dims = dims  # type: ignore[attr-defined]
+    own = [f for f in component.factors if f.name in enumerated.own]
+    with torch.enable_grad():
+        total = contract(component, Elimination(reduce)).sum()
+        gradients = torch.autograd.grad(total, [f.value for f in own])
+    found = {}
+    for factor, gradient in zip(own, gradients, strict=True):
+        dims: str = factor.value._pyro_dims  # type: ignore[attr-defined]
+        symbol = symbol_of(enumerated.own[factor.name])
+        summed = [i for i, d in enumerate(dims) if d in factor.symbols and d != symbol]
+        share = gradient.sum(summed) if summed else gradient
+        kept = "".join(d for d in dims if d not in factor.symbols or d == symbol)
+        if symbol in kept:
+            share = share.movedim(kept.index(symbol), -1)
+            kept = kept.replace(symbol, "")
+        else:
+            share = share.unsqueeze(-1)  # a support of one value
+        found[factor.name] = unpacked(share, kept, names)
+    return found

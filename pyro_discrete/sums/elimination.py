@@ -11,12 +11,20 @@ from pyro.ops.rings import LogRing
 from pyro.ops.special import safe_log
 from torch import Tensor
 
-__all__ = ["Elimination", "SizesAlone", "log_sum_exp"]
+__all__ = [
+    "Elimination",
+    "Reduce",
+    "SizesAlone",
+    "log_sum_exp",
+]
+
 
 Reduce = Callable[[Tensor, int], Tensor]
 
 LONG = 16
 """So many dims at least make a chain worth looking for."""
+
+
 SCAN_TABLE = 2**15
 """Elements of the table by which two links of a chain are joined; beyond it, one link after another is faster."""
 
