@@ -18,8 +18,8 @@ from pyro_discrete.chunked import drawn_again, on_same_data, sizes, summed_gradi
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Weights
 from pyro_discrete.gradients import with_gradient
-from pyro_discrete.importance import BoundEvaluation, ImportanceBound
-from pyro_discrete.objectives import Evaluation, Objective
+from pyro_discrete.objectives.base import Evaluation, Objective
+from pyro_discrete.objectives.importance import BoundEvaluation, ImportanceBound
 from pyro_discrete.outcome import Outcome, over
 from pyro_discrete.plan import Plan
 from pyro_discrete.programs.pair import Pair, random_state

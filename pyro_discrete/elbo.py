@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_discrete.engine import DiscreteELBO
 from pyro_discrete.errors import SettingError
-from pyro_discrete.objectives import EvidenceBound
+from pyro_discrete.objectives.evidence import EvidenceBound
 from pyro_discrete.select import Spec
 
 __all__ = ["TraceELBO"]

@@ -22,7 +22,7 @@ from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.gradients import StepGradients
 from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.inspection.trial import Trial
-from pyro_discrete.objectives import Objective
+from pyro_discrete.objectives.base import Objective
 from pyro_discrete.one_run import StructureChangedError
 from pyro_discrete.outcome import Outcome
 from pyro_discrete.plan import Plan

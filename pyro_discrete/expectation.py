@@ -4,46 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from pyro_discrete.divergence import RewardAlone
 from pyro_discrete.elbo import advance_weight, checked_weight
 from pyro_discrete.engine import DiscreteELBO
-from pyro_discrete.estimators.base import Estimator
-from pyro_discrete.objectives import EvidenceBound, Objective
-from pyro_discrete.programs.pair import Pair
+from pyro_discrete.objectives.reward import ExpectedReward
 from pyro_discrete.select import Spec
 
-__all__ = ["TraceExpectation"]
-
-
-class ExpectedReward(EvidenceBound):
-    """f(z) is the model's factors and observed terms alone; in training, with a weight on the guide's entropy."""
-
-    name = "TraceExpectation"
-
-    def __init__(self) -> None:
-        super().__init__(analytic_kl=True)
-
-    def around(self, pair: Pair, training: bool) -> Pair:
-        """The pair without the terms of its latent sites, but for the entropy in training."""
-        alone = RewardAlone(self.weight if training else None)
-        return replace(pair, guide=alone(pair.guide), model=alone.around_model()(pair.model))
-
-    def check_estimator(self, estimator: Estimator, where: str, particles: int) -> None:
-        """Whatever scores a relaxed prior, none counts here."""
-        Objective.check_estimator(self, estimator, where, particles)
-
-    def notes(self, guide_trace: Any, model_trace: Any, dependencies: Any) -> dict[str, str]:
-        """Which sites have their entropy in closed form, where it has a weight."""
-        if self.weight is None:
-            return {}
-        notes = super().notes(guide_trace, model_trace, dependencies)
-        return {name: note.replace("KL term", "entropy") for name, note in notes.items()}
+__all__ = [
+    "TraceExpectation",
+]
 
 
 class TraceExpectation(DiscreteELBO):

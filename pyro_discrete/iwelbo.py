@@ -8,7 +8,7 @@ from typing import Literal
 
 from pyro_discrete.engine import DiscreteELBO
 from pyro_discrete.errors import SettingError, is_whole
-from pyro_discrete.importance import ImportanceBound
+from pyro_discrete.objectives.importance import ImportanceBound
 from pyro_discrete.select import Spec
 
 __all__ = ["TraceIWELBO"]

@@ -12,7 +12,7 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
-from pyro_discrete.objectives import Evaluation, Objective
+from pyro_discrete.objectives.base import Evaluation, Objective
 from pyro_discrete.plan import Plan
 from pyro_discrete.programs.dims import ROWS_PLATE, Layout
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, trace_sites

@@ -10,7 +10,6 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 
 from pyro_discrete.automatic import CHEAP_SUPPORT, Situation, cheap_enumeration, numbers_of, situations
-from pyro_discrete.costs import Order
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
@@ -29,7 +28,8 @@ from pyro_discrete.inspection.trial import (
 )
 from pyro_discrete.inspection.wiring import Wiring
 from pyro_discrete.marginal_planning import marginal_settings
-from pyro_discrete.objectives import Objective
+from pyro_discrete.objectives.base import Objective
+from pyro_discrete.objectives.costs import Order
 from pyro_discrete.plan import Plan, SitePlan
 from pyro_discrete.products import check_members, settle_products
 from pyro_discrete.programs.dims import Columns, plates_of

@@ -12,9 +12,9 @@ from pyro_discrete.draws.softening import corner
 from pyro_discrete.estimators.base import Draw, Estimator, SiteView
 from pyro_discrete.estimators.score.reinforce import Reinforce
 from pyro_discrete.families import Family
-from pyro_discrete.importance import ImportanceBound
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
-from pyro_discrete.objectives import Evaluation, Objective
+from pyro_discrete.objectives.base import Evaluation, Objective
+from pyro_discrete.objectives.importance import ImportanceBound
 from pyro_discrete.one_run import StructureChangedError, evaluated
 from pyro_discrete.outcome import (
     Outcome,

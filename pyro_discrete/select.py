@@ -22,7 +22,7 @@ from pyro_discrete.estimators.score.nvil import NVIL
 from pyro_discrete.estimators.score.reinforce import Reinforce
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import ANY_FAMILY, Family
-from pyro_discrete.objectives import Objective
+from pyro_discrete.objectives.base import Objective
 from pyro_discrete.programs.sites import Site
 
 __all__ = [

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_discrete.estimators.base import Draw, Estimator
 from pyro_discrete.inspection.dependencies import Dependencies
-from pyro_discrete.objectives import Evaluation, Objective
+from pyro_discrete.objectives.base import Evaluation, Objective
 from pyro_discrete.one_run import evaluated
 from pyro_discrete.outcome import Outcome, Pending, contexts_of, filled_draw, over, plus, site_cost, untended_part
 from pyro_discrete.plan import Plan

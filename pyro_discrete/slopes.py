@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.estimators.base import Draw, Estimator
-from pyro_discrete.objectives import Evaluation
+from pyro_discrete.objectives.base import Evaluation
 from pyro_discrete.programs.dims import Columns, Layout
 
 __all__ = ["slopes_by_column", "slopes_by_row"]

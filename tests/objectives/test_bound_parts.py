@@ -14,11 +14,11 @@ import torch
 from pyro import poutine
 
 from pyro_discrete import NVIL, VIMCO, TraceELBO, TraceIWELBO
-from pyro_discrete.bound_costs import BoundCosts
 from pyro_discrete.control_variates.leave_one_out import leave_one_out_logsumexp, leave_one_out_mean
-from pyro_discrete.costs import Costs, Order
 from pyro_discrete.errors import ParticleError, SettingError, UnsupportedObjectiveError
 from pyro_discrete.estimators.base import Weights
+from pyro_discrete.objectives.costs import Costs, Order
+from pyro_discrete.objectives.log_weights import BoundCosts
 from tests.support.bounds import PROGRAMS
 from tests.support.pairs import DATA, mixture, mixture_guide
 

@@ -14,7 +14,7 @@ from pyro import poutine
 from pyro_discrete import Reinforce, TraceELBO, TraceIWELBO, running
 from pyro_discrete.diagnostics.exact_bound import BoundOracle
 from pyro_discrete.errors import SettingError
-from pyro_discrete.importance import ImportanceBound
+from pyro_discrete.objectives.importance import ImportanceBound
 from pyro_discrete.programs.dims import Layout
 from pyro_discrete.programs.sites import latent_sites
 from tests.support.bounds import CORE, PROGRAMS

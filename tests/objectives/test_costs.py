@@ -6,8 +6,8 @@ import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 
 from pyro_discrete import TraceELBO
-from pyro_discrete.costs import Costs, Order, Term
 from pyro_discrete.estimators import Estimator, Surrogate
+from pyro_discrete.objectives.costs import Costs, Order, Term
 
 PLATE = CondIndepStackFrame("data", -1, 3, 0)
 OTHER = CondIndepStackFrame("words", -2, 2, 0)

@@ -1,157 +1,145 @@
-"""From a run of guide and model to an objective: its value, its pathwise part, and the cost terms behind each site."""
+"""The KL terms of a bound: in closed form where a site has one, and weighed while they are annealed."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import reduce
 from operator import add
-from typing import ClassVar
+from typing import Any
 
 import torch
-from pyro.distributions import Unit
+from pyro.distributions import Delta, Unit
+from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
+from torch.distributions import Independent, kl_divergence
 
-from pyro_discrete.costs import Costs, Order, SiteCosts, Term
-from pyro_discrete.divergence import WeighDivergence, closed_divergence
-from pyro_discrete.errors import ParticleError, SettingError, UnsupportedObjectiveError
-from pyro_discrete.estimators.base import Estimator, Weights
+from pyro_discrete.errors import SettingError
+from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies, divergence_of
-from pyro_discrete.inspection.trial import Trial
+from pyro_discrete.objectives.base import Evaluation, Objective
+from pyro_discrete.objectives.costs import Costs, Order, Term
 from pyro_discrete.programs.dims import Frames, Layout, plates_of
-from pyro_discrete.programs.pair import Pair
+from pyro_discrete.programs.pair import Pair, SiteMessenger
 from pyro_discrete.programs.sites import (
     base_distribution,
     family_of,
     first,
     guide_log_prob,
+    is_latent,
     latent_sites,
     log_prob,
     padded,
     sample_sites,
 )
+from pyro_discrete.relaxations.relaxed_distribution import Relaxed, rebuilt
+from pyro_discrete.sums.marginalisation import Known
 
-__all__ = ["Evaluation", "EvidenceBound", "Objective"]
+__all__ = [
+    "EvidenceBound",
+    "WeighDivergence",
+    "closed_divergence",
+]
 
 
-@dataclass
-class Evaluation:
-    """One run of guide and model, over `n` rows x particles (1 where the program runs without a leading dim).
+def closed_divergence(name: str, guide: Any, model: Any | None, dependencies: Dependencies) -> Tensor | str:
+    r"""A site's KL term with its scales and masks, `[*batch]`, or why it is not put in closed form.
 
-    - `costs`: each site's cost, `[n, *batch]`; n as in the site's `Layout.leading`.
-    - `path`: differentiable loss of the first K rows, summed: model terms, and guide terms of reparameterised sites.
-    - `loss`: detached loss of the first K rows, summed.
-    - `scores`: log q of sites that an estimator drew, unscaled and unmasked, `[n, *batch]`.
-    - `untended`: sites with a score but no estimator (factors of the guide, partly reparameterised distributions).
+    .. math:: E_{q(z \mid u)}[\log q(z \mid u) - \log p(z \mid v)] = KL(q(\cdot \mid u) \,\|\, p(\cdot \mid v))
+
+    holds if neither u nor v depends on z: a prior that reads what the guide draws from z keeps its sampled term. Where
+    the guide's scale s and mask are not those of the model's, the terms weigh differently: s_q E[log q] - s_p E[log p]
+    is s_p (KL + H) - s_q H, with the entropy H of q. Where the model has no such term it is -s_q H alone.
+
+    - `guide`, `model`: the site in either trace.
+    """
+    if not is_latent(guide) or (model is not None and not is_latent(model)):
+        return "not latent in both"
+    if model is not None:
+        if not dependencies.known:
+            return f"its prior may depend on what was drawn from it: {dependencies.reason}"
+        if name in dependencies.parameters.get(("model", name), ()):
+            return "its prior depends on what the guide draws from it"
+        if plates_of(guide) != plates_of(model):
+            return "in other plates in the model"
+        if isinstance(model["fn"], Known):
+            return "its prior depends on a site of the model alone, which is summed out"
+    q = _plain(guide["fn"])
+    p = q if model is None else _plain(model["fn"])
+    if isinstance(base_distribution(q), Delta | Unit):
+        return "no distribution to integrate over"
+    if _masked(q) or _masked(p):
+        return "masked inside its distribution"
+    try:
+        return _weighed(guide, q, model, p)
+    except NotImplementedError:
+        return f"no closed form for {type(base_distribution(q)).__name__} and {type(base_distribution(p)).__name__}"
+
+
+def _weighed(guide: Any, q: Any, model: Any | None, p: Any) -> Tensor:
+    if model is None:
+        return -scale_and_mask(q.entropy(), guide["scale"], guide["mask"])
+    if q.batch_shape != p.batch_shape:  # torch's formulas index one side by a mask of the other
+        shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+        q, p = q.expand(shape), p.expand(shape)
+    divergence = kl_divergence(q, p)
+    if _same(guide["scale"], model["scale"]) and guide["mask"] is model["mask"]:
+        return scale_and_mask(divergence, guide["scale"], guide["mask"])
+    entropy = q.entropy()
+    crossed = scale_and_mask(divergence + entropy, model["scale"], model["mask"])
+    return crossed - scale_and_mask(entropy, guide["scale"], guide["mask"])
+
+
+def _plain(fn: Any) -> Any:
+    """A distribution as it was before it was extended to soft values."""
+    if isinstance(base_distribution(fn), Relaxed):
+        return rebuilt(fn, lambda base: base.base)
+    return fn
+
+
+def _masked(fn: Any) -> bool:
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return isinstance(fn, MaskedDistribution)
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is other or (isinstance(one, int | float) and isinstance(other, int | float) and one == other)
+
+
+class WeighDivergence(SiteMessenger):
+    """Multiplies the terms of the sites that the guide draws, in guide and model, by a weight `[]`.
+
+    To go around the guide first, then `around_model()` around the model that is run against it.
     """
 
-    guide_trace: Trace | None
-    model_trace: Trace | None
-    costs: SiteCosts
-    path: Tensor | float
-    loss: Tensor | float
-    scores: dict[str, Tensor]
-    untended: dict[str, Tensor]
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+        self.scales: dict[str, tuple[Any, Any]] = {}
 
-    @property
-    def factors(self) -> set[str]:
-        """The guide's factor statements."""
-        sites = {} if self.guide_trace is None else sample_sites(self.guide_trace)
-        return {name for name, msg in sites.items() if isinstance(base_distribution(msg["fn"]), Unit)}
+    def _pyro_sample(self, msg: Any) -> None:
+        if is_latent(msg):
+            # one tensor for guide and model, so that they are seen to be weighed alike
+            self.scales[msg["name"]] = msg["scale"], msg["scale"] * self.weight
+            msg["scale"] = self.scales[msg["name"]][1]
 
-    def light(self) -> Evaluation:
-        """The same without its traces."""
-        return replace(self, guide_trace=None, model_trace=None)
+    def around_model(self) -> SiteMessenger:
+        """The handler for the model."""
+        return _WeighModel(self)
 
 
-class Objective(ABC):
-    """What is maximised: it scores a pair of traces. Drawing, planning and the estimators know nothing of it.
+class _WeighModel(SiteMessenger):
+    def __init__(self, guide: WeighDivergence) -> None:
+        super().__init__()
+        self.guide = guide
 
-    - `name`: the ELBO that has it. `may_enumerate`: whether sums over all discrete sites by enumeration give it.
-    - `additive`: whether it is the mean of a sum of terms, so that one of them may be replaced by its mean.
-    - `reads_dependencies`: whether its value, and not the sites' costs alone, is made up by what depends on what.
-    - `instead_of_separable`: what to do where an estimator meets terms that a plate's elements share.
-    """
-
-    name: ClassVar[str]
-    may_enumerate: bool = True
-    additive: bool = True
-    reads_dependencies: bool = False
-    instead_of_separable: ClassVar[str] = "Use 'rloo' or 'nvil' for the site, or enumerate every discrete site."
-
-    def around(self, pair: Pair, training: bool) -> Pair:
-        """The pair that is run for this objective: handlers that weigh terms or leave them out; in training or not."""
-        return pair
-
-    def notes(self, guide_trace: Trace, model_trace: Trace, dependencies: Dependencies) -> dict[str, str]:
-        """What the plan is to add about sites, by name."""
-        return {}
-
-    def closed_terms(self, guide_trace: Trace, model_trace: Trace, dependencies: Dependencies) -> dict[str, Tensor]:
-        """What stands for the sampled terms of reparameterised sites in guide and model, by name, `[*batch]`."""
-        return {}
-
-    @abstractmethod
-    def evaluate(
-        self,
-        guide_trace: Trace,
-        model_trace: Trace,
-        chosen: Mapping[str, Estimator],
-        layout: Layout,
-        batch_dims: int,
-        keep_graph: bool = False,
-        dependencies: Dependencies = UNKNOWN,
-    ) -> Evaluation:
-        """Score a pair of traces.
-
-        `chosen` maps the sites that an estimator drew to it. Terms come out with `batch_dims` batch dims behind a
-        leading dim of `layout.size` rows (or 1, for a program run without it). They are detached unless `keep_graph`
-        says that slopes are wanted. `dependencies` says which of them each site can influence.
-        """
-
-    def layout(self, pair: Pair, trial: Trial, known: Dependencies, particles: int) -> Layout:
-        """What the rows of a run of this pair are, for so many repetitions."""
-        return Layout(particles)
-
-    def repetitions(self, particles: int) -> int:
-        """How many independent samples of the objective `num_particles=particles` gives."""
-        return particles
-
-    def join(self, evaluations: Sequence[Evaluation]) -> Evaluation:
-        """The evaluation of one sample of the objective, from its runs one by one."""
-        (evaluation,) = evaluations
-        return evaluation
-
-    def beside(self, evaluation: Evaluation, joined: Evaluation, number: int) -> Evaluation:
-        """The evaluation of a run in which particle `number` of a sample of the objective differs from `joined`."""
-        return evaluation
-
-    def weights(self, evaluation: Evaluation, name: str) -> Weights | None:
-        """How the named site's particles are weighed, where they are."""
-        return None
-
-    def automatic(self) -> str:
-        """The name of the estimator that "auto" takes for sites of its own particles, empty for the general rule."""
-        return ""
-
-    def check_estimator(self, estimator: Estimator, where: str, particles: int) -> None:
-        """Refuse an estimator that cannot work on this objective, or not with so many repetitions."""
-        if estimator.importance_weighted:
-            raise UnsupportedObjectiveError(
-                f"Estimator {estimator.name!r} {where + ' ' if where else ''}was given to {self.name}, but it needs "
-                f"the weights of the importance-weighted bound. Write TraceIWELBO({estimator.name!r}, "
-                "num_particles=8), or use 'rloo' or 'nvil'."
-            )
-        if estimator.min_particles > particles:
-            raise ParticleError(
-                f"Estimator {estimator.name!r} {where + ' ' if where else ''}needs num_particles >= "
-                f"{estimator.min_particles}, num_particles={particles} was given. Write "
-                f"{self.name}({estimator.name!r}, num_particles={max(4, estimator.min_particles)}), or use 'nvil' with "
-                "one particle."
-            )
+    def _pyro_sample(self, msg: Any) -> None:
+        known = self.guide.scales.get(msg["name"])
+        if known is not None and is_latent(msg):
+            msg["scale"] = known[1] if _same(known[0], msg["scale"]) else msg["scale"] * self.guide.weight
 
 
 class _Sum:
