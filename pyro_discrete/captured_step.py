@@ -14,9 +14,9 @@ from pyro_discrete.gradients import StepGradients
 from pyro_discrete.graph_rewriting import NotCapturableError
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.outcome import Outcome
-from pyro_discrete.plan import Plan
+from pyro_discrete.planning.plan import Plan
+from pyro_discrete.planning.site_estimators import SiteEstimators
 from pyro_discrete.programs.pair import Pair
-from pyro_discrete.site_estimators import SiteEstimators
 
 __all__ = [
     "CapturedStep",

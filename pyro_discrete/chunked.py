@@ -18,7 +18,7 @@ from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Draw
 from pyro_discrete.gradients import with_gradient
 from pyro_discrete.outcome import Outcome, Pending, over
-from pyro_discrete.plan import Plan
+from pyro_discrete.planning.plan import Plan
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, random_state, set_random_state
 from pyro_discrete.programs.parameters import leaf_parameters
 

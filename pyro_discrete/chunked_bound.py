@@ -21,7 +21,7 @@ from pyro_discrete.gradients import with_gradient
 from pyro_discrete.objectives.base import Evaluation, Objective
 from pyro_discrete.objectives.importance import BoundEvaluation, ImportanceBound
 from pyro_discrete.outcome import Outcome, over
-from pyro_discrete.plan import Plan
+from pyro_discrete.planning.plan import Plan
 from pyro_discrete.programs.pair import Pair, random_state
 
 __all__ = ["run_bound_chunks"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_discrete.engine import DiscreteELBO
 from pyro_discrete.errors import SettingError
 from pyro_discrete.objectives.evidence import EvidenceBound
-from pyro_discrete.select import Spec
+from pyro_discrete.planning.select import Spec
 
 __all__ = ["TraceELBO"]
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from pyro_discrete import finite as finite
 from pyro_discrete.compile import Captures
-from pyro_discrete.context import Contexts
 from pyro_discrete.enumeration import enumerated_loss, settle_enumeration
 from pyro_discrete.errors import SettingError, is_whole
 from pyro_discrete.estimators.base import Estimator
@@ -25,16 +24,17 @@ from pyro_discrete.inspection.trial import Trial
 from pyro_discrete.objectives.base import Objective
 from pyro_discrete.one_run import StructureChangedError
 from pyro_discrete.outcome import Outcome
-from pyro_discrete.plan import Plan
-from pyro_discrete.planning import make_plan, plan_site
+from pyro_discrete.planning.baseline_inputs import Contexts
+from pyro_discrete.planning.make_plan import make_plan, plan_site
+from pyro_discrete.planning.plan import Plan
+from pyro_discrete.planning.select import Selection, Spec
+from pyro_discrete.planning.site_estimators import SiteEstimators
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair, on_trial
 from pyro_discrete.programs.parameters import KnownLeaves
 from pyro_discrete.programs.sites import Site, latent_sites
 from pyro_discrete.relaxations.handler import refuse_handler_around
 from pyro_discrete.running import run_hard, run_step
-from pyro_discrete.select import Selection, Spec
-from pyro_discrete.site_estimators import SiteEstimators
 
 __all__ = [
     "DiscreteELBO",

@@ -24,7 +24,7 @@ from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.inspection.trial import Trial, check_rows
 from pyro_discrete.joint_enumeration import joint_loss
-from pyro_discrete.plan import Plan
+from pyro_discrete.planning.plan import Plan
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import Site, family_of, is_deterministic, is_latent, latent_sites, sample_sites

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_discrete.elbo import advance_weight, checked_weight
 from pyro_discrete.engine import DiscreteELBO
 from pyro_discrete.objectives.reward import ExpectedReward
-from pyro_discrete.select import Spec
+from pyro_discrete.planning.select import Spec
 
 __all__ = [
     "TraceExpectation",

@@ -9,7 +9,7 @@ from typing import Literal
 from pyro_discrete.engine import DiscreteELBO
 from pyro_discrete.errors import SettingError, is_whole
 from pyro_discrete.objectives.importance import ImportanceBound
-from pyro_discrete.select import Spec
+from pyro_discrete.planning.select import Spec
 
 __all__ = ["TraceIWELBO"]
 

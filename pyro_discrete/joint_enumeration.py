@@ -17,7 +17,7 @@ from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.inspection.trial import plain_trial
-from pyro_discrete.plan import Plan
+from pyro_discrete.planning.plan import Plan
 from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.pair import Pair, Substitute, hidden_from_traces
 from pyro_discrete.programs.sites import cardinality, family_of, joint_support, latent_sites, sample_sites, without_mask

@@ -13,13 +13,13 @@ from pyro.poutine.messenger import Messenger
 
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.objectives.base import Evaluation, Objective
-from pyro_discrete.plan import Plan
+from pyro_discrete.planning.kl_treatment import settled_points
+from pyro_discrete.planning.plan import Plan
 from pyro_discrete.programs.dims import ROWS_PLATE, Layout
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, trace_sites
 from pyro_discrete.programs.sites import is_latent, latent_sites, sample_sites
 from pyro_discrete.relaxations.handler import ExtendMessenger
 from pyro_discrete.rows import PlaceColumn, PlaceRows
-from pyro_discrete.scored_points import settled_points
 from pyro_discrete.sums.enumerated_sites import Marginalise
 from pyro_discrete.sums.marginalisation import collapsed, summed_one_by_one
 

@@ -10,11 +10,11 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_discrete.context import Contexts
 from pyro_discrete.errors import SharedTermsError
 from pyro_discrete.estimators.base import Draw, Estimator
 from pyro_discrete.objectives.base import Evaluation, Objective
-from pyro_discrete.plan import Plan
+from pyro_discrete.planning.baseline_inputs import Contexts
+from pyro_discrete.planning.plan import Plan
 from pyro_discrete.programs.dims import Layout, subsampling_scale
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.parameters import leaf_parameters

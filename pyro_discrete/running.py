@@ -25,8 +25,8 @@ from pyro_discrete.outcome import (
     site_cost,
     untended_part,
 )
-from pyro_discrete.plan import Plan
-from pyro_discrete.products import in_product
+from pyro_discrete.planning.plan import Plan
+from pyro_discrete.planning.products import in_product
 from pyro_discrete.programs.dims import ROWS_PLATE, Columns
 from pyro_discrete.programs.pair import KeepSubsamples, Pair
 from pyro_discrete.programs.sites import Site

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.inspection.dependencies import Dependencies, _is_deterministic
-from pyro_discrete.plan import Plan
+from pyro_discrete.planning.plan import Plan
 from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.pair import Pair, SiteMessenger
 from pyro_discrete.programs.sites import _support, is_latent, padded, sample_sites

@@ -14,8 +14,8 @@ from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.objectives.base import Evaluation, Objective
 from pyro_discrete.one_run import evaluated
 from pyro_discrete.outcome import Outcome, Pending, contexts_of, filled_draw, over, plus, site_cost, untended_part
-from pyro_discrete.plan import Plan
-from pyro_discrete.products import check_members, in_product
+from pyro_discrete.planning.plan import Plan
+from pyro_discrete.planning.products import check_members, in_product
 from pyro_discrete.programs.dims import Layout
 from pyro_discrete.programs.pair import KeepSubsamples, Pair
 from pyro_discrete.programs.sites import Site

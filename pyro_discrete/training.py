@@ -21,7 +21,7 @@ from pyro_discrete.engine import DiscreteELBO
 from pyro_discrete.errors import DiscreteInferenceError, SettingError
 from pyro_discrete.interrupts import Interrupted, StopRequest
 from pyro_discrete.optimisation import OptimizerSpec, Rates, build_optimizer
-from pyro_discrete.select import Spec
+from pyro_discrete.planning.select import Spec
 from pyro_discrete.training_loop import FitState, Loop
 
 __all__ = ["FitResult", "fit"]

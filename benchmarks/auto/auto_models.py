@@ -17,8 +17,8 @@ from models.data.catalogue import BatchStream, load_data
 from models.runs.config import build_program, configure
 from models.runs.evaluation import isolated
 from pyro_discrete import Family, TraceELBO
-from pyro_discrete.automatic import TABLE_FILE, ranking
 from pyro_discrete.checkpoints import write_atomically
+from pyro_discrete.planning.automatic import TABLE_FILE, ranking
 
 __all__ = ["PROGRAMS", "compare_auto", "foretold"]
 

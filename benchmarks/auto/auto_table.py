@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from models.data.catalogue import load_images
 from pyro_discrete import NVIL, Estimator, Family, TraceELBO, available_estimators
-from pyro_discrete.automatic import TABLE_FILE, multiply_adds
 from pyro_discrete.checkpoints import write_atomically
 from pyro_discrete.errors import DiscreteInferenceError
+from pyro_discrete.planning.automatic import TABLE_FILE, multiply_adds
 
 __all__ = ["Cell", "Layers", "Shape", "candidates", "cells", "measure_cell", "products_of", "score"]
 

@@ -22,8 +22,8 @@ from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, Setti
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.registry import available_estimators
 from pyro_discrete.estimators.score.nvil import NVIL
+from pyro_discrete.planning.select import Spec
 from pyro_discrete.programs.pair import Pair, undisturbed
-from pyro_discrete.select import Spec
 
 __all__ = ["compare_estimators"]
 

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.auto import auto_models, auto_table, eager_models
 from benchmarks.noise import dependency_costs
 from pyro_discrete import Family
-from pyro_discrete.automatic import TABLE_FILE
+from pyro_discrete.planning.automatic import TABLE_FILE
 
 
 def test_dependency_costs_reports_both_kinds_of_costs(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pyro_discrete import Enumerate, Family, TraceELBO, TraceIWELBO, available_estimators
-from pyro_discrete.automatic import TABLE_FILE, ranking
-from pyro_discrete.select import automatic_estimator
+from pyro_discrete.planning.automatic import TABLE_FILE, ranking
+from pyro_discrete.planning.select import automatic_estimator
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def table(monkeypatch):
             }
             for f in (Family.BERNOULLI, Family.ONE_HOT, Family.DISCRETE)
         ]
-        monkeypatch.setattr("pyro_discrete.automatic._table", lambda: cells)
+        monkeypatch.setattr("pyro_discrete.planning.automatic._table", lambda: cells)
 
     return replace
 

@@ -102,7 +102,7 @@ def test_under_the_importance_weighted_bound():
 @pytest.mark.statistical
 @pytest.mark.parametrize("wrong", ["the others' probability is left out", "all rows have the first one's probability"])
 def test_wrong_weights_are_caught(wrong, monkeypatch):
-    from pyro_discrete import products
+    from pyro_discrete.planning import products
 
     def planted(draw, name, log_q):
         if wrong.startswith("the others"):

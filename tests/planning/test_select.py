@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from pyro_discrete import NVIL, RLOO, Family, Reinforce, TraceELBO, TraceIWELBO, available_estimators
-from pyro_discrete.automatic import ranking
 from pyro_discrete.errors import (
     DiscreteInferenceError,
     ParticleError,
@@ -15,6 +14,7 @@ from pyro_discrete.errors import (
     UnknownSiteError,
     UnsupportedSiteError,
 )
+from pyro_discrete.planning.automatic import ranking
 from tests.support.pairs import DATA, layers, layers_guide, mixture, mixture_guide
 
 

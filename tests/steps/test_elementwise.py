@@ -8,9 +8,10 @@ import pytest
 import torch
 from pyro import poutine
 
-from pyro_discrete import Enumerate, TraceELBO, planning
+from pyro_discrete import Enumerate, TraceELBO
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.inspection import provenance
+from pyro_discrete.planning import make_plan as planning
 
 D = 3
 W, TABLE = torch.linspace(-1.0, 1.2, D), torch.randn(D, 4, generator=torch.Generator().manual_seed(0))

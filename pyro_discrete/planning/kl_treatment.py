@@ -13,12 +13,16 @@ from pyro_discrete.draws.soft_scores import Point
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.relaxed.base import RelaxedEstimator
 from pyro_discrete.inspection.dependencies import Dependencies
-from pyro_discrete.plan import ANALYTIC, Plan
+from pyro_discrete.planning.plan import ANALYTIC, Plan
 from pyro_discrete.programs.sites import base_distribution, is_latent, latent_sites
 from pyro_discrete.relaxations.relaxed_distribution import Relaxed, rebuilt
 from pyro_discrete.sums.marginalisation import Known
 
-__all__ = ["analytic_notes", "note_when_met_late", "settled_points"]
+__all__ = [
+    "analytic_notes",
+    "note_when_met_late",
+    "settled_points",
+]
 
 
 def analytic_notes(

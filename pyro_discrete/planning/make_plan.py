@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 
-from pyro_discrete.automatic import CHEAP_SUPPORT, Situation, cheap_enumeration, numbers_of, situations
-from pyro_discrete.errors import EnumerationError
+from pyro_discrete.errors import EnumerationError, SiteMatchError
 from pyro_discrete.estimators.base import Estimator
+from pyro_discrete.estimators.registry import AUTO
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import Dependencies, why_joined
@@ -27,19 +27,43 @@ from pyro_discrete.inspection.trial import (
     plain_trial,
 )
 from pyro_discrete.inspection.wiring import Wiring
-from pyro_discrete.marginal_planning import marginal_settings
 from pyro_discrete.objectives.base import Objective
 from pyro_discrete.objectives.costs import Order
-from pyro_discrete.plan import Plan, SitePlan
-from pyro_discrete.products import check_members, settle_products
+from pyro_discrete.planning.automatic import CHEAP_SUPPORT, Situation, cheap_enumeration, numbers_of, situations
+from pyro_discrete.planning.kl_treatment import analytic_notes, note_when_met_late
+from pyro_discrete.planning.plan import Plan, SitePlan
+from pyro_discrete.planning.products import check_members, settle_products
+from pyro_discrete.planning.select import Selection
 from pyro_discrete.programs.dims import Columns, plates_of
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import Site, latent_sites, number_of_values, sample_sites
-from pyro_discrete.scored_points import analytic_notes, note_when_met_late
-from pyro_discrete.select import Selection
+from pyro_discrete.sums.enumerated_sites import check_table, refuse_unguided
 from pyro_discrete.sums.marginalisation import absorbed, marginal_sites, settle
 
-__all__ = ["make_plan", "plan_site"]
+__all__ = [
+    "make_plan",
+    "marginal_settings",
+    "plan_site",
+]
+
+
+def marginal_settings(sites: list[Site], selection: Selection) -> dict[str, Enumerate]:
+    """How each of these sites is summed out. Raises `SiteMatchError` if one cannot be, or is to be sampled."""
+    settings = {}
+    for site in sites:
+        refuse_unguided(site.name, site.distribution)
+        choice, why = selection.wanted(site)
+        exact = isinstance(choice, Enumerate) or choice in (None, AUTO, Enumerate.name)
+        if not exact and why in ("by name", "the site's infer"):
+            name = choice if isinstance(choice, str) else getattr(choice, "name", choice)
+            raise SiteMatchError(
+                f"Estimator {name!r} was asked for at site {site.name!r}, which is latent in the model but not drawn "
+                "in the guide: there are no draws to learn from. Draw it in the guide too, or leave it out of the "
+                "dict to have it marginalised exactly."
+            )
+        settings[site.name] = choice if isinstance(choice, Enumerate) else Enumerate()
+        check_table(site.message, settings[site.name], marginal=True)
+    return settings
 
 
 def make_plan(

@@ -14,7 +14,9 @@ from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.programs.dims import Frames, plates_of
 from pyro_discrete.programs.sites import sample_sites
 
-__all__ = ["Contexts"]
+__all__ = [
+    "Contexts",
+]
 
 
 class Contexts:

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Estimator
 
-__all__ = ["SiteEstimators"]
+__all__ = [
+    "SiteEstimators",
+]
 
 
 def _key(name: str) -> str:

@@ -26,6 +26,7 @@ from pyro_discrete.programs.sites import Site, latent_sites, sample_sites, site_
 from pyro_discrete.relaxations.handler import ExtendMessenger
 
 __all__ = [
+    "CHEAP_SUPPORT",
     "TABLE_FILE",
     "Situation",
     "cheap_enumeration",
@@ -37,18 +38,25 @@ __all__ = [
     "situations",
 ]
 
+
 TABLE_FILE = Path(__file__).with_name("auto_table.json")
 """Variance times time of estimators by kind of site, as benchmarks/auto_table.py measured it."""
+
+
 _MEASURED_AS = {
     Family.CATEGORICAL: Family.ONE_HOT,
     Family.COUNT: Family.DISCRETE,
     Family.CONTINUOUS: Family.DISCRETE,
 }
+
+
 MOST_NUMBERS = 50_000_000
 """Estimators whose rows would hold more numbers in the program's sites are not taken by "auto": they need memory."""
 
 CHEAP_SUPPORT = 256
 """Up to so many joint values of all the guide's discrete sites, or of those behind any one term, "auto" enumerates."""
+
+
 WEIGHTS = {"depth": 2.0, "particles": 1.0, "work": 1.0}
 """Of each logarithmic distance to a cell: so chosen, cells are foretold best from the others (auto_models.py)."""
 

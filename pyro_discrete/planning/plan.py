@@ -16,9 +16,16 @@ from pyro_discrete.programs.dims import Columns, Layout
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.sums.components import SumCost
 
-__all__ = ["ANALYTIC", "Plan", "SitePlan"]
+__all__ = [
+    "ANALYTIC",
+    "Plan",
+    "SitePlan",
+]
+
 
 ClosedTerms = Callable[[Trace, Trace, Dependencies], dict[str, Tensor]]
+
+
 ANALYTIC = "; KL term analytic"
 """What a plan says of such a site."""
 

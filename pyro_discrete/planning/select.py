@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import deepcopy
 from fnmatch import fnmatchcase
 
-from pyro_discrete.automatic import Situation, ranking
 from pyro_discrete.errors import (
     ParticleError,
     SettingError,
@@ -23,6 +22,7 @@ from pyro_discrete.estimators.score.reinforce import Reinforce
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import ANY_FAMILY, Family
 from pyro_discrete.objectives.base import Objective
+from pyro_discrete.planning.automatic import Situation, ranking
 from pyro_discrete.programs.sites import Site
 
 __all__ = [

@@ -14,10 +14,14 @@ from torch import Tensor
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.estimators.base import Draw
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
-from pyro_discrete.plan import Plan
+from pyro_discrete.planning.plan import Plan
 from pyro_discrete.programs.sites import Site
 
-__all__ = ["check_members", "in_product", "settle_products"]
+__all__ = [
+    "check_members",
+    "in_product",
+    "settle_products",
+]
 
 
 def settle_products(plan: Plan, sites: Iterable[Site]) -> None:
