@@ -10,13 +10,12 @@ from torch import Tensor
 
 from pyro_discrete.calls import Call
 from pyro_discrete.capture import Capture, capture
-from pyro_discrete.gradients import StepGradients
 from pyro_discrete.graph_rewriting import NotCapturableError
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
-from pyro_discrete.outcome import Outcome
 from pyro_discrete.planning.plan import Plan
 from pyro_discrete.planning.site_estimators import SiteEstimators
 from pyro_discrete.programs.pair import Pair
+from pyro_discrete.steps.outcome import Outcome, StepGradients
 
 __all__ = [
     "CapturedStep",

@@ -19,12 +19,12 @@ from pyro_discrete.captured_step import (
     capture_step,
 )
 from pyro_discrete.errors import DiscreteInferenceError, SettingError
-from pyro_discrete.gradients import StepGradients
 from pyro_discrete.graph_rewriting import NotCapturableError
 from pyro_discrete.guards import Run, Watch, foreign_handlers, observed_run
-from pyro_discrete.one_run import StructureChangedError
 from pyro_discrete.planning.plan import Plan
 from pyro_discrete.programs.pair import Pair, set_torch_random_state, torch_random_state
+from pyro_discrete.steps.outcome import StepGradients
+from pyro_discrete.steps.run import StructureChangedError
 from pyro_discrete.undoing import Writes
 
 __all__ = ["Captures"]

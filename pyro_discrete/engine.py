@@ -15,15 +15,11 @@ from torch import Tensor, nn
 
 from pyro_discrete import finite as finite
 from pyro_discrete.compile import Captures
-from pyro_discrete.enumeration import enumerated_loss, settle_enumeration
 from pyro_discrete.errors import SettingError, is_whole
 from pyro_discrete.estimators.base import Estimator
-from pyro_discrete.gradients import StepGradients
 from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.inspection.trial import Trial
 from pyro_discrete.objectives.base import Objective
-from pyro_discrete.one_run import StructureChangedError
-from pyro_discrete.outcome import Outcome
 from pyro_discrete.planning.baseline_inputs import Contexts
 from pyro_discrete.planning.make_plan import make_plan, plan_site
 from pyro_discrete.planning.plan import Plan
@@ -34,7 +30,11 @@ from pyro_discrete.programs.pair import Pair, on_trial
 from pyro_discrete.programs.parameters import KnownLeaves
 from pyro_discrete.programs.sites import Site, latent_sites
 from pyro_discrete.relaxations.handler import refuse_handler_around
-from pyro_discrete.running import run_hard, run_step
+from pyro_discrete.steps.enumerated.parallel import enumerated_loss, settle_enumeration
+from pyro_discrete.steps.hard_loss import run_hard
+from pyro_discrete.steps.outcome import Outcome, StepGradients
+from pyro_discrete.steps.run import StructureChangedError
+from pyro_discrete.steps.step import run_step
 
 __all__ = [
     "DiscreteELBO",

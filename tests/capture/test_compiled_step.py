@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_discrete import TraceELBO
-from pyro_discrete.gradients import StepGradients
+from pyro_discrete.steps.outcome import StepGradients
 from tests.support.captured_pairs import Pair, data
 
 

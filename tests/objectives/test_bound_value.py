@@ -11,12 +11,13 @@ import pytest
 import torch
 from pyro import poutine
 
-from pyro_discrete import Reinforce, TraceELBO, TraceIWELBO, running
+from pyro_discrete import Reinforce, TraceELBO, TraceIWELBO
 from pyro_discrete.diagnostics.exact_bound import BoundOracle
 from pyro_discrete.errors import SettingError
 from pyro_discrete.objectives.importance import ImportanceBound
 from pyro_discrete.programs.dims import Layout
 from pyro_discrete.programs.sites import latent_sites
+from pyro_discrete.steps import hard_loss as running
 from tests.support.bounds import CORE, PROGRAMS
 from tests.support.pairs import DATA, layers, layers_guide, mixture, mixture_guide
 

@@ -11,9 +11,9 @@ import torch
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 
 from pyro_discrete import Enumerate, TraceELBO
-from pyro_discrete.enumeration import enumerated_loss
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.programs.pair import Pair
+from pyro_discrete.steps.enumerated.parallel import enumerated_loss
 from pyro_discrete.testing import exact_gradient, exact_loss
 from tests.support.pairs import DATA, gradients, layers, layers_guide
 

@@ -14,10 +14,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_discrete import Enumerate, TraceELBO, TraceIWELBO, one_run
+from pyro_discrete import Enumerate, TraceELBO, TraceIWELBO
 from pyro_discrete.diagnostics import marginal_programs
 from pyro_discrete.diagnostics.programs import Program
 from pyro_discrete.errors import EnumerationError, SiteMatchError
+from pyro_discrete.steps import run as one_run
 from pyro_discrete.sums import marginalisation
 from pyro_discrete.sums import marginalisation as sums_one_by_one
 from pyro_discrete.testing import Oracle, assert_contract, check_estimator, exact_gradient, exact_loss

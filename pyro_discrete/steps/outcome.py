@@ -7,10 +7,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pyro.poutine import Trace
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["StepGradients", "with_gradient"]
+from pyro_discrete.estimators.base import Draw, Estimator
+from pyro_discrete.objectives.base import Evaluation
+from pyro_discrete.programs.parameters import leaf_parameters
+
+__all__ = [
+    "Outcome",
+    "Pending",
+    "StepGradients",
+    "over",
+    "plus",
+    "with_gradient",
+]
 
 
 @dataclass
@@ -98,3 +110,58 @@ def _close(a: Tensor, b: Tensor) -> bool:
     if torch.equal(a, b) or a.numel() == 0:
         return True
     return bool((a - b).abs().max() <= 32 * torch.finfo(a.dtype).eps * a.abs().max())
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A site's draw and its costs, to be combined; `share` is the part of the site's particles that are in it."""
+
+    estimator: Estimator
+    draw: Draw
+    cost: Tensor
+    share: float = 1.0
+
+
+_NOTHING = 0.0
+
+
+@dataclass
+class Outcome:
+    """A step's loss (mean over particles, detached), and its surrogate, whose gradient is the estimate."""
+
+    loss: Tensor | float = _NOTHING
+    surrogate: Tensor | float = _NOTHING
+    evaluations: list[Evaluation] = field(default_factory=list)
+    pending: list[Pending] = field(default_factory=list)
+    draws: list[Tensor] = field(default_factory=list)
+
+    def leaves(self) -> list[Tensor]:
+        """The parameters that the surrogate depends on, wherever they live; draws that slopes are taken at are none."""
+        drawn = {id(value) for value in self.draws}
+        return [leaf for leaf in leaf_parameters(torch.as_tensor(self.surrogate)) if id(leaf) not in drawn]
+
+    def traces(self) -> list[tuple[str, Trace]]:
+        """The guide's and the model's traces of every run."""
+        pairs = [p for e in self.evaluations for p in (("guide", e.guide_trace), ("model", e.model_trace))]
+        return [(where, trace) for where, trace in pairs if trace is not None]
+
+    def combine(self, particles: int) -> None:
+        """Let the estimators combine their costs. They learn from them on the way: the loss is to be checked before."""
+        for each in self.pending:
+            cost = each.cost if each.estimator.differentiates_costs else each.cost.detach()
+            surrogate = each.estimator.surrogate(each.draw, cost)
+            part = over(torch.as_tensor(surrogate.loss).sum(), particles)
+            if surrogate.auxiliary is not None:
+                part = part + surrogate.auxiliary * each.share  # a mean over its own particles
+            self.surrogate = plus(self.surrogate, part)
+        self.pending = []
+
+
+def plus(total: Any, part: Any) -> Any:
+    """The sum of both, without an operation where there is no total yet."""
+    return part if total is _NOTHING else total + part
+
+
+def over(total: Any, particles: int) -> Any:
+    """The mean over particles of a sum, without an operation where there is one particle."""
+    return total if particles == 1 else total / particles

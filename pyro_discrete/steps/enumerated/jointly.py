@@ -25,7 +25,9 @@ from pyro_discrete.sums.components import SumCost
 from pyro_discrete.sums.enumerated_sites import Marginalise
 from pyro_discrete.sums.marginalisation import collapsed
 
-__all__ = ["joint_loss"]
+__all__ = [
+    "joint_loss",
+]
 
 
 def joint_loss(plan: Plan, pair: Pair, settings: Enumerate, known: Dependencies) -> Tensor:

@@ -23,18 +23,22 @@ from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.inspection.trial import Trial, check_rows
-from pyro_discrete.joint_enumeration import joint_loss
 from pyro_discrete.planning.plan import Plan
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import Site, family_of, is_deterministic, is_latent, latent_sites, sample_sites
-from pyro_discrete.separated import separated_loss
+from pyro_discrete.steps.enumerated.elementwise import separated_loss
+from pyro_discrete.steps.enumerated.jointly import joint_loss
 from pyro_discrete.sums.components import SumCost
 from pyro_discrete.sums.elimination import Elimination, SizesAlone
 from pyro_discrete.sums.enumerated_sites import mark_for_enumeration
 from pyro_discrete.sums.marginalisation import SCALES_DIFFER
 
-__all__ = ["enumerated_loss", "settle_enumeration"]
+__all__ = [
+    "enumerated_loss",
+    "settle_enumeration",
+]
+
 
 ONE_BY_ONE = 4096
 """So many joint values at most are gone through one by one."""

@@ -1,10 +1,8 @@
-"""One run of guide and model, what an estimator is given of it, and the outcome of a step."""
+"""Slopes: how a row's total cost changes with the value that an estimator drew there."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import torch
 from pyro.poutine import Trace
@@ -15,76 +13,18 @@ from pyro_discrete.estimators.base import Draw, Estimator
 from pyro_discrete.objectives.base import Evaluation, Objective
 from pyro_discrete.planning.baseline_inputs import Contexts
 from pyro_discrete.planning.plan import Plan
-from pyro_discrete.programs.dims import Layout, subsampling_scale
+from pyro_discrete.programs.dims import Columns, Layout, subsampling_scale
 from pyro_discrete.programs.pair import Pair
-from pyro_discrete.programs.parameters import leaf_parameters
 from pyro_discrete.programs.sites import Site
 
 __all__ = [
-    "Outcome",
-    "Pending",
     "contexts_of",
     "filled_draw",
-    "over",
-    "plus",
     "site_cost",
+    "slopes_by_column",
+    "slopes_by_row",
     "untended_part",
 ]
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A site's draw and its costs, to be combined; `share` is the part of the site's particles that are in it."""
-
-    estimator: Estimator
-    draw: Draw
-    cost: Tensor
-    share: float = 1.0
-
-
-_NOTHING = 0.0
-
-
-@dataclass
-class Outcome:
-    """A step's loss (mean over particles, detached), and its surrogate, whose gradient is the estimate."""
-
-    loss: Tensor | float = _NOTHING
-    surrogate: Tensor | float = _NOTHING
-    evaluations: list[Evaluation] = field(default_factory=list)
-    pending: list[Pending] = field(default_factory=list)
-    draws: list[Tensor] = field(default_factory=list)
-
-    def leaves(self) -> list[Tensor]:
-        """The parameters that the surrogate depends on, wherever they live; draws that slopes are taken at are none."""
-        drawn = {id(value) for value in self.draws}
-        return [leaf for leaf in leaf_parameters(torch.as_tensor(self.surrogate)) if id(leaf) not in drawn]
-
-    def traces(self) -> list[tuple[str, Trace]]:
-        """The guide's and the model's traces of every run."""
-        pairs = [p for e in self.evaluations for p in (("guide", e.guide_trace), ("model", e.model_trace))]
-        return [(where, trace) for where, trace in pairs if trace is not None]
-
-    def combine(self, particles: int) -> None:
-        """Let the estimators combine their costs. They learn from them on the way: the loss is to be checked before."""
-        for each in self.pending:
-            cost = each.cost if each.estimator.differentiates_costs else each.cost.detach()
-            surrogate = each.estimator.surrogate(each.draw, cost)
-            part = over(torch.as_tensor(surrogate.loss).sum(), particles)
-            if surrogate.auxiliary is not None:
-                part = part + surrogate.auxiliary * each.share  # a mean over its own particles
-            self.surrogate = plus(self.surrogate, part)
-        self.pending = []
-
-
-def plus(total: Any, part: Any) -> Any:
-    """The sum of both, without an operation where there is no total yet."""
-    return part if total is _NOTHING else total + part
-
-
-def over(total: Any, particles: int) -> Any:
-    """The mean over particles of a sum, without an operation where there is one particle."""
-    return total if particles == 1 else total / particles
 
 
 def contexts_of(evaluation: Evaluation, plan: Plan, pair: Pair) -> Contexts:
@@ -146,3 +86,66 @@ def untended_part(evaluation: Evaluation, joined: Evaluation, layout: Layout, sh
             part = layout.first_column(plates, score) * layout.first_column(plates, cost.detach())
             total = total + part.sum()
     return total
+
+
+def slopes_by_row(
+    evaluation: Evaluation,
+    resampled: Iterable[tuple[int, str]],
+    draws: Mapping[str, Draw],
+    chosen: Mapping[str, Estimator],
+    columns: Columns,
+    layout: Layout,
+) -> dict[str, dict[int, Tensor]]:
+    """Site to row to slope `[K, *batch, *event]`, for the rows of a run that holds all of them.
+
+    Row 0 is copied into other sites' columns, so its slopes are those of column 0 alone; the further columns' slopes
+    come from one more backward pass through all of them.
+    """
+    wanting = {name: e for name, e in chosen.items() if e.slope_rows and name in draws}
+    if not wanting:
+        return {}
+    totals = _scored(evaluation, resampled, layout)
+    own = [columns.rows_of(n)[r] for n, e in wanting.items() for r in e.slope_rows if r > 0]
+    found: dict[str, dict[int, Tensor]] = {name: {} for name in wanting}
+    for cost, first in ((totals[0].sum(), True), (totals[own].sum(), False)):
+        names = [n for n, e in wanting.items() if any((r == 0) is first for r in e.slope_rows)]
+        if not names:
+            continue
+        graph = any(chosen[n].differentiates_costs for n in names)
+        for name, slope in zip(names, _gradients(cost, [draws[n].value for n in names], graph), strict=True):
+            found[name].update({r: slope[r] for r in wanting[name].slope_rows if (r == 0) is first})
+    return found
+
+
+def slopes_by_column(
+    evaluation: Evaluation,
+    resampled: Iterable[tuple[int, str]],
+    layout: Layout,
+    draw: Draw,
+    estimator: Estimator,
+    row: int,
+) -> Tensor:
+    """The slope `[1, *batch, *event]` of one row, from the run of its column alone."""
+    total = _scored(evaluation, resampled, layout).sum()
+    return _gradients(total, [draw.value], estimator.differentiates_costs)[0][row]
+
+
+def _scored(evaluation: Evaluation, resampled: Iterable[tuple[int, str]], layout: Layout) -> Tensor:
+    """Total costs `[columns, K]`, with the scores of sites drawn hard downstream of a relaxed value.
+
+    Without its score such a site's influence would be missing from the slope.
+    """
+    leading = (layout.columns, layout.particles)
+    totals = evaluation.costs.totals().reshape(leading)
+    for column, name in resampled:
+        cost = evaluation.costs.of(name)
+        if cost is not None:
+            weighted = (evaluation.scores[name] * cost.detach()).reshape(*leading, -1).sum(-1)
+            here = torch.arange(leading[0], device=weighted.device) == column
+            totals = totals + weighted * here.to(weighted).unsqueeze(-1)
+    return totals
+
+
+def _gradients(total: Tensor, values: list[Tensor], graph: bool) -> list[Tensor]:
+    found = torch.autograd.grad(total, values, retain_graph=True, create_graph=graph, allow_unused=True)
+    return [torch.zeros_like(v) if g is None else g for g, v in zip(found, values, strict=True)]

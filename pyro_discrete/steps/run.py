@@ -11,19 +11,24 @@ from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 
+from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.objectives.base import Evaluation, Objective
 from pyro_discrete.planning.kl_treatment import settled_points
 from pyro_discrete.planning.plan import Plan
 from pyro_discrete.programs.dims import ROWS_PLATE, Layout
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, trace_sites
-from pyro_discrete.programs.sites import is_latent, latent_sites, sample_sites
+from pyro_discrete.programs.sites import Site, is_latent, latent_sites, sample_sites
 from pyro_discrete.relaxations.handler import ExtendMessenger
-from pyro_discrete.rows import PlaceColumn, PlaceRows
+from pyro_discrete.relaxations.relaxed_distribution import state_trials
+from pyro_discrete.steps.placing import PlaceColumn, PlaceRows
 from pyro_discrete.sums.enumerated_sites import Marginalise
 from pyro_discrete.sums.marginalisation import collapsed, summed_one_by_one
 
-__all__ = ["StructureChangedError", "evaluated"]
+__all__ = [
+    "StructureChangedError",
+    "evaluated",
+]
 
 
 class StructureChangedError(Exception):
@@ -107,3 +112,23 @@ def _traces(
         if name not in drawn and is_latent(msg):
             raise StructureChangedError(f"site {name!r} is new in the model")
     return guide_trace, model_trace, model_trace, {}
+
+
+Adopt = Callable[[Site], Estimator]
+
+
+def _chooser(plan: Plan, adopt: Adopt, read: bool = True) -> Callable[[Site], Estimator | None]:
+    def choose(site: Site) -> Estimator | None:
+        dims = len(site.distribution.batch_shape) - (
+            1 if any(f.name == ROWS_PLATE for f in site["cond_indep_stack"]) else 0
+        )
+        if dims > plan.batch_dims:
+            raise StructureChangedError(f"site {site.name!r} is in more plates than before", dims)
+        if site.family is None:
+            return None
+        estimator = adopt(site)
+        if estimator.relaxed or estimator.sloped:
+            state_trials(site, plan.largest, read)
+        return estimator
+
+    return choose

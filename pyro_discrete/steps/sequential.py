@@ -12,17 +12,19 @@ from torch import Tensor
 from pyro_discrete.estimators.base import Draw, Estimator
 from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.objectives.base import Evaluation, Objective
-from pyro_discrete.one_run import evaluated
-from pyro_discrete.outcome import Outcome, Pending, contexts_of, filled_draw, over, plus, site_cost, untended_part
 from pyro_discrete.planning.plan import Plan
 from pyro_discrete.planning.products import check_members, in_product
 from pyro_discrete.programs.dims import Layout
 from pyro_discrete.programs.pair import KeepSubsamples, Pair
 from pyro_discrete.programs.sites import Site
-from pyro_discrete.rows import PlaceColumn, Primary
-from pyro_discrete.slopes import slopes_by_column
+from pyro_discrete.steps.costing import contexts_of, filled_draw, site_cost, slopes_by_column, untended_part
+from pyro_discrete.steps.outcome import Outcome, Pending, over, plus
+from pyro_discrete.steps.placing import PlaceColumn, Primary
+from pyro_discrete.steps.run import evaluated
 
-__all__ = ["run_columns"]
+__all__ = [
+    "run_columns",
+]
 
 
 @dataclass
