@@ -14,7 +14,7 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
 from pyro_discrete import finite as finite
-from pyro_discrete.compile import Captures
+from pyro_discrete.capture.captures import Captures
 from pyro_discrete.errors import SettingError, is_whole
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.inspection.dependencies import Dependencies

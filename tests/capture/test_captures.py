@@ -49,7 +49,7 @@ def test_gradients_add_up():
 
 
 def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("pyro_discrete.compile.MOST_CAPTURES", 2)
+    monkeypatch.setattr("pyro_discrete.capture.captures.MOST_CAPTURES", 2)
     elbo, pair = graph_elbo(), Pair()
     for size in (3, 4):
         steps(elbo, pair, data(size), count=2)

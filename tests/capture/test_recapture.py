@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_discrete.calls import Call
+from pyro_discrete.capture.captured_step import Call
 from pyro_discrete.programs.pair import Pair as Arguments
 from tests.support.captured_pairs import Pair, captures_of, data, graph_elbo, same_as_eager, steps
 

@@ -14,9 +14,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import embedding
 
 from pyro_discrete import TraceELBO
-from pyro_discrete.capture import capture
-from pyro_discrete.gathering import gather_sums
-from pyro_discrete.graph_rewriting import share_repeated
+from pyro_discrete.capture.graph import capture
+from pyro_discrete.capture.rewriting import gather_sums, share_repeated
 from pyro_discrete.programs.pair import Pair
 
 TABLE = torch.randn(7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_discrete import TraceELBO
-from pyro_discrete.compile import Captures
+from pyro_discrete.capture.captures import Captures
 
 
 class Pair:

@@ -15,11 +15,23 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-__all__ = ["Run", "Watch", "foreign_handlers", "observed_run"]
+__all__ = [
+    "Run",
+    "Watch",
+    "foreign_handlers",
+    "observed_run",
+]
+
 
 MOST_WATCHED = 2000
+
+
 SCALARS = (bool, int, float, complex, str, bytes, type(None))
+
+
 _MISSING = object()
+
+
 _LIBRARIES = frozenset(("torch", "pyro", "pyro_discrete", "numpy", "scipy", "builtins", "typing", "functools"))
 
 

@@ -21,13 +21,13 @@ from torch.nn.functional import one_hot
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_discrete.gathering import gather_sums
-from pyro_discrete.graph_rewriting import (
+from pyro_discrete.capture.rewriting import (
     NotCapturableError,
     changed_tensors,
     declare_writes,
     drop_aliases,
     drop_unused,
+    gather_sums,
     lift_constants,
     own_outputs,
     refuse_dynamic_shapes,
@@ -37,7 +37,12 @@ from pyro_discrete.graph_rewriting import (
     share_repeated,
 )
 
-__all__ = ["Capture", "capture", "why_not"]
+__all__ = [
+    "Capture",
+    "capture",
+    "why_not",
+]
+
 
 Step = Callable[..., list[Tensor]]
 

@@ -10,24 +10,20 @@ import pyro.util
 import torch
 from torch import Tensor
 
-from pyro_discrete.calls import Call
-from pyro_discrete.capture import Capture, why_not
-from pyro_discrete.captured_step import (
-    CapturedStep,
-    Engine,
-    NotFiniteStepError,
-    capture_step,
-)
+from pyro_discrete.capture.captured_step import Call, CapturedStep, Engine, NotFiniteStepError, Writes, capture_step
+from pyro_discrete.capture.graph import Capture, why_not
+from pyro_discrete.capture.rewriting import NotCapturableError
+from pyro_discrete.capture.watch import Run, Watch, foreign_handlers, observed_run
 from pyro_discrete.errors import DiscreteInferenceError, SettingError
-from pyro_discrete.graph_rewriting import NotCapturableError
-from pyro_discrete.guards import Run, Watch, foreign_handlers, observed_run
 from pyro_discrete.planning.plan import Plan
 from pyro_discrete.programs.pair import Pair, set_torch_random_state, torch_random_state
 from pyro_discrete.steps.outcome import StepGradients
 from pyro_discrete.steps.run import StructureChangedError
-from pyro_discrete.undoing import Writes
 
-__all__ = ["Captures"]
+__all__ = [
+    "Captures",
+]
+
 
 MOST_CAPTURES = 16
 """So many graphs an ELBO holds at most: kinds of call beyond these run eagerly."""
