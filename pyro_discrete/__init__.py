@@ -20,7 +20,9 @@ from pyro_discrete.draws.schedules import (
     Schedule,
     StepDecay,
 )
-from pyro_discrete.elbo import TraceELBO
+from pyro_discrete.elbos.elbo import TraceELBO
+from pyro_discrete.elbos.expectation import TraceExpectation
+from pyro_discrete.elbos.iwelbo import TraceIWELBO
 from pyro_discrete.errors import DiscreteInferenceError
 from pyro_discrete.estimators.base import Draw, Estimator, Surrogate
 from pyro_discrete.estimators.coupled.arm import ARM
@@ -53,10 +55,8 @@ from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.estimators.support_sums.indecater import IndeCateR
 from pyro_discrete.estimators.support_sums.sum_and_sample import SumAndSample
 from pyro_discrete.estimators.support_sums.unordered_set import UnorderedSet
-from pyro_discrete.expectation import TraceExpectation
 from pyro_discrete.families import Family
 from pyro_discrete.guides.auto_discrete import AutoDiscreteMeanField
-from pyro_discrete.iwelbo import TraceIWELBO
 from pyro_discrete.posterior import DiscretePosterior
 from pyro_discrete.relaxations.handler import relax
 from pyro_discrete.relaxations.soft_index import SoftIndex

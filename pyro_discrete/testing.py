@@ -109,8 +109,8 @@ def check_estimator(
     mean gradients must agree with the exact ones; if it is declared biased, some gradient must be seen to be; and its
     auxiliary loss must not reach the programs' parameters.
     """
-    from pyro_discrete.elbo import TraceELBO  # the engine, which this module is not to load unless it is used
-    from pyro_discrete.iwelbo import TraceIWELBO
+    from pyro_discrete.elbos.elbo import TraceELBO
+    from pyro_discrete.elbos.iwelbo import TraceIWELBO
 
     given = _instance(estimator)
     if inner is None and given.importance_weighted:

@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 
 from pyro_discrete.batches import Arguments, as_arguments, make_batches
 from pyro_discrete.checkpoints import load_checkpoint, save_checkpoint
-from pyro_discrete.elbo import TraceELBO
-from pyro_discrete.engine import DiscreteELBO
+from pyro_discrete.elbos.elbo import TraceELBO
+from pyro_discrete.elbos.engine import DiscreteELBO
 from pyro_discrete.errors import DiscreteInferenceError, SettingError
 from pyro_discrete.interrupts import Interrupted, StopRequest
 from pyro_discrete.optimisation import OptimizerSpec, Rates, build_optimizer

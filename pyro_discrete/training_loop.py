@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pyro_discrete.batches import Arguments, Batches, one_epoch
-from pyro_discrete.engine import DiscreteELBO
+from pyro_discrete.elbos.engine import DiscreteELBO
 from pyro_discrete.errors import CheckpointError, NonFiniteError
 from pyro_discrete.optimisation import clip_gradients, named_parameters
 from pyro_discrete.programs.parameters import modules_of

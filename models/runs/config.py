@@ -22,7 +22,7 @@ from models.programs.sbn import SigmoidBeliefNetwork
 from models.runs.estimators import AUTO, check_estimator, has_temperature, least_particles
 from pyro_discrete import NVIL, Estimator, TraceELBO, TraceIWELBO, available_estimators
 from pyro_discrete.checkpoints import load_checkpoint
-from pyro_discrete.engine import DiscreteELBO
+from pyro_discrete.elbos.engine import DiscreteELBO
 from pyro_discrete.errors import CheckpointError, near_matches
 
 __all__ = [

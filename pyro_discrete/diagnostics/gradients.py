@@ -11,7 +11,7 @@ import torch
 from pyro.params.param_store import normalize_param_name
 from torch import Tensor
 
-from pyro_discrete.engine import DiscreteELBO
+from pyro_discrete.elbos.engine import DiscreteELBO
 from pyro_discrete.programs.pair import Pair, on_trial
 from pyro_discrete.programs.parameters import leaf_parameters, parameter_names
 

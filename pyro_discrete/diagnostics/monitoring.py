@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_discrete.diagnostics.gradients import GradientDraws
 from pyro_discrete.draws.schedules import temperature_at
-from pyro_discrete.engine import DiscreteELBO
+from pyro_discrete.elbos.engine import DiscreteELBO
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Draw, Estimator, Surrogate
 from pyro_discrete.families import Family

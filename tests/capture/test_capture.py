@@ -25,7 +25,7 @@ from pyro_discrete import (
 )
 from pyro_discrete.diagnostics import effect_programs, plate_programs, site_programs
 from pyro_discrete.diagnostics.programs import Program
-from pyro_discrete.engine import DiscreteELBO
+from pyro_discrete.elbos.engine import DiscreteELBO
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.testing import discover_estimators
 

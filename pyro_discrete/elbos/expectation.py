@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pyro_discrete.elbo import advance_weight, checked_weight
-from pyro_discrete.engine import DiscreteELBO
+from pyro_discrete.elbos.elbo import advance_weight, checked_weight
+from pyro_discrete.elbos.engine import DiscreteELBO
 from pyro_discrete.objectives.reward import ExpectedReward
 from pyro_discrete.planning.select import Spec
 

@@ -13,8 +13,8 @@ from pyro.infer import ELBO
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
-from pyro_discrete import finite as finite
 from pyro_discrete.capture.captures import Captures
+from pyro_discrete.elbos.failures import check_gradients, explained, fresh_traces, loss_not_finite, surrogate_not_finite
 from pyro_discrete.errors import SettingError, is_whole
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.inspection.dependencies import Dependencies
@@ -114,7 +114,7 @@ class DiscreteELBO(nn.Module, ELBO):
                 outcome = self._retried(lambda: run_hard(self._planned(pair), pair, self.objective), pair)
             value = float(outcome.loss)
             if math.isnan(value):
-                raise finite.loss_not_finite(value, outcome.traces() or finite.fresh_traces(pair), int(self.step))
+                raise loss_not_finite(value, outcome.traces() or fresh_traces(pair), int(self.step))
             return value
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
@@ -127,7 +127,7 @@ class DiscreteELBO(nn.Module, ELBO):
             if surrogate.requires_grad:
                 surrogate.backward(retain_graph=self.retain_graph)
                 leaves = self._leaves.of(outcome.leaves)
-                finite.check_gradients([p.grad for p in leaves if p.grad is not None], pair, self.step, leaves)
+                check_gradients([p.grad for p in leaves if p.grad is not None], pair, self.step, leaves)
             return float(outcome.loss)
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
@@ -172,13 +172,13 @@ class DiscreteELBO(nn.Module, ELBO):
             outcome = self._retried(lambda: run_step(self._planned(pair), pair, *more), pair)
         value = float(outcome.loss)
         if not math.isfinite(value):
-            raise finite.loss_not_finite(value, outcome.traces() or finite.fresh_traces(pair), int(self.step))
+            raise loss_not_finite(value, outcome.traces() or fresh_traces(pair), int(self.step))
         if not torch.is_grad_enabled():
             return outcome, torch.as_tensor(outcome.loss)  # nothing is learned from a run without gradients
         outcome.combine(self.plan.particles)
         surrogate = torch.as_tensor(outcome.surrogate)
         if not math.isfinite(surrogate.item()):
-            raise finite.surrogate_not_finite(int(self.step))
+            raise surrogate_not_finite(int(self.step))
         self._count_step()
         return outcome, surrogate
 
@@ -195,7 +195,7 @@ class DiscreteELBO(nn.Module, ELBO):
             return StepGradients(loss, [], [])
         leaves = outcome.leaves()
         gradients = torch.autograd.grad(surrogate, leaves, allow_unused=True, retain_graph=self.retain_graph)
-        finite.check_gradients([g for g in gradients if g is not None], pair, self.step)
+        check_gradients([g for g in gradients if g is not None], pair, self.step)
         return StepGradients.of(loss, leaves, gradients, {})
 
     def _traceable_step(self, pair: Pair, dependencies: Dependencies) -> Outcome:
@@ -287,7 +287,7 @@ class DiscreteELBO(nn.Module, ELBO):
     def _errors(self, pair: Pair) -> AbstractContextManager[None]:
         """Errors as a user needs to see them."""
         refuse_handler_around(type(self).__name__)
-        return finite.explained(pair, lambda: int(self.step))
+        return explained(pair, lambda: int(self.step))
 
     def get_extra_state(self) -> dict[str, Any]:
         """Which estimator each site has, for "auto" to choose the same after a reload."""

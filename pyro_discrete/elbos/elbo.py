@@ -9,12 +9,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pyro_discrete.engine import DiscreteELBO
+from pyro_discrete.elbos.engine import DiscreteELBO
 from pyro_discrete.errors import SettingError
 from pyro_discrete.objectives.evidence import EvidenceBound
 from pyro_discrete.planning.select import Spec
 
-__all__ = ["TraceELBO"]
+__all__ = [
+    "TraceELBO",
+    "advance_weight",
+    "checked_weight",
+]
 
 
 class TraceELBO(DiscreteELBO):
