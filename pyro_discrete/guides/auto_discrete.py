@@ -20,8 +20,7 @@ from torch.distributions import constraints
 
 from pyro_discrete.errors import SettingError, SiteShapeError
 from pyro_discrete.families import Family
-from pyro_discrete.guides.networks import LogitNetworks
-from pyro_discrete.guides.observations import observed_run
+from pyro_discrete.guides.networks import LogitNetworks, observed_run
 from pyro_discrete.guides.variational import VariationalSite
 from pyro_discrete.programs.sites import family_of, latent_sites, without_mask
 

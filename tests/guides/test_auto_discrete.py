@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pyro_discrete import AutoDiscreteMeanField, TraceELBO
 from pyro_discrete.errors import SettingError, SiteShapeError, UnsupportedSiteError
-from pyro_discrete.guides.table import Table
+from pyro_discrete.guides.variational import Table
 from tests.support.auto_programs import (
     AMORTIZE,
     LEVELS,
