@@ -1,7 +1,6 @@
 """Gradient estimators for Pyro programs with discrete latent variables, chosen by an argument of the ELBO."""
 
 from pyro_discrete import diagnostics
-from pyro_discrete.diagnostics.inference_data import to_inference_data
 from pyro_discrete.draws.gumbel import (
     GumbelTopK,
     gumbel_max,
@@ -57,7 +56,8 @@ from pyro_discrete.estimators.support_sums.sum_and_sample import SumAndSample
 from pyro_discrete.estimators.support_sums.unordered_set import UnorderedSet
 from pyro_discrete.families import Family
 from pyro_discrete.guides.auto_discrete import AutoDiscreteMeanField
-from pyro_discrete.posterior import DiscretePosterior
+from pyro_discrete.posterior.discrete_posterior import DiscretePosterior
+from pyro_discrete.posterior.inference_data import to_inference_data
 from pyro_discrete.relaxations.handler import relax
 from pyro_discrete.relaxations.soft_index import SoftIndex
 from pyro_discrete.training import FitResult, fit

@@ -3,8 +3,8 @@
 from pyro_discrete.diagnostics.comparison import compare_estimators
 from pyro_discrete.diagnostics.comparison_report import EstimatorComparison
 from pyro_discrete.diagnostics.exact import Exact, Oracle, exact_gradient, exact_loss
-from pyro_discrete.diagnostics.inference_data import pareto_k, to_inference_data
 from pyro_discrete.diagnostics.monitoring import Monitor
+from pyro_discrete.posterior.inference_data import pareto_k, to_inference_data
 
 __all__ = [
     "EstimatorComparison",

@@ -149,7 +149,7 @@ def only_the_mean(x, offset):
 def test_sites_of_the_model_alone_are_summed_out_and_drawn(rows, monkeypatch):
     """False alarms below 1e-6: the mean of z is within 5.5 standard errors of its posterior probability's."""
     if not rows:
-        monkeypatch.setattr("pyro_discrete.diagnostics.posterior_draws.check_rows", lambda *a: False)
+        monkeypatch.setattr("pyro_discrete.posterior.draws.check_rows", lambda *a: False)
     pyro.set_rng_seed(0)
     draws = 2_000 if rows else 40
     data = to_inference_data(model, only_the_mean, X, OFFSET, num_samples=draws)

@@ -130,7 +130,7 @@ def test_a_masked_end_has_no_say_in_the_path(monkeypatch):
     # z0 = 0: 0.5 N(0.8; 0, 1) = 0.145, and 1: 0.5 N(0.8; 2, 1) = 0.097; times the likeliest end, 0.065 and 0.079
     assert int(DiscretePosterior(model).most_probable()["z0"]) == 0
     whole = functools.partial(Marginalise, masked=False)
-    monkeypatch.setattr("pyro_discrete.posterior.Marginalise", lambda *a, masked: whole(*a))
+    monkeypatch.setattr("pyro_discrete.posterior.discrete_posterior.Marginalise", lambda *a, masked: whole(*a))
     assert int(DiscretePosterior(model).most_probable()["z0"]) == 1
 
 
@@ -271,7 +271,7 @@ def test_a_draw_that_ignores_its_shares_is_caught(monkeypatch):
         return random_value(torch.zeros_like(table) + 0 * table, dim)
 
     probability, paths = brute_force(X)
-    monkeypatch.setattr("pyro_discrete.posterior.random_value", evenly)
+    monkeypatch.setattr("pyro_discrete.posterior.discrete_posterior.random_value", evenly)
     samples = DiscretePosterior(hmm, num_samples=2_000).samples(X)
     exact = float(probability @ (paths[:, 0] == 0).float())
     assert abs((samples["z0"] == 0).float().mean() - exact) > 0.1

@@ -1,9 +1,9 @@
-"""What a trained pair says of its discrete sites: marginals, joint samples, the most probable values, predictions."""
+"""Most probable values of sites too large for a table of joint values: element by element, where that is exact."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -18,8 +18,8 @@ from torch import Tensor
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
+from pyro_discrete.inspection.dependencies import UNKNOWN, find_dependencies
 from pyro_discrete.inspection.trial import Trial, check_rows, plain_trial
-from pyro_discrete.modes import modes, standing_alone
 from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.pair import Pair, SiteMessenger, Substitute, UnconditionSites, on_trial
 from pyro_discrete.programs.sites import (
@@ -36,10 +36,47 @@ from pyro_discrete.sums.elimination import Reduce, log_sum_exp
 from pyro_discrete.sums.enumerated_sites import Marginalise
 from pyro_discrete.sums.marginalisation import collapsed, marginal_sites, settle_marginals
 
-__all__ = ["DiscretePosterior", "PosteriorRuns"]
+__all__ = [
+    "DiscretePosterior",
+    "PosteriorRuns",
+    "modes",
+    "standing_alone",
+]
+
+
+def standing_alone(pair: Pair, large: Iterable[Site], every: Iterable[Site]) -> list[str]:
+    """The large sites of the guide whose elements are independent, of each other and of the guide's other sites.
+
+    They are drawn given no discrete site, and read by none of `every`. Empty where dependences are not known.
+    """
+    names = [s.name for s in large if s.distribution.event_dim > len(base_distribution(s.distribution).event_shape)]
+    known = find_dependencies(pair) if names else UNKNOWN
+    if not known.known:
+        return []
+    return [
+        name
+        for name in names
+        if not any(
+            known.downstream(name, other.name) or (other.family is not None and known.downstream(other.name, name))
+            for other in every
+            if other.name != name
+        )
+    ]
+
+
+def modes(fn: Any) -> Tensor:
+    """Each element's most probable value `[*batch, *event]`; the first of them, where there are several."""
+    base = base_distribution(fn)
+    values = base.enumerate_support(expand=False)
+    values = values.reshape(len(values), *base.event_shape)
+    scores = base.log_prob(values.reshape(len(values), *(1,) * len(base.batch_shape), *base.event_shape))
+    return values[scores.argmax(0)].expand(fn.shape())
+
 
 SMALL = 256
 """Guide sites of so many joint values at most are summed over; of larger ones, marginals are means over draws."""
+
+
 Values = dict[str, Tensor]
 
 

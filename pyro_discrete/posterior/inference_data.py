@@ -11,12 +11,16 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyro_discrete.diagnostics.posterior_draws import PosteriorDraws, draw_posterior
 from pyro_discrete.errors import SettingError, near_matches
+from pyro_discrete.posterior.draws import PosteriorDraws, draw_posterior
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import is_random_observation, latent_sites, sample_sites
 
-__all__ = ["pareto_k", "to_inference_data"]
+__all__ = [
+    "pareto_k",
+    "to_inference_data",
+]
+
 
 Program = Callable[..., Any]
 

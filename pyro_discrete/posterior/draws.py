@@ -14,14 +14,18 @@ from torch import Tensor
 
 from pyro_discrete.errors import SiteShapeError
 from pyro_discrete.inspection.trial import Trial, check_pair, check_rows, plain_trial
-from pyro_discrete.posterior import PosteriorRuns
+from pyro_discrete.posterior.discrete_posterior import PosteriorRuns
 from pyro_discrete.programs.dims import Frames, plates_of
 from pyro_discrete.programs.pair import Pair, UnconditionSites, on_trial, trace_pair
 from pyro_discrete.programs.sites import is_random_observation, latent_sites, sample_sites, site_log_prob
 from pyro_discrete.sums.components import random_value
 from pyro_discrete.sums.marginalisation import marginal_sites
 
-__all__ = ["PosteriorDraws", "draw_posterior"]
+__all__ = [
+    "PosteriorDraws",
+    "draw_posterior",
+]
+
 
 ELEMENTS_AT_ONCE = 2**24
 """Largest tensor of a run in elements; more draws go in several runs."""
