@@ -60,8 +60,8 @@ from pyro_discrete.posterior.discrete_posterior import DiscretePosterior
 from pyro_discrete.posterior.inference_data import to_inference_data
 from pyro_discrete.relaxations.handler import relax
 from pyro_discrete.relaxations.soft_index import SoftIndex
-from pyro_discrete.training import FitResult, fit
-from pyro_discrete.training_loop import FitState
+from pyro_discrete.training.fit import FitResult, fit
+from pyro_discrete.training.loop import FitState
 
 __all__ = [
     "ARM",

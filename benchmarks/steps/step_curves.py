@@ -24,9 +24,9 @@ import typer
 
 from benchmarks.steps.step_shapes import Shape
 from pyro_discrete import TraceELBO
-from pyro_discrete.batches import TensorBatches, as_arguments
-from pyro_discrete.optimisation import build_optimizer
-from pyro_discrete.training_loop import FitState, Loop
+from pyro_discrete.training.batches import TensorBatches, as_arguments
+from pyro_discrete.training.loop import FitState, Loop
+from pyro_discrete.training.optimisation import build_optimizer
 
 BASE = Shape("", "binary", 100)
 AXES: dict[str, list[int]] = {

@@ -25,9 +25,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.steps.step_shapes import DRAWS, SHAPES, Shape
 from pyro_discrete import TraceELBO
-from pyro_discrete.batches import TensorBatches, as_arguments
-from pyro_discrete.optimisation import build_optimizer
-from pyro_discrete.training_loop import FitState, Loop
+from pyro_discrete.training.batches import TensorBatches, as_arguments
+from pyro_discrete.training.loop import FitState, Loop
+from pyro_discrete.training.optimisation import build_optimizer
 
 PARTS: dict[str, tuple[str, ...]] = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm"),

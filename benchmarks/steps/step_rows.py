@@ -21,9 +21,9 @@ from pyro.infer import SVI, JitTrace_ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGrap
 
 from benchmarks.steps.step_shapes import DRAWS, Shape, by_hand
 from pyro_discrete import TraceELBO
-from pyro_discrete.batches import TensorBatches, as_arguments
-from pyro_discrete.optimisation import build_optimizer
-from pyro_discrete.training_loop import FitState, Loop
+from pyro_discrete.training.batches import TensorBatches, as_arguments
+from pyro_discrete.training.loop import FitState, Loop
+from pyro_discrete.training.optimisation import build_optimizer
 
 __all__ = ["Here", "Row", "Worker", "rows_here"]
 

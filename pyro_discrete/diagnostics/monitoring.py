@@ -90,7 +90,7 @@ class Monitor:
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Count a step, and look every so many of them; `args` and `kwargs` are the step's, or the state that `fit`
         hands to its callbacks, which counts by itself."""
-        from pyro_discrete.training_loop import FitState  # which imports this package
+        from pyro_discrete.training.loop import FitState
 
         if len(args) == 1 and isinstance(args[0], FitState):
             self.look(args[0].step, *args[0].args, **args[0].kwargs)

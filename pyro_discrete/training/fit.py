@@ -14,17 +14,20 @@ import xarray as xr
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
-from pyro_discrete.batches import Arguments, as_arguments, make_batches
 from pyro_discrete.checkpoints import load_checkpoint, save_checkpoint
 from pyro_discrete.elbos.elbo import TraceELBO
 from pyro_discrete.elbos.engine import DiscreteELBO
 from pyro_discrete.errors import DiscreteInferenceError, SettingError
 from pyro_discrete.interrupts import Interrupted, StopRequest
-from pyro_discrete.optimisation import OptimizerSpec, Rates, build_optimizer
 from pyro_discrete.planning.select import Spec
-from pyro_discrete.training_loop import FitState, Loop
+from pyro_discrete.training.batches import Arguments, as_arguments, make_batches
+from pyro_discrete.training.loop import FitState, Loop
+from pyro_discrete.training.optimisation import OptimizerSpec, Rates, build_optimizer
 
-__all__ = ["FitResult", "fit"]
+__all__ = [
+    "FitResult",
+    "fit",
+]
 
 
 @dataclass(frozen=True)

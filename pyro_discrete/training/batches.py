@@ -10,7 +10,16 @@ from torch import Tensor
 
 from pyro_discrete.errors import EmptyBatchError, SettingError
 
-__all__ = ["Arguments", "Batches", "LoaderBatches", "TensorBatches", "as_arguments", "make_batches", "one_epoch"]
+__all__ = [
+    "Arguments",
+    "Batches",
+    "LoaderBatches",
+    "TensorBatches",
+    "as_arguments",
+    "make_batches",
+    "one_epoch",
+]
+
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 

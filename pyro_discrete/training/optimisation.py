@@ -16,9 +16,18 @@ from torch.optim import Optimizer
 from pyro_discrete.errors import SettingError, near_matches
 from pyro_discrete.programs.parameters import parameter_names
 
-__all__ = ["OptimizerSpec", "build_optimizer", "clip_gradients", "named_parameters"]
+__all__ = [
+    "OptimizerSpec",
+    "Rates",
+    "build_optimizer",
+    "clip_gradients",
+    "named_parameters",
+]
+
 
 OptimizerSpec = str | type[Optimizer] | Callable[..., Optimizer] | Optimizer
+
+
 Rates = Mapping[str, float | Mapping[str, Any]]
 
 

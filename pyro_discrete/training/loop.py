@@ -15,13 +15,17 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from pyro_discrete.batches import Arguments, Batches, one_epoch
 from pyro_discrete.elbos.engine import DiscreteELBO
 from pyro_discrete.errors import CheckpointError, NonFiniteError
-from pyro_discrete.optimisation import clip_gradients, named_parameters
 from pyro_discrete.programs.parameters import modules_of
+from pyro_discrete.training.batches import Arguments, Batches, one_epoch
+from pyro_discrete.training.optimisation import clip_gradients, named_parameters
 
-__all__ = ["FitState", "Loop"]
+__all__ = [
+    "FitState",
+    "Loop",
+]
+
 
 VALIDATION_SEED = 20
 """Every validation has the same random numbers, so that two of them differ by the parameters alone."""
