@@ -28,7 +28,7 @@ from models.runs.evaluation import EVALUATION_SEED, gradient_noise, isolated
 from models.runs.training import Training
 from pyro_discrete import NVIL, available_estimators
 from pyro_discrete.checkpoints import write_atomically
-from pyro_discrete.diagnostics.gradients import train_own_parts
+from pyro_discrete.diagnostics.gradient_draws import train_own_parts
 from pyro_discrete.elbos.engine import DiscreteELBO
 from pyro_discrete.errors import DiscreteInferenceError, near_matches
 from pyro_discrete.programs.pair import Pair

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from models.programs.program import LatentClasses, Program
 from pyro_discrete import TraceELBO
-from pyro_discrete.diagnostics.gradients import GradientDraws
+from pyro_discrete.diagnostics.gradient_draws import GradientDraws
 from pyro_discrete.elbos.engine import DiscreteELBO
 from pyro_discrete.errors import NonFiniteError
 from pyro_discrete.programs.pair import Pair

@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_discrete.diagnostics.exact_bound import BoundOracle
+from pyro_discrete.diagnostics.exact import BoundOracle
 from pyro_discrete.diagnostics.programs import BERNOULLI, CATEGORICAL, ONE_HOT, Pair, Program, leaf, program
 
 __all__ = [

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from pyro_discrete.diagnostics.comparison_report import EstimatorComparison
 from pyro_discrete.diagnostics.exact import Oracle
-from pyro_discrete.diagnostics.gradients import GradientDraws, Moments, train_own_parts
+from pyro_discrete.diagnostics.gradient_draws import GradientDraws, Moments, train_own_parts
 from pyro_discrete.elbos.elbo import TraceELBO
 from pyro_discrete.elbos.engine import DiscreteELBO
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SettingError

@@ -7,14 +7,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
+from matplotlib.figure import Figure
 from pyro import poutine
 from torch import Tensor
 
-from pyro_discrete.diagnostics.gradients import GradientDraws
+from pyro_discrete.diagnostics.gradient_draws import GradientDraws
 from pyro_discrete.draws.schedules import temperature_at
 from pyro_discrete.elbos.engine import DiscreteELBO
 from pyro_discrete.errors import SettingError
@@ -23,14 +25,19 @@ from pyro_discrete.families import Family
 from pyro_discrete.programs.pair import Pair, undisturbed
 from pyro_discrete.programs.sites import base_distribution, family_of, latent_sites
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+__all__ = [
+    "Monitor",
+    "picture",
+]
 
-__all__ = ["Monitor"]
 
 ACTIVE = 0.01
 """A latent is dead if the guide's mean of it varies less than this over the data (Burda et al. 2016, appendix C)."""
+
+
 BY_SITE = ("baseline_fit", "temperature", "entropy", "dead_latents", "latents")
+
+
 IN_ALL = ("gradient_variance", "gradient_norm", "signal_to_noise")
 
 
@@ -90,7 +97,7 @@ class Monitor:
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Count a step, and look every so many of them; `args` and `kwargs` are the step's, or the state that `fit`
         hands to its callbacks, which counts by itself."""
-        from pyro_discrete.training.loop import FitState
+        from pyro_discrete.training.loop import FitState  # which imports this package
 
         if len(args) == 1 and isinstance(args[0], FitState):
             self.look(args[0].step, *args[0].args, **args[0].kwargs)
@@ -151,7 +158,6 @@ class Monitor:
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """The history as curves; written to `path` if given (extra `plots`)."""
-        from pyro_discrete.diagnostics.monitoring_picture import picture
 
         return picture(self.history, path)
 
@@ -261,3 +267,53 @@ def _posterior(msg: Any) -> dict[str, float]:
     spread = over.var(0)
     dead = float(((spread.amax(-1) if categories else spread) < ACTIVE).sum())
     return {"entropy": entropy, "dead_latents": dead, "latents": float(latents)}
+
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette, distinct for colour-blind readers."""
+
+
+def picture(history: xr.Dataset, path: str | Path | None = None) -> Figure:
+    """Gradient noise, and by site baseline fit, entropy, dead latents, temperature, where there are any."""
+    by_site = {
+        "baseline_fit": "baseline fit, R²\n(1: nothing left to predict)",
+        "entropy": "entropy of the guide\n(nats a latent variable)",
+        "dead_latents": "dead latent variables",
+        "temperature": "temperature",
+    }
+    shown = [key for key in by_site if bool(np.isfinite(history[key]).any())]
+    figure = Figure(figsize=(9, 1.0 + 2.0 * (1 + len(shown))), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1 + len(shown), 1, sharex=True))
+    steps = history["step"].values
+    _draw_noise(panels[0], steps, history)
+    for axes, key in zip(panels[1:], shown, strict=True):
+        for number, site in enumerate(history["site"].values):
+            values = history[key].sel(site=site).values
+            if np.isfinite(values).any():
+                axes.plot(steps, values, "o-", markersize=3, color=COLOURS[number % len(COLOURS)], label=str(site))
+        axes.set_ylabel(by_site[key])
+        if key == "dead_latents":
+            total = int(np.nanmax(history["latents"].values))
+            axes.set_ylim(-0.03 * total, 1.03 * total)
+        if key == "baseline_fit":
+            axes.set_ylim(max(-1.0, float(np.nanmin(history[key].values)) - 0.05), 1.05)
+    panels[-1].set_xlabel("training step")
+    for axes in panels:
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    if shown and history.sizes["site"] > 1:
+        panels[1].legend(title="site", frameon=False)
+    if path is not None:
+        figure.savefig(path, dpi=120)
+    return figure
+
+
+def _draw_noise(axes: Any, steps: np.ndarray, history: xr.Dataset) -> None:
+    variance, norm = np.sqrt(history["gradient_variance"].values), history["gradient_norm"].values
+    axes.plot(steps, variance, "o-", markersize=3, color=COLOURS[1], label="noise: standard deviation")
+    axes.plot(
+        steps, np.where(norm > 0, norm, np.nan), "o-", markersize=3, color=COLOURS[0], label="signal: norm of the mean"
+    )
+    axes.set_yscale("log")
+    axes.set_ylabel("gradient on one batch")
+    axes.legend(frameon=False)

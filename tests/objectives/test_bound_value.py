@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 
 from pyro_discrete import Reinforce, TraceELBO, TraceIWELBO
-from pyro_discrete.diagnostics.exact_bound import BoundOracle
+from pyro_discrete.diagnostics.exact import BoundOracle
 from pyro_discrete.errors import SettingError
 from pyro_discrete.objectives.importance import ImportanceBound
 from pyro_discrete.programs.dims import Layout

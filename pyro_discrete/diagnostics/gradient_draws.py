@@ -15,7 +15,11 @@ from pyro_discrete.elbos.engine import DiscreteELBO
 from pyro_discrete.programs.pair import Pair, on_trial
 from pyro_discrete.programs.parameters import leaf_parameters, parameter_names
 
-__all__ = ["GradientDraws", "Moments", "train_own_parts"]
+__all__ = [
+    "GradientDraws",
+    "Moments",
+    "train_own_parts",
+]
 
 
 @dataclass
