@@ -23,11 +23,13 @@ from pyro_discrete import (
     TraceExpectation,
     TraceIWELBO,
 )
-from pyro_discrete.diagnostics import effect_programs, plate_programs, site_programs
-from pyro_discrete.diagnostics.programs import Program
 from pyro_discrete.elbos.engine import DiscreteELBO
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.testing import discover_estimators
+from pyro_discrete.testing.small_programs import effects as effect_programs
+from pyro_discrete.testing.small_programs import plates as plate_programs
+from pyro_discrete.testing.small_programs import sites as site_programs
+from pyro_discrete.testing.small_programs.program import Program
 
 PREFERRED = ("one_hot_plate", "two_layers", "subsampled_plate", "fair_bernoulli", "not_reparameterised")
 

@@ -13,9 +13,9 @@ import torch
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, config_enumerate
 
 from pyro_discrete import TraceELBO
-from pyro_discrete.diagnostics.contract import Measurement, compare
-from pyro_discrete.diagnostics.programs import BERNOULLI, CATEGORICAL, Pair, leaf
 from pyro_discrete.testing import program, programs
+from pyro_discrete.testing.contract import Measurement, compare
+from pyro_discrete.testing.small_programs.program import BERNOULLI, CATEGORICAL, Pair, leaf
 
 PROGRAMS = {p.name: p for p in programs()}
 DOUBLE = torch.float64

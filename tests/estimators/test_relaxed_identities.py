@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pyro_discrete import REBAR, RELAX, RLOO, RODEO, DoubleCV, Draw, MuProp, Reinforce, TraceELBO
-from pyro_discrete.diagnostics.extremes import bernoulli_extremes, compare_precisions, one_hot_extremes
 from pyro_discrete.testing import Oracle, programs
+from pyro_discrete.testing.extremes import bernoulli_extremes, compare_precisions, one_hot_extremes
 from tests.support.relaxed_pairs import bent, bits
 
 PROGRAMS = {p.name: p for p in programs()}

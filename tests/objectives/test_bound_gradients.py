@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from pyro_discrete import NVIL, VIMCO, Coupled, SparseGumbelSoftmax, TraceIWELBO
-from pyro_discrete.diagnostics.bound_programs import bounded
 from pyro_discrete.estimators.base import Draw, Estimator, Surrogate
 from pyro_discrete.objectives.importance import ImportanceBound
 from pyro_discrete.testing import assert_contract, check_elbo, check_estimator, discover_estimators
+from pyro_discrete.testing.small_programs.bounds import bounded
 from tests.support.bounds import CATEGORIES, CORE, PROGRAMS
 
 F64 = (torch.float64,)

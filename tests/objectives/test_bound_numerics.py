@@ -12,10 +12,10 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from pyro_discrete import VIMCO, ReweightedWakeSleep, TraceIWELBO
-from pyro_discrete.diagnostics.extremes import bernoulli_extremes, extreme_programs, forced_expectation
-from pyro_discrete.diagnostics.programs import BERNOULLI, Pair, leaf, program
 from pyro_discrete.estimators.base import Surrogate
 from pyro_discrete.testing import LOGITS, compare_precisions
+from pyro_discrete.testing.extremes import bernoulli_extremes, extreme_programs, forced_expectation
+from pyro_discrete.testing.small_programs.program import BERNOULLI, Pair, leaf, program
 
 SPECS = {"vimco": "vimco", "vimco-arithmetic": VIMCO("arithmetic"), "rws": "reweighted_wake_sleep", "disarm": "disarm"}
 

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from pyro_discrete import Enumerate, TraceELBO, TraceIWELBO
-from pyro_discrete.diagnostics.bound_programs import bounded
-from pyro_discrete.diagnostics.programs import leaf
 from pyro_discrete.errors import EnumerationError, SettingError
 from pyro_discrete.families import Family
 from pyro_discrete.testing import Pair, assert_contract, check_elbo, program, programs
+from pyro_discrete.testing.small_programs.bounds import bounded
+from pyro_discrete.testing.small_programs.program import leaf
 
 PROGRAMS = {p.name: p for p in programs()}
 X = torch.tensor([0.4, -0.9])

@@ -11,8 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_discrete import TraceELBO
-from pyro_discrete.diagnostics.extremes import ForcedDraws, SharedNoise
 from pyro_discrete.programs.sites import drawn
+from pyro_discrete.testing.extremes import ForcedDraws, SharedNoise
 
 PROBS = torch.tensor([[0.2, 0.0, 0.3, 0.5], [0.7, 0.1, 0.15, 0.05], [1.0, 0.0, 0.0, 0.0]])
 ROWS = 20_000

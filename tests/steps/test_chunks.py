@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from pyro_discrete import TraceELBO, TraceIWELBO
-from pyro_discrete.diagnostics import plate_programs, site_programs
-from pyro_discrete.diagnostics.bound_programs import bounded
-from pyro_discrete.diagnostics.programs import Program
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.testing import assert_contract, check_elbo, discover_estimators
+from pyro_discrete.testing.small_programs import plates as plate_programs
+from pyro_discrete.testing.small_programs import sites as site_programs
+from pyro_discrete.testing.small_programs.bounds import bounded
+from pyro_discrete.testing.small_programs.program import Program
 from tests.support.bounds import PROGRAMS as BOUND_PROGRAMS
 
 BOUND = TraceIWELBO("vimco", num_particles=7, row_chunk=3)

@@ -13,14 +13,13 @@ import pytest
 import torch
 
 from pyro_discrete import NVIL, REBAR, RELAX, RODEO, DoubleCV, MuProp, TraceELBO
-from pyro_discrete.diagnostics import contract
-from pyro_discrete.diagnostics.programs import Pair, leaf, program
 from pyro_discrete.draws import softening as conditional
 from pyro_discrete.errors import ParticleError, UnsupportedSiteError
 from pyro_discrete.families import Family
 from pyro_discrete.programs.sites import base_distribution
 from pyro_discrete.steps import placing as rows_of_a_step
-from pyro_discrete.testing import assert_contract, check_elbo, check_estimator, programs
+from pyro_discrete.testing import assert_contract, check_elbo, check_estimator, contract, programs
+from pyro_discrete.testing.small_programs.program import Pair, leaf, program
 from tests.support.relaxed_pairs import bent, decoy
 
 PROGRAMS = {p.name: p for p in programs()}

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from pyro_discrete import Enumerate, TraceELBO, TraceIWELBO
-from pyro_discrete.diagnostics import marginal_programs
-from pyro_discrete.diagnostics.programs import Program
 from pyro_discrete.errors import EnumerationError, SiteMatchError
 from pyro_discrete.steps import run as one_run
 from pyro_discrete.sums import marginalisation
 from pyro_discrete.sums import marginalisation as sums_one_by_one
 from pyro_discrete.testing import Oracle, assert_contract, check_estimator, exact_gradient, exact_loss
+from pyro_discrete.testing.small_programs import marginals as marginal_programs
+from pyro_discrete.testing.small_programs.program import Program
 from tests.support.forced import Forced, mean_gradient
 from tests.support.pairs import DATA, gradients
 

@@ -3,7 +3,7 @@
 The statistical tests that use the oracle (here, in test_coupled_rows, _planted_errors and _against_pyro, and the
 doctest of pyro_discrete.testing) together alarm falsely with a probability below 1e-4 per run, under fixed seeds. This
 file has half of it: each report is made for `SHARE`, which it spreads over its comparisons (see
-`pyro_discrete.diagnostics.contract.decide`).
+`pyro_discrete.testing.contract.decide`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from pyro_discrete import Enumerate, GumbelSoftmax, Reinforce, ReinMax, TraceELBO
-from pyro_discrete.diagnostics.extremes import extreme_programs, forced_expectation
 from pyro_discrete.estimators.base import Draw, Estimator, Surrogate
 from pyro_discrete.families import RELAXABLE, Family
 from pyro_discrete.testing import (
@@ -28,6 +27,7 @@ from pyro_discrete.testing import (
     discover_estimators,
     programs,
 )
+from pyro_discrete.testing.extremes import extreme_programs, forced_expectation
 
 ALL = programs()
 FOUND = [cls for cls in discover_estimators() if not cls.importance_weighted]  # those are test_bound_gradients'

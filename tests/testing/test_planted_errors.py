@@ -13,12 +13,12 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 from pyro_discrete import DisARM, TraceELBO
-from pyro_discrete.diagnostics.extremes import bernoulli_extremes, compare_precisions, forced_expectation
-from pyro_discrete.diagnostics.surrogates import auxiliary_leaks
 from pyro_discrete.errors import NonFiniteError
 from pyro_discrete.estimators.base import Draw, Estimator, Surrogate
 from pyro_discrete.families import Family
 from pyro_discrete.testing import assert_contract, check_elbo, check_estimator, programs
+from pyro_discrete.testing.contract import auxiliary_leaks
+from pyro_discrete.testing.extremes import bernoulli_extremes, compare_precisions, forced_expectation
 
 PROGRAMS = {p.name: p for p in programs()}
 

@@ -15,7 +15,14 @@ from torch import Tensor
 from pyro_discrete.diagnostics.exact import Exact, Oracle
 from pyro_discrete.families import Family
 
-__all__ = ["Pair", "Program", "leaf", "linear", "program"]
+__all__ = [
+    "Pair",
+    "Program",
+    "leaf",
+    "linear",
+    "program",
+]
+
 
 BERNOULLI, CATEGORICAL, ONE_HOT, COUNT = Family.BERNOULLI, Family.CATEGORICAL, Family.ONE_HOT, Family.COUNT
 

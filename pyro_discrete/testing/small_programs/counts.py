@@ -14,7 +14,7 @@ import torch
 from pyro.poutine.runtime import InferDict
 from torch import Tensor
 
-from pyro_discrete.diagnostics.programs import CATEGORICAL, COUNT, Pair, leaf, program
+from pyro_discrete.testing.small_programs.program import CATEGORICAL, COUNT, Pair, leaf, program
 
 __all__ = [
     "binomials_in_a_plate",

@@ -18,51 +18,37 @@ from dataclasses import replace
 
 import torch
 
-from pyro_discrete.diagnostics import count_programs as _count_programs
-from pyro_discrete.diagnostics import effect_programs, plate_programs, site_programs
-from pyro_discrete.diagnostics.bound_programs import (
+from pyro_discrete.estimators.base import Estimator
+from pyro_discrete.estimators.registry import available_estimators, named_estimator
+from pyro_discrete.families import ANY_FAMILY, Family
+from pyro_discrete.testing.contract import ElboLike, Measurement, Report, auxiliary_leaks, decide
+from pyro_discrete.testing.small_programs import counts as _count_programs
+from pyro_discrete.testing.small_programs import effects as effect_programs
+from pyro_discrete.testing.small_programs import plates as plate_programs
+from pyro_discrete.testing.small_programs import sites as site_programs
+from pyro_discrete.testing.small_programs.bounds import (
     bounded,
     categories_in_documents,
     global_and_layers,
     global_category,
     words_in_documents,
 )
-from pyro_discrete.diagnostics.contract import Comparison, ElboLike, Measurement, Report, decide
-from pyro_discrete.diagnostics.exact import Exact, Oracle, exact_gradient, exact_loss
-from pyro_discrete.diagnostics.extremes import LOGITS, Extreme, SharedNoise, compare_precisions
-from pyro_discrete.diagnostics.programs import Pair, Program, program
-from pyro_discrete.diagnostics.surrogates import auxiliary_leaks
-from pyro_discrete.diagnostics.trade_off import BiasVariance, bias_and_variance
-from pyro_discrete.estimators.base import Estimator
-from pyro_discrete.estimators.registry import available_estimators, named_estimator
-from pyro_discrete.families import ANY_FAMILY, Family
+from pyro_discrete.testing.small_programs.program import Program
 
 __all__ = [
-    "LOGITS",
-    "BiasVariance",
-    "Comparison",
-    "Exact",
-    "Extreme",
-    "Oracle",
-    "Pair",
-    "Program",
-    "Report",
-    "SharedNoise",
     "assert_contract",
-    "bias_and_variance",
     "bound_programs",
     "check_elbo",
     "check_estimator",
-    "compare_precisions",
     "count_programs",
     "discover_estimators",
-    "exact_gradient",
-    "exact_loss",
-    "program",
     "programs",
 ]
 
+
 ElboFactory = Callable[[int, bool], ElboLike]
+
+
 BOTH_DTYPES = (torch.float64, torch.float32)
 
 
@@ -109,7 +95,7 @@ def check_estimator(
     mean gradients must agree with the exact ones; if it is declared biased, some gradient must be seen to be; and its
     auxiliary loss must not reach the programs' parameters.
     """
-    from pyro_discrete.elbos.elbo import TraceELBO
+    from pyro_discrete.elbos.elbo import TraceELBO  # the engine, which this module is not to load unless it is used
     from pyro_discrete.elbos.iwelbo import TraceIWELBO
 
     given = _instance(estimator)

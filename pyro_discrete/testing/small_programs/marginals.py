@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_discrete.diagnostics.programs import BERNOULLI, ONE_HOT, Pair, leaf, program
+from pyro_discrete.testing.small_programs.program import BERNOULLI, ONE_HOT, Pair, leaf, program
 
 
 @program(BERNOULLI)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.diagnostics.exact import BoundOracle
-from pyro_discrete.diagnostics.programs import BERNOULLI, CATEGORICAL, ONE_HOT, Pair, Program, leaf, program
+from pyro_discrete.testing.small_programs.program import BERNOULLI, CATEGORICAL, ONE_HOT, Pair, Program, leaf, program
 
 __all__ = [
     "DATA",
@@ -22,6 +22,7 @@ __all__ = [
     "global_category",
     "words_in_documents",
 ]
+
 
 DATA: dict[str, tuple[tuple[str, ...], float]] = {
     **dict.fromkeys(["one_bernoulli", "bernoulli_event", "one_categorical", "mixed_chain"], ((), 1.0)),

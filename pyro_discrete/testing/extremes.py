@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from pyro_discrete.diagnostics.contract import ElboLike
-from pyro_discrete.diagnostics.programs import BERNOULLI, CATEGORICAL, ONE_HOT, Pair, Program, program
 from pyro_discrete.errors import NonFiniteError
+from pyro_discrete.testing.contract import ElboLike
+from pyro_discrete.testing.small_programs.program import BERNOULLI, CATEGORICAL, ONE_HOT, Pair, Program, program
 
 __all__ = [
     "LOGITS",
@@ -28,6 +28,7 @@ __all__ = [
     "extreme_programs",
     "forced_expectation",
 ]
+
 
 LOGITS = tuple(sign * size for size in (0.1, 1.0, 4.0, 8.0, 15.0, 30.0, 50.0) for sign in (1.0, -1.0))
 """The logits that the precision of an estimator is tested at."""

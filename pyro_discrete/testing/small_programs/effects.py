@@ -11,8 +11,8 @@ from pyro import poutine
 from pyro.distributions.testing.fakes import NonreparameterizedNormal
 from torch import Tensor
 
-from pyro_discrete.diagnostics.programs import BERNOULLI, CATEGORICAL, ONE_HOT, Pair, leaf, program
 from pyro_discrete.families import Family
+from pyro_discrete.testing.small_programs.program import BERNOULLI, CATEGORICAL, ONE_HOT, Pair, leaf, program
 
 
 @program(ONE_HOT)

@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_discrete.diagnostics.programs import BERNOULLI, CATEGORICAL, ONE_HOT, Pair, leaf, linear, program
+from pyro_discrete.testing.small_programs.program import BERNOULLI, CATEGORICAL, ONE_HOT, Pair, leaf, linear, program
 
 
 @program(BERNOULLI)

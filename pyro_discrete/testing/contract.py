@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import Any, Literal, Protocol
+from unittest.mock import patch
 
 import pyro
 import torch
 from torch import Tensor
 
-from pyro_discrete.diagnostics.programs import Program
 from pyro_discrete.errors import EnumerationError, UnsupportedSiteError
+from pyro_discrete.estimators.base import Draw, Estimator, Surrogate
+from pyro_discrete.programs.parameters import leaf_parameters
+from pyro_discrete.testing.small_programs.program import Program
 
-__all__ = ["Comparison", "Decision", "ElboLike", "Measurement", "Report", "compare", "decide"]
+__all__ = [
+    "BiasVariance",
+    "Comparison",
+    "Decision",
+    "ElboLike",
+    "Measurement",
+    "Report",
+    "auxiliary_leaks",
+    "bias_and_variance",
+    "compare",
+    "decide",
+]
+
 
 FIRST_STAGE = 1e-3
 """The probability with which a right comparison goes on to the second stage."""
@@ -266,3 +282,60 @@ class Report:
         if len(failures) > 12:
             lines.append(f"  ... and {len(failures) - 12} more")
         return "\n".join(lines)
+
+
+@contextmanager
+def auxiliary_leaks(estimator: type[Estimator], leaks: list[str]) -> Iterator[None]:
+    """Note in `leaks` every auxiliary loss of this class with a gradient, other than zero, on what is not its own."""
+    original = estimator.surrogate
+
+    def surrogate(self: Any, draw: Draw, cost: Tensor) -> Surrogate:
+        out = original(self, draw, cost)
+        if isinstance(out.auxiliary, Tensor) and out.auxiliary.requires_grad:
+            own = set(map(id, self.parameters()))
+            others = [leaf for leaf in leaf_parameters(out.auxiliary) if id(leaf) not in own]
+            gradients = (
+                torch.autograd.grad(out.auxiliary.sum(), others, retain_graph=True, allow_unused=True) if others else ()
+            )
+            worst = max((g.abs().max().item() for g in gradients if g is not None), default=0.0)
+            if worst > 0 and not leaks:
+                leaks.append(f"its auxiliary loss has a gradient of {worst:.3g} on the program's parameters.")
+        return out
+
+    with patch.object(estimator, "surrogate", surrogate):
+        yield
+
+
+@dataclass(frozen=True)
+class BiasVariance:
+    """Of the whole gradient of a program, in units of the exact gradient's norm (variance: of its square).
+
+    - `bias`: distance of the mean estimate from the exact gradient, sampling error taken off; `bias_error` that error.
+    - `variance`: of one particle's estimate, summed over coordinates.
+    """
+
+    bias: float
+    bias_error: float
+    variance: float
+
+
+def bias_and_variance(
+    make: Callable[[int], ElboLike], program: Program, *, particles: int = 2_000, calls: int = 40, seed: int = 0
+) -> BiasVariance:
+    """Measure the ELBO that `make(num_particles)` gives, from `calls` gradients, each a mean over the particles.
+
+    >>> from pyro_discrete import TraceELBO
+    >>> from pyro_discrete.testing import programs
+    >>> found = bias_and_variance(lambda k: TraceELBO("rloo", num_particles=k), programs()[0], calls=5)
+    >>> found.bias < 10 * found.bias_error
+    True
+    """
+    measured = Measurement(program, lambda: make(particles), torch.float64, "vectorised", calls, seed).run()
+    exact = program.exact.gradients
+    norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in exact.values()))
+    variance = sum(float(measured[name].var(0).sum()) for name in exact)
+    distance = sum(float((measured[name].mean(0) - exact[name]).square().sum()) for name in exact)
+    error = variance / calls
+    return BiasVariance(
+        math.sqrt(max(distance - error, 0.0)) / norm, math.sqrt(error) / norm, particles * variance / norm**2
+    )
