@@ -1,0 +1,1 @@
+"""Whether the package still computes what it did."""
