@@ -11,11 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from pyro_discrete.draws.soft_scores import Point
-from pyro_discrete.families import ANY_FAMILY, Family
+from pyro_discrete.families import ANY_FAMILY, FINITE, PATHWISE, RELAXABLE, Family  # what estimators are written with
 
 __all__ = [
+    "ANY_FAMILY",
+    "FINITE",
+    "PATHWISE",
+    "RELAXABLE",
     "Draw",
     "Estimator",
+    "Family",
     "SiteView",
     "Surrogate",
     "Weights",

@@ -40,7 +40,7 @@ __all__ = [
 
 
 TABLE_FILE = Path(__file__).with_name("auto_table.json")
-"""Variance times time of estimators by kind of site, as benchmarks/auto_table.py measured it."""
+"""Variance times time of estimators by kind of site, as benchmarks/auto/auto_table.py measured it."""
 
 
 _MEASURED_AS = {

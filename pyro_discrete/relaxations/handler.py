@@ -180,7 +180,7 @@ def relax(
 
     When to use which. Soft values (`hard=False`) let every category take part in the likelihood, weighted: they learn
     mixtures and tables from any start, at a loss that is not the discrete one. Hard values keep the discrete loss, but
-    a category gets a gradient only from the data that draw it: see "The stall" in benchmarks/RESULTS.md.
+    a category gets a gradient only from the data that draw it: see "The stall" in benchmarks/results/RESULTS.md.
 
     Raises `SettingError` if a temperature is not positive, `UnsupportedSiteError` at a discrete site of another
     family (or a count without an end), `UnknownSiteError` for a name that the first run has no site for,

@@ -29,7 +29,7 @@ class DecoupledStraightThrough(RelaxedEstimator):
 
     Raises `SettingError` if a temperature is not positive.
 
-    The default temperature is chosen by the discrete ELBO of short runs (benchmarks/RESULTS.md).
+    The default temperature is chosen by the discrete ELBO of short runs (benchmarks/results/RESULTS.md).
 
     Source: Shah, Yan, Mozer and Liu (2024), Improving discrete optimisation via decoupled straight-through estimator
     (arXiv 2410.13331, second version: the softmax's form of it, "Decoupled ST". In the first version both passes have

@@ -34,7 +34,7 @@ class GappedStraightThrough(RelaxedEstimator):
 
     Raises `SettingError` for a setting out of range.
 
-    The default temperature is chosen by the discrete ELBO of short runs (benchmarks/RESULTS.md).
+    The default temperature is chosen by the discrete ELBO of short runs (benchmarks/results/RESULTS.md).
 
     Source: Fan, Chi, Rudnicky and Ramadge (2022), Training discrete deep generative models via gapped straight-through
     estimator; m_1 and m_2 as in the authors' code (github.com/chijames/GST, `gst_mover`).

@@ -34,7 +34,7 @@ class GumbelRao(RelaxedEstimator):
 
     Raises `SettingError` for a setting out of range.
 
-    The default temperature is chosen by the discrete ELBO of short runs (benchmarks/RESULTS.md).
+    The default temperature is chosen by the discrete ELBO of short runs (benchmarks/results/RESULTS.md).
 
     Source: Paulus, Maddison and Krause (2021), Rao-Blackwellizing the straight-through Gumbel-Softmax gradient
     estimator.

@@ -47,17 +47,17 @@ class GumbelSoftmax(RelaxedEstimator):
     counts of finite or truncated support.
 
     When to use which: where categories start alike (mixtures, latent classes, emission tables), soft values part them,
-    and hard ones, like the exact gradient, may not ("The stall" in benchmarks/RESULTS.md). Where the discrete loss
-    itself has to be what is trained, `ReinMax` is the least biased of the hard ones. An analytic divergence is
+    and hard ones, like the exact gradient, may not ("The stall" in benchmarks/results/RESULTS.md). Where the discrete
+    loss itself has to be what is trained, `ReinMax` is the least biased of the hard ones. An analytic divergence is
     exact and without noise: better for codes that a network reads, and less apt to part categories that start alike.
 
     - `prior_temperature`: with `kl="relaxed"`, that of the prior; the same as the posterior's by default.
 
     Raises `SettingError` for a setting out of range.
 
-    The default temperature has the best discrete ELBO (benchmarks/RESULTS.md; the literature has 2/3 for Bernoulli
-    variables). There "analytic" is up to a nat better than "linear" on codes of bits and one-hot vectors, and "relaxed"
-    much worse; on a mixture of integers "linear" is better ("The stall" there).
+    The default temperature has the best discrete ELBO (benchmarks/results/RESULTS.md; the literature has 2/3 for
+    Bernoulli variables). There "analytic" is up to a nat better than "linear" on codes of bits and one-hot vectors, and
+    "relaxed" much worse; on a mixture of integers "linear" is better ("The stall" there).
 
     Source: Jang, Gu and Poole (2017), Categorical reparameterization with Gumbel-Softmax (analytic); Maddison, Mnih and
     Teh (2017), The Concrete distribution, section 3.3 and appendix C (relaxed; equation 20 is the analytic one).

@@ -27,11 +27,12 @@ class ReinMax(RelaxedEstimator):
     Categorical and OneHotCategorical sites, and counts.
 
     When to use which: hard values leave a program whose categories coincide (a mixture that starts broad) where it is,
-    as the exact gradient does; soft ones part them ("The stall" in benchmarks/RESULTS.md, with what else helps).
+    as the exact gradient does; soft ones part them ("The stall" in benchmarks/results/RESULTS.md, with what else
+    helps).
 
     Raises `SettingError` if `temperature` is not positive.
 
-    The default temperature is chosen by the discrete ELBO of short runs (benchmarks/RESULTS.md).
+    The default temperature is chosen by the discrete ELBO of short runs (benchmarks/results/RESULTS.md).
 
     Source: Liu, Dong, Liu, Yu and Gao (2023), Bridging discrete and backpropagation: straight-through and beyond,
     algorithm 2; the two Jacobians as in the authors' code (github.com/microsoft/ReinMax).

@@ -34,8 +34,8 @@ class SparseGumbelSoftmax(RelaxedEstimator):
 
     Raises `SettingError` for a setting out of range.
 
-    The default temperature is chosen by the discrete ELBO of short runs (benchmarks/RESULTS.md); with "entmax", 0.5 is
-    better on bits.
+    The default temperature is chosen by the discrete ELBO of short runs (benchmarks/results/RESULTS.md); with "entmax",
+    0.5 is better on bits.
 
     Source: Martins and Astudillo (2016), From softmax to sparsemax; Peters, Niculae and Martins (2019), Sparse
     sequence-to-sequence models (1.5-entmax); with Gumbel noise in them, after Jang, Gu and Poole (2017).

@@ -26,7 +26,7 @@ class StraightThrough(RelaxedEstimator):
 
     Raises `SettingError` if `temperature` is not positive.
 
-    The default temperature is chosen by the discrete ELBO of short runs (benchmarks/RESULTS.md).
+    The default temperature is chosen by the discrete ELBO of short runs (benchmarks/results/RESULTS.md).
 
     Source: Bengio, Leonard and Courville (2013), Estimating or propagating gradients through stochastic neurons for
     conditional computation, section 4 (with the derivative of the sigmoid); for categories, Liu et al. (2023), Bridging

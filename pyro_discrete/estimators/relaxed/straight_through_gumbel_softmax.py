@@ -23,11 +23,11 @@ class StraightThroughGumbelSoftmax(RelaxedEstimator):
     Serves Bernoulli, Categorical and OneHotCategorical sites, and counts.
 
     When to use which: at 0.5 and above its bias keeps together categories that start alike, which the exact gradient
-    and `ReinMax` part slowly and soft values at once ("The stall" in benchmarks/RESULTS.md).
+    and `ReinMax` part slowly and soft values at once ("The stall" in benchmarks/results/RESULTS.md).
 
     Raises `SettingError` if `temperature` is not positive.
 
-    The default temperature is chosen by the discrete ELBO of short runs (benchmarks/RESULTS.md).
+    The default temperature is chosen by the discrete ELBO of short runs (benchmarks/results/RESULTS.md).
 
     Source: Jang, Gu and Poole (2017), Categorical reparameterization with Gumbel-Softmax, section 2.2.
 
