@@ -6,24 +6,23 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_discrete.capture.graph import Capture, capture
 from pyro_discrete.capture.rewriting import NotCapturableError
-from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
+from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.inspection.provenance import written_tensors
 from pyro_discrete.planning.plan import Plan
-from pyro_discrete.planning.site_estimators import SiteEstimators
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.steps.outcome import Outcome, StepGradients
 
 __all__ = [
     "Call",
     "CapturedStep",
-    "Engine",
     "NotFiniteStepError",
+    "Stepper",
     "Writes",
     "capture_step",
 ]
@@ -143,19 +142,36 @@ class Writes(TorchDispatchMode):
             generator.set_state(state)
 
 
-class Engine(Protocol):
-    """What a step is made of; see `DiscreteELBO`."""
+class Stepper(Protocol):
+    """What a captured step needs of the ELBO whose step it is."""
 
-    _plan: Plan | None
-    _pair: Any
+    def plan_of(self, pair: Pair) -> Plan | None:
+        """The plan, if it is this pair's."""
+        ...
 
-    @property
-    def estimators(self) -> SiteEstimators: ...
-    def _eager_gradients(self, pair: Pair, register: bool) -> StepGradients: ...
-    def _traceable_step(self, pair: Pair, dependencies: Dependencies) -> Outcome: ...
-    def _advance(self) -> None: ...
-    def buffers(self, recurse: bool = True) -> Iterator[Tensor]: ...
-    def _count_step(self) -> None: ...
+    def eager(self, pair: Pair, register: bool) -> StepGradients:
+        """A step by the program itself."""
+        ...
+
+    def traceable(self, plan: Plan, pair: Pair, known: Dependencies) -> Outcome:
+        """A step's outcome by tensor operations alone, none of whose values is looked at."""
+        ...
+
+    def advance(self) -> None:
+        """Bring what follows a schedule to the present step."""
+        ...
+
+    def count(self) -> None:
+        """Count a step that was made."""
+        ...
+
+    def state(self) -> list[Tensor]:
+        """The tensors that a step may change, beside the program's own."""
+        ...
+
+    def watched(self) -> nn.Module:
+        """The modules whose settings a graph holds."""
+        ...
 
 
 class NotFiniteStepError(Exception):
@@ -194,9 +210,9 @@ class CapturedStep:
 
 
 def capture_step(
-    engine: Engine, call: Call, parameters: list[Tensor], state: list[Tensor]
+    stepper: Stepper, plan: Plan, call: Call, parameters: list[Tensor]
 ) -> tuple[CapturedStep, StepGradients]:
-    """Run one step for real and capture it; `parameters` and `state` are the tensors that steps before it used.
+    """Run one step for real and capture it; `parameters` are those that the steps before it used.
 
     Raises `NotCapturableError`, or what running raises; `NotFiniteStepError` for a result that is not finite.
     """
@@ -205,10 +221,10 @@ def capture_step(
     stand_ins = call.stand_ins()
     targets = [*parameters, *(t for t in stand_ins if t.requires_grad)]
     present: list[int] = []
-    dependencies = UNKNOWN if engine._plan is None else engine._plan.dependencies(call.pair)
+    known = plan.dependencies(call.pair)
 
     def step(*tensors: Tensor) -> list[Tensor]:
-        outcome = engine._traceable_step(call.with_inputs(tensors), dependencies)
+        outcome = stepper.traceable(plan, call.with_inputs(tensors), known)
         if not {id(leaf) for leaf in outcome.leaves()} <= {id(target) for target in targets}:
             raise NotCapturableError("it makes new parameters as it runs")
         gradients = torch.autograd.grad(torch.as_tensor(outcome.surrogate), targets, allow_unused=True)
@@ -218,7 +234,7 @@ def capture_step(
         return [loss, _all_finite([loss, *wanted]), *wanted]
 
     with torch.enable_grad():
-        graph, outputs = capture(step, stand_ins, list({id(t): t for t in [*parameters, *state]}.values()))
+        graph, outputs = capture(step, stand_ins, list({id(t): t for t in [*parameters, *stepper.state()]}.values()))
     if not outputs[1]:
         raise NotFiniteStepError
     positions = {id(t): i for i, t in enumerate(stand_ins)}

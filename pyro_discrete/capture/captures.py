@@ -10,15 +10,14 @@ import pyro.util
 import torch
 from torch import Tensor
 
-from pyro_discrete.capture.captured_step import Call, CapturedStep, Engine, NotFiniteStepError, Writes, capture_step
+from pyro_discrete.capture.captured_step import Call, CapturedStep, NotFiniteStepError, Stepper, Writes, capture_step
 from pyro_discrete.capture.graph import Capture, why_not
 from pyro_discrete.capture.rewriting import NotCapturableError
 from pyro_discrete.capture.watch import Run, Watch, foreign_handlers, observed_run
 from pyro_discrete.errors import DiscreteInferenceError, SettingError
-from pyro_discrete.planning.plan import Plan
+from pyro_discrete.planning.plan import Exact, Plan, StructureChangedError
 from pyro_discrete.programs.pair import Pair, set_torch_random_state, torch_random_state
 from pyro_discrete.steps.outcome import StepGradients
-from pyro_discrete.steps.run import StructureChangedError
 
 __all__ = [
     "Captures",
@@ -38,7 +37,7 @@ MOST_MISMATCHES = 3
 class _Kind:
     """One kind of call: what its eager run was seen to use, and its step once it was captured."""
 
-    plan: Plan | None
+    plan: Plan
     run: Run
     watch: Watch
     parameters: list[Tensor]
@@ -94,40 +93,41 @@ class Captures:
         self.__dict__.update(state)
         self._begin()
 
-    def step(self, engine: Engine, pair: Pair, register: bool, check: bool = True) -> StepGradients:
+    def step(self, stepper: Stepper, pair: Pair, register: bool, check: bool = True) -> StepGradients:
         """One step, by its graph where there is one. Without `check`, a loss that is not finite goes unnoticed."""
         handlers = foreign_handlers()
         if self.reason or handlers:
             if handlers:
                 self._tell("handlers", f"an effect handler is around the step ({', '.join(handlers)})")
-            return engine._eager_gradients(pair, register)
+            return stepper.eager(pair, register)
         try:
             call = Call(pair, register, self._float_dtypes[0])
         except NotCapturableError as error:
             self._give_up(str(error))
-            return engine._eager_gradients(pair, register)
-        kind = self._known(engine, call)
+            return stepper.eager(pair, register)
+        kind = self._known(stepper, call)
         if kind is None:
-            return self._first(engine, call)
+            return self._first(stepper, call)
         if kind.step is not None:
-            return self._again(engine, call, kind, kind.step, check)
+            return self._again(stepper, call, kind, kind.step, check)
         if self.count >= MOST_CAPTURES:
             self._tell("full", f"{MOST_CAPTURES} steps of other shapes or settings have been captured already")
-            return _eagerly(engine, call)
-        return self._captured(engine, call, kind)
+            return _eagerly(stepper, call)
+        return self._captured(stepper, call, kind)
 
-    def _known(self, engine: Engine, call: Call) -> _Kind | None:
-        if engine._plan is None or engine._pair != (call.pair.model, call.pair.guide):
+    def _known(self, stepper: Stepper, call: Call) -> _Kind | None:
+        plan = stepper.plan_of(call.pair)
+        if plan is None:
             self._kinds.clear()
         for kind in self._kinds.get(call.key, ()):
-            if kind.plan is engine._plan and kind.holds():
+            if kind.plan is plan and kind.holds():
                 return kind
         return None
 
-    def _first(self, engine: Engine, call: Call) -> StepGradients:
+    def _first(self, stepper: Stepper, call: Call) -> StepGradients:
         """The eager run of a new kind of call: it validates, plans, and shows what a step uses."""
         with observed_run() as run:
-            result = _eagerly(engine, call)
+            result = _eagerly(stepper, call)
         if sum(len(kinds) for kinds in self._kinds.values()) >= MOST_KINDS:
             self._tell(
                 "kinds",
@@ -136,25 +136,26 @@ class Captures:
             )
             self._kinds = {key: kinds for key, kinds in self._kinds.items() if any(kind.step for kind in kinds)}
         kinds = self._kinds.setdefault(call.key, [])
-        kinds[:] = [kind for kind in kinds if kind.plan is engine._plan][-3:]
-        watch = Watch([*call.objects, *run.modules.values(), engine.estimators], run.params)
-        kinds.append(_Kind(engine._plan, run, watch, [*result.parameters, *result.idle]))
+        plan = stepper.plan_of(call.pair)
+        assert plan is not None, "a step was run without a plan"
+        kinds[:] = [kind for kind in kinds if kind.plan is plan][-3:]
+        watch = Watch([*call.objects, *run.modules.values(), stepper.watched()], run.params)
+        kinds.append(_Kind(plan, run, watch, [*result.parameters, *result.idle]))
         return result
 
-    def _captured(self, engine: Engine, call: Call, kind: _Kind) -> StepGradients:
+    def _captured(self, stepper: Stepper, call: Call, kind: _Kind) -> StepGradients:
         """Run the step, and capture it on the way."""
-        engine._advance()
-        state = [*engine.estimators.state_tensors(), *engine.buffers(recurse=False)]
+        stepper.advance()
         writes, random_state = Writes(), pyro.util.get_rng_state()
         try:
             with writes:
-                kind.step, result = capture_step(engine, call, kind.parameters, state)
+                kind.step, result = capture_step(stepper, kind.plan, call, kind.parameters)
             if self.mode == "inductor":
                 self._compile(kind.step.graph, call.inputs())
             self.made += 1
             kind.watch.renew()
             kind.run.emit()
-            engine._count_step()
+            stepper.count()
             return result
         except DiscreteInferenceError:
             raise
@@ -168,9 +169,9 @@ class Captures:
             elif call.floats:
                 self._take_floats_otherwise()
             else:
-                exact = "" if engine._plan is None or engine._plan.path != "enumerated" else "exact enumeration: "
+                exact = "exact enumeration: " if isinstance(kind.plan.way, Exact) else ""
                 self._give_up(exact + why_not(error))
-        return _eagerly(engine, call)
+        return _eagerly(stepper, call)
 
     def _compile(self, graph: Capture, inputs: list[Tensor]) -> None:
         operations = len(graph.graph.graph.nodes)
@@ -190,23 +191,23 @@ class Captures:
                 "inductor", f"inductor failed ({why_not(error)}); captured graphs are run without it", eager=False
             )
 
-    def _again(self, engine: Engine, call: Call, kind: _Kind, step: CapturedStep, check: bool) -> StepGradients:
+    def _again(self, stepper: Stepper, call: Call, kind: _Kind, step: CapturedStep, check: bool) -> StepGradients:
         """Run the graph; and the program as well when a comparison is due, or when the result is not finite."""
-        engine._advance()
+        stepper.advance()
         random_state = torch_random_state()
         kind.uses += 1
         if kind.uses & (kind.uses - 1) == 0 or kind.uses % self.check_every == 0:
-            return self._compared(engine, call, kind, step)
+            return self._compared(stepper, call, kind, step)
         result, finite = step.run(call)
         if check and not finite:  # the program says where
             set_torch_random_state(random_state)
-            return _eagerly(engine, call)
+            return _eagerly(stepper, call)
         step.graph.commit()
         kind.run.emit()
-        engine._count_step()
+        stepper.count()
         return result
 
-    def _compared(self, engine: Engine, call: Call, kind: _Kind, step: CapturedStep) -> StepGradients:
+    def _compared(self, stepper: Stepper, call: Call, kind: _Kind, step: CapturedStep) -> StepGradients:
         """Run the program, and the graph under the same random numbers."""
         random_state = torch_random_state()
         try:
@@ -216,7 +217,7 @@ class Captures:
             result = None
         set_torch_random_state(random_state)
         with observed_run() as run:
-            eager = _eagerly(engine, call)
+            eager = _eagerly(stepper, call)
         if result is not None:
             same = run.params.keys() == kind.run.params.keys() and eager.agrees_with(result) and step.graph.agrees()
             if not same:
@@ -257,12 +258,12 @@ class Captures:
         warnings.warn(f"compile: this step cannot be captured, so it runs eagerly: {why}.", stacklevel=6)
 
 
-def _eagerly(engine: Engine, call: Call) -> StepGradients:
+def _eagerly(stepper: Stepper, call: Call) -> StepGradients:
     """The step as the program says it; arguments that want a gradient get it as well."""
     if not any(t.requires_grad for t in call.tensors):
-        return engine._eager_gradients(call.pair, call.register)
+        return stepper.eager(call.pair, call.register)
     stand_ins = [t.detach().requires_grad_(t.requires_grad) for t in call.tensors]
-    result = engine._eager_gradients(call.with_inputs(stand_ins), call.register)
+    result = stepper.eager(call.with_inputs(stand_ins), call.register)
     arguments = {id(s): t for s, t in zip(stand_ins, call.tensors, strict=True)}
     return StepGradients.of(
         result.loss, [*result.parameters, *result.idle], [*result.gradients, *(None for _ in result.idle)], arguments

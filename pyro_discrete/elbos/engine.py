@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -21,20 +22,19 @@ from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.inspection.trial import Trial
 from pyro_discrete.objectives.base import Objective
 from pyro_discrete.planning.baseline_inputs import Contexts
-from pyro_discrete.planning.make_plan import make_plan, plan_site
-from pyro_discrete.planning.plan import Plan
+from pyro_discrete.planning.make_plan import make_plan
+from pyro_discrete.planning.plan import Exact, Plan, StructureChangedError
 from pyro_discrete.planning.select import Selection, Spec
 from pyro_discrete.planning.site_estimators import SiteEstimators
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair, on_trial
 from pyro_discrete.programs.parameters import KnownLeaves
-from pyro_discrete.programs.sites import Site, latent_sites
+from pyro_discrete.programs.sites import latent_sites
 from pyro_discrete.relaxations.handler import refuse_handler_around
-from pyro_discrete.steps.enumerated.parallel import enumerated_loss, settle_enumeration
-from pyro_discrete.steps.hard_loss import run_hard
+from pyro_discrete.steps.choice import TrainingChoice
 from pyro_discrete.steps.outcome import Outcome, StepGradients
-from pyro_discrete.steps.run import StructureChangedError
-from pyro_discrete.steps.step import run_step
+from pyro_discrete.steps.settling import settled
+from pyro_discrete.steps.step import evaluate_step, train_step
 
 __all__ = [
     "DiscreteELBO",
@@ -108,13 +108,10 @@ class DiscreteELBO(nn.Module, ELBO):
         """The discrete objective with hard draws (exact sums under "enumerate"), whatever the estimator."""
         pair = Pair(model, guide, args, kwargs)
         with self._errors(pair), torch.no_grad():
-            if self._planned(pair).path == "enumerated":
-                outcome = self._enumerated(pair, training=False)
-            else:
-                outcome = self._retried(lambda: run_hard(self._planned(pair), pair, self.objective), pair)
+            outcome = self._retried(pair, lambda plan: evaluate_step(plan, pair, self.objective))
             value = float(outcome.loss)
             if math.isnan(value):
-                raise loss_not_finite(value, outcome.traces() or fresh_traces(pair), int(self.step))
+                raise self._not_finite(pair, outcome)
             return value
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
@@ -122,7 +119,7 @@ class DiscreteELBO(nn.Module, ELBO):
         pair = Pair(model, guide, args, kwargs)
         with self._errors(pair):
             if self.captures is not None and torch.is_grad_enabled():
-                return self.captures.step(self, pair, register=True).accumulate()
+                return self.captures.step(_Stepper(self), pair, register=True).accumulate()
             outcome, surrogate = self._step(pair, register=True)
             if surrogate.requires_grad:
                 surrogate.backward(retain_graph=self.retain_graph)
@@ -135,7 +132,7 @@ class DiscreteELBO(nn.Module, ELBO):
         pair = Pair(model, guide, args, kwargs)
         with self._errors(pair):
             if self.captures is not None and torch.is_grad_enabled():
-                return self.captures.step(self, pair, register=am_i_wrapped()).differentiable()
+                return self.captures.step(_Stepper(self), pair, register=am_i_wrapped()).differentiable()
             outcome, surrogate = self._step(pair, register=am_i_wrapped())
             return surrogate - surrogate.detach() + outcome.loss
 
@@ -147,40 +144,41 @@ class DiscreteELBO(nn.Module, ELBO):
         pair = Pair(model, guide, args, kwargs)
         with self._errors(pair):
             if self.captures is not None:
-                return self.captures.step(self, pair, True, check)
+                return self.captures.step(_Stepper(self), pair, True, check)
             return self._eager_gradients(pair, register=True)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         """Part of Pyro's interface: one guide trace with hard draws and the model replayed against it."""
         pair = Pair(model, guide, args, kwargs)
-        (evaluation,) = run_hard(self._planned(pair).single(), pair, self.objective).evaluations
+        (evaluation,) = evaluate_step(self._planned(pair).single(), pair, self.objective).evaluations
         return evaluation.model_trace, evaluation.guide_trace
 
     def _step(self, pair: Pair, register: bool) -> tuple[Outcome, Tensor]:
-        """One training step's outcome, with its loss and its surrogate, and the surrogate as a tensor.
-
-        What depends on a value is decided here, outside: `run_step` and `Outcome.combine` are tensor operations alone.
-        """
+        """One training step's outcome, and its surrogate as a tensor. Whatever depends on a value is looked at here."""
         self._advance()
-        plan = self._planned(pair)
-        if register:
-            self.estimators.register()
-        if plan.path == "enumerated":
-            outcome = self._enumerated(pair, training=True)
-        else:
-            more = (self.objective, self._adopt, None, self.row_chunk)
-            outcome = self._retried(lambda: run_step(self._planned(pair), pair, *more), pair)
-        value = float(outcome.loss)
-        if not math.isfinite(value):
-            raise loss_not_finite(value, outcome.traces() or fresh_traces(pair), int(self.step))
+
+        def check(outcome: Outcome) -> None:
+            if not math.isfinite(float(outcome.loss)):
+                raise self._not_finite(pair, outcome)
+
+        def train(plan: Plan) -> Outcome:
+            if register:
+                self.estimators.register()
+            choice = TrainingChoice(plan, self.selection, self.estimators, self.step)
+            return train_step(plan, pair, self.objective, choice, plan.dependencies(pair), check)
+
+        outcome = self._retried(pair, train)
         if not torch.is_grad_enabled():
             return outcome, torch.as_tensor(outcome.loss)  # nothing is learned from a run without gradients
-        outcome.combine(self.plan.particles)
         surrogate = torch.as_tensor(outcome.surrogate)
         if not math.isfinite(surrogate.item()):
             raise surrogate_not_finite(int(self.step))
         self._count_step()
         return outcome, surrogate
+
+    def _not_finite(self, pair: Pair, outcome: Outcome) -> Exception:
+        traces = outcome.traces() or fresh_traces(pair)
+        return loss_not_finite(float(outcome.loss), traces, int(self.step))
 
     def _count_step(self) -> None:
         self._calls += 1
@@ -198,22 +196,8 @@ class DiscreteELBO(nn.Module, ELBO):
         check_gradients([g for g in gradients if g is not None], pair, self.step)
         return StepGradients.of(loss, leaves, gradients, {})
 
-    def _traceable_step(self, pair: Pair, dependencies: Dependencies) -> Outcome:
-        """A step's outcome, by tensor operations alone, for what is planned already."""
-        if self.plan.path == "enumerated":
-            outcome = self._enumerated(pair, training=True, known=dependencies)
-        else:
-            outcome = run_step(self.plan, pair, self.objective, self._adopt, dependencies)
-            outcome.combine(self.plan.particles)
-        return outcome
-
     def _advance(self) -> None:
         """Bring what follows a schedule to the present step."""
-
-    def _enumerated(self, pair: Pair, training: bool, known: Dependencies | None = None) -> Outcome:
-        """The exact loss, which is its own surrogate."""
-        loss = enumerated_loss(self.plan, self.objective.around(pair, training), known or self.plan.dependencies(pair))
-        return Outcome(loss.detach(), loss, [])
 
     def _planned(self, pair: Pair) -> Plan:
         """The plan of this pair, made when the pair is new."""
@@ -222,22 +206,19 @@ class DiscreteELBO(nn.Module, ELBO):
         return self.plan
 
     def _make_plan(self, pair: Pair, vectorise: bool, reason: str = "") -> None:
+        """Plan the steps of a pair; with a `reason`, as if nothing were known of what depends on what."""
         with on_trial():
-            plan, trial = make_plan(pair, self.selection, self.objective, vectorise, self.max_plate_nesting)
-            if plan.path == "enumerated" and not settle_enumeration(
-                plan, self.objective.around(pair, training=False), trial, plan.dependencies(pair)
-            ):
-                plan, trial = make_plan(
-                    pair, self.selection, self.objective, vectorise, self.max_plate_nesting, may_enumerate=False
-                )
-            plan.reason = reason or plan.reason
+            given = (pair, self.selection, self.objective, vectorise, self.max_plate_nesting, self.row_chunk)
+            plan, trial = make_plan(*given)
+            if isinstance(plan.way, Exact):
+                had = settled(plan, pair, self.objective, trial)
+                plan, trial = (had, trial) if had is not None else make_plan(*given, may_enumerate=False)
             if reason:
-                plan.forget_dependencies()
-            for name, estimator in plan.estimators.items():
-                if estimator is not None:
-                    plan.estimators[name] = self.estimators.keep(name, estimator)
+                plan = replace(plan.without_dependencies(), reason=reason)
+            kept = {n: None if e is None else self.estimators.keep(n, e) for n, e in plan.given.items()}
+            plan = replace(plan, given=kept)
             contexts = Contexts(trial.model_trace, plan.observed, plan.batch_dims, pair.args, pair.kwargs)
-            for name, estimator in plan.estimators.items():
+            for name, estimator in kept.items():
                 if estimator is not None:
                     self._prepare(name, estimator, contexts, trial)
         self._plan, self._pair, self._leaves = plan, (pair.model, pair.guide), KnownLeaves()
@@ -248,32 +229,14 @@ class DiscreteELBO(nn.Module, ELBO):
         like = msg["value"] if msg["value"].is_floating_point() else torch.empty((), device=msg["value"].device)
         estimator.prepare(0 if context is None else context.shape[-1], like.detach())
 
-    def _adopt(self, site: Site) -> Estimator:
-        """The estimator of a site met in a run; a site that the plan does not know is taken in if it can be."""
-        site.step = self.step
-        known, given = self.plan.estimators.get(site.name), site.message["infer"].get("estimator")
-        if known is not None:
-            if isinstance(given, Estimator) and type(given) is type(known) and not given.state_dict():
-                return given  # the site's own choice, whose settings may change from step to step
-            return known
-        if self.plan.path == "vectorised":
-            raise StructureChangedError(f"site {site.name!r} is new")
-        self.plan.sites.append(plan_site(site, self.selection, self.plan))
-        chosen = self.plan.estimators[site.name]
-        if chosen is None:
-            raise RuntimeError(f"site {site.name!r} was taken for a discrete one")
-        kept = self.plan.estimators[site.name] = self.estimators.keep(site.name, chosen)
-        kept.prepare(0, site.distribution.sample())
-        return kept
-
-    def _retried(self, run: Callable[[], Outcome], pair: Pair) -> Outcome:
+    def _retried(self, pair: Pair, run: Callable[[Plan], Outcome]) -> Outcome:
         """Run, and again with a new plan if the program's structure has changed; row by row if it often does."""
         for attempt in range(4):
             try:
-                return run()
+                return run(self._planned(pair))
             except StructureChangedError as change:
                 if change.batch_dims is not None:
-                    self.plan.batch_dims = change.batch_dims
+                    self._plan = replace(self.plan, batch_dims=change.batch_dims)
                     continue
                 self._replans += 1
                 if attempt == 0 and self._replans <= 3:
@@ -282,7 +245,7 @@ class DiscreteELBO(nn.Module, ELBO):
                 reason = f"its structure changes from run to run: {change}"
                 warnings.warn(f"This program is run row by row, more slowly, as {reason}.", stacklevel=4)
                 self._make_plan(pair, vectorise=False, reason=reason)
-        return run()
+        return run(self.plan)
 
     def _errors(self, pair: Pair) -> AbstractContextManager[None]:
         """Errors as a user needs to see them."""
@@ -292,7 +255,7 @@ class DiscreteELBO(nn.Module, ELBO):
     def get_extra_state(self) -> dict[str, Any]:
         """Which estimator each site has, for "auto" to choose the same after a reload."""
         plan = self._plan
-        return {"chosen": dict(self.selection.remembered) if plan is None else plan.chosen()}
+        return {"chosen": dict(self.selection.remembered) if plan is None else plan.taken_by_auto()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take up saved choices."""
@@ -300,3 +263,33 @@ class DiscreteELBO(nn.Module, ELBO):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_plan": None, "_pair": None, "_leaves": KnownLeaves()}
+
+
+class _Stepper:
+    """What a captured step needs of its ELBO: see `pyro_discrete.capture.captured_step.Stepper`."""
+
+    def __init__(self, elbo: DiscreteELBO) -> None:
+        self._elbo = elbo
+
+    def plan_of(self, pair: Pair) -> Plan | None:
+        return self._elbo._plan if self._elbo._pair == (pair.model, pair.guide) else None
+
+    def eager(self, pair: Pair, register: bool) -> StepGradients:
+        return self._elbo._eager_gradients(pair, register)
+
+    def traceable(self, plan: Plan, pair: Pair, known: Dependencies) -> Outcome:
+        elbo = self._elbo
+        choice = TrainingChoice(plan, elbo.selection, elbo.estimators, elbo.step, read=False)
+        return train_step(plan, pair, elbo.objective, choice, known, check=lambda outcome: None)
+
+    def advance(self) -> None:
+        self._elbo._advance()
+
+    def count(self) -> None:
+        self._elbo._count_step()
+
+    def state(self) -> list[Tensor]:
+        return [*self._elbo.estimators.state_tensors(), *self._elbo.buffers(recurse=False)]
+
+    def watched(self) -> nn.Module:
+        return self._elbo.estimators

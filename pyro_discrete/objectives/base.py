@@ -1,11 +1,11 @@
-"""New."""
+"""What an objective is: it scores a pair of traces, by the terms behind each site's cost."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Generic, Self, TypeVar
 
 from pyro.distributions import Unit
 from pyro.poutine import Trace
@@ -21,6 +21,7 @@ from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import base_distribution, sample_sites
 
 __all__ = [
+    "E",
     "Evaluation",
     "Objective",
 ]
@@ -31,7 +32,8 @@ class Evaluation:
     """One run of guide and model, over `n` rows x particles (1 where the program runs without a leading dim).
 
     - `costs`: each site's cost, `[n, *batch]`; n as in the site's `Layout.leading`.
-    - `path`: differentiable loss of the first K rows, summed: model terms, and guide terms of reparameterised sites.
+    - `pathwise`: differentiable loss of the first K rows, summed: model terms, and guide terms of reparameterised
+      sites.
     - `loss`: detached loss of the first K rows, summed.
     - `scores`: log q of sites that an estimator drew, unscaled and unmasked, `[n, *batch]`.
     - `untended`: sites with a score but no estimator (factors of the guide, partly reparameterised distributions).
@@ -40,7 +42,7 @@ class Evaluation:
     guide_trace: Trace | None
     model_trace: Trace | None
     costs: SiteCosts
-    path: Tensor | float
+    pathwise: Tensor | float
     loss: Tensor | float
     scores: dict[str, Tensor]
     untended: dict[str, Tensor]
@@ -51,12 +53,16 @@ class Evaluation:
         sites = {} if self.guide_trace is None else sample_sites(self.guide_trace)
         return {name for name, msg in sites.items() if isinstance(base_distribution(msg["fn"]), Unit)}
 
-    def light(self) -> Evaluation:
+    def light(self) -> Self:
         """The same without its traces."""
         return replace(self, guide_trace=None, model_trace=None)
 
 
-class Objective(ABC):
+E = TypeVar("E", bound=Evaluation)
+"""What an objective makes of a run."""
+
+
+class Objective(ABC, Generic[E]):
     """What is maximised: it scores a pair of traces. Drawing, planning and the estimators know nothing of it.
 
     - `name`: the ELBO that has it. `may_enumerate`: whether sums over all discrete sites by enumeration give it.
@@ -93,7 +99,7 @@ class Objective(ABC):
         batch_dims: int,
         keep_graph: bool = False,
         dependencies: Dependencies = UNKNOWN,
-    ) -> Evaluation:
+    ) -> E:
         """Score a pair of traces.
 
         `chosen` maps the sites that an estimator drew to it. Terms come out with `batch_dims` batch dims behind a
@@ -109,16 +115,16 @@ class Objective(ABC):
         """How many independent samples of the objective `num_particles=particles` gives."""
         return particles
 
-    def join(self, evaluations: Sequence[Evaluation]) -> Evaluation:
+    def join(self, evaluations: Sequence[E]) -> E:
         """The evaluation of one sample of the objective, from its runs one by one."""
         (evaluation,) = evaluations
         return evaluation
 
-    def beside(self, evaluation: Evaluation, joined: Evaluation, number: int) -> Evaluation:
+    def beside(self, evaluation: E, joined: E, number: int) -> E:
         """The evaluation of a run in which particle `number` of a sample of the objective differs from `joined`."""
         return evaluation
 
-    def weights(self, evaluation: Evaluation, name: str) -> Weights | None:
+    def weights(self, evaluation: E, name: str) -> Weights | None:
         """How the named site's particles are weighed, where they are."""
         return None
 

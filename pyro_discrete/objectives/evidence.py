@@ -164,7 +164,7 @@ class _Sum:
         return reduce(add, sums) if sums else 0.0
 
 
-class EvidenceBound(Objective):
+class EvidenceBound(Objective[Evaluation]):
     """The evidence lower bound: f(z) = log p(x, z) - log q(z | x).
 
     - `analytic_kl`: whether the KL terms of sites that have a closed form take it.
@@ -274,11 +274,11 @@ class EvidenceBound(Objective):
                 continue
             cost = -scale_and_mask(log_prob(msg["fn"], msg), msg["scale"], msg["mask"])
             add(cost, plates_of(msg), True, position, name)
-        path = both.total()
-        loss = path.detach() if torch.is_tensor(path) else path
+        pathwise_loss = both.total()
+        loss = pathwise_loss.detach() if torch.is_tensor(pathwise_loss) else pathwise_loss
         if value_alone.by_shape:
             loss = loss + value_alone.total()
         if pathwise_alone.by_shape:
-            path = path + pathwise_alone.total()
+            pathwise_loss = pathwise_loss + pathwise_alone.total()
         costs = Costs(terms, Order(guide_sites, model_positions, dependencies))
-        return Evaluation(guide_trace, model_trace, costs, path, loss, scores, untended)
+        return Evaluation(guide_trace, model_trace, costs, pathwise_loss, loss, scores, untended)

@@ -118,10 +118,11 @@ def check_inside(trial: Trial, datum: frozenset[str]) -> None:
 class BoundEvaluation(Evaluation):
     """An evaluation that can be put together with those of the bound's other particles."""
 
+    costs: BoundCosts
     weighed: Weighed
 
 
-class ImportanceBound(Objective):
+class ImportanceBound(Objective[BoundEvaluation]):
     r"""The bound :math:`E_g[\log p(g)/q(g) + s \sum_n \log \frac1K \sum_k w_{nk}(g)]`.
 
     - `inner`: K. `outer`: how many samples of the bound are taken, in each of which g is drawn once.
@@ -168,9 +169,9 @@ class ImportanceBound(Objective):
                 f"over (num_outer_samples={particles} was given), or use 'vimco'."
             )
 
-    def weights(self, evaluation: Evaluation, name: str) -> Weights | None:
+    def weights(self, evaluation: BoundEvaluation, name: str) -> Weights | None:
         """How the named site's particles are weighed; None if they share it."""
-        return evaluation.costs.weights(name) if isinstance(evaluation.costs, BoundCosts) else None
+        return evaluation.costs.weights(name)
 
     def evaluate(
         self,
@@ -181,7 +182,7 @@ class ImportanceBound(Objective):
         batch_dims: int,
         keep_graph: bool = False,
         dependencies: Dependencies = UNKNOWN,
-    ) -> Evaluation:
+    ) -> BoundEvaluation:
         """Score a pair of traces: see `Objective.evaluate`."""
         guide, model = sample_sites(guide_trace), sample_sites(model_trace)
         scale = common_scale([*guide.values(), *model.values()], layout)
@@ -213,25 +214,22 @@ class ImportanceBound(Objective):
             else:
                 weighed.add(log_p, plates)
         order = Order({name: plates_of(msg) for name, msg in guide.items()}, model_positions, dependencies)
-        path, loss = weighed.loss()
-        return BoundEvaluation(guide_trace, model_trace, weighed.costs(order), path, loss, scores, untended, weighed)
+        pathwise, loss = weighed.loss()
+        costs = weighed.costs(order)
+        return BoundEvaluation(guide_trace, model_trace, costs, pathwise, loss, scores, untended, weighed)
 
-    def join(self, evaluations: Sequence[Evaluation]) -> Evaluation:
+    def join(self, evaluations: Sequence[BoundEvaluation]) -> BoundEvaluation:
         """The evaluation of one bound, from runs of one particle (or a block of them) each."""
-        runs = [e for e in evaluations if isinstance(e, BoundEvaluation)]
-        first, weighed = runs[0], Weighed.join([e.weighed for e in runs])
-        path, loss = weighed.loss()
+        first, weighed = evaluations[0], Weighed.join([e.weighed for e in evaluations])
+        pathwise, loss = weighed.loss()
         scores = {
-            name: torch.cat([e.scores[name] for e in runs]) if name in weighed.data else score
+            name: torch.cat([e.scores[name] for e in evaluations]) if name in weighed.data else score
             for name, score in first.scores.items()
-            if all(name in e.scores for e in runs)
+            if all(name in e.scores for e in evaluations)
         }
         costs = weighed.costs(first.costs.order)
-        return replace(first, costs=costs, path=path, loss=loss, scores=scores, weighed=weighed)
+        return replace(first, costs=costs, pathwise=pathwise, loss=loss, scores=scores, weighed=weighed)
 
-    def beside(self, evaluation: Evaluation, joined: Evaluation, number: int) -> Evaluation:
+    def beside(self, evaluation: BoundEvaluation, joined: BoundEvaluation, number: int) -> BoundEvaluation:
         """The evaluation of a run of one particle, as that of `number` beside the others of the joined runs."""
-        costs, others = evaluation.costs, joined.costs
-        if not isinstance(costs, BoundCosts) or not isinstance(others, BoundCosts):
-            raise TypeError("an evaluation of another objective")
-        return replace(evaluation, costs=costs.beside(others, number))
+        return replace(evaluation, costs=evaluation.costs.beside(joined.costs, number))

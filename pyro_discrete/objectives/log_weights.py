@@ -205,7 +205,8 @@ class Weighed:
     - `log_weights` `[columns, S, K, *datum dims]`: differentiable, by the data's iterations of sequential plates, whose
       plates are in `frames`.
     - `data`: the iterations that each guide site belongs to, of those that each particle draws for itself.
-    - `shared`: cost terms of what the K particles share, `[columns * S, *batch]`; `path`: their pathwise part.
+    - `shared`: cost terms of what the K particles share, `[columns * S, *batch]`; `pathwise`: their part of the
+      differentiable loss.
     - `values`: of the sites that take the doubly reparameterised gradient.
     """
 
@@ -217,7 +218,7 @@ class Weighed:
     frames: dict[Datum, Frames] = field(default_factory=dict)
     data: dict[str, Datum] = field(default_factory=dict)
     shared: list[Term] = field(default_factory=list)
-    path: Tensor | float = 0.0
+    pathwise: Tensor | float = 0.0
     values: list[DoublyValue] = field(default_factory=list)
 
     def datum(self, plates: Frames) -> Datum:
@@ -238,13 +239,13 @@ class Weighed:
         self.log_weights[datum] = value if known is None else known + value
         self.frames[datum] = frozenset(p for p in plates if p.name in self.layout.datum)
 
-    def add_shared(self, term: Term, path: Tensor | None) -> None:
+    def add_shared(self, term: Term, pathwise: Tensor | None) -> None:
         """Take in a scaled cost term of what the particles share, with its pathwise part if it has one."""
         cost = self.layout.once(term.plates, padded(term.value, self.batch_dims))
         self.shared.append(replace(term, value=cost if self.keep_graph else cost.detach()))
-        if path is not None:
-            path = self.layout.once(term.plates, padded(path, self.batch_dims))
-            self.path = self.path + path[: self.layout.particles].sum()
+        if pathwise is not None:
+            pathwise = self.layout.once(term.plates, padded(pathwise, self.batch_dims))
+            self.pathwise = self.pathwise + pathwise[: self.layout.particles].sum()
 
     def loss(self) -> tuple[Tensor, Tensor]:
         """Minus the bound of the first column, summed over outer samples: differentiable, and its plain value."""
@@ -253,7 +254,7 @@ class Weighed:
         value = weighted.detach() + sum((t.value.detach()[: self.layout.particles].sum() for t in self.shared), 0.0)
         if self.values:
             weighted = weighted + doubly_weighted(weighted, self.values, self.log_weights)
-        return weighted + self.path, value
+        return weighted + self.pathwise, value
 
     def costs(self, order: Order) -> BoundCosts:
         """The cost behind each site; the bound is the last of the terms that the shared ones influence."""

@@ -26,20 +26,22 @@ __all__ = [
 
 
 def analytic_notes(
-    plan: Plan, guide_trace: Trace, model_trace: Trace, known: Dependencies, never: str = ""
+    chosen: Mapping[str, Estimator | None],
+    guide_trace: Trace,
+    model_trace: Trace,
+    known: Dependencies,
+    never: str = "",
 ) -> dict[str, str]:
-    """Keep in the plan which sites' divergences are analytic, and return what it is to say of them, by site.
+    """What the plan is to say of relaxed sites, by name: `ANALYTIC` of those whose divergence is, else why it is not.
 
     `known` says of which sites the prior's parameters do not depend on their draws; `never` why none can be analytic.
     """
     notes = {}
-    for name, estimator in plan.estimators.items():
+    for name, estimator in chosen.items():
         guide = latent_sites(guide_trace).get(name)
         if guide is None or not isinstance(estimator, RelaxedEstimator) or not estimator.may_be_analytic:
             continue
         reason = never or _why_linear(name, estimator, guide["fn"], model_trace.nodes.get(name), known)
-        if not reason:
-            plan.analytic.add(name)
         notes[name] = f"; KL term linear ({reason})" if reason else ANALYTIC
     return notes
 
@@ -92,10 +94,11 @@ def settled_points(
         if point is None or point.temperature is not None:
             continue
         reason = _why_unsound(name, known)
-        if name in plan.analytic and not reason:
+        analytic = name in plan.analytic and name not in plan.met.linear
+        if analytic and not reason:
             continue
-        if name in plan.analytic:
-            plan.make_linear(name, reason)
+        if analytic:
+            plan.met.linear[name] = reason
             warnings.warn(
                 f"The KL term of relaxed site {name!r} was analytic so far and is linear from now on, as {reason}. "
                 "Give its estimator kl='linear' to have it so from the start.",

@@ -1,10 +1,11 @@
-"""Making a plan: each site's estimator, the columns of a step, and the path it takes."""
+"""Making a plan: each site's estimator, the columns of a step, and the way it goes."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
@@ -14,7 +15,7 @@ from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.registry import AUTO
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
-from pyro_discrete.inspection.dependencies import Dependencies, why_joined
+from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies, why_joined
 from pyro_discrete.inspection.trial import (
     RowsVerdict,
     Trial,
@@ -31,10 +32,23 @@ from pyro_discrete.objectives.base import Objective
 from pyro_discrete.objectives.costs import Order
 from pyro_discrete.planning.automatic import CHEAP_SUPPORT, Situation, cheap_enumeration, numbers_of, situations
 from pyro_discrete.planning.kl_treatment import analytic_notes, note_when_met_late
-from pyro_discrete.planning.plan import Plan, SitePlan
-from pyro_discrete.planning.products import check_members, settle_products
+from pyro_discrete.planning.plan import (
+    ANALYTIC,
+    Chunked,
+    ChunkedBound,
+    Elementwise,
+    Exact,
+    Jointly,
+    Marginals,
+    Parallel,
+    Plan,
+    Sequential,
+    SitePlan,
+    Vectorised,
+)
+from pyro_discrete.planning.products import settle_products
 from pyro_discrete.planning.select import Selection
-from pyro_discrete.programs.dims import Columns, plates_of
+from pyro_discrete.programs.dims import Columns, Layout, plates_of
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import Site, latent_sites, number_of_values, sample_sites
 from pyro_discrete.sums.enumerated_sites import check_table, refuse_unguided
@@ -72,9 +86,10 @@ def make_plan(
     objective: Objective,
     vectorise: bool,
     max_plate_nesting: float,
+    row_chunk: int | None = None,
     may_enumerate: bool = True,
 ) -> tuple[Plan, Trial]:
-    """Try the pair once, check it, and choose each site's estimator and the path of a step.
+    """Try the pair once, check it, and choose each site's estimator and the way of a step.
 
     With `may_enumerate=False`, "auto" does not enumerate.
     """
@@ -100,31 +115,50 @@ def make_plan(
     )
     if enumerated is not None:
         closed = objective.reads_dependencies and any(s.family is None for s in sites)
-        enumerated.wiring = wiring if enumerated.separated or closed else None
-        enumerated.closed_terms = objective.closed_terms
-        return enumerated, trial
-    plan = Plan([], "vectorised", Columns(), selection.particles, trial.batch_dims, marginal=settings)
-    if objective.reads_dependencies or any(s.family is not None for s in sites):
-        plan.wiring = wiring
-    plan.elements = numbers_of(trial)
-    known = plan.dependencies(given)
-    plan.layout = objective.layout(pair, trial, known, selection.particles)
+        known_by = wiring if isinstance(enumerated.way, Elementwise) or closed else None
+        return replace(enumerated, wiring=known_by, closed_terms=objective.closed_terms), trial
+    wanted = objective.reads_dependencies or any(s.family is not None for s in sites)
+    known = wiring.of(given) if wanted else UNKNOWN
+    elements, layout = numbers_of(trial), objective.layout(pair, trial, known, selection.particles)
     order = Order({n: plates_of(m) for n, m in sample_sites(trial.guide_trace).items()}, {}, known)
     situation = situations(pair, trial, sites, known, vectorise)
-    plan.sites += [plan_site(site, selection, plan, order, situation[site.name]) for site in sites]
-    settle_products(plan, sites)
-    summed: frozenset[str] = frozenset()
+    columns, planned, chosen = Columns(), [], {}
+    for site in sites:
+        line, chosen[site.name] = plan_site(site, selection, layout, situation[site.name], order)
+        estimator = chosen[site.name]
+        if not (isinstance(estimator, Enumerate) and estimator.product):
+            columns.give(site.name, line.rows - 1)
+        planned.append(line)
+    settle_products(planned, chosen, columns, sites, elements * layout.size)
+    marginals, summed = Marginals(), frozenset()
     if marginal:
-        plan.cost, summed, plan.sums_one_by_one = settle(pair, trial, settings)
+        cost, summed, one_by_one = settle(pair, trial, settings)
+        marginals = Marginals(settings, cost, one_by_one)
     scored = absorbed(trial.model_trace, summed)
     notes = objective.notes(trial.guide_trace, scored, known)
-    notes = analytic_notes(plan, trial.guide_trace, scored, known, _never_analytic(pair, objective)) | notes
-    for site_plan in plan.sites:
-        site_plan.notes += notes.get(site_plan.name, "")
-        site_plan.notes += "; doubly reparameterised" if site_plan.name in plan.layout.doubly else ""
-    plan.costs = known.describe() if plan.wiring is not None else ""
-    plan.sites += map(_marginal_plan, marginal)
-    _choose_path(pair, trial, plan, vectorise)
+    kl_notes = analytic_notes(chosen, trial.guide_trace, scored, known, _never_analytic(pair, objective))
+    for line in planned:
+        line.notes += (kl_notes | notes).get(line.name, "")
+        line.notes += "; doubly reparameterised" if line.name in layout.doubly else ""
+    way, reason, observed = _choose_way(pair, trial, chosen, columns.count * layout.size, vectorise, marginals)
+    if row_chunk is not None:
+        way = (Chunked if layout.inner is None else ChunkedBound)(way, row_chunk)
+    plan = Plan(
+        way,
+        planned + [_marginal_plan(site) for site in marginal],
+        chosen,
+        columns,
+        selection.particles,
+        trial.batch_dims,
+        reason=reason,
+        layout=layout,
+        elements=elements,
+        marginals=marginals,
+        observed=observed,
+        analytic=frozenset(name for name, note in kl_notes.items() if note == ANALYTIC),
+        wiring=wiring if wanted else None,
+        costs=known.describe() if wanted else "",
+    )
     return plan, trial
 
 
@@ -140,21 +174,14 @@ def _marginal_plan(site: Site) -> SitePlan:
 
 
 def plan_site(
-    site: Site, selection: Selection, plan: Plan, order: Order | None = None, situation: Situation | None = None
-) -> SitePlan:
-    """Choose a site's estimator and give it its columns."""
+    site: Site, selection: Selection, layout: Layout, situation: Situation | None = None, order: Order | None = None
+) -> tuple[SitePlan, Estimator | None]:
+    """A site's line of the plan, and its estimator: None for a reparameterised one."""
     if site.family is None:
-        plan.estimators[site.name] = None
-        return SitePlan(site.name, "reparameterised", "pathwise", 1, "continuous and reparameterised")
-    estimator, why = selection.estimator(site, situation, plan.layout.shares(site.plates))
+        return SitePlan(site.name, "reparameterised", "pathwise", 1, "continuous and reparameterised"), None
+    estimator, why = selection.estimator(site, situation, layout.shares(site.plates))
     if isinstance(estimator, Enumerate):
         _check_support(site, estimator)
-    rows = estimator.rows(site)
-    plan.estimators[site.name] = estimator
-    if not (isinstance(estimator, Enumerate) and estimator.product):
-        plan.columns.give(site.name, rows - 1)
-    elif order is None:
-        check_members([site.name, *plan.columns.products], plan.columns.products)
     notes = note_when_met_late(estimator) if order is None else ""
     if order is not None and site.name in order.position:
         known = order.dependencies
@@ -166,7 +193,7 @@ def plan_site(
             notes += (
                 f"; its cost is summed over plate {', '.join(crossed)}, as a later site outside could carry influence"
             )
-    return SitePlan(site.name, site.family.value, _label(estimator), rows, why, notes)
+    return SitePlan(site.name, site.family.value, _label(estimator), estimator.rows(site), why, notes), estimator
 
 
 def _label(estimator: Estimator) -> str:
@@ -250,23 +277,29 @@ def _enumeration_plan(
     joint = not separated and (joint or crossing_site(pair, trial, everything) is not None)
     if joint and not explicit:
         return None
-    plan = Plan([], "enumerated", Columns(), selection.particles, trial.batch_dims, enumeration=settings)
-    plan.explicit, plan.joint, plan.separated = explicit, joint, separated
+    way: Exact = Parallel(settings, explicit)
+    if separated:
+        way = Elementwise(settings, explicit, separated)
+    elif joint:
+        way = Jointly(settings, explicit)
+    planned, chosen = [], {}
     for site in sites:
         if site in discrete:
             why = "asked for" if explicit else f"auto: at most {CHEAP_SUPPORT} joint values in a sum"
             number = f"{int(site.cardinality)} joint values"
             if site.name in separated:
                 number = f"{separated[site.name]} values an element, summed over one by one, as no term joins elements"
-            plan.sites.append(SitePlan(site.name, _kind(site), "enumerate", 0, why, f"; {number}"))
+            planned.append(SitePlan(site.name, _kind(site), "enumerate", 0, why, f"; {number}"))
         elif site.family is None:
-            plan.sites.append(plan_site(site, selection, plan))
+            line, chosen[site.name] = plan_site(site, selection, Layout(1))
+            planned.append(line)
         else:
-            plan.sites.append(SitePlan(site.name, _kind(site), "reinforce", 1, "continuous: the score function"))
-    plan.sites += map(_marginal_plan, marginal)
-    if joint:
-        plan.reason = "joint values of all plate elements, as a later site outside may depend on an enumerated one"
-    return plan
+            planned.append(SitePlan(site.name, _kind(site), "reinforce", 1, "continuous: the score function"))
+    planned += map(_marginal_plan, marginal)
+    reason = (
+        "joint values of all plate elements, as a later site outside may depend on an enumerated one" if joint else ""
+    )
+    return Plan(way, planned, chosen, Columns(), selection.particles, trial.batch_dims, reason=reason)
 
 
 def _fits(site: Site, settings: Enumerate) -> bool:
@@ -277,31 +310,40 @@ def _kind(site: Site) -> str:
     return site.family.value if site.family else "reparameterised"
 
 
-def _choose_path(pair: Pair, trial: Trial, plan: Plan, vectorise: bool) -> None:
-    """Vectorised where there is more than one row and the program can take them."""
-    wants_data = any(e is not None and e.reads_context for e in plan.estimators.values())
-    total = plan.columns.count * plan.layout.size
+def _choose_way(
+    pair: Pair,
+    trial: Trial,
+    chosen: Mapping[str, Estimator | None],
+    total: int,
+    vectorise: bool,
+    marginals: Marginals,
+) -> tuple[Vectorised | Sequential, str, dict[str, int]]:
+    """Vectorised where there are `total` > 1 rows and the program can take them; why not; what baselines may read."""
+    wants_data = any(e is not None and e.reads_context for e in chosen.values())
     verdict: RowsVerdict | None = None
     if (total > 1 and vectorise) or wants_data:
         verdict = check_rows(pair, trial, total) if total > 1 and vectorise else _try_rows(pair, trial)
+    observed = {}
     if wants_data:
         names = observed_constants(pair, trial, verdict.model_trace if verdict else None)
         nodes = sample_sites(trial.model_trace)
-        plan.observed = {n: math.prod(nodes[n]["fn"].event_shape) for n in names}
+        observed = {n: math.prod(nodes[n]["fn"].event_shape) for n in names}
     if total == 1:
-        plan.path = "sequential"
-    elif not vectorise:
-        plan.path, plan.reason = "sequential", "vectorize_particles=False"
-    elif plan.cost is not None and not any(map(plan.cost.times(total).fits, plan.marginal.values())):
-        plan.path, plan.reason = "sequential", f"{total} rows at once would be beyond the budget of exact sums"
-    elif not verdict:
-        plan.path = "sequential"
-        plan.reason = verdict.reason if verdict is not None else ""
+        return Sequential(), "", observed
+    if not vectorise:
+        return Sequential(), "vectorize_particles=False", observed
+    cost = marginals.cost
+    if cost is not None and not any(map(cost.times(total).fits, marginals.settings.values())):
+        return Sequential(), f"{total} rows at once would be beyond the budget of exact sums", observed
+    if not verdict:
+        reason = verdict.reason if verdict is not None else ""
         warnings.warn(
             f"This program cannot take a leading dim of {total} rows x particles, so each is run by itself, more "
-            f"slowly ({plan.reason}). Index from the right and avoid view(B, -1) to have them run at once.",
+            f"slowly ({reason}). Index from the right and avoid view(B, -1) to have them run at once.",
             stacklevel=2,
         )
+        return Sequential(), reason, observed
+    return Vectorised(), "", observed
 
 
 def _try_rows(pair: Pair, trial: Trial) -> RowsVerdict:

@@ -1,9 +1,10 @@
-"""The plan of a pair: what each site got, the rows of a step, and the path it takes."""
+"""The plan of a pair: what each site got, the columns of a step, the way it goes; and what steps have met since."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from pyro.poutine import Trace
 from torch import Tensor
@@ -18,8 +19,21 @@ from pyro_discrete.sums.components import SumCost
 
 __all__ = [
     "ANALYTIC",
+    "Chunked",
+    "ChunkedBound",
+    "Elementwise",
+    "Exact",
+    "Jointly",
+    "Marginals",
+    "Met",
+    "OneByOne",
+    "Parallel",
     "Plan",
+    "Sequential",
     "SitePlan",
+    "StructureChangedError",
+    "Vectorised",
+    "Way",
 ]
 
 
@@ -28,6 +42,100 @@ ClosedTerms = Callable[[Trace, Trace, Dependencies], dict[str, Tensor]]
 
 ANALYTIC = "; KL term analytic"
 """What a plan says of such a site."""
+
+
+class StructureChangedError(Exception):
+    """A run has a site, or more plate dims, than its plan knows of: it is to be planned anew."""
+
+    def __init__(self, message: str, batch_dims: int | None = None) -> None:
+        super().__init__(message)
+        self.batch_dims = batch_dims
+
+
+@dataclass(frozen=True)
+class Way:
+    """Which way a step goes. `path`: how a plan prints it."""
+
+    path: ClassVar[str]
+
+
+@dataclass(frozen=True)
+class Vectorised(Way):
+    """All rows at once, under a leading plate."""
+
+    path = "vectorised"
+
+
+@dataclass(frozen=True)
+class Sequential(Way):
+    """Row by row, particle by particle."""
+
+    path = "sequential"
+
+
+@dataclass(frozen=True)
+class Chunked(Way):
+    """All rows, at most so many at once, each run twice: for its costs, then for its gradient."""
+
+    over: Vectorised | Sequential
+    rows: int
+
+    @property
+    def path(self) -> str:  # type: ignore[override]
+        """That of the rows themselves."""
+        return self.over.path
+
+
+@dataclass(frozen=True)
+class ChunkedBound(Chunked):
+    """The same for the particles that a bound weighs: for their weights, then for its gradient."""
+
+
+@dataclass(frozen=True)
+class Exact(Way):
+    """Every discrete site of the guide summed over its support.
+
+    - `settings`: the budget. `explicit`: whether this was asked for; what "auto" took is given up if it cannot be had.
+    """
+
+    path = "enumerated"
+    settings: Enumerate
+    explicit: bool
+
+
+@dataclass(frozen=True)
+class Parallel(Exact):
+    """Values in dims of their own, left of all plates."""
+
+
+@dataclass(frozen=True)
+class OneByOne(Exact):
+    """One joint value of the guide's sites after another."""
+
+
+@dataclass(frozen=True)
+class Jointly(Exact):
+    """Joint values of all plate elements as rows."""
+
+
+@dataclass(frozen=True)
+class Elementwise(Exact):
+    """Event elements one by one. `values`: of each site, how many an element has."""
+
+    values: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Marginals:
+    """How discrete sites of the model alone are summed out, whichever way a step goes.
+
+    - `settings`: the budget of each. `cost`: what the sums cost a row.
+    - `one_by_one`: by a run of the model for each joint value, where it takes no leading dims.
+    """
+
+    settings: Mapping[str, Enumerate] = field(default_factory=dict)
+    cost: SumCost | None = None
+    one_by_one: bool = False
 
 
 @dataclass
@@ -43,85 +151,122 @@ class SitePlan:
 
 
 @dataclass
-class Plan:
-    """What a step does. `print(elbo.plan)` shows it as a table.
+class Met:
+    """What the steps of a plan have met on their way: nothing of it was known when the plan was made.
 
-    - `path`: "vectorised" (all rows at once), "sequential" (row by row), or "enumerated" (exact, in parallel).
-    - `rows`: evaluations of the model per particle; `particles` multiplies it.
-    - `costs`: what each site's learning signal holds: the terms that it can influence, or why that is not known.
-    - `analytic`: the relaxed sites whose divergences are analytic.
-    - `largest`: for a relaxed Binomial the largest number of trials met so far, which its relaxation goes up to.
-    - `separated`: sites that are summed over element by element, with the number of an element's values.
-    - `closed_terms`: of an enumerated program's traces, what stands for its reparameterised sites' sampled terms.
-    - `layout`: what a run's rows are. `elements`: how many numbers a row's values have.
+    - `sites`, `estimators`: sites that only some runs have.
+    - `largest`: for a relaxed Binomial the largest number of trials, which its relaxation goes up to.
+    - `linear`: relaxed sites whose divergence was analytic and is not any more, with the reason.
+    - `closed`: sites of an enumerated program whose sampled terms closed ones stand for. `cost`: that of the last sums.
     """
 
-    sites: list[SitePlan]
-    path: str
+    sites: list[SitePlan] = field(default_factory=list)
+    estimators: dict[str, Estimator] = field(default_factory=dict)
+    largest: dict[str, int] = field(default_factory=dict)
+    linear: dict[str, str] = field(default_factory=dict)
+    closed: set[str] = field(default_factory=set)
+    cost: SumCost | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step does. `print(elbo.plan)` shows it as a table. No step changes it: what steps learn is in `met`.
+
+    - `way`: which way a step goes, with the settings of that way. `reason`: why, where it is not the first choice.
+    - `planned`, `given`: each site's line of the table, and its estimator.
+    - `columns`: the coupled values of a particle. `particles`: the repetitions. `layout`: what a run's rows are.
+    - `batch_dims`: how many plate dims there are. `elements`: how many numbers a row's values have.
+    - `marginals`: how sites of the model alone are summed out.
+    - `observed`: the observed sites that a baseline may read, each with its number of features.
+    - `analytic`: the relaxed sites whose divergences are analytic.
+    - `closed_terms`: of an enumerated program's traces, what stands for its reparameterised sites' sampled terms.
+    - `wiring`: what the costs of a site are known by. `costs`: what each site's learning signal holds, in words.
+    """
+
+    way: Way
+    planned: Sequence[SitePlan]
+    given: Mapping[str, Estimator | None]
     columns: Columns
     particles: int
     batch_dims: int
     reason: str = ""
     layout: Layout = field(default_factory=lambda: Layout(1))
     elements: int = 1
-    enumeration: Enumerate | None = None
-    explicit: bool = False
-    joint: bool = False
-    separated: dict[str, int] = field(default_factory=dict)
-    one_by_one: bool = False
+    marginals: Marginals = field(default_factory=Marginals)
+    observed: Mapping[str, int] = field(default_factory=dict)
+    analytic: Collection[str] = frozenset()
     closed_terms: ClosedTerms = lambda *_: {}
-    marginal: dict[str, Enumerate] = field(default_factory=dict)
-    cost: SumCost | None = None
-    sums_one_by_one: bool = False
-    observed: dict[str, int] = field(default_factory=dict)
-    estimators: dict[str, Estimator | None] = field(default_factory=dict)
-    analytic: set[str] = field(default_factory=set)
-    largest: dict[str, int] = field(default_factory=dict)
     wiring: Wiring | None = None
     costs: str = ""
+    met: Met = field(default_factory=Met)
 
-    def dependencies(self, pair: Pair) -> Dependencies:
-        """Which cost terms each site can influence in a call with these arguments, as far as that is known."""
-        return UNKNOWN if self.wiring is None else self.wiring.of(pair)
+    @property
+    def path(self) -> str:
+        """ "vectorised" (all rows at once), "sequential" (row by row), or "enumerated" (exact)."""
+        return self.way.path
 
-    def forget_dependencies(self) -> None:
-        """Plan as if nothing were known of them."""
-        self.wiring, self.costs = None, ""
-        for name in list(self.analytic):
-            self.make_linear(name, "nothing is known of what its prior depends on")
+    @property
+    def sites(self) -> list[SitePlan]:
+        """Each site's line, with what steps have met since."""
+        return [self._as_met(site) for site in self.planned] + self.met.sites
 
-    def note_closed(self, names: Collection[str]) -> None:
-        """Say of an enumerated program's sites that closed terms stand for their sampled ones."""
-        for site in self.sites:
-            if site.name in names:
-                site.notes = "; KL term in closed form"
+    def _as_met(self, site: SitePlan) -> SitePlan:
+        if site.name in self.met.linear:
+            return _linear(site, self.met.linear[site.name])
+        if site.name in self.met.closed:
+            return replace(site, notes="; KL term in closed form")
+        return site
 
-    def make_linear(self, name: str, reason: str) -> None:
-        """Have a relaxed site's divergence linear in its soft value, and say so."""
-        self.analytic.discard(name)
-        for site in self.sites:
-            if site.name == name:
-                site.notes = site.notes.replace(ANALYTIC, f"; KL term linear ({reason})")
+    @property
+    def estimators(self) -> dict[str, Estimator | None]:
+        """Each site's estimator, None for a reparameterised one."""
+        return {**self.given, **self.met.estimators}
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """Each site's name, and that of what it got: "enumerate", "pathwise", "rloo" ..."""
+        return {site.name: site.estimator.partition("(")[0] for site in self.sites}
+
+    @property
+    def samples(self) -> bool:
+        """Whether any site is drawn, so that particles differ."""
+        return any(site.rows for site in self.planned)
+
+    @property
+    def cost(self) -> SumCost | None:
+        """What exact sums cost: those of the last step, or of the model's own sites a row."""
+        return self.met.cost or self.marginals.cost
 
     @property
     def rows(self) -> int:
         """Evaluations of the model per particle and step."""
-        return self.columns.count
+        return self.columns.count + sum(max(0, site.rows - 1) for site in self.met.sites)
 
     @property
     def evaluations(self) -> int:
         """Evaluations of the model per step: rows x particles, for a bound x its inner particles."""
         return self.rows * self.particles * (self.layout.inner or 1)
 
+    def dependencies(self, pair: Pair) -> Dependencies:
+        """Which cost terms each site can influence in a call with these arguments, as far as that is known."""
+        return UNKNOWN if self.wiring is None else self.wiring.of(pair)
+
+    def without_dependencies(self) -> Plan:
+        """The plan as if nothing were known of them."""
+        reason = "nothing is known of what its prior depends on"
+        planned = [_linear(site, reason) if site.name in self.analytic else site for site in self.planned]
+        return replace(self, planned=planned, analytic=frozenset(), wiring=None, costs="")
+
     def single(self) -> Plan:
         """The same for one particle, without a leading dim."""
-        return replace(self, path="sequential", particles=1, layout=self.layout.block())
+        return replace(self, way=Sequential(), particles=1, layout=self.layout.block())
 
-    def chosen(self) -> dict[str, str]:
+    def taken_by_auto(self) -> dict[str, str]:
         """Site to the name of the estimator that "auto" chose for it."""
-        chosen = {name: e.name for name, e in self.estimators.items() if e is not None}
-        chosen |= {s.name: Enumerate.name for s in self.sites if self.enumeration is not None and not s.rows}
-        return {s.name: chosen[s.name] for s in self.sites if s.why.startswith("auto") and s.name in chosen}
+        taken = {name: e.name for name, e in self.estimators.items() if e is not None}
+        if isinstance(self.way, Exact):
+            taken |= {s.name: Enumerate.name for s in self.sites if not s.rows}
+        return {s.name: taken[s.name] for s in self.sites if s.why.startswith("auto") and s.name in taken}
 
     def __str__(self) -> str:
         header = ("site", "kind", "estimator", "rows", "why")
@@ -139,3 +284,7 @@ class Plan:
         exact = [] if self.cost is None else [f"exact sums: {self.cost} a row"]
         costs = [f"costs: {self.costs}"] if self.costs else []
         return "\n".join([*(row.rstrip() for row in table), total, *exact, *costs])
+
+
+def _linear(site: SitePlan, reason: str) -> SitePlan:
+    return replace(site, notes=site.notes.replace(ANALYTIC, f"; KL term linear ({reason})"))

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor
 
 from pyro_discrete.errors import EnumerationError
-from pyro_discrete.estimators.base import Draw
+from pyro_discrete.estimators.base import Draw, Estimator
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
-from pyro_discrete.planning.plan import Plan
+from pyro_discrete.planning.plan import SitePlan
+from pyro_discrete.programs.dims import Columns
 from pyro_discrete.programs.sites import Site
 
 __all__ = [
@@ -24,20 +25,30 @@ __all__ = [
 ]
 
 
-def settle_products(plan: Plan, sites: Iterable[Site]) -> None:
-    """Give the sites of each product their columns. Raises `EnumerationError` if they do not fit together."""
+def settle_products(
+    planned: Iterable[SitePlan],
+    chosen: Mapping[str, Estimator | None],
+    columns: Columns,
+    sites: Iterable[Site],
+    numbers: int,
+) -> None:
+    """Give the sites of each product their columns, and say so in the plan's lines.
+
+    `numbers`: how many numbers the values of all rows have. Raises `EnumerationError` if sites do not fit together.
+    """
     products: dict[str, list[Site]] = {}
     for site in sites:
-        estimator = plan.estimators.get(site.name)
+        estimator = chosen.get(site.name)
         if isinstance(estimator, Enumerate) and estimator.product:
             products.setdefault(estimator.product, []).append(site)
     for label, members in products.items():
         _check_plates(label, members)
         joint = math.prod(site.cardinality for site in members)
-        _check_budget(label, members, plan, joint)
-        plan.columns.give_product({site.name: int(site.cardinality) for site in members})
+        settings = [e for e in (chosen[s.name] for s in members) if isinstance(e, Enumerate)]
+        _check_budget(label, members, settings, joint, joint * numbers)
+        columns.give_product({site.name: int(site.cardinality) for site in members})
         names = [site.name for site in members]
-        for site_plan in plan.sites:
+        for site_plan in planned:
             if site_plan.name in names:
                 site_plan.rows = int(joint) + 1
                 others = ", ".join(repr(n) for n in names if n != site_plan.name) or "no other site"
@@ -57,10 +68,10 @@ def _check_plates(label: str, members: Sequence[Site]) -> None:
             )
 
 
-def _check_budget(label: str, members: Sequence[Site], plan: Plan, joint: float) -> None:
-    settings = [e for e in (plan.estimators[s.name] for s in members) if isinstance(e, Enumerate)]
+def _check_budget(
+    label: str, members: Sequence[Site], settings: Sequence[Enumerate], joint: float, elements: float
+) -> None:
     largest, operations = min(e.max_elements for e in settings), min(e.max_operations for e in settings)
-    elements = joint * plan.elements * plan.layout.size
     if elements > min(largest, operations):
         sizes = ", ".join(f"{s.name!r}: {s.cardinality:.4g}" for s in members)
         raise EnumerationError(

@@ -1,4 +1,4 @@
-"""Slopes: how a row's total cost changes with the value that an estimator drew there."""
+"""What each estimator is handed: its draw, the costs of its rows, and their slopes where it wants them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,44 @@ from pyro_discrete.estimators.base import Draw, Estimator
 from pyro_discrete.objectives.base import Evaluation, Objective
 from pyro_discrete.planning.baseline_inputs import Contexts
 from pyro_discrete.planning.plan import Plan
+from pyro_discrete.planning.products import in_product
 from pyro_discrete.programs.dims import Columns, Layout, subsampling_scale
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import Site
+from pyro_discrete.steps.outcome import Pending
+from pyro_discrete.steps.placing import PlaceRows
 
 __all__ = [
     "contexts_of",
     "filled_draw",
+    "hand_over",
     "site_cost",
     "slopes_by_column",
     "slopes_by_row",
     "untended_part",
 ]
+
+
+def hand_over(
+    plan: Plan, pair: Pair, objective: Objective, placing: PlaceRows, evaluation: Evaluation
+) -> list[Pending]:
+    """Each site's draw, with what `surrogate` wants to know beside it, and the costs of its rows."""
+    columns, layout = plan.columns, placing.layout
+    contexts = contexts_of(evaluation, plan, pair)
+    slopes = slopes_by_row(evaluation, placing.resampled, placing.draws, placing.taken, columns, layout)
+    pending = []
+    for name, draw in placing.draws.items():
+        estimator, site = placing.taken[name], placing.sites[name]
+        cost = layout.split(site.plates, site_cost(evaluation, name, estimator, objective))
+        if len(rows := columns.rows_of(name)) < columns.count:
+            cost = cost[rows]
+        filled = filled_draw(draw, site, estimator, evaluation, objective, layout, contexts, slopes.get(name, {}))
+        if members := columns.products.get(name):
+            own, scores = columns.owned[name], evaluation.scores
+            log_q = {m: layout.split(placing.sites[m].plates, scores[m])[own] for m in members}
+            filled = in_product(filled, name, log_q)
+        pending.append(Pending(estimator, filled, cost))
+    return pending
 
 
 def contexts_of(evaluation: Evaluation, plan: Plan, pair: Pair) -> Contexts:

@@ -1,27 +1,25 @@
-"""One step: run the program over its rows, cost each site, and combine what the estimators make of it."""
+"""The objective with hard draws, one row a particle; a relaxed draw is hardened, so that its noise is the same."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from torch import Tensor
 
-from pyro_discrete.draws.softening import corner
-from pyro_discrete.estimators.base import Draw, Estimator, SiteView
-from pyro_discrete.estimators.score.reinforce import Reinforce
-from pyro_discrete.families import Family
-from pyro_discrete.inspection.dependencies import UNKNOWN
+from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.objectives.base import Evaluation, Objective
 from pyro_discrete.planning.plan import Plan
-from pyro_discrete.programs.dims import Columns
+from pyro_discrete.programs.dims import Columns, Layout
 from pyro_discrete.programs.pair import KeepSubsamples, Pair
-from pyro_discrete.programs.sites import Site
-from pyro_discrete.relaxations.relaxed_distribution import hard_value, one_hot_site
+from pyro_discrete.steps.choice import HardChoice
 from pyro_discrete.steps.outcome import Outcome
 from pyro_discrete.steps.placing import PlaceColumn, PlaceRows, Primary
-from pyro_discrete.steps.run import _chooser, evaluated
+from pyro_discrete.steps.run import evaluated, run_pair
 
 __all__ = [
     "AT_ONCE",
-    "run_hard",
+    "hard_loss_of_columns",
+    "hard_loss_of_rows",
 ]
 
 
@@ -29,55 +27,51 @@ AT_ONCE = 2**22
 """How many numbers `loss()` draws and scores at a time, sites' values of all rows counted."""
 
 
-_PLAIN = Reinforce()
+def hard_loss_of_rows(plan: Plan, pair: Pair, objective: Objective, known: Dependencies) -> Outcome:
+    """The loss of one row for each particle, as many at once as `AT_ONCE` allows.
 
-
-class _Hardened(Reinforce):
-    """Draws as a relaxed estimator does, and rounds to the corner behind the draw."""
-
-    def __init__(self, estimator: Estimator) -> None:
-        super().__init__()
-        self.estimator = estimator
-
-    @staticmethod
-    def instead_of(estimator: Estimator | None) -> Reinforce:
-        """What draws hard values in an estimator's place."""
-        if estimator is None or 0 not in estimator.relaxed or not estimator.draws_from_guide:
-            return _PLAIN
-        return _Hardened(estimator)
-
-    def draw(self, site: SiteView) -> Draw:
-        if not isinstance(site, Site) or site.family is Family.COUNT:  # a relaxed count's support is truncated
-            return super().draw(site)
-        soft = self.estimator.draw(one_hot_site(site)).value[:1].detach()
-        return Draw(hard_value(site.distribution, corner(soft, one_hot=site.family is not Family.BERNOULLI)))
-
-
-def run_hard(plan: Plan, pair: Pair, objective: Objective) -> Outcome:
-    """The objective with hard draws, one row; a relaxed draw is hardened, so that its noise is the same.
-
-    No more than `AT_ONCE` numbers of the sites' values are held at a time: more particles are run in blocks, of which
-    only the terms that the objective needs are kept, and no traces.
+    More particles are run in blocks, of which only the terms that the objective needs are kept, and no traces.
     """
-    dependencies = plan.dependencies(pair) if objective.reads_dependencies else UNKNOWN
-    pair = objective.around(pair, training=False)
-    choose = _chooser(plan, lambda site: _Hardened.instead_of(plan.estimators.get(site.name)))
-    layout = plan.layout.of(1, {})
-    if plan.path == "vectorised" and 1 < layout.size <= max(1, AT_ONCE // plan.elements):
-        placing = PlaceRows(choose, Columns(), layout, plan.batch_dims)
-        evaluation = evaluated(pair, plan, objective, placing, layout, dependencies=dependencies)
+    choice, layout = HardChoice(plan), plan.layout.of(1, {})
+
+    def place(block: Layout, given: Mapping[str, Tensor]) -> PlaceRows:
+        return PlaceRows(choice, Columns(), block, plan.batch_dims, given=given)
+
+    rows = max(1, AT_ONCE // plan.elements)
+    if 1 < layout.size <= rows:
+        evaluation = _evaluated(plan, pair, objective, place(layout, {}), known)
         return Outcome(evaluation.loss / plan.particles, 0.0, [evaluation])
-    subsamples, evaluations = None, []
-    rows = max(1, AT_ONCE // plan.elements) if plan.path == "vectorised" else 1
+    return _in_blocks(plan, pair, objective, known, rows, place)
+
+
+def hard_loss_of_columns(plan: Plan, pair: Pair, objective: Objective, known: Dependencies) -> Outcome:
+    """The same, one particle after the other without a leading dim."""
+    choice = HardChoice(plan)
+
+    def place(block: Layout, given: Mapping[str, Tensor]) -> PlaceColumn:
+        return PlaceColumn(choice, Primary(), block, plan.batch_dims, given=given)
+
+    return _in_blocks(plan, pair, objective, known, 1, place)
+
+
+Placing = PlaceRows | PlaceColumn
+
+
+def _in_blocks(
+    plan: Plan,
+    pair: Pair,
+    objective: Objective,
+    known: Dependencies,
+    rows: int,
+    place: Callable[[Layout, Mapping[str, Tensor]], Placing],
+) -> Outcome:
+    layout, subsamples, evaluations = plan.layout.of(1, {}), None, []
     for blocks in layout.blocks(rows):
         parts: list[Evaluation] = []
         given: dict[str, Tensor] = {}
         for block in blocks:
-            if plan.path == "vectorised":
-                placing = PlaceRows(choose, Columns(), block, plan.batch_dims, given=given)
-            else:
-                placing = PlaceColumn(choose, Primary(), block, plan.batch_dims, given=given)
-            parts.append(evaluated(pair, plan, objective, placing, block, subsamples, dependencies))
+            placing = place(block, given)
+            parts.append(_evaluated(plan, pair, objective, placing, known, subsamples))
             given = given or placing.shared
             if layout.size > 1:
                 subsamples = subsamples or KeepSubsamples.of(parts[-1].guide_trace, parts[-1].model_trace)
@@ -85,3 +79,15 @@ def run_hard(plan: Plan, pair: Pair, objective: Objective) -> Outcome:
         evaluations.append(objective.join(parts))
     loss = sum((e.loss for e in evaluations), start=0.0)
     return Outcome(loss / plan.particles, 0.0, evaluations)
+
+
+def _evaluated(
+    plan: Plan,
+    pair: Pair,
+    objective: Objective,
+    placing: Placing,
+    known: Dependencies,
+    subsamples: KeepSubsamples | None = None,
+) -> Evaluation:
+    traces = run_pair(plan, pair, placing, known if objective.additive else UNKNOWN, subsamples)
+    return evaluated(plan, objective, traces, placing, known)

@@ -127,13 +127,21 @@ _NOTHING = 0.0
 
 @dataclass
 class Outcome:
-    """A step's loss (mean over particles, detached), and its surrogate, whose gradient is the estimate."""
+    """A step's loss (mean over particles, detached), and its surrogate, whose gradient is the estimate.
+
+    - `pending`: what the estimators have still to combine. `draws`: values that slopes are taken at.
+    """
 
     loss: Tensor | float = _NOTHING
     surrogate: Tensor | float = _NOTHING
     evaluations: list[Evaluation] = field(default_factory=list)
     pending: list[Pending] = field(default_factory=list)
     draws: list[Tensor] = field(default_factory=list)
+
+    @staticmethod
+    def exact(loss: Tensor) -> Outcome:
+        """Of an exact loss, which is its own surrogate."""
+        return Outcome(loss.detach(), loss)
 
     def leaves(self) -> list[Tensor]:
         """The parameters that the surrogate depends on, wherever they live; draws that slopes are taken at are none."""

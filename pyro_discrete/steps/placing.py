@@ -32,15 +32,13 @@ from pyro_discrete.relaxations.relaxed_distribution import (
     program_value,
     softened,
 )
+from pyro_discrete.steps.choice import Choice
 
 __all__ = [
     "PlaceColumn",
     "PlaceRows",
     "Primary",
 ]
-
-
-Choose = Callable[[Site], Estimator | None]
 
 
 Downstream = Callable[[str, str], bool]
@@ -66,14 +64,14 @@ def _always(site: str, later: str) -> bool:
 class PlaceRows(SiteMessenger):
     """Draws every latent site of the guide for all columns and particles at once.
 
-    `choose(site)` gives a site's estimator, None for a reparameterised one. `draws` holds what the estimators drew;
+    `choice.of(site)` gives a site's estimator; `taken` holds those that drew, `draws` what they drew;
     `soft_columns` those whose owner's value is relaxed there, and `resampled` the sites drawn hard downstream in them.
     What inner particles share is taken from `given` where it has it, and kept in `shared`.
     """
 
     def __init__(
         self,
-        choose: Choose,
+        choice: Choice,
         columns: Columns,
         layout: Layout,
         batch_dims: int,
@@ -83,11 +81,11 @@ class PlaceRows(SiteMessenger):
     ) -> None:
         super().__init__()
         self.downstream = downstream
-        self.choose, self.columns, self.layout, self.batch_dims = choose, columns, layout, batch_dims
+        self.choice, self.columns, self.layout, self.batch_dims = choice, columns, layout, batch_dims
         self.soft_columns, self.given, self.shared = soft_columns, given or {}, {}
         self.draws: dict[str, Draw] = {}
         self.sites: dict[str, Site] = {}
-        self.chosen: dict[str, Estimator] = {}
+        self.taken: dict[str, Estimator] = {}
         self.relaxed: dict[str, Point | None] = {}
         self.resampled: list[tuple[int, str]] = []
         self._drawn: dict[str, bool] = {}
@@ -97,7 +95,7 @@ class PlaceRows(SiteMessenger):
             return
         site = Site(msg, batch_dims=self.batch_dims).under(self.layout)
         shares = self.layout.shares(site.plates)
-        estimator = self.choose(site)
+        estimator = self.choice.of(site)
         if site.name in self.given:
             msg["value"], msg["done"] = site.merge(self.given[site.name]), True
         elif estimator is None:
@@ -112,7 +110,7 @@ class PlaceRows(SiteMessenger):
                 draw = Draw(seen.fresh[:1], drawn.point)
             else:
                 draw = _drawn(seen, estimator)
-            self.draws[site.name], self.sites[site.name], self.chosen[site.name] = draw, seen, estimator
+            self.draws[site.name], self.sites[site.name], self.taken[site.name] = draw, seen, estimator
             if soft:
                 rows = draw.value
                 if seen is site:  # drawn hard, soft in others' columns
@@ -185,7 +183,7 @@ class PlaceColumn(SiteMessenger):
 
     def __init__(
         self,
-        choose: Choose,
+        choice: Choice,
         primary: Primary,
         layout: Layout,
         batch_dims: int,
@@ -195,12 +193,12 @@ class PlaceColumn(SiteMessenger):
     ) -> None:
         super().__init__()
         self.downstream = downstream
-        self.choose, self.primary, self.owners = choose, primary, owners
+        self.choice, self.primary, self.owners = choice, primary, owners
         self.layout, self.batch_dims, self.given, self.shared = layout, batch_dims, given or {}, {}
         self.soft = False
         self.resampled: list[tuple[int, str]] = []
         self.sites: dict[str, Site] = {}
-        self.chosen: dict[str, Estimator] = {}
+        self.taken: dict[str, Estimator] = {}
         self.relaxed: dict[str, Point | None] = {}
         self.extra: dict[str, int] = {}
         self._points: dict[str, Point | None] = {}
@@ -210,9 +208,9 @@ class PlaceColumn(SiteMessenger):
         if not _to_place(msg):
             return
         site = Site(msg, batch_dims=self.batch_dims).under(self.layout)
-        estimator = self.choose(site)
+        estimator = self.choice.of(site)
         if estimator is not None:
-            self.chosen[site.name] = estimator
+            self.taken[site.name] = estimator
         row = (self.owners or {}).get(site.name)
         if row is not None and estimator is not None:
             self.soft = row in estimator.relaxed

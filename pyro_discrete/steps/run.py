@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -11,70 +11,83 @@ from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 
-from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
-from pyro_discrete.objectives.base import Evaluation, Objective
+from pyro_discrete.objectives.base import E, Objective
 from pyro_discrete.planning.kl_treatment import settled_points
-from pyro_discrete.planning.plan import Plan
-from pyro_discrete.programs.dims import ROWS_PLATE, Layout
+from pyro_discrete.planning.plan import Plan, StructureChangedError
+from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, trace_sites
-from pyro_discrete.programs.sites import Site, is_latent, latent_sites, sample_sites
+from pyro_discrete.programs.sites import is_latent, latent_sites, sample_sites
 from pyro_discrete.relaxations.handler import ExtendMessenger
-from pyro_discrete.relaxations.relaxed_distribution import state_trials
 from pyro_discrete.steps.placing import PlaceColumn, PlaceRows
 from pyro_discrete.sums.enumerated_sites import Marginalise
 from pyro_discrete.sums.marginalisation import collapsed, summed_one_by_one
 
 __all__ = [
-    "StructureChangedError",
+    "Traces",
     "evaluated",
+    "run_pair",
 ]
 
 
-class StructureChangedError(Exception):
-    """The program has a site, or more plate dims, than the plan knows of."""
+@dataclass(frozen=True)
+class Traces:
+    """One run of guide and model.
 
-    def __init__(self, message: str, batch_dims: int | None = None) -> None:
-        super().__init__(message)
-        self.batch_dims = batch_dims
+    - `scored`: the model's trace as it is to be scored: discrete sites of its own are summed out there, by a term
+      for each group of them; `members` names the sites behind each term.
+    """
+
+    guide: Trace
+    model: Trace
+    scored: Trace
+    members: Mapping[str, list[str]]
 
 
-def evaluated(
-    pair: Pair,
+def run_pair(
     plan: Plan,
-    objective: Objective,
+    pair: Pair,
     placing: PlaceRows | PlaceColumn,
-    layout: Layout,
+    known: Dependencies = UNKNOWN,
     subsamples: KeepSubsamples | None = None,
-    dependencies: Dependencies = UNKNOWN,
-) -> Evaluation:
-    """The guide once and the model once, under a plate of `layout.size` rows, or without one for a single column."""
+) -> Traces:
+    """The guide once and the model once, under a plate of all rows, or without one for a single column.
+
+    `known` says where the divergence of a relaxed site may be analytic. Raises `StructureChangedError` for more plate
+    dims, or other sites, than the plan knows of.
+    """
     guide, model = pair.guide, pair.model
     if isinstance(placing, PlaceRows):
-        plate = pyro.plate(ROWS_PLATE, layout.size, dim=-1 - plan.batch_dims)
+        plate = pyro.plate(ROWS_PLATE, placing.layout.size, dim=-1 - plan.batch_dims)
         guide, model = plate(guide), plate(model)
     if subsamples is not None:
         guide, model = subsamples(guide), subsamples(model)
     try:
-        sound = dependencies if objective.additive else UNKNOWN
-        guide_trace, model_trace, scored, members = _traces(guide, model, placing, pair, plan, sound)
+        traces = _traces(guide, model, placing, pair, plan, known)
     except ValueError as error:
         if "collide at dim" in str(error) and f'"{ROWS_PLATE}"' in str(error):
             raise StructureChangedError("the program has deeper plates than before", plan.batch_dims + 1) from error
         raise
-    sites = sample_sites(guide_trace), sample_sites(model_trace)
-    frames = [f for each in sites for m in each.values() for f in m["cond_indep_stack"]]
+    sites = [*sample_sites(traces.guide).values(), *sample_sites(traces.model).values()]
+    frames = [f for m in sites for f in m["cond_indep_stack"]]
     deepest = max((-f.dim for f in frames if f.dim is not None and f.name != ROWS_PLATE), default=0)
     if deepest > plan.batch_dims:
         raise StructureChangedError("the program has deeper plates than before", deepest)
-    keep_graph = any(e.slope_rows for e in placing.chosen.values())
-    if dependencies.known and not dependencies.fit(*sites):
+    return traces
+
+
+def evaluated(
+    plan: Plan, objective: Objective[E], traces: Traces, placing: PlaceRows | PlaceColumn, known: Dependencies
+) -> E:
+    """What the objective makes of a run: its loss, and the terms behind each site's cost."""
+    if known.known and not known.fit(sample_sites(traces.guide), sample_sites(traces.model)):
         raise StructureChangedError("its sites are others than in the trial run")
-    dependencies = dependencies.joined(members)
+    keep_graph = any(e.slope_rows for e in placing.taken.values())
+    known = known.joined(traces.members)
     evaluation = objective.evaluate(
-        guide_trace, scored, placing.chosen, layout, plan.batch_dims, keep_graph, dependencies
+        traces.guide, traces.scored, placing.taken, placing.layout, plan.batch_dims, keep_graph, known
     )
-    return evaluation if scored is model_trace else replace(evaluation, model_trace=model_trace)
+    return evaluation if traces.scored is traces.model else replace(evaluation, model_trace=traces.model)
 
 
 def _traces(
@@ -83,52 +96,28 @@ def _traces(
     placing: PlaceRows | PlaceColumn,
     pair: Pair,
     plan: Plan,
-    sound: Dependencies,
-) -> tuple[Trace, Trace, Trace, Mapping[str, list[str]]]:
-    """The guide's trace, the model's, and that as it is to be scored: its own discrete sites summed out, by term.
-
-    `sound` says where a divergence may be analytic.
-    """
+    known: Dependencies,
+) -> Traces:
     unwrapped = poutine.unwrap(guide)
     if isinstance(unwrapped, Messenger):  # a guide that runs the model itself
         with placing:
             guide(*pair.args, **pair.kwargs)
         model_trace, guide_trace = unwrapped.get_traces()  # type: ignore[attr-defined]
-        settled_points(placing.relaxed, plan, guide_trace, sound)
-        return guide_trace, model_trace, model_trace, {}
+        settled_points(placing.relaxed, plan, guide_trace, known)
+        return Traces(guide_trace, model_trace, model_trace, {})
     with placing:
         guide_trace = trace_sites(guide, pair.args, pair.kwargs)
     if placing.relaxed:
-        model = ExtendMessenger(settled_points(placing.relaxed, plan, guide_trace, sound))(model)
+        model = ExtendMessenger(settled_points(placing.relaxed, plan, guide_trace, known))(model)
     drawn = latent_sites(guide_trace)
-    if plan.sums_one_by_one:
-        return guide_trace, *summed_one_by_one(model, guide_trace, pair.args, pair.kwargs)
-    if plan.marginal:
-        marginalise = Marginalise(drawn, plan.marginal, plan.batch_dims)
+    if plan.marginals.one_by_one:
+        return Traces(guide_trace, *summed_one_by_one(model, guide_trace, pair.args, pair.kwargs))
+    if plan.marginals.settings:
+        marginalise = Marginalise(drawn, plan.marginals.settings, plan.batch_dims)
         model_trace = trace_sites(marginalise(model), pair.args, pair.kwargs, guide_trace)
-        return guide_trace, model_trace, *collapsed(model_trace, marginalise, plan.batch_dims)
+        return Traces(guide_trace, model_trace, *collapsed(model_trace, marginalise, plan.batch_dims))
     model_trace = trace_sites(model, pair.args, pair.kwargs, guide_trace)
     for name, msg in model_trace.nodes.items():
         if name not in drawn and is_latent(msg):
             raise StructureChangedError(f"site {name!r} is new in the model")
-    return guide_trace, model_trace, model_trace, {}
-
-
-Adopt = Callable[[Site], Estimator]
-
-
-def _chooser(plan: Plan, adopt: Adopt, read: bool = True) -> Callable[[Site], Estimator | None]:
-    def choose(site: Site) -> Estimator | None:
-        dims = len(site.distribution.batch_shape) - (
-            1 if any(f.name == ROWS_PLATE for f in site["cond_indep_stack"]) else 0
-        )
-        if dims > plan.batch_dims:
-            raise StructureChangedError(f"site {site.name!r} is in more plates than before", dims)
-        if site.family is None:
-            return None
-        estimator = adopt(site)
-        if estimator.relaxed or estimator.sloped:
-            state_trials(site, plan.largest, read)
-        return estimator
-
-    return choose
+    return Traces(guide_trace, model_trace, model_trace, {})

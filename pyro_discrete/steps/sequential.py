@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_discrete.estimators.base import Draw, Estimator
-from pyro_discrete.inspection.dependencies import Dependencies
+from pyro_discrete.estimators.base import Draw
+from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.objectives.base import Evaluation, Objective
 from pyro_discrete.planning.plan import Plan
 from pyro_discrete.planning.products import check_members, in_product
 from pyro_discrete.programs.dims import Layout
 from pyro_discrete.programs.pair import KeepSubsamples, Pair
-from pyro_discrete.programs.sites import Site
+from pyro_discrete.steps.choice import Choice
 from pyro_discrete.steps.costing import contexts_of, filled_draw, site_cost, slopes_by_column, untended_part
+from pyro_discrete.steps.hard_loss import hard_loss_of_columns
 from pyro_discrete.steps.outcome import Outcome, Pending, over, plus
 from pyro_discrete.steps.placing import PlaceColumn, Primary
-from pyro_discrete.steps.run import evaluated
+from pyro_discrete.steps.run import evaluated, run_pair
 
 __all__ = [
-    "run_columns",
+    "evaluate",
+    "train",
 ]
 
 
@@ -43,7 +45,7 @@ class _Sequence:
     plan: Plan
     pair: Pair
     objective: Objective
-    choose: Callable[[Site], Estimator | None]
+    choice: Choice
     layout: Layout
     dependencies: Dependencies
     subsamples: KeepSubsamples | None = None
@@ -52,8 +54,9 @@ class _Sequence:
         self, primary: Primary, given: Mapping[str, Tensor], owners: Mapping[str, int] | None = None
     ) -> tuple[PlaceColumn, Evaluation]:
         known, plan = self.dependencies, self.plan
-        placing = PlaceColumn(self.choose, primary, self.layout, plan.batch_dims, owners, known.downstream, given)
-        evaluation = evaluated(self.pair, plan, self.objective, placing, self.layout, self.subsamples, known)
+        placing = PlaceColumn(self.choice, primary, self.layout, plan.batch_dims, owners, known.downstream, given)
+        traces = run_pair(plan, self.pair, placing, known if self.objective.additive else UNKNOWN, self.subsamples)
+        evaluation = evaluated(plan, self.objective, traces, placing, known)
         if self.subsamples is None and (self.plan.layout.size > 1 or any(placing.extra.values())):
             self.subsamples = KeepSubsamples.of(evaluation.guide_trace, evaluation.model_trace)
         return placing, evaluation
@@ -71,16 +74,10 @@ class _Sequence:
         return placing, self.objective.join(runs)
 
 
-def run_columns(
-    plan: Plan,
-    pair: Pair,
-    objective: Objective,
-    choose: Callable[[Site], Estimator | None],
-    dependencies: Dependencies,
-) -> Outcome:
-    """A step's loss and surrogate; sites of the same shape are combined over samples."""
+def train(plan: Plan, pair: Pair, objective: Objective, choice: Choice, known: Dependencies) -> Outcome:
+    """A training step's loss, and what its estimators are to combine: sites of the same shape over samples."""
     outcome = Outcome()
-    sequence = _Sequence(plan, pair, objective, choose, plan.layout.block(), dependencies)
+    sequence = _Sequence(plan, pair, objective, choice, plan.layout.block(), known)
     gathered: dict[Any, list[Pending]] = {}
     for _ in range(plan.particles):
         particles: list[_Particle] = []
@@ -92,7 +89,7 @@ def run_columns(
         outcome.draws += [draw.value for p in particles for draw in p.primary.draws.values()]
         joined = objective.join([p.evaluation for p in particles])
         outcome.loss = plus(outcome.loss, over(joined.loss, plan.particles))
-        outcome.surrogate = plus(outcome.surrogate, over(joined.path, plan.particles))
+        outcome.surrogate = plus(outcome.surrogate, over(joined.pathwise, plan.particles))
         for number, particle in enumerate(particles):
             particle.evaluation = objective.beside(particle.evaluation, joined, number)
             for name, each in _draws(sequence, particles, number, joined):
@@ -105,6 +102,11 @@ def run_columns(
     return outcome
 
 
+def evaluate(plan: Plan, pair: Pair, objective: Objective, known: Dependencies) -> Outcome:
+    """The objective with hard draws."""
+    return hard_loss_of_columns(plan, pair, objective, known)
+
+
 def _draws(
     sequence: _Sequence, particles: list[_Particle], number: int, joined: Evaluation
 ) -> Iterator[tuple[str, Pending]]:
@@ -113,7 +115,7 @@ def _draws(
     contexts = contexts_of(particle.evaluation, plan, sequence.pair)
     columns, products = plan.columns, {}
     for name, draw in particle.primary.draws.items():
-        estimator, site = particle.placing.chosen[name], particle.placing.sites[name]
+        estimator, site = particle.placing.taken[name], particle.placing.sites[name]
         shares = layout.shares(site.plates)
         evaluation = joined if shares else particle.evaluation
         costs, slopes = [site_cost(evaluation, name, estimator, sequence.objective)], {}

@@ -1,46 +1,85 @@
-"""New."""
+"""One training step: the route from a plan to a surrogate, whichever way the plan says that it goes."""
 
 from __future__ import annotations
 
-from pyro_discrete.inspection.dependencies import Dependencies
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+
+from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.objectives.base import Objective
-from pyro_discrete.objectives.importance import ImportanceBound
-from pyro_discrete.planning.plan import Plan
+from pyro_discrete.planning.plan import (
+    Chunked,
+    ChunkedBound,
+    Elementwise,
+    Exact,
+    Jointly,
+    OneByOne,
+    Parallel,
+    Plan,
+    Sequential,
+    Vectorised,
+    Way,
+)
 from pyro_discrete.programs.pair import Pair
-from pyro_discrete.steps.chunks import check_chunks, run_bound_chunks, run_chunks
+from pyro_discrete.steps import bound_chunks, chunks, sequential, vectorised
+from pyro_discrete.steps.choice import Choice
+from pyro_discrete.steps.enumerated.elementwise import elementwise_loss
+from pyro_discrete.steps.enumerated.jointly import joint_loss
+from pyro_discrete.steps.enumerated.parallel import enumerated_loss
+from pyro_discrete.steps.exact import ExactSteps
 from pyro_discrete.steps.outcome import Outcome
-from pyro_discrete.steps.run import Adopt, _chooser
-from pyro_discrete.steps.sequential import run_columns
-from pyro_discrete.steps.vectorised import _run_rows
 
 __all__ = [
-    "run_step",
+    "WAYS",
+    "evaluate_step",
+    "train_step",
 ]
 
 
-def run_step(
-    plan: Plan,
+class Steps(Protocol):
+    """How the steps of one way go: see `steps/vectorised.py`, the usual one."""
+
+    train: Callable[[Plan, Pair, Objective, Choice, Dependencies], Outcome]
+    evaluate: Callable[[Plan, Pair, Objective, Dependencies], Outcome]
+
+
+WAYS: Mapping[type[Way], Steps] = {
+    Vectorised: vectorised,
+    Sequential: sequential,
+    Chunked: chunks,
+    ChunkedBound: bound_chunks,
+    Parallel: ExactSteps(enumerated_loss),
+    OneByOne: ExactSteps(enumerated_loss),
+    Jointly: ExactSteps(joint_loss),
+    Elementwise: ExactSteps(elementwise_loss),
+}
+
+
+def train_step(
+    plan: Plan,  # 1: each site's estimator and the way of a step, made at the pair's first call
     pair: Pair,
     objective: Objective,
-    adopt: Adopt,
-    dependencies: Dependencies | None = None,
-    row_chunk: int | None = None,
+    choice: Choice,
+    known: Dependencies,
+    check: Callable[[Outcome], None],
 ) -> Outcome:
-    """A training step's loss and surrogate, in chunks of `row_chunk` rows. `adopt(site)` gives a site's estimator.
+    """One training step. Whatever looks at a tensor's value is in `check`: a captured step has none.
 
-    Where `dependencies` are given no tensor's value is looked at, so that the step can be captured.
+    Within `train`, in this order: 2 place the guide's draws in their rows, 3 run the guide and the model once,
+    4 turn their terms into each site's cost and hand it to its estimator. Raises `StructureChangedError` from there.
     """
-    found = plan.dependencies(pair) if dependencies is None else dependencies
     pair = objective.around(pair, training=True)
-    choose = _chooser(plan, adopt, read=dependencies is None)
-    if row_chunk is not None:
-        check_chunks(plan)
+    outcome = WAYS[type(plan.way)].train(plan, pair, objective, choice, known)  # 2, 3, 4
+    check(outcome)  # the loss, before anything is learned from it
+    if torch.is_grad_enabled():
+        outcome.combine(plan.particles)  # 5: estimator.surrogate(draw, cost), site by site
+    return outcome
 
-        def run_part(part: Plan, pair: Pair, objective: Objective = objective) -> Outcome:
-            return _run_rows(part, pair, objective, choose, found)
 
-        if isinstance(objective, ImportanceBound):
-            return run_bound_chunks(run_part, plan, pair, objective, row_chunk)
-        return run_chunks(run_part, plan, pair, row_chunk)
-    run = _run_rows if plan.path == "vectorised" else run_columns
-    return run(plan, pair, objective, choose, found)
+def evaluate_step(plan: Plan, pair: Pair, objective: Objective) -> Outcome:
+    """The discrete objective, by exact sums or hard draws, whatever the estimators."""
+    known = plan.dependencies(pair) if objective.reads_dependencies or isinstance(plan.way, Exact) else UNKNOWN
+    pair = objective.around(pair, training=False)
+    return WAYS[type(plan.way)].evaluate(plan, pair, objective, known)

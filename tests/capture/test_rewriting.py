@@ -17,6 +17,8 @@ from pyro_discrete import TraceELBO
 from pyro_discrete.capture.graph import capture
 from pyro_discrete.capture.rewriting import gather_sums, share_repeated
 from pyro_discrete.programs.pair import Pair
+from pyro_discrete.steps.choice import TrainingChoice
+from pyro_discrete.steps.step import train_step
 
 TABLE = torch.randn(7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 INDEX = torch.randint(7, (5, 6), generator=torch.Generator().manual_seed(1))
@@ -212,9 +214,10 @@ def test_the_step_of_a_chain() -> None:
         elbo.loss_and_grads(model, guide, x)
 
         def step(x: Tensor, model=model, guide=guide, parameters=parameters, elbo=elbo) -> list[Tensor]:
-            outcome = elbo._traceable_step(
-                Pair(model, guide, (x,), {}), elbo.plan.dependencies(Pair(model, guide, (x,), {}))
-            )
+            pair = Pair(model, guide, (x,), {})
+            choice = TrainingChoice(elbo.plan, elbo.selection, elbo.estimators, elbo.step, read=False)
+            known = elbo.plan.dependencies(pair)
+            outcome = train_step(elbo.plan, pair, elbo.objective, choice, known, check=lambda outcome: None)
             return [*torch.autograd.grad(torch.as_tensor(outcome.surrogate), parameters)]
 
         graph, expected = capture(step, [x], parameters)

@@ -10,6 +10,7 @@ from pyro import poutine
 
 from pyro_discrete import NVIL, GumbelSoftmax, TraceELBO
 from pyro_discrete.errors import NonFiniteError
+from pyro_discrete.planning.plan import Jointly, OneByOne
 from pyro_discrete.testing import exact_gradient, exact_loss
 from tests.support.pairs import DATA, gradients, layers, mixture, mixture_guide
 
@@ -61,7 +62,7 @@ PAIRS = [
 def test_programs_that_mix_dims_on_the_left_are_enumerated_one_by_one(model, guide):
     elbo = TraceELBO("enumerate")
     loss = elbo.loss_and_grads(model, guide, DATA)
-    assert elbo.plan.one_by_one
+    assert isinstance(elbo.plan.way, OneByOne)
     assert loss == pytest.approx(float(exact_loss(model, guide, DATA)), abs=1e-5)
     exact = exact_gradient(model, guide, DATA)["a"]
     assert torch.allclose(gradients()["a"], exact.to(torch.float32), atol=1e-5)
@@ -97,7 +98,7 @@ def test_joint_sums_draw_a_new_subsample_every_step():
 
     elbo, x = TraceELBO("enumerate"), torch.linspace(-1, 1, 6)
     elbo.loss(model, guide, x)
-    assert elbo.plan.joint
+    assert isinstance(elbo.plan.way, Jointly)
     seen.clear()
     losses = {elbo.loss(model, guide, x) for _ in range(12)}
     assert len(seen) > 3

@@ -196,7 +196,7 @@ def test_chains_in_the_guide_are_enumerated_where_sums_along_them_are_small():
     elbo = TraceELBO()
     loss = elbo.loss_and_grads(model, guide)
     assert elbo.plan.path == "enumerated"
-    assert elbo.plan.enumeration.max_elements == Enumerate().max_elements  # for larger batches than the first
+    assert elbo.plan.way.settings.max_elements == Enumerate().max_elements  # for larger batches than the first
     found, start.grad = start.grad, None
     assert loss == pytest.approx(TraceELBO("enumerate").loss_and_grads(model, guide))
     assert torch.allclose(found, start.grad)

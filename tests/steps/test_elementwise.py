@@ -12,6 +12,7 @@ from pyro_discrete import Enumerate, TraceELBO
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.inspection import provenance
 from pyro_discrete.planning import make_plan as planning
+from pyro_discrete.planning.plan import Elementwise
 
 D = 3
 W, TABLE = torch.linspace(-1.0, 1.2, D), torch.randn(D, 4, generator=torch.Generator().manual_seed(0))
@@ -122,11 +123,11 @@ def few(monkeypatch):
 def test_loss_and_gradients_are_those_of_all_joint_values(name, monkeypatch):
     program = SEPARATE[name]
     joint, *expected = program.run()
-    assert not joint.separated
+    assert not isinstance(joint.way, Elementwise)
     monkeypatch.setattr(planning, "CHEAP_SUPPORT", 4)
     for options in ({"num_particles": 3}, {"compile": "graph"}):
         plan, *found = program.run(**options)
-        assert list(plan.separated) == ["z"]
+        assert list(plan.way.values) == ["z"]
         for one, other in zip(found, expected, strict=True):
             assert torch.allclose(one, other, atol=1e-5), name
 
@@ -135,7 +136,7 @@ def test_loss_and_gradients_are_those_of_all_joint_values(name, monkeypatch):
 def test_terms_that_join_elements_are_seen_to(name, few):
     """They are enumerated jointly as long as that can be had; with too small a budget the error says which one."""
     program = Program(JOINED[name])
-    assert not program.run()[0].separated
+    assert not isinstance(program.run()[0].way, Elementwise)
     with pytest.raises(EnumerationError, match=r"'z' needs 8 joint values.*one by one \(the term of site 'x' may join"):
         TraceELBO(Enumerate(max_elements=20)).loss(program.model, program.guide, X)
 
@@ -146,7 +147,7 @@ def test_a_rule_that_lets_elements_mix_is_caught(few, monkeypatch):
     _, expected, *_ = program.run()
     monkeypatch.setattr(provenance, "axis_after", lambda func, args, kwargs, result, moved, axis: -1)
     plan, found, *_ = program.run()
-    assert plan.separated
+    assert isinstance(plan.way, Elementwise)
     assert abs(found - expected) > 1e-2
 
 

@@ -3,6 +3,7 @@
 import os
 import sys
 import warnings
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -12,6 +13,7 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 
 from pyro_discrete import Enumerate, TraceELBO
 from pyro_discrete.errors import EnumerationError
+from pyro_discrete.planning.plan import Jointly, OneByOne, Parallel
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.steps.enumerated.parallel import enumerated_loss
 from pyro_discrete.testing import exact_gradient, exact_loss
@@ -81,7 +83,7 @@ def test_control_flow_on_a_drawn_value_goes_one_by_one():
         if z.item() > 0.5:
             pyro.sample("w", dist.Bernoulli(logits=pyro.param("b", torch.tensor(-0.2))))
 
-    assert agrees(model, guide, DATA).one_by_one
+    assert isinstance(agrees(model, guide, DATA).way, OneByOne)
     elbo = TraceELBO("auto")
     elbo.loss_and_grads(model, guide, DATA)
     assert elbo.plan.path == "sequential"
@@ -100,7 +102,7 @@ def test_control_flow_beside_a_site_of_the_model_alone():
     def guide(x, own=False):
         pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
 
-    assert agrees(model, guide, DATA).one_by_one
+    assert isinstance(agrees(model, guide, DATA).way, OneByOne)
     with pytest.raises(EnumerationError, match=r"leading dims.*draw them in the guide too"):
         TraceELBO("enumerate").loss(model, guide, DATA, True)
 
@@ -117,7 +119,7 @@ def test_model_site_outside_the_plate_that_depends_on_it():
         with pyro.plate("data", 3):
             pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor([0.3, -0.2, 0.1]))))
 
-    assert agrees(model, guide, DATA, -1).joint
+    assert isinstance(agrees(model, guide, DATA, -1).way, Jointly)
     assert TraceELBO("auto").loss(model, guide, DATA, -1) > 0
     with pytest.raises(EnumerationError, match=r"jointly.*at site 'y' a row's log-probability changes"):
         TraceELBO("enumerate").loss(model, guide, DATA, None)
@@ -318,8 +320,8 @@ def test_elements_are_not_taken_in_step_where_a_chain_uses_its_dims_again():
     exact = float(exact_loss(model, guide, False))
     assert elbo.loss(model, guide, False) == pytest.approx(exact, abs=1e-5)
     plan = elbo.plan
-    assert plan.joint  # as the wiring is not known in advance; in parallel, the check is by dims
-    plan.joint = False
+    assert isinstance(plan.way, Jointly)  # as the wiring is not known in advance; in parallel, the check is by dims
+    plan = replace(plan, way=Parallel(plan.way.settings, explicit=True))
     loss = enumerated_loss(plan, Pair(model, guide, (False,), {}))
     assert loss.item() == pytest.approx(exact, abs=1e-5)
     with pytest.raises(EnumerationError, match=r"'z2' outside plate data depends on site 'z1' enumerated inside it"):

@@ -271,7 +271,7 @@ def test_a_program_without_leading_dims_is_summed_by_a_run_for_each_value(monkey
         return (mean_gradient(elbo, pair.model, pair.guide, ["a", "b"], leaf) - wanted[id(leaf)]).abs().max()
 
     assert max(map(error, (pair.phi, pair.weights, pair.loc))) < 1e-5
-    assert elbo.plan.sums_one_by_one
+    assert elbo.plan.marginals.one_by_one
     assert "exact sums: largest table 7 elements" in str(elbo.plan)
     losses = torch.tensor([elbo.loss(pair.model, pair.guide) for _ in range(100)])
     assert abs(losses.mean() - exact.loss) < 5 * losses.std() / 10

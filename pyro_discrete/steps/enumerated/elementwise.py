@@ -18,14 +18,14 @@ from torch import Tensor
 
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.inspection.dependencies import Dependencies, _is_deterministic
-from pyro_discrete.planning.plan import Plan
+from pyro_discrete.planning.plan import Elementwise, Plan
 from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.pair import Pair, SiteMessenger
 from pyro_discrete.programs.sites import _support, is_latent, padded, sample_sites
 from pyro_discrete.sums.components import SumCost
 
 __all__ = [
-    "separated_loss",
+    "elementwise_loss",
 ]
 
 
@@ -51,12 +51,13 @@ class _EachValue(SiteMessenger):
         msg["value"], msg["done"] = value, True
 
 
-def separated_loss(plan: Plan, pair: Pair, known: Dependencies) -> Tensor:
+def elementwise_loss(plan: Plan, pair: Pair, known: Dependencies) -> Tensor:
     """The loss, exact in the discrete sites and differentiable, `[]`.
 
     Raises `EnumerationError` if terms may join elements in this call, though they did not when the plan was made.
     """
-    discrete, particles = plan.separated, plan.particles if any(site.rows for site in plan.sites) else 1
+    assert isinstance(plan.way, Elementwise)
+    discrete, particles = plan.way.values, plan.particles if plan.samples else 1
     rows = max(discrete.values()) * particles
     plate = pyro.plate(ROWS_PLATE, rows, dim=-1 - plan.batch_dims)
     with _EachValue(particles, discrete):
@@ -64,39 +65,40 @@ def separated_loss(plan: Plan, pair: Pair, known: Dependencies) -> Tensor:
     model_trace = poutine.trace(poutine.replay(plate(pair.model), trace=guide_trace)).get_trace(
         *pair.args, **pair.kwargs
     )
-    terms = _Terms(plan, guide_trace, known, particles)
+    terms = _Terms(discrete, plan.batch_dims, guide_trace, known, particles)
     closed = {
         name: term
         for name, term in plan.closed_terms(guide_trace, model_trace, known).items()
         if not any(known.influences(site, ("model", name)) for site in discrete)
     }
-    plan.note_closed(closed)
+    plan.met.closed.update(closed)
     total = -sum(padded(term, plan.batch_dims)[:particles].sum() for term in closed.values())
     for where, sign, trace in (("model", 1.0, model_trace), ("guide", -1.0, guide_trace)):
         for name, msg in sample_sites(trace).items():
             if name not in closed:
                 total = total + sign * terms.of((where, name), msg)
     largest = max(m["value"].numel() for t in (guide_trace, model_trace) for m in sample_sites(t).values())
-    plan.cost = SumCost(largest, sum(m["value"].numel() for m in sample_sites(model_trace).values()))
+    plan.met.cost = SumCost(largest, sum(m["value"].numel() for m in sample_sites(model_trace).values()))
     return -torch.as_tensor(total) / particles
 
 
 class _Terms:
     """The expectation of each site's term, summed over particles."""
 
-    def __init__(self, plan: Plan, guide_trace: Any, known: Dependencies, particles: int) -> None:
-        self.plan, self.known, self.particles = plan, known, particles
+    def __init__(
+        self, values: Mapping[str, int], batch_dims: int, guide_trace: Any, known: Dependencies, particles: int
+    ) -> None:
+        self.values, self.batch_dims, self.known, self.particles = values, batch_dims, known, particles
         self.log_q: Mapping[str, Tensor] = {
-            name: guide_trace.nodes[name]["fn"].base_dist.log_prob(guide_trace.nodes[name]["value"])
-            for name in plan.separated
+            name: guide_trace.nodes[name]["fn"].base_dist.log_prob(guide_trace.nodes[name]["value"]) for name in values
         }
 
     def of(self, key: tuple[str, str], msg: Any) -> Tensor:
         """`[]`, scaled and masked."""
-        moving = [s for s in self.plan.separated if self.known.influences(s, key)]
+        moving = [s for s in self.values if self.known.influences(s, key)]
         if not moving or _is_deterministic(msg):
             log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
-            log_prob = padded(scale_and_mask(log_prob, msg["scale"], msg["mask"]), self.plan.batch_dims)
+            log_prob = padded(scale_and_mask(log_prob, msg["scale"], msg["mask"]), self.batch_dims)
             return log_prob.expand(max(self.particles, len(log_prob)), *log_prob.shape[1:])[: self.particles].sum()
         axis = self.known.elements.get(key)
         if len(moving) > 1 or axis is None or not self.known.known:
@@ -108,10 +110,10 @@ class _Terms:
         name = moving[0]
         each = msg["fn"].base_dist.log_prob(msg["value"])
         beside = [d for d in range(-msg["fn"].reinterpreted_batch_ndims, 0) if d != axis]
-        each = padded(each.sum(beside) if beside else each, self.plan.batch_dims + 1)
-        log_q = padded(self.log_q[name], self.plan.batch_dims + 1)
+        each = padded(each.sum(beside) if beside else each, self.batch_dims + 1)
+        log_q = padded(self.log_q[name], self.batch_dims + 1)
         rows = torch.arange(len(log_q), device=log_q.device) // self.particles
-        possible = (rows < self.plan.separated[name]).reshape(-1, *[1] * (log_q.dim() - 1)) & (log_q > -math.inf)
+        possible = (rows < self.values[name]).reshape(-1, *[1] * (log_q.dim() - 1)) & (log_q > -math.inf)
         weighed = torch.where(possible, log_q, 0.0).exp() * torch.where(possible, each, 0.0)
         term = torch.where(possible, weighed, 0.0).sum(-1)
         return scale_and_mask(term, msg["scale"], msg["mask"]).sum()

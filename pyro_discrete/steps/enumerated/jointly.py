@@ -13,11 +13,10 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_discrete.errors import EnumerationError
-from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.inspection.trial import plain_trial
-from pyro_discrete.planning.plan import Plan
+from pyro_discrete.planning.plan import Exact, Plan
 from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.pair import Pair, Substitute, hidden_from_traces
 from pyro_discrete.programs.sites import cardinality, family_of, joint_support, latent_sites, sample_sites, without_mask
@@ -30,8 +29,10 @@ __all__ = [
 ]
 
 
-def joint_loss(plan: Plan, pair: Pair, settings: Enumerate, known: Dependencies) -> Tensor:
+def joint_loss(plan: Plan, pair: Pair, known: Dependencies) -> Tensor:
     """Every joint value of all elements of all guide sites as rows of one run, weighted by their probability."""
+    assert isinstance(plan.way, Exact)
+    settings = plan.way.settings
     with hidden_from_traces():
         trial = plain_trial(pair)
     sites = {
@@ -59,7 +60,7 @@ def joint_loss(plan: Plan, pair: Pair, settings: Enumerate, known: Dependencies)
         batch = (1,) * (plan.batch_dims - len(fn.batch_shape)) + tuple(fn.batch_shape)
         table = support[digits.to(support.device)].reshape((rows, 1, *batch, *fn.event_shape))
         values[name] = table.expand((rows, plan.particles, *batch, *fn.event_shape)).flatten(0, 1)
-    plan.cost = SumCost(int(total * largest) * plan.particles, int(total * largest) * plan.particles)
+    plan.met.cost = SumCost(int(total * largest) * plan.particles, int(total * largest) * plan.particles)
     plate = pyro.plate(ROWS_PLATE, rows * plan.particles, dim=-1 - plan.batch_dims)
     marginalise = Marginalise(latent_sites(trial.guide_trace), dict.fromkeys(extra, settings), plan.batch_dims)
     with trial.subsamples, Substitute(values):
@@ -69,7 +70,7 @@ def joint_loss(plan: Plan, pair: Pair, settings: Enumerate, known: Dependencies)
     if extra:
         model_trace = collapsed(model_trace, marginalise, plan.batch_dims)[0]
     closed = plan.closed_terms(guide_trace, model_trace, known)
-    plan.note_closed(closed)
+    plan.met.closed.update(closed)
     return _weighted((guide_trace, model_trace), sites, plan.particles, closed)
 
 

@@ -1,8 +1,7 @@
-"""Exact sums over all discrete sites: Pyro's parallel enumeration, or joint values as rows where plates are crossed."""
+"""Exact sums over all discrete sites by Pyro's enumeration: in parallel, or the guide's values one after another."""
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Collection
 from typing import Any
@@ -18,44 +17,37 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_discrete.errors import DiscreteInferenceError, EnumerationError
+from pyro_discrete.errors import EnumerationError
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
-from pyro_discrete.inspection.trial import Trial, check_rows
-from pyro_discrete.planning.plan import Plan
+from pyro_discrete.planning.plan import Exact, OneByOne, Plan, StructureChangedError
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair
-from pyro_discrete.programs.sites import Site, family_of, is_deterministic, is_latent, latent_sites, sample_sites
-from pyro_discrete.steps.enumerated.elementwise import separated_loss
-from pyro_discrete.steps.enumerated.jointly import joint_loss
+from pyro_discrete.programs.sites import family_of, is_deterministic, is_latent, latent_sites, sample_sites
 from pyro_discrete.sums.components import SumCost
 from pyro_discrete.sums.elimination import Elimination, SizesAlone
 from pyro_discrete.sums.enumerated_sites import mark_for_enumeration
 from pyro_discrete.sums.marginalisation import SCALES_DIFFER
 
 __all__ = [
+    "CoupledPlatesError",
     "enumerated_loss",
-    "settle_enumeration",
 ]
 
 
-ONE_BY_ONE = 4096
-"""So many joint values at most are gone through one by one."""
+class CoupledPlatesError(StructureChangedError):
+    """Elements of a plate are coupled by a site of the model alone: no sum goes plate by plate."""
 
 
 def enumerated_loss(plan: Plan, pair: Pair, known: Dependencies = UNKNOWN) -> Tensor:
     """The loss with every discrete site summed over its support, differentiable; `[]`.
 
-    `known`: what depends on what in this call, where elements are summed over one by one or terms are closed.
+    `known`: what depends on what in this call, where terms are closed. Raises `CoupledPlatesError`.
     """
-    settings = plan.enumeration or Enumerate()
-    if plan.separated:
-        return separated_loss(plan, pair, known)
-    if plan.joint:
-        return joint_loss(plan, pair, settings, known)
-    parallel = not plan.one_by_one
-    particles = plan.particles if any(site.rows for site in plan.sites) else 1  # nothing is sampled: all are the same
+    assert isinstance(plan.way, Exact)
+    settings, parallel = plan.way.settings, not isinstance(plan.way, OneByOne)
+    particles = plan.particles if plan.samples else 1  # else all are the same
     elbo = _ExactELBO(num_particles=particles, max_plate_nesting=plan.batch_dims, vectorize_particles=parallel)
     elbo.settings, elbo.plan, elbo.known = settings, plan, known
     seen: set[str] = set()
@@ -72,73 +64,11 @@ def enumerated_loss(plan: Plan, pair: Pair, known: Dependencies = UNKNOWN) -> Te
                 f"Sites {alone} of the model alone are summed out together with the sites that depend on them, but "
                 f"{SCALES_DIFFER}"
             ) from error
-        if "no more global" not in str(error) or not plan.explicit:
+        if "no more global" not in str(error):
             raise
-        plan.joint, plan.reason = True, "joint values of all plate elements, as a site of the model alone couples them"
-        return joint_loss(plan, pair, settings, known)
-    plan.cost = elbo.cost
+        raise CoupledPlatesError("a site of the model alone couples the elements of a plate") from error
+    plan.met.cost = elbo.cost
     return loss
-
-
-def settle_enumeration(plan: Plan, pair: Pair, trial: Trial, known: Dependencies = UNKNOWN) -> bool:
-    """Whether the plan's enumeration can be had. Where it was asked for but not in parallel, values go one by one.
-
-    In parallel, enumerated values fill new dims on the left, as rows do: a program that does not keep rows apart would
-    be silently wrong. Raises `EnumerationError` if it was asked for and cannot be had at all; one that "auto" chose is
-    given up instead.
-    """
-    reason = _why_not_parallel(plan, pair, trial, known)
-    if not reason:
-        if not plan.explicit:
-            plan.enumeration = Enumerate()  # it is small here: larger batches may come
-        return True
-    if not plan.explicit:
-        return False
-    joint = math.prod(
-        s.cardinality for s in map(Site, latent_sites(trial.guide_trace).values()) if s.family is not None
-    )
-    if plan.joint:
-        raise EnumerationError(
-            "The elements of a plate have to be enumerated jointly, over a leading dim that the program cannot take "
-            f"({reason}). Use 'rloo' or 'nvil', or index from the right."
-        )
-    if joint > ONE_BY_ONE:
-        raise EnumerationError(
-            f"The discrete sites cannot be enumerated in parallel ({reason}), and their {joint:.3g} joint values are "
-            f"too many to go through one by one ({ONE_BY_ONE} at most). Use 'rloo' or 'nvil', or index from the right "
-            "so that dims on the left broadcast."
-        )
-    plan.one_by_one, plan.reason = True, f"one joint value after another, as in parallel: {reason}"
-    try:
-        with torch.no_grad():
-            enumerated_loss(plan, pair)
-    except DiscreteInferenceError:
-        raise
-    except Exception as error:
-        other = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise EnumerationError(
-            f"The program cannot be enumerated, neither in parallel ({reason}) nor one joint value after another "
-            f"({other}). Use 'rloo' or 'nvil'. Sites of the model alone are summed out over leading dims under "
-            "every estimator: index from the right behind them, or draw them in the guide too."
-        ) from error
-    return True
-
-
-def _why_not_parallel(plan: Plan, pair: Pair, trial: Trial, known: Dependencies) -> str:
-    """Why values cannot be enumerated in parallel; empty if they can."""
-    try:
-        verdict = check_rows(pair, trial, 1)
-        if not verdict:
-            return verdict.reason
-        with torch.no_grad():
-            enumerated_loss(plan, pair, known)
-    except EnumerationError:
-        if plan.explicit:
-            raise
-        return "too large"
-    except Exception as error:
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    return ""
 
 
 class _Configure(Messenger):
@@ -200,7 +130,7 @@ class _ExactELBO(TraceEnum_ELBO):
                 nothing._pyro_dims = sampled._pyro_dims
                 drawn[name]["packed"]["log_prob"] = nothing
             node["packed"]["log_prob"] = value
-            self.plan.note_closed([name])
+            self.plan.met.closed.add(name)
 
     def exact_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Like `differentiable_loss`, but also where nothing requires a gradient."""

@@ -1,0 +1,102 @@
+"""Whether exact sums can be had, and which way: tried once, when the plan is made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+
+from pyro_discrete.errors import DiscreteInferenceError, EnumerationError
+from pyro_discrete.estimators.support_sums.enumerate import Enumerate
+from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
+from pyro_discrete.inspection.trial import Trial, check_rows
+from pyro_discrete.objectives.base import Objective
+from pyro_discrete.planning.plan import Exact, Jointly, OneByOne, Plan
+from pyro_discrete.programs.pair import Pair
+from pyro_discrete.programs.sites import Site, latent_sites
+from pyro_discrete.steps.enumerated.parallel import CoupledPlatesError
+from pyro_discrete.steps.step import WAYS
+
+__all__ = [
+    "settled",
+]
+
+ONE_BY_ONE = 4096
+"""So many joint values at most are gone through one by one."""
+
+
+def settled(plan: Plan, pair: Pair, objective: Objective, trial: Trial) -> Plan | None:
+    """The plan with a way by which its enumeration can be had; None if "auto" chose it and it cannot be had at once.
+
+    In parallel, enumerated values fill new dims on the left, as rows do: a program that does not keep rows apart would
+    be silently wrong. Where it was asked for, joint values go one by one instead. Raises `EnumerationError` if it
+    cannot be had at all.
+    """
+    assert isinstance(plan.way, Exact)
+    known, pair = plan.dependencies(pair), objective.around(pair, training=False)
+    way = plan.way
+    found = _at_once(plan, pair, objective, trial, known)
+    if isinstance(found, Plan):
+        # what "auto" took is small here: larger batches may come
+        return found if way.explicit else replace(found, way=replace(found.way, settings=Enumerate()))  # type: ignore[call-arg]
+    if not way.explicit:
+        return None
+    joint = math.prod(
+        s.cardinality for s in map(Site, latent_sites(trial.guide_trace).values()) if s.family is not None
+    )
+    if isinstance(way, Jointly):
+        raise EnumerationError(
+            "The elements of a plate have to be enumerated jointly, over a leading dim that the program cannot take "
+            f"({found}). Use 'rloo' or 'nvil', or index from the right."
+        )
+    if joint > ONE_BY_ONE:
+        raise EnumerationError(
+            f"The discrete sites cannot be enumerated in parallel ({found}), and their {joint:.3g} joint values are "
+            f"too many to go through one by one ({ONE_BY_ONE} at most). Use 'rloo' or 'nvil', or index from the right "
+            "so that dims on the left broadcast."
+        )
+    reason = f"one joint value after another, as in parallel: {found}"
+    plan = replace(plan, way=OneByOne(way.settings, way.explicit), reason=reason)
+    try:
+        _try(plan, pair, objective, UNKNOWN)
+    except DiscreteInferenceError:
+        raise
+    except Exception as error:
+        other = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise EnumerationError(
+            f"The program cannot be enumerated, neither in parallel ({found}) nor one joint value after another "
+            f"({other}). Use 'rloo' or 'nvil'. Sites of the model alone are summed out over leading dims under "
+            "every estimator: index from the right behind them, or draw them in the guide too."
+        ) from error
+    return plan
+
+
+def _at_once(plan: Plan, pair: Pair, objective: Objective, trial: Trial, known: Dependencies) -> Plan | str:
+    """The plan with its way over leading dims, or why the program cannot go that way."""
+    assert isinstance(plan.way, Exact)
+    settings, explicit = plan.way.settings, plan.way.explicit
+    try:
+        verdict = check_rows(pair, trial, 1)
+        if not verdict:
+            return verdict.reason
+        try:
+            _try(plan, pair, objective, known)
+        except CoupledPlatesError as coupled:
+            if not explicit:
+                return str(coupled)
+            reason = "joint values of all plate elements, as a site of the model alone couples them"
+            plan = replace(plan, way=Jointly(settings, explicit), reason=reason)
+            _try(plan, pair, objective, known)
+    except EnumerationError:
+        if explicit:
+            raise
+        return "too large"
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return plan
+
+
+@torch.no_grad()
+def _try(plan: Plan, pair: Pair, objective: Objective, known: Dependencies) -> None:
+    WAYS[type(plan.way)].evaluate(plan, pair, objective, known)
