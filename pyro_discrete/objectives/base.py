@@ -1,4 +1,4 @@
-"""New."""
+"""What an objective is, which scores a pair of traces, and what it makes of one run of guide and model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slopes: how a row's total cost changes with the value that an estimator drew there."""
+"""What an estimator is handed with its draw: its site's cost, slopes of rows, what its baseline reads, weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One step: run the program over its rows, cost each site, and combine what the estimators make of it."""
+"""The loss with hard draws, whichever estimator trains: one row a particle, in blocks where there are many."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""New."""
+"""A training step, whichever way the plan goes: its loss, and what the estimators make the gradient of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""New."""
+"""A step whose rows and particles are all run at once, along a leading dim."""
 
 from __future__ import annotations
 
