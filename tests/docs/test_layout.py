@@ -231,7 +231,7 @@ def _of_init(module: Module) -> list[str]:
     if module.name not in FOR_USERS:
         return [f"{module.path} is not empty"] if body else []
     allowed = {"__all__", "__version__"} if module.name == "pyro_discrete" else {"__all__"}
-    others = [node for node in body if not isinstance(node, ast.Import | ast.ImportFrom | ast.Assign)]
+    others = [node for node in body if not isinstance(node, ast.Import | ast.ImportFrom | ast.Assign | ast.AugAssign)]
     names = module.defined - allowed
     return [f"{module.path} defines {sorted(names) or 'something'}"] if others or names else []
 
