@@ -7,6 +7,7 @@ breach that is seen.
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -321,6 +322,13 @@ def test_every_module_stands_where_the_floor_plan_has_it() -> None:
     sources = sources_of_the_project()
     assert {f"{top}/__init__.py" for top in ("pyro_discrete", "models", "benchmarks")} <= set(sources)
     assert breaches(sources) == []
+
+
+def test_contributing_has_the_same_floors() -> None:
+    table = (ROOT / "CONTRIBUTING.md").read_text().split("<!-- floors: begin -->")[1].split("<!-- floors: end -->")[0]
+    rows = [re.findall(r"`([^`]+)`", line.split("|")[1]) for line in table.strip().splitlines()[2:]]
+    floors = [line.split() for line in FLOORS["pyro_discrete"].strip().splitlines()]
+    assert [*rows, ["."]] == floors
 
 
 def test_every_module_says_what_it_holds() -> None:
