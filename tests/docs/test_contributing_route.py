@@ -1,4 +1,4 @@
-"""CONTRIBUTING's route of a step is the code's own: its quotation is the function's source, its stages' files are there.
+"""CONTRIBUTING's route of a step is the code's own: its quotation is the function's source, its files are there.
 
 `python tests/docs/test_contributing_route.py` (or `make docs`) quotes the function anew.
 """
