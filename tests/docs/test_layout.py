@@ -253,7 +253,9 @@ def _of_import(module: Module, line: Import, modules: Mapping[str, Module]) -> I
             yield f"imports {line.module}, which is not there"
         return
     here, there = _height(module), _height(target)
-    if there > here:
+    if -1 in (here[1], there[1]):
+        pass  # a place without a floor is said of the module itself
+    elif there > here:
         yield f"imports upwards: {target.name}"
     elif there == here and (module.top, module.place()) != (target.top, target.place()):
         yield f"imports its neighbour: {target.name}"
