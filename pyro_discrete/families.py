@@ -1,4 +1,4 @@
-"""New."""
+"""The kinds of discrete sites, and which of them have a finite support or a relaxation."""
 
 from __future__ import annotations
 

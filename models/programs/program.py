@@ -1,4 +1,4 @@
-"""What the programs here share: the interface that training and evaluation use, and their dense networks."""
+"""What the programs here share: the interface that training uses, the settings that they read, dense networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A call's arguments taken apart: tensors and floats are what a graph takes, everything else says which graph."""
+"""A captured step: its arguments taken apart, what it wrote undone, and the graph with what its results are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which storages a traced graph writes to, through whatever views."""
+"""A traced graph made fit to run again: what it cannot hold is refused, what it repeats is done once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running mean and spread of a learning signal."""
+"""Running mean and spread of a learning signal, and the second moment of a gradient, to be trained down."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exact loss and gradient of a small pair of programs, by brute force and independently of the engine."""
+"""The exact loss and gradient of a small pair, of a bound too, by brute force and independently of the engine."""
 
 from __future__ import annotations
 

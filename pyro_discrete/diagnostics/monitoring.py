@@ -1,4 +1,4 @@
-"""What an estimator does while it trains: gradient noise, baseline fit, temperature, entropy, dead latents."""
+"""What an estimator does while it trains, noted and drawn: gradient noise, baseline fit, temperature, entropy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Uniform draws that depend on one another: each is uniform, any two of them have one and the same joint law."""
+"""Uniform draws that depend on one another, and categories factorised into the bits that such draws decide."""
 
 from __future__ import annotations
 

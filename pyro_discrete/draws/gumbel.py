@@ -1,4 +1,4 @@
-"""Gumbel and logistic noise, truncated and conditional; draws by the largest of perturbed logits."""
+"""Gumbel and logistic noise, truncated and conditional; draws with and without replacement by perturbed logits."""
 
 from __future__ import annotations
 

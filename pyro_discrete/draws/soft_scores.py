@@ -1,4 +1,4 @@
-"""Means of values under weights, of which some may be zero and some values infinite."""
+"""How soft values are scored: means under weights, densities of relaxed draws, and the point that is scored."""
 
 from __future__ import annotations
 

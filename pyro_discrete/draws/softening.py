@@ -1,4 +1,4 @@
-"""Relaxed draws: a Bernoulli as a sigmoid of logistic noise, a one-hot vector as a softmax of Gumbel noise."""
+"""Relaxed draws of bits and one-hot vectors: by sigmoid and softmax, sparsemax and entmax, or given a hard draw."""
 
 from __future__ import annotations
 

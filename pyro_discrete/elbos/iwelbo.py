@@ -40,9 +40,9 @@ class TraceIWELBO(DiscreteELBO):
       sample. The gradient is that of all particles, the memory that of a chunk and of the weights; each chunk is run
       twice. Not with latent variables that the particles share, `dreg`, or estimators that learn.
 
-    `loss()` with many particles (a test likelihood) runs them in blocks, see `pyro_discrete.running.AT_ONCE`. Raises
-    `SettingError` for subsampling within a datum, whose log-weights would be estimates, and `ParticleError` for an
-    estimator without the particles that it needs.
+    `loss()` with many particles (a test likelihood) runs them in blocks, see `pyro_discrete.steps.hard_loss.AT_ONCE`.
+    Raises `SettingError` for subsampling within a datum, whose log-weights would be estimates, and `ParticleError` for
+    an estimator without the particles that it needs.
 
     Source: Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders; Mnih and Rezende (2016),
     Variational inference for Monte Carlo objectives.

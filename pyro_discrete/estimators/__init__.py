@@ -1,4 +1,4 @@
-"""The estimators, one file each."""
+"""The estimators, one file each, in folders by kind; they know torch, and nothing of Pyro."""
 
 from pyro_discrete.estimators.base import Draw, Estimator, SiteView, Surrogate
 from pyro_discrete.estimators.coupled.arm import ARM

@@ -1,4 +1,4 @@
-"""New."""
+"""The estimators by name, found in the package: what is said of each, and which one a name may mean."""
 
 from __future__ import annotations
 

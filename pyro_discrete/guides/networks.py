@@ -1,4 +1,4 @@
-"""What a guide's network reads: the observed values of one run of the model, aligned with the plates of its sites."""
+"""The networks of a guide, and what they read: a run's observed values, aligned with the plates of its sites."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A distribution over a few listed values, of free probabilities."""
+"""The discrete sites of a guide made from a model: the numbers that each has, and its distribution by them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether an operation keeps the elements of an event apart: where the dim that counts them is in its result."""
+"""Follows draws through torch's operations: what is computed from which, and where an event's elements stay apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The KL terms of a bound: in closed form where a site has one, and weighed while they are annealed."""
+"""The evidence lower bound, its KL terms in closed form where a site has one, and weighed while they are annealed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which plates hold independent data: each of their elements has an importance-weighted bound of its own."""
+"""The importance-weighted bound, one for each independent datum, and in which plates these data are."""
 
 from __future__ import annotations
 

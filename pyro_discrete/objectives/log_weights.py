@@ -1,4 +1,4 @@
-"""The costs behind an importance-weighted bound: minus the bound with one particle's weight replaced by a row's."""
+"""The log-weights of an importance-weighted bound: the costs of rows, and doubly reparameterised gradients."""
 
 from __future__ import annotations
 

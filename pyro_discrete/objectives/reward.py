@@ -1,4 +1,4 @@
-"""New."""
+"""The mean of a reward: the model's factors and observed terms alone, with a weight on the guide's entropy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Most probable values of sites too large for a table of joint values: element by element, where that is exact."""
+"""What a pair says of its discrete sites: marginals, joint samples, most probable values, predictions."""
 
 from __future__ import annotations
 

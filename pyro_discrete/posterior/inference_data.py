@@ -1,4 +1,4 @@
-"""The way into ArviZ: draws of the guide, predictions, log-likelihoods and importance weights, with named dims."""
+"""The way into ArviZ: draws of the guide, predictions, log-likelihoods and weights with named dims, and k-hat."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plates around a site, and what their subsampling multiplies."""
+"""The dims of a run: plates, the columns and particles that its rows are, and what subsampling multiplies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Handlers that look at sample statements alone: a program with networks has many more `pyro.param` statements."""
+"""A model and a guide, and how they are run: traced, replayed, on kept subsamples, with all left as it was."""
 
 from __future__ import annotations
 

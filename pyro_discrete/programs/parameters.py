@@ -1,4 +1,4 @@
-"""The parameters of a pair of programs: what they are called, and how a run leaves all as it was."""
+"""The parameters of a pair of programs: what they are called, whose modules hold them, which a loss depends on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draws from a site's distribution, by the faster of the ways that have its law."""
+"""What a site is: its family and its support, how it is drawn and scored, and what its estimator sees of it."""
 
 from __future__ import annotations
 

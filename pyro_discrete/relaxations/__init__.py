@@ -1,4 +1,4 @@
-"""Continuous relaxations: the draws, soft indices, the extended log-mass, and the `relax` handler."""
+"""Soft values in a program: the `relax` handler, the relaxed distribution, soft indices; with draws and schedules."""
 
 from pyro_discrete.draws.gumbel import (
     GumbelTopK,

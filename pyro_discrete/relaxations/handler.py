@@ -1,4 +1,4 @@
-"""The `relax` effect handler."""
+"""The `relax` effect handler, and the one under which sites score soft values that they do not draw."""
 
 from __future__ import annotations
 

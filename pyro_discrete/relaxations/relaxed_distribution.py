@@ -1,4 +1,4 @@
-"""Two forms of a relaxed value: the one-hot vectors that estimators work on, and the value that the program sees."""
+"""A discrete distribution that draws and scores soft values, as one-hot weights and as the program sees them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said where a program does to a relaxed value what only a hard one allows."""
+"""The relaxed value of an integer or a bit, and what is said where a program does what only a hard one allows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Soft indices moved about: every shape operation acts on the weights, whose last dim stays behind."""
+"""What torch's operations make of soft indices: shapes, arithmetic, comparisons, casts, reductions."""
 
 from __future__ import annotations
 

@@ -20,11 +20,10 @@ from pyro_discrete.objectives.base import Objective
 from pyro_discrete.objectives.importance import BoundEvaluation
 from pyro_discrete.planning.plan import Plan
 from pyro_discrete.programs.pair import Pair, random_state
-from pyro_discrete.steps import vectorised
+from pyro_discrete.steps import chunks, vectorised
 from pyro_discrete.steps.choice import Choice
 from pyro_discrete.steps.chunks import (
     drawn_again,
-    evaluate,
     on_same_data,
     rows_of_chunk,
     sizes,
@@ -43,12 +42,12 @@ def train(
     plan: Plan, pair: Pair, objective: Objective[BoundEvaluation], choice: Choice, known: Dependencies
 ) -> Outcome:
     """A training step's outcome by chunks of at most so many rows (and at least one particle of every outer sample)."""
-    chunks = sizes(plan.layout.inner or 1, rows_of_chunk(plan) // (plan.columns.count * plan.particles))
+    parts = sizes(plan.layout.inner or 1, rows_of_chunk(plan) // (plan.columns.count * plan.particles))
     same_data = on_same_data(pair)
     states: list[Any] = []
     weighed: list[BoundEvaluation] = []
     with torch.no_grad():  # first: every particle's weight
-        for particles in chunks:
+        for particles in parts:
             states.append(random_state())
             _, evaluation = vectorised.train_rows(_of_inner(plan, particles), same_data, objective, choice, known)
             _check(plan, evaluation)
@@ -60,7 +59,7 @@ def train(
 
     def surrogates() -> Iterator[Tensor]:
         start = 0
-        for part, particles in drawn_again(pair, same_data, chunks, states):  # again: each chunk beside them
+        for part, particles in drawn_again(pair, same_data, parts, states):  # again: each chunk beside them
             beside = _Beside(objective, joined, start)
             outcome = vectorised.train(_of_inner(plan, particles), part, beside, choice, known)
             outcome.combine(plan.particles)
@@ -69,6 +68,11 @@ def train(
 
     targets, gradients = summed_gradients(surrogates())
     return Outcome(loss, with_gradient(torch.as_tensor(loss).new_zeros(()), targets, gradients) if targets else 0.0)
+
+
+def evaluate(plan: Plan, pair: Pair, objective: Objective, known: Dependencies) -> Outcome:
+    """The objective with hard draws."""
+    return chunks.evaluate(plan, pair, objective, known)
 
 
 def _check(plan: Plan, evaluation: BoundEvaluation) -> None:

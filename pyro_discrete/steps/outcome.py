@@ -1,4 +1,4 @@
-"""What a step gives: the loss and its gradient, as tensors."""
+"""What a step gives: its loss, draws and costs that are still to be combined, and then the gradient."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The row plan, and the messengers that place coupled draws in their rows.
+"""The messengers that draw the guide's sites, and place coupled values in their rows.
 
 The leftmost dim of every value is columns x particles. Column 0 is the primary draw; each further column belongs to
 one site, its owner (or to the sites of a product): sites before the owner copy column 0, the owner takes a coupled

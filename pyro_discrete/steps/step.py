@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.objectives.base import Objective
@@ -28,7 +29,6 @@ from pyro_discrete.steps.choice import Choice
 from pyro_discrete.steps.enumerated.elementwise import elementwise_loss
 from pyro_discrete.steps.enumerated.jointly import joint_loss
 from pyro_discrete.steps.enumerated.parallel import enumerated_loss
-from pyro_discrete.steps.exact import ExactSteps
 from pyro_discrete.steps.outcome import Outcome
 
 __all__ = [
@@ -43,6 +43,21 @@ class Steps(Protocol):
 
     train: Callable[[Plan, Pair, Objective, Choice, Dependencies], Outcome]
     evaluate: Callable[[Plan, Pair, Objective, Dependencies], Outcome]
+
+
+class ExactSteps:
+    """The steps of an exact way: its loss `[]`, differentiable, is its own surrogate."""
+
+    def __init__(self, loss: Callable[[Plan, Pair, Dependencies], Tensor]) -> None:
+        self.loss = loss
+
+    def train(self, plan: Plan, pair: Pair, objective: Objective, choice: Choice, known: Dependencies) -> Outcome:
+        """The loss, with nothing left for estimators to combine."""
+        return Outcome.exact(self.loss(plan, pair, known))
+
+    def evaluate(self, plan: Plan, pair: Pair, objective: Objective, known: Dependencies) -> Outcome:
+        """The loss."""
+        return Outcome.exact(self.loss(plan, pair, known))
 
 
 WAYS: Mapping[type[Way], Steps] = {

@@ -1,4 +1,4 @@
-"""The log-probabilities that depend on enumerated values, by connected component, and their sums."""
+"""The log-probabilities that depend on enumerated values, by connected component: their sums, and what these cost."""
 
 from __future__ import annotations
 

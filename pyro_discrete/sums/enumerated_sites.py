@@ -1,4 +1,4 @@
-"""How sites are enumerated: its joint support, its score without mask, and the size of the table it makes."""
+"""How a site is enumerated: its joint support, its score without mask, and the size of the table it makes."""
 
 from __future__ import annotations
 

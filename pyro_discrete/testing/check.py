@@ -1,14 +1,4 @@
-"""The contract that every estimator must keep, for ours and for yours.
-
-`check_estimator` runs an estimator on small generated programs and compares the mean of its gradients (every parameter
-of the guide and of the model) and of its losses with exact ones, found by running the pair on every joint assignment.
-
->>> from pyro_discrete.testing import assert_contract, check_estimator, programs
->>> report = check_estimator("reinforce", programs=programs()[:2], draws=2_000, false_alarm=1e-6)
->>> assert_contract(report)
->>> report.unbiased
-True
-"""
+"""An estimator, or any ELBO, held to the contract: on which programs, by how many draws, and what fails it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the mean of many estimates is the exact gradient: the measurement, the test and its report."""
+"""Whether the mean of many estimates is the exact gradient: measurement, test and report; bias and variance."""
 
 from __future__ import annotations
 

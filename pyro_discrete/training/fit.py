@@ -1,4 +1,4 @@
-"""Training a pair: one loop with one optimiser, which can stop at any step and go on bit for bit."""
+"""`fit`: trains a pair, from the arguments that it takes to the result that it returns; goes on from a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both programs: their sites, their shapes under extra rows, and that every estimator makes their bound rise."""
+"""The programs on images: their sites, their shapes under extra rows, and that their bound rises by any estimator."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def test_wrong_weights_are_caught(wrong, monkeypatch):
             log_q = {m: v if m == name else v[:1].expand_as(v) for m, v in log_q.items()}
         return products.in_product(draw, name, log_q)
 
-    monkeypatch.setattr("pyro_discrete.steps.hard_loss.in_product", planted)
+    monkeypatch.setattr("pyro_discrete.steps.costing.in_product", planted)
     report = report_of({"z*": PRODUCT, "h": "rloo"}, BETWEEN)
     assert report.failures
 

@@ -1,1 +1,1 @@
-"""support_sums."""
+"""Estimators that sum over a site's support, or over a part of it and sample the rest."""
