@@ -27,7 +27,7 @@ from pyro_discrete.planning.plan import Exact, Plan, StructureChangedError
 from pyro_discrete.planning.select import Selection, Spec
 from pyro_discrete.planning.site_estimators import SiteEstimators
 from pyro_discrete.programs.dims import plates_of
-from pyro_discrete.programs.pair import Pair, on_trial
+from pyro_discrete.programs.pair import Pair, kept_buffers, on_trial
 from pyro_discrete.programs.parameters import KnownLeaves
 from pyro_discrete.programs.sites import latent_sites
 from pyro_discrete.relaxations.handler import refuse_handler_around
@@ -207,7 +207,7 @@ class DiscreteELBO(nn.Module, ELBO):
 
     def _make_plan(self, pair: Pair, vectorise: bool, reason: str = "") -> None:
         """Plan the steps of a pair; with a `reason`, as if nothing were known of what depends on what."""
-        with on_trial():
+        with on_trial(), kept_buffers(pair.model, pair.guide):
             given = (pair, self.selection, self.objective, vectorise, self.max_plate_nesting, self.row_chunk)
             plan, trial = make_plan(*given)
             if isinstance(plan.way, Exact):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from pyro_discrete.programs.sites import (
     base_distribution,
     cardinality,
     family_of,
+    is_latent,
     is_random_observation,
     joint_support,
     latent_sites,
@@ -38,12 +39,15 @@ __all__ = [
     "RowsVerdict",
     "Trial",
     "check_data",
+    "check_matched",
     "check_pair",
     "check_rows",
     "crossing_site",
     "names_of_guide",
     "observed_constants",
     "plain_trial",
+    "spread_values",
+    "unused_size",
 ]
 
 
@@ -98,17 +102,26 @@ def _look_for_mismatch(pair: Pair, error: Exception) -> None:
             raise mismatch from error
 
 
+def check_matched(guide_trace: Trace, model_trace: Trace) -> None:
+    """Raise `SiteMatchError` for a site that this run of the guide has drawn and this run of the model does not have.
+
+    A look at names alone, for every run: which sites there are may change with what was drawn.
+    """
+    for name, msg in latent_sites(guide_trace).items():
+        seen = model_trace.nodes.get(name)
+        if (seen is None or not is_latent(seen)) and not msg["infer"].get("is_auxiliary"):
+            where = "is observed in the model" if seen is not None else "is not in the model"
+            has = sorted(latent_sites(model_trace)) or "no latent sites"
+            raise SiteMatchError(
+                f"Site {name!r} is drawn in the guide but {where}, which has {has}. "
+                'Take it out of the guide, or mark it infer={"is_auxiliary": True} if it is a helper of the guide.'
+            )
+
+
 def check_pair(trial: Trial) -> None:
     """Refuse a guide site that the model does not have, shapes that differ, and batch dims that no plate declares."""
     in_model, in_guide = latent_sites(trial.model_trace), latent_sites(trial.guide_trace)
-    for name, msg in in_guide.items():
-        if name not in in_model and not msg["infer"].get("is_auxiliary"):
-            seen = trial.model_trace.nodes.get(name)
-            where = "is observed in the model" if seen is not None else "is not in the model"
-            raise SiteMatchError(
-                f"Site {name!r} is drawn in the guide but {where}, which has {sorted(in_model) or 'no latent sites'}. "
-                'Take it out of the guide, or mark it infer={"is_auxiliary": True} if it is a helper of the guide.'
-            )
+    check_matched(trial.guide_trace, trial.model_trace)
     for trace, where in ((trial.guide_trace, "guide"), (trial.model_trace, "model")):
         for msg in sample_sites(trace).values():
             _check_batch_dims(msg, where)
@@ -119,14 +132,18 @@ def check_pair(trial: Trial) -> None:
 def _check_batch_dims(msg: Any, where: str) -> None:
     shape = tuple(getattr(msg["fn"], "batch_shape", ()))
     declared = {f.dim for f in plates_of(msg) if f.dim is not None}
-    stray = [d for d in range(-len(shape), 0) if shape[d] != 1 and d not in declared]
-    if stray:
+    stray = _stray(shape, declared)
+    if stray and _stray(site_log_prob(msg).shape, declared):  # what is summed is the log-probability
         raise SiteShapeError(
             f"Site {msg['name']!r} of the {where} has batch shape {shape}, whose dim {stray[0]} (size "
             f"{shape[stray[0]]}) is in no plate; its plates are {sorted(p.name for p in plates_of(msg)) or 'none'}. "
             f"Put the site in a pyro.plate of size {shape[stray[0]]}, or make the dim part of the event with "
             f".to_event({-stray[0]})."
         )
+
+
+def _stray(shape: Sequence[int], declared: Collection[int]) -> list[int]:
+    return [d for d in range(-len(shape), 0) if shape[d] != 1 and d not in declared]
 
 
 def _check_same_shape(name: str, guide_msg: Any, model_msg: Any) -> None:
@@ -139,12 +156,21 @@ def _check_same_shape(name: str, guide_msg: Any, model_msg: Any) -> None:
     g, m = guide_msg["fn"], model_msg["fn"]
     if shape(guide_msg) == shape(model_msg) and tuple(g.event_shape) == tuple(m.event_shape):
         return
+    if model_msg["value"].shape == guide_msg["value"].shape and _as_wide(guide_msg, model_msg):
+        return  # a batch shape that the value, and its log-probability, do not show
     plates = [sorted(p.name for p in plates_of(msg)) or "none" for msg in (guide_msg, model_msg)]
     raise SiteShapeError(
         f"Site {name!r} has batch shape {tuple(g.batch_shape)} and event shape {tuple(g.event_shape)} in the guide "
         f"(plates {plates[0]}), but {tuple(m.batch_shape)} and {tuple(m.event_shape)} in the model (plates "
         f"{plates[1]}). Put both in the same plates, with the same .to_event."
     )
+
+
+def _as_wide(one: Any, other: Any) -> bool:
+    try:
+        return site_log_prob(one).shape == site_log_prob(other).shape
+    except Exception:
+        return False
 
 
 def check_data(model_trace: Trace) -> None:
@@ -249,11 +275,11 @@ def check_rows(pair: Pair, trial: Trial, rows: int, only: Collection[str] | None
     they cannot pass for another dim, and with values from all over the support, so that they differ. With `only`, rows
     differ at these sites alone.
     """
-    trial_rows = next((n for n in TRIAL_ROWS if n not in _sizes(trial)), 47)
+    trial_rows = unused_size(trial)
     dim = -1 - trial.batch_dims
     try:
         guide_trace, model_trace = trace_pair(
-            pair, trial.subsamples, _spread_values(trial, trial_rows, only), rows=(trial_rows, dim)
+            pair, trial.subsamples, spread_values(trial, trial_rows, only), rows=(trial_rows, dim)
         )
     except DiscreteInferenceError:
         raise
@@ -273,7 +299,12 @@ def check_rows(pair: Pair, trial: Trial, rows: int, only: Collection[str] | None
             _check_shapes(name, msg["fn"], alone[name]["fn"], trial_rows, trial.batch_dims)
     few = 2 if len(model_trace.nodes) > 200 else 5  # a long program is run less often
     for row in range(min(trial_rows, few)):
-        mixing = _mixing_site(pair, trial, guide_trace, model_trace, row)
+        try:
+            mixing = _mixing_site(pair, trial, guide_trace, model_trace, row)
+        except DiscreteInferenceError:
+            raise
+        except Exception as error:  # of a log-probability over rows, say
+            return RowsVerdict(None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         if mixing is not None:
             return RowsVerdict(
                 None, f"at site {mixing!r} a row's log-probability changes with the values in other rows"
@@ -281,7 +312,7 @@ def check_rows(pair: Pair, trial: Trial, rows: int, only: Collection[str] | None
     return RowsVerdict(model_trace)
 
 
-def _spread_values(trial: Trial, rows: int, only: Collection[str] | None = None) -> dict[str, Tensor]:
+def spread_values(trial: Trial, rows: int, only: Collection[str] | None = None) -> dict[str, Tensor]:
     """For each discrete site of finite support, rows of values from all over it; the trial's where `only` excludes it.
 
     The first row holds the first value throughout and the second the last one, so that `any` and `all` of a row tell it
@@ -309,6 +340,12 @@ _REMEDY = (
     "Index from the right (`w[..., z, :]`, `z.unsqueeze(-1) * w`), so that a leading dim broadcasts; or pass "
     "vectorize_particles=False."
 )
+
+
+def unused_size(trial: Trial) -> int:
+    """A number of rows that is no size in the program, so that they cannot pass for another dim."""
+    sizes = _sizes(trial)
+    return next((n for n in TRIAL_ROWS if n not in sizes), 47)
 
 
 def _sizes(trial: Trial) -> set[int]:

@@ -16,6 +16,7 @@ from pyro_discrete.estimators.registry import AUTO
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies, why_joined
+from pyro_discrete.inspection.enumerability import joined_elements
 from pyro_discrete.inspection.trial import (
     RowsVerdict,
     Trial,
@@ -34,6 +35,7 @@ from pyro_discrete.planning.automatic import CHEAP_SUPPORT, Situation, cheap_enu
 from pyro_discrete.planning.kl_treatment import analytic_notes, note_when_met_late
 from pyro_discrete.planning.plan import (
     ANALYTIC,
+    ESCAPES,
     Chunked,
     ChunkedBound,
     Elementwise,
@@ -275,13 +277,17 @@ def _enumeration_plan(
     order = Order({n: plates_of(m) for n, m in sample_sites(trial.guide_trace).items()}, {})
     joint = any(p.vectorized for s in discrete for p in order.escapes(s.name))
     joint = not separated and (joint or crossing_site(pair, trial, everything) is not None)
+    why = ESCAPES
+    if not separated and not joint:
+        joined_by = joined_elements(pair, trial, everything)
+        joint, why = bool(joined_by), f"share terms ({joined_by})"
     if joint and not explicit:
         return None
     way: Exact = Parallel(settings, explicit)
     if separated:
         way = Elementwise(settings, explicit, separated)
     elif joint:
-        way = Jointly(settings, explicit)
+        way = Jointly(settings, explicit, why)
     planned, chosen = [], {}
     for site in sites:
         if site in discrete:
@@ -296,9 +302,10 @@ def _enumeration_plan(
         else:
             planned.append(SitePlan(site.name, _kind(site), "reinforce", 1, "continuous: the score function"))
     planned += map(_marginal_plan, marginal)
-    reason = (
-        "joint values of all plate elements, as a later site outside may depend on an enumerated one" if joint else ""
-    )
+    reason = ""
+    if joint:
+        escaping = "a later site outside may depend on an enumerated one"
+        reason = f"joint values of all plate elements, as {escaping if why is ESCAPES else f'they {why}'}"
     return Plan(way, planned, chosen, Columns(), selection.particles, trial.batch_dims, reason=reason)
 
 

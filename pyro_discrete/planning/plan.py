@@ -44,6 +44,10 @@ ANALYTIC = "; KL term analytic"
 """What a plan says of such a site."""
 
 
+ESCAPES = "may influence a later site outside their plate"
+"""What sites do whose plate elements have to be enumerated jointly, in most cases."""
+
+
 class StructureChangedError(Exception):
     """A run has a site, or more plate dims, than its plan knows of: it is to be planned anew."""
 
@@ -105,7 +109,9 @@ class Exact(Way):
 
 @dataclass(frozen=True)
 class Parallel(Exact):
-    """Values in dims of their own, left of all plates."""
+    """Values in dims of their own, left of all plates. `at_once`: whether particles go side by side as well."""
+
+    at_once: bool = True
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,9 @@ class OneByOne(Exact):
 
 @dataclass(frozen=True)
 class Jointly(Exact):
-    """Joint values of all plate elements as rows."""
+    """Joint values of all plate elements as rows. `why`: what the sites do that elements do not go by themselves."""
+
+    why: str = ESCAPES
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ __all__ = [
     "Substitute",
     "UnconditionSites",
     "hidden_from_traces",
+    "kept_buffers",
     "on_trial",
     "random_state",
     "set_random_state",
@@ -181,11 +182,17 @@ def undisturbed(*programs: Program) -> Iterator[None]:
     """Within, programs may be run at will; afterwards the param store, every random state and the buffers of the
     programs' modules are as they were. Nothing within may change a parameter in place."""
     store = pyro.get_param_store()
+    with kept_buffers(*programs), on_trial(), store.scope(store.get_state()), torch.enable_grad():
+        yield
+
+
+@contextmanager
+def kept_buffers(*programs: Program) -> Iterator[None]:
+    """Within, programs may be run at will; afterwards the buffers of their modules (averages, counts) are as before."""
     buffers = [b for module in modules_of(*programs) for b in module.buffers()]
     before = [b.detach().clone() for b in buffers]
     try:
-        with on_trial(), store.scope(store.get_state()), torch.enable_grad():
-            yield
+        yield
     finally:
         with torch.no_grad():
             for buffer, value in zip(buffers, before, strict=True):

@@ -12,6 +12,7 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
+from pyro_discrete.inspection.trial import check_matched
 from pyro_discrete.objectives.base import E, Objective
 from pyro_discrete.planning.kl_treatment import settled_points
 from pyro_discrete.planning.plan import Plan, StructureChangedError
@@ -64,6 +65,7 @@ def run_pair(
         guide, model = subsamples(guide), subsamples(model)
     try:
         traces = _traces(guide, model, placing, pair, plan, known)
+        check_matched(traces.guide, traces.model)
     except ValueError as error:
         if "collide at dim" in str(error) and f'"{ROWS_PLATE}"' in str(error):
             raise StructureChangedError("the program has deeper plates than before", plan.batch_dims + 1) from error

@@ -9,12 +9,14 @@ import torch
 
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
+from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
+from pyro_discrete.inspection.enumerability import why_not_over_values
 from pyro_discrete.inspection.trial import Trial, check_rows
 from pyro_discrete.objectives.base import Objective
-from pyro_discrete.planning.plan import Exact, Jointly, OneByOne, Plan
+from pyro_discrete.planning.plan import Exact, Jointly, OneByOne, Parallel, Plan
 from pyro_discrete.programs.pair import Pair
-from pyro_discrete.programs.sites import Site, latent_sites
+from pyro_discrete.programs.sites import Site, family_of, latent_sites
 from pyro_discrete.steps.enumerated.parallel import CoupledPlatesError
 from pyro_discrete.steps.step import WAYS
 
@@ -77,9 +79,10 @@ def _at_once(plan: Plan, pair: Pair, objective: Objective, trial: Trial, known: 
     assert isinstance(plan.way, Exact)
     settings, explicit = plan.way.settings, plan.way.explicit
     try:
-        verdict = check_rows(pair, trial, 1)
-        if not verdict:
-            return verdict.reason
+        reason = _why_not_rows(plan, pair, trial)
+        if reason:
+            return reason
+        plan = replace(plan, way=_beside_each_other(plan, pair, trial))
         try:
             _try(plan, pair, objective, known)
         except CoupledPlatesError as coupled:
@@ -95,6 +98,26 @@ def _at_once(plan: Plan, pair: Pair, objective: Objective, trial: Trial, known: 
     except Exception as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return plan
+
+
+def _why_not_rows(plan: Plan, pair: Pair, trial: Trial) -> str:
+    """Why the program cannot be given the values over leading dims: at the sites summed over, or at all of them."""
+    if not isinstance(plan.way, Parallel):  # a row holds values of every site
+        return check_rows(pair, trial, 1).reason
+    sites = latent_sites(trial.guide_trace) | latent_sites(trial.model_trace)
+    summed = {n for n, m in sites.items() if family_of(m["fn"]) not in (None, Family.CONTINUOUS)}
+    return why_not_over_values(pair, trial, summed)
+
+
+def _beside_each_other(plan: Plan, pair: Pair, trial: Trial) -> Exact:
+    """The way, with particles side by side where there are several and the program takes rows at every site."""
+    assert isinstance(plan.way, Exact)
+    if not isinstance(plan.way, Parallel) or plan.particles == 1 or not plan.samples:
+        return plan.way
+    try:
+        return replace(plan.way, at_once=bool(check_rows(pair, trial, plan.particles)))
+    except DiscreteInferenceError:  # it mixes rows into another dim, of which it has none then
+        return replace(plan.way, at_once=False)
 
 
 @torch.no_grad()

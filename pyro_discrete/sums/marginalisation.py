@@ -20,7 +20,8 @@ from torch.distributions import constraints
 
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
-from pyro_discrete.inspection.trial import Trial, check_rows, crossing_site
+from pyro_discrete.inspection.enumerability import why_not_over_values
+from pyro_discrete.inspection.trial import Trial, crossing_site
 from pyro_discrete.programs.dims import ROWS_PLATE, plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, SiteMessenger
 from pyro_discrete.programs.sites import (
@@ -255,10 +256,9 @@ def settle_marginals(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate]
             "too."
         )
     names = ", ".join(repr(s.name) for s in sites[:5]) + (", ..." if len(sites) > 5 else "")
-    verdict = check_rows(pair, trial, 1, only=settings.keys())
-    reason = verdict.reason
+    reason = why_not_over_values(pair, trial, settings.keys())
     cost, members = SumCost(), frozenset[str]()
-    if verdict:
+    if not reason:
         try:
             with torch.no_grad(), trial.subsamples:
                 marginalise = Marginalise(latent_sites(trial.guide_trace), settings, trial.batch_dims)

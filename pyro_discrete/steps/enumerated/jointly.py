@@ -16,7 +16,7 @@ from pyro_discrete.errors import EnumerationError
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.inspection.trial import plain_trial
-from pyro_discrete.planning.plan import Exact, Plan
+from pyro_discrete.planning.plan import Jointly, Plan
 from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.pair import Pair, Substitute, hidden_from_traces
 from pyro_discrete.programs.sites import cardinality, family_of, joint_support, latent_sites, sample_sites, without_mask
@@ -31,7 +31,7 @@ __all__ = [
 
 def joint_loss(plan: Plan, pair: Pair, known: Dependencies) -> Tensor:
     """Every joint value of all elements of all guide sites as rows of one run, weighted by their probability."""
-    assert isinstance(plan.way, Exact)
+    assert isinstance(plan.way, Jointly)
     settings = plan.way.settings
     with hidden_from_traces():
         trial = plain_trial(pair)
@@ -44,9 +44,8 @@ def joint_loss(plan: Plan, pair: Pair, known: Dependencies) -> Tensor:
     if total * largest * plan.particles > settings.max_elements:
         names = ", ".join(repr(n) for n in sites)
         raise EnumerationError(
-            f"Sites {names} may influence a later site outside their plate, so their plate elements have to be "
-            f"enumerated jointly: {total:.3g} joint values. Use 'rloo' or 'nvil', or draw sites outside the plate "
-            "first."
+            f"Sites {names} {plan.way.why}, so their plate elements have to be enumerated jointly: {total:.3g} joint "
+            "values. Use 'rloo' or 'nvil', or draw sites outside the plate first."
         )
     rows = int(total)
     values, stride = {}, 1

@@ -21,7 +21,8 @@ from pyro_discrete.errors import EnumerationError
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
-from pyro_discrete.planning.plan import Exact, OneByOne, Plan, StructureChangedError
+from pyro_discrete.inspection.trial import check_matched
+from pyro_discrete.planning.plan import Exact, OneByOne, Parallel, Plan, StructureChangedError
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import family_of, is_deterministic, is_latent, latent_sites, sample_sites
@@ -47,8 +48,9 @@ def enumerated_loss(plan: Plan, pair: Pair, known: Dependencies = UNKNOWN) -> Te
     """
     assert isinstance(plan.way, Exact)
     settings, parallel = plan.way.settings, not isinstance(plan.way, OneByOne)
+    beside = isinstance(plan.way, Parallel) and plan.way.at_once
     particles = plan.particles if plan.samples else 1  # else all are the same
-    elbo = _ExactELBO(num_particles=particles, max_plate_nesting=plan.batch_dims, vectorize_particles=parallel)
+    elbo = _ExactELBO(num_particles=particles, max_plate_nesting=plan.batch_dims, vectorize_particles=beside)
     elbo.settings, elbo.plan, elbo.known = settings, plan, known
     seen: set[str] = set()
     guide = _Configure(settings, parallel, seen=seen)(pair.guide)
@@ -110,6 +112,7 @@ class _ExactELBO(TraceEnum_ELBO):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
+        check_matched(guide_trace, model_trace)
         _check_crossing(guide_trace, model_trace)
         self._close(guide_trace, model_trace)
         _in_one_dtype(guide_trace, model_trace)

@@ -1,0 +1,161 @@
+"""Whether discrete sites can be enumerated in dims on the left: programs that keep values, and plate elements, apart.
+
+Enumerated values fill a dim left of all plates at the sites that are summed over, and at these alone. That gives each
+value's own terms if the program broadcasts; and an element's terms may be weighed by the probability of the element's
+own value if no other element's reaches them. Both are tried here, with rows and elements of differing values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_discrete.errors import DiscreteInferenceError
+from pyro_discrete.inspection.trial import Trial, check_rows, spread_values, unused_size
+from pyro_discrete.programs.dims import plates_of
+from pyro_discrete.programs.pair import Pair, trace_pair
+from pyro_discrete.programs.sites import Site, joint_support, latent_sites, sample_sites, site_log_prob
+
+__all__ = [
+    "joined_elements",
+    "why_not_over_values",
+]
+
+
+@torch.no_grad()
+def why_not_over_values(pair: Pair, trial: Trial, names: Collection[str]) -> str:
+    """Why the program cannot be run with rows of values at the named sites alone; empty if it can.
+
+    A row's terms have to be those of a run with the row's values by themselves. Other sites keep one value.
+    """
+    if isinstance(poutine.unwrap(pair.guide), Messenger):  # it runs the model itself, with values of its own
+        return check_rows(pair, trial, 1).reason
+    rows = unused_size(trial)
+    values = spread_values(trial, rows, names)
+    sites = latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)
+    try:
+        together = trace_pair(pair, trial.subsamples, values)
+        few = 2 if len(trial.model_trace.nodes) > 200 else 5  # a long program is run less often
+        for row in range(min(rows, few)):
+            own = {n: v[row].reshape(sites[n]["value"].shape) if n in names else v for n, v in values.items()}
+            repeats = [trace_pair(pair, trial.subsamples, own) for _ in range(2)]
+            for rowed, *singles in zip(together, *repeats, strict=True):
+                mixing = _mixing(rowed, singles, row, rows, trial.batch_dims)
+                if mixing:
+                    return mixing
+    except DiscreteInferenceError:
+        raise
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return ""
+
+
+def _mixing(rowed: Trace, singles: list[Trace], row: int, rows: int, batch_dims: int) -> str:
+    """What is wrong with a row: its terms have to be those of runs of it alone, unless these differ by themselves."""
+    together, alone = sample_sites(rowed), [sample_sites(trace) for trace in singles]
+    for sites in alone:
+        changed = sites.keys() ^ together.keys()
+        if changed:
+            return f"its sites change with their values ({', '.join(sorted(changed))})"
+    for name, msg in together.items():
+        expected, again = (_term(sites[name]) for sites in alone)
+        if not torch.equal(expected, again):
+            continue
+        found = _row(_term(msg), row, rows, batch_dims)
+        if found is None or not _equal(found, expected):
+            return f"at site {name!r} a row's log-probability changes with the values in other rows"
+    return ""
+
+
+def _term(msg: Any) -> Tensor:
+    """A site's log-probability, with its mask's effect and scale: what of a value may reach it, reaches it here."""
+    log_prob = site_log_prob(msg)
+    for part in (msg["mask"], msg["scale"]):
+        if torch.is_tensor(part):
+            log_prob = log_prob * part
+    return log_prob
+
+
+def _row(term: Tensor, row: int, rows: int, batch_dims: int) -> Tensor | None:
+    """One row of a term over all rows, or all of one that does not depend on them; None for one of another shape."""
+    if term.dim() > batch_dims + 1:
+        return None
+    if term.dim() == batch_dims + 1:
+        return term[row] if term.shape[0] == rows else term[0] if term.shape[0] == 1 else None
+    return term
+
+
+def _equal(found: Tensor, expected: Tensor) -> bool:
+    """Whether two terms are the same up to rounding; the first may lack dims along which it is constant."""
+    try:
+        found = found.expand(torch.broadcast_shapes(found.shape, expected.shape))
+    except RuntimeError:
+        return False
+    if found.numel() != expected.numel():
+        return False
+    return torch.allclose(found.reshape(expected.shape), expected, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+@torch.no_grad()
+def joined_elements(pair: Pair, trial: Trial, sites: Iterable[Site]) -> str:
+    """A term in a plate that the values of other elements of the plate reach, as far as a few values show; or nothing.
+
+    All sites of a plate are given other values at some of its elements: terms of the others have to stay as they were.
+    A plate's elements cannot be summed over by themselves where this is not so.
+    """
+    drawn = {s.name: s for s in sites}
+    plates = {p for s in drawn.values() for p in s.plates if p.vectorized and p.size > 1}
+    fixed = {n: m["value"] for n, m in (latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)).items()}
+    for plate in sorted(plates, key=lambda p: p.dim or 0):
+        group = [s for s in drawn.values() if plate in s.plates]
+        for attempt in range(2):
+            one, other = (fixed | {s.name: _shifted(s, 2 * attempt + k) for s in group} for k in (0, 1))
+            moved = torch.arange(plate.size) % 2 == attempt % 2
+            mixed = fixed | {
+                s.name: torch.where(_along(moved, plate, s), other[s.name], one[s.name]).to(one[s.name].dtype)
+                for s in group
+            }
+            runs = [trace_pair(pair, trial.subsamples, values) for values in (one, other, mixed, mixed)]
+            for traces in zip(*runs, strict=True):
+                found = _joined(traces, plate, moved)
+                if found:
+                    return found
+    return ""
+
+
+def _shifted(site: Site, shift: int) -> Tensor:
+    """A value of the site of differing elements; another one for another shift."""
+    fn = site.distribution
+    support = joint_support(fn).reshape(-1, *fn.event_shape)
+    index = torch.arange(fn.batch_shape.numel(), device=support.device)
+    index = (index * (index + 1) // 2 + shift) % len(support)
+    return support[index].reshape(fn.shape())
+
+
+def _along(moved: Tensor, plate: Any, site: Site) -> Tensor:
+    """Which elements are moved, along the plate's dim of a value."""
+    return moved.reshape(-1, *[1] * (-plate.dim - 1 + site.event_dim)).to(site.distribution.sample().device)
+
+
+def _joined(traces: Iterable[Trace], plate: Any, moved: Tensor) -> str:
+    one, other, mixed, again = (sample_sites(trace) for trace in traces)
+    if one.keys() != mixed.keys() or other.keys() != mixed.keys():
+        return ""  # said where sites that change are refused
+    for name, msg in mixed.items():
+        if plate not in plates_of(msg) or not torch.equal(_term(msg), _term(again[name])):
+            continue
+        terms = [_term(sites[name]) for sites in (one, other)]
+        shape = torch.broadcast_shapes(*(t.shape for t in (*terms, _term(msg))))
+        if len(shape) < -plate.dim or shape[plate.dim] != plate.size:
+            continue  # it has no elements to tell apart
+        where = moved.reshape(-1, *[1] * (-plate.dim - 1)).to(terms[0].device)
+        expected = torch.where(where, terms[1].expand(shape), terms[0].expand(shape))
+        if not torch.allclose(_term(msg).expand(shape), expected, rtol=1e-4, atol=1e-4, equal_nan=True):
+            return f"the term of site {name!r} joins elements of plate {plate.name!r}"
+    return ""
