@@ -68,7 +68,7 @@ class NVIL(SelfTrainedBaseline, Estimator):
         self.constant, self.variance_normalisation = constant, variance_normalisation
         self.local_signals = local_signals
         self.unbiased = not variance_normalisation
-        self.reads_context = bool(network) if isinstance(network, bool) else True
+        self.reads_context = network is not False
         self.input = input
         self.moments = RunningMoments(decay)
         self.start_network(network, hidden)
