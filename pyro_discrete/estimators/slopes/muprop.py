@@ -55,7 +55,8 @@ class MuProp(Estimator):
 
     def draw(self, site: SiteView) -> Draw:
         """A hard draw, and the mean."""
-        return Draw(torch.stack([site.sample(), mean(site.logits, one_hot=site.family is Family.ONE_HOT)]))
+        mu = mean(site.logits, one_hot=site.family is Family.ONE_HOT)
+        return Draw(torch.stack([site.sample(), mu]))
 
     def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """`cost` `[2, K, *batch]`; the slope of row 1 is that of the row's total cost."""
