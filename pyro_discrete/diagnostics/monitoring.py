@@ -20,7 +20,7 @@ from pyro_discrete.diagnostics.gradient_draws import GradientDraws
 from pyro_discrete.draws.schedules import temperature_at
 from pyro_discrete.elbos.engine import DiscreteELBO
 from pyro_discrete.errors import SettingError
-from pyro_discrete.estimators.base import Draw, Estimator, Surrogate
+from pyro_discrete.estimators.base import Estimator, ScoredDraw, Surrogate
 from pyro_discrete.families import Family
 from pyro_discrete.programs.pair import Pair, undisturbed
 from pyro_discrete.programs.sites import base_distribution, family_of, latent_sites
@@ -184,7 +184,7 @@ class _Signal:
     def start(self) -> None:
         original = self.estimator.surrogate
 
-        def surrogate(draw: Draw, cost: Tensor) -> Surrogate:
+        def surrogate(draw: ScoredDraw, cost: Tensor) -> Surrogate:
             divisor = self._rescaling()  # read before it is updated
             out = original(draw, cost)
             loss = torch.as_tensor(out.loss)

@@ -1,4 +1,4 @@
-"""How soft values are scored: means under weights, densities of relaxed draws, and the point that is scored."""
+"""How soft values are scored: means of draws and under weights, densities of relaxed draws, the point of scoring."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ __all__ = [
     "bounded",
     "expectation",
     "log_density",
+    "mean",
 ]
 
 
@@ -32,6 +33,15 @@ def expectation(weights: Tensor, values: Tensor) -> Tensor:
     """`sum_k w_k v_k` over the last dim; the dtype of `values` if that is floating, else of `weights`."""
     total = (weights * bounded(values)).sum(-1)
     return total.to(values.dtype) if values.is_floating_point() else total
+
+
+def mean(logits: Tensor, *, one_hot: bool) -> Tensor:
+    """The mean of a discrete draw, in the shape of its logits: of a one-hot vector `[..., categories]`, or of bits.
+
+    >>> mean(torch.zeros(2), one_hot=False), mean(torch.zeros(2), one_hot=True)
+    (tensor([0.5000, 0.5000]), tensor([0.5000, 0.5000]))
+    """
+    return logits.softmax(-1) if one_hot else logits.sigmoid()
 
 
 @dataclass(frozen=True)

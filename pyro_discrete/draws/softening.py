@@ -24,6 +24,7 @@ __all__ = [
     "entmax",
     "hard_draw",
     "moved",
+    "one_hot_vector",
     "positive_temperature",
     "relaxed_bernoulli",
     "relaxed_draw",
@@ -85,7 +86,7 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
 def corner(soft: Tensor, *, one_hot: bool) -> Tensor:
     """The hard value that a soft one is nearest to: the draw of the discrete distribution behind a relaxed draw."""
     if one_hot:
-        return _one_hot(soft.argmax(-1), soft)
+        return one_hot_vector(soft.argmax(-1), soft)
     return (soft > 0.5).to(soft.dtype)
 
 
@@ -93,11 +94,18 @@ def hard_draw(logits: Tensor, *, one_hot: bool) -> Tensor:
     """A draw of the discrete distribution, in the shape of `logits` and without a gradient."""
     logits = logits.detach()
     if one_hot:
-        return _one_hot(gumbel_max(logits), logits)
+        return one_hot_vector(gumbel_max(logits), logits)
     return (logits + logistic_like(logits) > 0).to(logits.dtype)
 
 
-def _one_hot(index: Tensor, like: Tensor) -> Tensor:
+def one_hot_vector(index: Tensor, like: Tensor) -> Tensor:
+    """Integers `[...]` as vectors `[..., categories]`, with as many categories as the last dim of `like`, in its dtype.
+
+    >>> one_hot_vector(torch.tensor([2, 0]), torch.zeros(3))
+    tensor([[0., 0., 1.],
+            [1., 0., 0.]])
+    """
+    # torch.nn.functional.one_hot looks at the values, which a captured step cannot
     return (index.unsqueeze(-1) == torch.arange(like.shape[-1], device=like.device)).to(like.dtype)
 
 

@@ -1,6 +1,6 @@
 """The estimators, one file each, in folders by kind; they know torch, and nothing of Pyro."""
 
-from pyro_discrete.estimators.base import Draw, Estimator, SiteView, Surrogate
+from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw, SiteView, Surrogate
 from pyro_discrete.estimators.coupled.arm import ARM
 from pyro_discrete.estimators.coupled.arms import ARMS
 from pyro_discrete.estimators.coupled.bitflip1 import BitFlip1
@@ -61,6 +61,7 @@ __all__ = [
     "ReinMax",
     "Reinforce",
     "ReweightedWakeSleep",
+    "ScoredDraw",
     "SiteView",
     "SparseGumbelSoftmax",
     "StraightThrough",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,11 @@ __all__ = [
     "Draw",
     "Estimator",
     "Family",
+    "ScoredDraw",
     "SiteView",
     "Surrogate",
     "Weights",
+    "weighted_rows",
 ]
 
 
@@ -77,49 +79,87 @@ class Weights:
 
 @dataclass(frozen=True)
 class Draw:
-    """The coupled values that an estimator drew at a site.
-
-    The estimator's `draw` gives `value` (and what else its `surrogate` wants back, in `logits` and `extra`); the
-    engine fills in the rest before it calls `surrogate`.
+    """The coupled values that an estimator drew at a site: what its `draw` returns.
 
     - `value` `[rows, K, *batch, *event]`: row 0 is a draw from the guide's distribution q (for a relaxed estimator,
       its relaxation).
     - `point`: where a relaxed row 0 is scored, if not by its log-mass extended to its value; `[K, *batch, *event]`.
-    - `log_q` `[K, *batch]`: log q of row 0, differentiable, neither scaled nor masked.
-    - `logits` `[K, *batch, *event]`: differentiable logits of q, if `draw` passes them on (`logits=site.logits`).
-    - `event_dim`: number of event dims of a value.
-    - `scale`: the factor by which subsampled plates multiply the site's costs (full size / size).
-    - `slopes` row -> `[K, *batch, *event]`: for a relaxed row, d(the row's total cost) / d(value).
-    - `context` `[K or 1, *batch, features]`: what the site's baseline may read: observed values, or its own `input`.
-    - `extra`: tensors `[K, ...]` that `draw` hands to `surrogate`.
-    - `weights`: under `TraceIWELBO`, at a site that its inner particles do not share, how they are weighed. There K
-      stands for `S, inner`: the outer samples, and the particles of the bound as one more batch dim.
+    - `logits` `[K, *batch, *event]`: differentiable logits of q, if `surrogate` wants them (`logits=site.logits`).
+    - `extra`: tensors `[K, ...]` that `surrogate` wants back. What each row has, `[rows, K, ...]`, goes in by
+      `with_rows` and comes back by `of_rows`.
+
+    `surrogate` gets it as a `ScoredDraw`. What that has besides is not there before: asking for it raises
+    `AttributeError`.
     """
 
     value: Tensor
     point: Point | None = None
-    log_q: Tensor | None = None
     logits: Tensor | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __new__(cls, *args: Any, **fields: Any) -> Self:
+        """`Draw(value, log_q=...)`, as it was written before there was a `ScoredDraw`, makes one of these."""
+        scored = cls is Draw and not _DRAWN.issuperset(fields)
+        return super().__new__(ScoredDraw if scored else cls)  # type: ignore[return-value]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ScoredDraw.__dataclass_fields__ or name == "score":
+            raise AttributeError(f"a draw has its {name} only in surrogate(), not in draw()")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def replace(self, **changes: object) -> Self:
+        """A copy with some fields changed."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+    def with_rows(self, **tensors: Tensor) -> Self:
+        """A copy that hands on to `surrogate`, too, what each row has (or some rows have): tensors `[rows, K, ...]`.
+
+        `extra` keeps them as `[K, rows, ...]`, like all that belongs to particles.
+
+        >>> draw = Draw(torch.zeros(2, 3)).with_rows(weight=torch.ones(2, 3))
+        >>> draw.of_rows("weight").shape, draw.extra["weight"].shape
+        (torch.Size([2, 3]), torch.Size([3, 2]))
+        """
+        return self.replace(extra={**self.extra, **{name: each.transpose(0, 1) for name, each in tensors.items()}})
+
+    def of_rows(self, name: str) -> Tensor:
+        """What `with_rows` was given by that name: `[rows, K, ...]`."""
+        return self.extra[name].transpose(0, 1)
+
+
+_DRAWN = frozenset(Draw.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class ScoredDraw(Draw):
+    """A draw with what the engine adds to it after the run: what `surrogate` gets.
+
+    - `log_q` `[K, *batch]`: log q of row 0, differentiable, neither scaled nor masked; None at a relaxed row 0, whose
+      score nobody wants. `score` is the same, and never None.
+    - `event_dim`: number of event dims of a value.
+    - `scale`: the factor by which subsampled plates multiply the site's costs (full size / size).
+    - `slopes` row -> `[K, *batch, *event]`: for a relaxed row, d(the row's total cost) / d(value).
+    - `context` `[K or 1, *batch, features]`: what the site's baseline may read: observed values, or its own `input`.
+    - `weights`: under `TraceIWELBO`, at a site that its inner particles do not share, how they are weighed. There K
+      stands for `S, inner`: the outer samples, and the particles of the bound as one more batch dim.
+    """
+
+    log_q: Tensor | None = None
     event_dim: int = 0
     scale: float = 1.0
     slopes: Mapping[int, Tensor] = field(default_factory=dict)
     context: Tensor | None = None
-    extra: Mapping[str, Tensor] = field(default_factory=dict)
     weights: Weights | None = None
 
     @property
     def score(self) -> Tensor:
-        """`log_q`, which the engine has filled in by the time `surrogate` runs."""
+        """`log_q`, of a site that has one."""
         if self.log_q is None:
-            raise RuntimeError("a draw has its log_q only in surrogate(), not in draw()")
+            raise RuntimeError("this draw has no log_q: its row 0 is relaxed, or nothing has filled it in")
         return self.log_q
 
-    def replace(self, **changes: object) -> Draw:
-        """A copy with some fields changed."""
-        return replace(self, **changes)  # type: ignore[arg-type]
-
     @staticmethod
-    def join(draws: Sequence[Draw]) -> Draw:
+    def join(draws: Sequence[ScoredDraw]) -> ScoredDraw:
         """The draws of separate runs of the program as the draw of so many particles."""
         if len(draws) == 1:
             return draws[0]
@@ -157,15 +197,23 @@ class Surrogate:
     auxiliary: Tensor | None = None
 
 
-class Estimator(nn.Module, ABC):
-    """How the gradient at one discrete site is estimated: draw coupled rows, combine their costs.
+class ForBound:
+    """What an estimator of the importance-weighted bound (`TraceIWELBO`) declares; the others leave it as it is.
 
-    A subclass declares what it serves and claims, and the contract test (`pyro_discrete.testing`) holds it to that.
-    State - running averages, networks, counters - lives in the module; each site gets a copy of its own.
+    - `importance_weighted`: whether it serves that bound alone, and there the sites that the inner particles do not
+      share: it reads `draw.weights`.
+    - `min_inner`: the least number of these particles.
+    - `direct_term`: whether the bound is differentiated in log q of row 0 too (its gradient beside the score's).
+    """
 
-    - `name`: what users write, the class in snake case.
-    - `families`: the kinds of site it serves.
-    - `unbiased`: whether the mean of the estimate is the exact gradient.
+    importance_weighted: bool = False
+    min_inner: int = 1
+    direct_term: bool = True
+
+
+class SoftRows:
+    """What an estimator with soft values, or with slopes of the cost, declares; the others leave it as it is.
+
     - `relaxed`: the rows whose values are relaxed (soft, differentiable) instead of hard. An estimator that has such
       rows (or `sloped` ones) sees a Categorical site as the OneHotCategorical it is. If row 0 is relaxed, the site is
       pathwise: the gradient flows through the draw. The others' slopes are in `draw.slopes`; downstream of them,
@@ -173,42 +221,15 @@ class Estimator(nn.Module, ABC):
     - `sloped`: rows with hard values whose slopes are wanted as well.
     - `differentiates_costs`: whether `surrogate` differentiates costs and slopes themselves (for parameters of its own,
       such as a temperature); they come detached otherwise.
-    - `min_particles`: the least `num_particles` that it works with.
-    - `local_signals`: whether the learning signal leaves out the terms drawn before the site.
-    - `draws_from_guide`: whether the hard values behind row 0 are draws of q; `loss()` draws anew where they are not.
-    - `importance_weighted`: whether it serves the importance-weighted bound (`TraceIWELBO`) alone, and there the sites
-      that the inner particles do not share: it reads `draw.weights`. `min_inner`: the least number of these particles.
-    - `direct_term`: whether that bound is differentiated in log q of row 0 too (its gradient beside the score's).
     - `relaxed_divergence`: whether it scores its site, in guide and model, by densities of relaxed distributions.
-    - `separable`: whether it changes the elements of a plate together while it means one of them, so that the elements
-      must not share later terms (local expectations); refused with an error where they do.
-    - `reads_context`: whether `surrogate` wants `draw.context`; `input` names what is in it, by default the data.
-    - `learning_rate`: None if the caller's optimiser trains the estimator's parameters, else it trains them itself.
-    - `summary`, `reference`: one line for tables, and the paper. `also_known`: other names that papers and libraries
-      have for it, by which users who look for it are led to `name`.
+    - `draws_from_guide`: whether the hard values behind row 0 are draws of q; `loss()` draws anew where they are not.
     """
 
-    name: ClassVar[str]
-    summary: ClassVar[str]
-    reference: ClassVar[str]
-    evaluations: ClassVar[str] = "1"
-    also_known: ClassVar[tuple[str, ...]] = ()
-    families: frozenset[Family] = ANY_FAMILY
-    unbiased: bool = True
     relaxed: tuple[int, ...] = ()
     sloped: tuple[int, ...] = ()
     differentiates_costs: bool = False
-    min_particles: int = 1
-    local_signals: bool = True
-    draws_from_guide: bool = True
-    importance_weighted: bool = False
-    min_inner: int = 1
-    direct_term: bool = True
     relaxed_divergence: bool = False
-    separable: bool = False
-    reads_context: bool = False
-    input: str | Callable[..., Tensor] | None = None
-    learning_rate: float | None = None
+    draws_from_guide: bool = True
 
     @property
     def slope_rows(self) -> tuple[int, ...]:
@@ -217,8 +238,57 @@ class Estimator(nn.Module, ABC):
             return ()
         return tuple(sorted({r for r in self.relaxed if r > 0} | set(self.sloped)))
 
+
+class ReadsData:
+    """What an estimator whose baseline reads the data declares; the others leave it as it is.
+
+    - `reads_context`: whether `surrogate` wants `draw.context`; `input` names what is in it, by default the data.
+    - `learning_rate`: None if the caller's optimiser trains the estimator's parameters, else it trains them itself.
+    """
+
+    reads_context: bool = False
+    input: str | Callable[..., Tensor] | None = None
+    learning_rate: float | None = None
+
     def prepare(self, features: int, like: Tensor) -> None:
         """Build what depends on the number of features in `draw.context` (0: none), like a tensor of the program."""
+
+
+class Estimator(ForBound, SoftRows, ReadsData, nn.Module, ABC):
+    """How the gradient at one discrete site is estimated: draw coupled rows, combine their costs.
+
+    A subclass declares what it serves and claims, and the contract test (`pyro_discrete.testing`) holds it to that.
+    State - running averages, networks, counters - lives in the module; each site gets a copy of its own.
+
+    Of every estimator:
+
+    - `name`: what users write, the class in snake case.
+    - `summary`, `reference`, `evaluations`: one line for tables, the paper, and how often a step evaluates the model.
+    - `families`: the kinds of site it serves.
+    - `unbiased`: whether the mean of the estimate is the exact gradient.
+
+    Where it is other than most:
+
+    - `also_known`: other names that papers and libraries have for it, by which users who look for it are led to `name`.
+    - `min_particles`: the least `num_particles` that it works with.
+    - `local_signals`: whether the learning signal leaves out the terms drawn before the site.
+    - `separable`: whether it changes the elements of a plate together while it means one of them, so that the elements
+      must not share later terms (local expectations); refused with an error where they do.
+    - with soft rows or slopes, what `SoftRows` has; with a baseline that reads the data, `ReadsData`; of the
+      importance-weighted bound alone, `ForBound`.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    reference: ClassVar[str]
+    evaluations: ClassVar[str] = "1"
+    families: frozenset[Family] = ANY_FAMILY
+    unbiased: bool = True
+
+    also_known: ClassVar[tuple[str, ...]] = ()
+    min_particles: int = 1
+    local_signals: bool = True
+    separable: bool = False
 
     def rows(self, site: SiteView) -> int:
         """How many coupled values a particle has at this site: the model is evaluated once for each."""
@@ -229,7 +299,7 @@ class Estimator(nn.Module, ABC):
         return Draw(site.sample().unsqueeze(0))
 
     @abstractmethod
-    def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
+    def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """Combine the costs `[rows, K, *batch]` that the site's rows led to into a tensor with the right gradient."""
 
     def state_tensors(self) -> list[Tensor]:
@@ -240,3 +310,14 @@ class Estimator(nn.Module, ABC):
     def variants(cls) -> list[Estimator]:
         """The configurations that the contract test tries; the first is the default one."""
         return [cls()]
+
+
+def weighted_rows(weights: Tensor, terms: Tensor) -> Tensor:
+    """The sum over rows of weights times terms (costs, or log q): of `[rows, K, *batch]` both, `[K, *batch]`.
+
+    Differentiable in both. A row of weight zero counts nothing, also where an impossible value has an infinite term.
+
+    >>> weighted_rows(torch.tensor([[0.5], [0.0]]), torch.tensor([[3.0], [torch.inf]]))
+    tensor([1.5000])
+    """
+    return (weights * torch.where(weights != 0, terms, 0.0)).sum(0)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor
 
 from pyro_discrete.errors import EnumerationError
-from pyro_discrete.estimators.base import Draw, Estimator
+from pyro_discrete.estimators.base import Estimator, ScoredDraw
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.planning.plan import SitePlan
 from pyro_discrete.programs.dims import Columns
@@ -93,11 +93,10 @@ def check_members(names: Sequence[str], drawn: Iterable[str]) -> None:
         )
 
 
-def in_product(draw: Draw, name: str, log_q: Mapping[str, Tensor]) -> Draw:
+def in_product(draw: ScoredDraw, name: str, log_q: Mapping[str, Tensor]) -> ScoredDraw:
     """The named site's draw with its log q in every joint value, and the probability of the others' values there.
 
     `log_q`: of each of the product's sites, `[joint values, K, *batch]`.
     """
     others = sum((log_p.detach() for member, log_p in log_q.items() if member != name), log_q[name].new_zeros(()))
-    others = others.expand_as(log_q[name]).exp()
-    return draw.replace(extra={"log_support": log_q[name].transpose(0, 1), "others": others.transpose(0, 1)})
+    return draw.with_rows(log_support=log_q[name], others=others.expand_as(log_q[name]).exp())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
@@ -196,6 +197,6 @@ class SiteEstimators(nn.Module):
             if full.startswith(prefix):
                 key, _, rest = full[len(prefix) :].partition(".")
                 if key not in self._modules and key != "_extra_state":
-                    self._waiting.setdefault(key, {})[rest] = value
+                    self._waiting.setdefault(key, {})[rest] = copy.deepcopy(value)  # the caller's may go on to change
         # whatever belongs to a site not known yet is kept, not unexpected
         super()._load_from_state_dict(state_dict, prefix, local_metadata, False, missing_keys, [], error_msgs)  # type: ignore[arg-type]

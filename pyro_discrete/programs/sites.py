@@ -25,7 +25,7 @@ from torch.distributions import (
 )
 from torch.nn.functional import one_hot
 
-from pyro_discrete.errors import MissingDataError
+from pyro_discrete.errors import DiscreteInferenceError, MissingDataError
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.families import Family
 from pyro_discrete.programs.dims import Layout, plates_of
@@ -352,6 +352,8 @@ def log_prob(fn: Any, msg: Any) -> Tensor:
     """The log-probability of a site's value by `fn`, neither scaled nor masked from outside."""
     try:
         return fn.log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+    except DiscreteInferenceError:  # says what is wrong by itself
+        raise
     except ValueError as error:
         value = msg["value"]
         if msg["is_observed"] and torch.is_tensor(value) and bool(value.isnan().any()):

@@ -130,7 +130,7 @@ class ExtendMessenger(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.points and is_latent(msg) and family_of(msg["fn"]) in PATHWISE:
             point = self.points[msg["name"]]
-            msg["fn"] = extended(msg["fn"], None if point is None else point.in_model)
+            msg["fn"] = extended(msg["fn"], msg["name"], None if point is None else point.in_model)
 
 
 @overload

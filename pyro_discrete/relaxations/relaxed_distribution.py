@@ -26,7 +26,8 @@ from torch.distributions import (
 )
 
 from pyro_discrete.draws.soft_scores import Point, bounded, expectation, log_density
-from pyro_discrete.draws.softening import relaxed_draw
+from pyro_discrete.draws.soft_scores import mean as probabilities
+from pyro_discrete.draws.softening import one_hot_vector, relaxed_draw
 from pyro_discrete.errors import SettingError, UnsupportedSiteError
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.families import PATHWISE, RELAXABLE, Family
@@ -161,8 +162,7 @@ def one_hot_weights(fn: Any, value: Tensor) -> Tensor:
     base = base_distribution(fn)
     if not isinstance(base, Categorical):
         return value
-    categories = torch.arange(base.logits.shape[-1], device=value.device)
-    return (value.unsqueeze(-1) == categories).to(base.logits.dtype)
+    return one_hot_vector(value, base.logits)
 
 
 def hard_value(fn: Any, corner: Tensor) -> Tensor:
@@ -271,9 +271,9 @@ class Relaxed(TorchDistribution):
         return tensor * bounded(logits) - F.softplus(bounded(logits))
 
 
-def extended(fn: Any, point: Point | None = None) -> Any:
-    """`fn`, scoring soft values too, or scored at `point` whatever its value; its own draws stay hard."""
-    return rebuilt(fn, partial(Relaxed, point=point))
+def extended(fn: Any, site: str, point: Point | None = None) -> Any:
+    """`fn` of the named site, scoring soft values too, or scored at `point` whatever its value; it draws hard ones."""
+    return rebuilt(fn, partial(Relaxed, site=site, point=point))
 
 
 def as_seen(site: Site, estimator: Estimator) -> Site:
@@ -291,8 +291,7 @@ def softened(site: Site, estimator: Estimator, beside: bool) -> bool:
 def mean(site: Site) -> Tensor:
     """The site's probabilities for every column, `[columns, K, *batch, *event]`: what its value is on average."""
     base = base_distribution(site.distribution)
-    probabilities = base.logits.sigmoid() if site.family is Family.BERNOULLI else base.logits.softmax(-1)
-    return site.split(probabilities, site.event_dim)
+    return site.split(probabilities(base.logits, one_hot=site.family is not Family.BERNOULLI), site.event_dim)
 
 
 def at_density(point: Point | None) -> bool:

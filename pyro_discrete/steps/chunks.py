@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.errors import SettingError
-from pyro_discrete.estimators.base import Draw
+from pyro_discrete.estimators.base import ScoredDraw
 from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.objectives.base import Objective
 from pyro_discrete.planning.plan import Chunked, Plan, Sequential
@@ -126,7 +126,7 @@ def _of_size(plan: Plan, particles: int) -> Plan:
 
 
 def _joined(parts: tuple[Pending, ...]) -> Pending:
-    draw, first = Draw.join([p.draw for p in parts]), parts[0].draw
+    draw, first = ScoredDraw.join([p.draw for p in parts]), parts[0].draw
     if first.context is not None and len(first.context) == 1:
         draw = draw.replace(context=first.context)  # the particles share it
     return Pending(parts[0].estimator, draw, torch.cat([p.cost for p in parts], 1), parts[0].share)
@@ -187,12 +187,12 @@ class _Combined:
         return total
 
 
-def _parts(draw: Draw) -> dict[str, Tensor]:
+def _parts(draw: ScoredDraw) -> dict[str, Tensor]:
     """The tensors of a draw, `[K, ...]`, through which its surrogate may reach parameters."""
     parts = {"log_q": draw.log_q, "logits": draw.logits, **{f"extra {name}": t for name, t in draw.extra.items()}}
     return {name: t for name, t in parts.items() if t is not None and t.is_floating_point()}
 
 
-def _with_parts(draw: Draw, place: int, parts: Parts) -> Draw:
+def _with_parts(draw: ScoredDraw, place: int, parts: Parts) -> ScoredDraw:
     extra = {name: parts.get((place, f"extra {name}"), tensor) for name, tensor in draw.extra.items()}
     return draw.replace(log_q=parts.get((place, "log_q")), logits=parts.get((place, "logits")), extra=extra)

@@ -9,7 +9,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_discrete.errors import SharedTermsError
-from pyro_discrete.estimators.base import Draw, Estimator
+from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw
 from pyro_discrete.objectives.base import Evaluation, Objective
 from pyro_discrete.planning.baseline_inputs import Contexts
 from pyro_discrete.planning.plan import Plan
@@ -80,12 +80,16 @@ def filled_draw(
     layout: Layout,
     contexts: Contexts,
     slopes: Mapping[int, Tensor],
-) -> Draw:
+) -> ScoredDraw:
     """The draw with what `surrogate` wants to know beside it."""
     log_q, context = evaluation.scores.get(site.name), contexts.of(site.name, estimator, site.plates)
     if context is not None and len(site.leading) > 2:
         context = context.unsqueeze(1)
-    return draw.replace(
+    return ScoredDraw(
+        draw.value,
+        draw.point,
+        draw.logits,
+        draw.extra,
         log_q=None if log_q is None else layout.first_column(site.plates, log_q),
         event_dim=site.event_dim,
         scale=subsampling_scale(site.plates),

@@ -11,7 +11,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pyro_discrete.estimators.base import Draw, Estimator
+from pyro_discrete.estimators.base import Estimator, ScoredDraw
 from pyro_discrete.objectives.base import Evaluation
 from pyro_discrete.programs.parameters import leaf_parameters
 
@@ -117,7 +117,7 @@ class Pending:
     """A site's draw and its costs, to be combined; `share` is the part of the site's particles that are in it."""
 
     estimator: Estimator
-    draw: Draw
+    draw: ScoredDraw
     cost: Tensor
     share: float = 1.0
 

@@ -118,7 +118,7 @@ class PlaceRows(SiteMessenger):
                 may_be_mean = not at_density(draw.point)
                 msg["value"] = program_value(msg["fn"], seen.merge(self._columns(seen, rows, may_be_mean)), site.name)
                 self.relaxed[site.name] = self._point(seen, draw.point)
-                msg["fn"] = extended(msg["fn"], self.relaxed[site.name])
+                msg["fn"] = extended(msg["fn"], site.name, self.relaxed[site.name])
             else:
                 msg["value"] = site.merge(self._columns(site, draw.value))
             msg["done"] = True
@@ -228,7 +228,7 @@ class PlaceColumn(SiteMessenger):
         if estimator is not None and softened(site, estimator, self.soft):
             point = self._points.get(site.name, self.primary.points.get(site.name))
             self.relaxed[site.name] = point
-            msg["fn"] = extended(msg["fn"], point)
+            msg["fn"] = extended(msg["fn"], site.name, point)
         if row is not None:
             self._past.append(site.name)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_discrete.estimators.base import Draw
+from pyro_discrete.estimators.base import ScoredDraw
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.objectives.base import Evaluation, Objective
 from pyro_discrete.planning.plan import Plan
@@ -163,5 +163,5 @@ def _together(group: list[Pending]) -> list[Pending]:
         return group
     if len(group) == 1:
         return group
-    draw, cost = Draw.join([p.draw for p in group]), torch.cat([p.cost for p in group], 1)
+    draw, cost = ScoredDraw.join([p.draw for p in group]), torch.cat([p.cost for p in group], 1)
     return [replace(first, draw=draw, cost=cost, share=sum(p.share for p in group))]

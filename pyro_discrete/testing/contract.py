@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.errors import EnumerationError, UnsupportedSiteError
-from pyro_discrete.estimators.base import Draw, Estimator, Surrogate
+from pyro_discrete.estimators.base import Estimator, ScoredDraw, Surrogate
 from pyro_discrete.programs.parameters import leaf_parameters
 from pyro_discrete.testing.small_programs.program import Program
 
@@ -289,7 +289,7 @@ def auxiliary_leaks(estimator: type[Estimator], leaks: list[str]) -> Iterator[No
     """Note in `leaks` every auxiliary loss of this class with a gradient, other than zero, on what is not its own."""
     original = estimator.surrogate
 
-    def surrogate(self: Any, draw: Draw, cost: Tensor) -> Surrogate:
+    def surrogate(self: Any, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         out = original(self, draw, cost)
         if isinstance(out.auxiliary, Tensor) and out.auxiliary.requires_grad:
             own = set(map(id, self.parameters()))

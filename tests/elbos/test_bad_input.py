@@ -18,6 +18,7 @@ from pyro_discrete import (
     StraightThroughGumbelSoftmax,
     SumAndSample,
     TraceELBO,
+    TraceIWELBO,
     UnorderedSet,
     relax,
 )
@@ -57,6 +58,24 @@ def run(error, words, estimator="reinforce", model=mixture, guide=mixture_guide,
 @pytest.mark.parametrize("name", ["gumbel_softmax", "straight_through_gumbel_softmax"])
 def test_relaxed_estimator_on_a_poisson(name):
     run(UnsupportedSiteError, "'z'.*Poisson.*would do.*nvil", name, poisson, poisson_guide)
+
+
+@pytest.mark.parametrize("settings", [{}, {"vectorize_particles": False}, {"compile": "graph"}])
+@pytest.mark.parametrize("objective", [TraceELBO, TraceIWELBO])
+def test_density_of_a_relaxed_multinomial(objective, settings):
+    """It has none. The refusal names the site, of guide and model, and keeps its type on the way out."""
+
+    def model(x):
+        n = pyro.sample("n", dist.Multinomial(3, logits=torch.zeros(2)))
+        pyro.sample("x", dist.Normal(n[..., 0], 1.0), obs=x[0])
+
+    def guide(x):
+        pyro.sample("n", dist.Multinomial(3, logits=pyro.param("logits", torch.zeros(2))))
+
+    elbo = objective(GumbelSoftmax(kl="relaxed"), num_particles=2, **settings)
+    with pytest.raises(UnsupportedSiteError, match=r"^Site 'n' is Multinomial.*kl='linear'"):
+        elbo.loss_and_grads(model, guide, DATA)
+    objective(GumbelSoftmax(kl="linear"), num_particles=2, **settings).loss_and_grads(model, guide, DATA)
 
 
 @pytest.mark.parametrize("wrap", [True, False])

@@ -1,5 +1,7 @@
 """NVIL's parts: what its network reads, when it reads its averages, who trains it."""
 
+import copy
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -189,3 +191,53 @@ def test_each_part_lowers_the_variance():
                 gradients()
         spread[label] = torch.stack(found).var(0).sum().item()
     assert spread["both"] < 0.7 * spread["constant"] < 0.7 * spread["none"]
+
+
+def test_training_leaves_a_loaded_state_as_it_is():
+    """Of the estimator alone, and of an ELBO, before its sites are known and after."""
+
+    def trained(elbo):
+        torch.manual_seed(0)
+        for _ in range(3):
+            elbo.loss_and_grads(mixture, mixture_guide, DATA)
+        return elbo
+
+    def unchanged(state, before):
+        assert state.keys() == before.keys()
+        for key, value in before.items():
+            if not key.endswith("_extra_state"):
+                assert torch.equal(state[key], value), key
+        now, then = (each["estimators.z._extra_state"]["optimiser"]["state"] for each in (state, before))
+        assert now.keys() == then.keys()
+        assert len(then) == 4
+        assert all(torch.equal(now[p][kept], then[p][kept]) for p in then for kept in then[p])
+
+    def new():
+        return TraceELBO(NVIL(hidden=3, learning_rate=0.1))
+
+    state = copy.deepcopy(trained(new()).state_dict())
+    before = copy.deepcopy(state)
+    elbo = new()
+    elbo.load_state_dict(state)
+    trained(elbo)
+    unchanged(state, before)
+    elbo.load_state_dict(state)
+    trained(elbo)
+    unchanged(state, before)
+
+
+def test_a_state_that_waits_is_the_one_that_was_loaded():
+    """The ELBO that it came from is trained on before the site that it waits for is met."""
+    first, second, third = (TraceELBO(NVIL(hidden=3, learning_rate=0.1)) for _ in range(3))
+    torch.manual_seed(0)
+    first.loss_and_grads(mixture, mixture_guide, DATA)
+    copied = copy.deepcopy(first.state_dict())
+    second.load_state_dict(first.state_dict())
+    third.load_state_dict(copied)
+    for _ in range(3):
+        first.loss_and_grads(mixture, mixture_guide, DATA)
+    for elbo in (second, third):
+        elbo.loss(mixture, mixture_guide, DATA)
+    weight, expected = (elbo.estimators["z"].network[0].weight for elbo in (second, third))
+    assert torch.equal(weight, expected)
+    assert not torch.equal(weight, first.estimators["z"].network[0].weight)

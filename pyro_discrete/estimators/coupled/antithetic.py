@@ -1,4 +1,4 @@
-"""What the antithetic estimators share: the pair of draws, and DisARM's weight of their costs."""
+"""What the estimators of coupled draws share: the pair of draws, DisARM's weight of their costs, several draws."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.draws.couplings import COPULAS
+from pyro_discrete.draws.softening import one_hot_vector
 from pyro_discrete.errors import SettingError, is_whole
-from pyro_discrete.estimators.base import Draw, SiteView
+from pyro_discrete.estimators.base import Draw, Estimator, SiteView
 from pyro_discrete.families import Family
 
 __all__ = [
+    "SeveralDraws",
     "antithetic_pair",
     "ascending",
     "categories_of",
-    "check_copula",
     "disarm_weight",
     "logits_of",
     "over",
@@ -22,12 +23,27 @@ __all__ = [
 ]
 
 
-def check_copula(name: str, draws: int, copula: str) -> None:
-    """Raise `SettingError` unless there are at least two draws and the copula has a known name."""
-    if not is_whole(draws, 2):
-        raise SettingError(f"{name}: draws={draws!r} given, at least 2 expected: each is compared with the others.")
-    if copula not in COPULAS:
-        raise SettingError(f"{name}: copula={copula!r} given, one of {', '.join(map(repr, COPULAS))} expected.")
+class SeveralDraws(Estimator):
+    """What ARMS and CARMS share: n draws of a site as rows, coupled by a copula.
+
+    - `draws`: n, at least 2. `copula`: a name of `COPULAS`. Raises `SettingError` for a setting out of range.
+    """
+
+    def __init__(self, draws: int = 4, copula: str = "dirichlet") -> None:
+        super().__init__()
+        name = type(self).__name__
+        if not is_whole(draws, 2):
+            raise SettingError(f"{name}: draws={draws!r} given, at least 2 expected: each is compared with the others.")
+        if copula not in COPULAS:
+            raise SettingError(f"{name}: copula={copula!r} given, one of {', '.join(map(repr, COPULAS))} expected.")
+        self.draws, self.copula = draws, copula
+
+    @classmethod
+    def variants(cls) -> list[Estimator]:
+        return [cls(), cls(draws=2), cls(draws=3, copula="independent")]
+
+    def rows(self, site: SiteView) -> int:
+        return self.draws
 
 
 def antithetic_pair(logits: Tensor, noise: Tensor) -> Tensor:
@@ -57,8 +73,7 @@ def value_of(categories: Tensor, site: SiteView) -> Tensor:
     """Integers `[rows, K, *batch, *variables]` as values of the site: one-hot vectors where it has those."""
     if site.family is not Family.ONE_HOT:
         return categories
-    logits = site.logits
-    return (categories.unsqueeze(-1) == torch.arange(logits.shape[-1], device=logits.device)).to(logits.dtype)
+    return one_hot_vector(categories, site.logits)
 
 
 def categories_of(value: Tensor, logits: Tensor) -> Tensor:

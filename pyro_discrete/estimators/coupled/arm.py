@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pyro_discrete.draws.gumbel import logistic_like
-from pyro_discrete.estimators.base import Draw, Estimator, SiteView, Surrogate
+from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw, SiteView, Surrogate
 from pyro_discrete.estimators.coupled.antithetic import antithetic_pair, logits_of, over
 from pyro_discrete.families import Family
 
@@ -45,7 +45,7 @@ class ARM(Estimator):
         noise = logistic_like(logits)
         return Draw(antithetic_pair(logits, noise), logits=logits, extra={"noise": noise})
 
-    def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
+    def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """`cost` `[2, K, *batch]`. Where the pair agrees in a bit, the cost's difference is other bits' doing."""
         centred = 0.5 * (draw.extra["noise"] / 2).tanh()  # u - 1/2
         return Surrogate(over(cost[0] - cost[1], draw.event_dim) * centred * logits_of(draw))

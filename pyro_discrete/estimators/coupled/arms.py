@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pyro_discrete.draws.couplings import COPULAS
-from pyro_discrete.estimators.base import Draw, Estimator, SiteView, Surrogate
-from pyro_discrete.estimators.coupled.antithetic import check_copula, logits_of, over
+from pyro_discrete.estimators.base import Draw, ScoredDraw, SiteView, Surrogate
+from pyro_discrete.estimators.coupled.antithetic import SeveralDraws, logits_of, over
 from pyro_discrete.families import Family
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
 ]
 
 
-class ARMS(Estimator):
+class ARMS(SeveralDraws):
     r"""Antithetic REINFORCE with several draws: leave-one-out, corrected for the draws' dependence.
 
     .. math:: \frac{1}{n-1} \sum_{i=1}^n \Big(f(b_i) - \frac1n \sum_j f(b_j)\Big)(b_i - p)\;
@@ -46,18 +46,6 @@ class ARMS(Estimator):
     evaluations = "n = 4 (`draws`)"
     families = frozenset({Family.BERNOULLI})
 
-    def __init__(self, draws: int = 4, copula: str = "dirichlet") -> None:
-        super().__init__()
-        check_copula("ARMS", draws, copula)
-        self.draws, self.copula = draws, copula
-
-    @classmethod
-    def variants(cls) -> list[Estimator]:
-        return [cls(), cls(draws=2), cls(draws=3, copula="independent")]
-
-    def rows(self, site: SiteView) -> int:
-        return self.draws
-
     def draw(self, site: SiteView) -> Draw:
         """The draws `[n, K, *batch, *event]`."""
         logits = site.logits
@@ -65,7 +53,7 @@ class ARMS(Estimator):
         rare = COPULAS[self.copula].log_uniforms(self.draws, phi) < logsigmoid(-phi.abs())
         return Draw(torch.where(phi > 0, ~rare, rare).to(phi.dtype), logits=logits)
 
-    def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
+    def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """`cost` `[n, K, *batch]`. Centred bits instead of b - p: the centred costs sum to zero."""
         logits = logits_of(draw)
         centred = over(cost - cost.mean(0), draw.event_dim)

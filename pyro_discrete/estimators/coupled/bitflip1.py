@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.draws.gumbel import logistic_like
-from pyro_discrete.estimators.base import Draw, Estimator, SiteView, Surrogate
+from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw, SiteView, Surrogate
 from pyro_discrete.estimators.coupled.antithetic import antithetic_pair, disarm_weight, logits_of, over
 from pyro_discrete.families import Family
 
@@ -63,7 +63,7 @@ class BitFlip1(Estimator):
         rows = [pair[0], flipped] if self.rows(site) == 2 else [pair[0], pair[1], flipped]
         return Draw(torch.stack(rows), logits=logits)
 
-    def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
+    def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """`cost` `[3 or 2, K, *batch]`; the last row is the one with a flipped bit."""
         logits = logits_of(draw)
         phi, bits, flipped = logits.detach(), draw.value[0], draw.value[-1]

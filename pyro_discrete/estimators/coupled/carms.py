@@ -7,11 +7,11 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pyro_discrete.draws.couplings import COPULAS, stick_breaking
-from pyro_discrete.estimators.base import Draw, Estimator, SiteView, Surrogate
+from pyro_discrete.estimators.base import Draw, ScoredDraw, SiteView, Surrogate
 from pyro_discrete.estimators.coupled.antithetic import (
+    SeveralDraws,
     ascending,
     categories_of,
-    check_copula,
     logits_of,
     over,
     value_of,
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-class CARMS(Estimator):
+class CARMS(SeveralDraws):
     r"""Categorical antithetic REINFORCE with several draws: leave-one-out, with importance weights for its pairs.
 
     .. math:: \frac{1}{n (n-1)} \sum_{i < j} \frac{q(z_i)\, q(z_j)}{P(z_i, z_j)}\,\big(f(z_i) - f(z_j)\big)\,
@@ -54,18 +54,6 @@ class CARMS(Estimator):
     evaluations = "n = 4 (`draws`)"
     families = frozenset({Family.CATEGORICAL, Family.ONE_HOT})
 
-    def __init__(self, draws: int = 4, copula: str = "dirichlet") -> None:
-        super().__init__()
-        check_copula("CARMS", draws, copula)
-        self.draws, self.copula = draws, copula
-
-    @classmethod
-    def variants(cls) -> list[Estimator]:
-        return [cls(), cls(draws=2), cls(draws=3, copula="independent")]
-
-    def rows(self, site: SiteView) -> int:
-        return self.draws
-
     def draw(self, site: SiteView) -> Draw:
         """The draws `[n, K, *batch, *event]`."""
         logits = site.logits
@@ -76,7 +64,7 @@ class CARMS(Estimator):
         categories = order.expand(self.draws, *order.shape).gather(-1, place.unsqueeze(-1)).squeeze(-1)
         return Draw(value_of(categories, site), logits=logits)
 
-    def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
+    def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """`cost` `[n, K, *batch]`; `chosen` and `place` are `[n, K, *batch, *variables]`."""
         logits = logits_of(draw)
         chosen = categories_of(draw.value, logits).unsqueeze(-1)

@@ -8,7 +8,7 @@ from torch import Tensor
 from pyro_discrete.draws.couplings import FACTORISATIONS
 from pyro_discrete.draws.gumbel import logistic_like
 from pyro_discrete.errors import SettingError
-from pyro_discrete.estimators.base import Draw, Estimator, SiteView, Surrogate
+from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw, SiteView, Surrogate
 from pyro_discrete.estimators.coupled.antithetic import (
     antithetic_pair,
     ascending,
@@ -82,7 +82,7 @@ class Coupled(Estimator):
         categories = order.expand(2, *order.shape).gather(-1, place.unsqueeze(-1)).squeeze(-1)
         return Draw(value_of(categories, site), logits=logits)
 
-    def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
+    def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """`cost` `[2, K, *batch]`; the decisions are `[K, *batch, *variables, C - 1]`."""
         logits = logits_of(draw)
         order, places = self._order(logits)

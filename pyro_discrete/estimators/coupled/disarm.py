@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pyro_discrete.draws.gumbel import logistic_like
-from pyro_discrete.estimators.base import Draw, Estimator, SiteView, Surrogate
+from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw, SiteView, Surrogate
 from pyro_discrete.estimators.coupled.antithetic import antithetic_pair, disarm_weight, logits_of, over
 from pyro_discrete.families import Family
 
@@ -49,7 +49,7 @@ class DisARM(Estimator):
         logits = site.logits
         return Draw(antithetic_pair(logits, logistic_like(logits)), logits=logits)
 
-    def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
+    def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """`cost` `[2, K, *batch]`."""
         logits = logits_of(draw)
         difference = over(cost[0] - cost[1], draw.event_dim)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_discrete.draws.schedules import LearnedTemperature, Temperature, checked_temperature, described
 from pyro_discrete.errors import SettingError
-from pyro_discrete.estimators.base import Draw, Estimator, SiteView, Surrogate
+from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw, SiteView, Surrogate
 from pyro_discrete.families import PATHWISE, Family
 
 __all__ = [
@@ -72,6 +72,6 @@ class RelaxedEstimator(Estimator):
         logits = site.logits.to(torch.promote_types(site.logits.dtype, torch.float32))
         return logits, site.family is not Family.BERNOULLI
 
-    def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
+    def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """Nothing to add: the gradient flows through the draw."""
         return Surrogate()

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.control_variates.optimal_coefficient import OptimalCoefficient, least_variance
+from pyro_discrete.draws.soft_scores import mean
+from pyro_discrete.draws.softening import one_hot_vector
 from pyro_discrete.errors import SettingError, SiteShapeError
-from pyro_discrete.estimators.base import Draw, Estimator, SiteView, Surrogate
+from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw, SiteView, Surrogate
 from pyro_discrete.families import Family
 
 __all__ = [
@@ -113,17 +115,17 @@ class OptimalControlVariate(Estimator):
         score = _score(value, fixed, site.family)
         centred = [score] if self.use_score else []
         for variate in self.control_variates:
-            h, mean = (torch.as_tensor(part).to(fixed) for part in (variate.h(value, fixed), variate.mean(fixed)))
-            for what, part in (("h", h), ("the mean of h", mean)):
+            h, mean_h = (torch.as_tensor(part).to(fixed) for part in (variate.h(value, fixed), variate.mean(fixed)))
+            for what, part in (("h", h), ("the mean of h", mean_h)):
                 if not _broadcasts(part, fixed):
                     raise SiteShapeError(
                         f"OptimalControlVariate: {what} has the shape {tuple(part.shape)} at site {site.name!r}; a "
                         f"shape that broadcasts to that of the logits, {tuple(fixed.shape)}, is expected."
                     )
-            difference = h - mean
+            difference = h - mean_h
             difference = difference.expand(fixed.shape)
             if site.family is not Family.BERNOULLI:  # what is left of it once logits are normalised
-                difference = difference - fixed.softmax(-1) * difference.sum(-1, keepdim=True)
+                difference = difference - mean(fixed, one_hot=True) * difference.sum(-1, keepdim=True)
             centred.append(difference)
         of_element = 1 if site.family is Family.BERNOULLI else fixed.shape[-1]
         batch = math.prod(value.shape[1 : value.dim() - site.event_dim])
@@ -134,7 +136,7 @@ class OptimalControlVariate(Estimator):
         }
         return Draw(value.unsqueeze(0), logits=logits, extra=extra)
 
-    def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
+    def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """`cost` `[1, K, *batch]`; works on costs freed of the plates' subsampling scale."""
         score, centred, logits = draw.extra["score"], draw.extra["centred"], draw.logits
         if logits is None:
@@ -172,10 +174,7 @@ def _score(value: Tensor, logits: Tensor, family: Family | None) -> Tensor:
     """d log q / d logits, `[K, *batch, *logits]`, also where a probability is next to one."""
     if family is Family.BERNOULLI:
         return torch.where(value > 0.5, (-logits).sigmoid(), -logits.sigmoid())
-    if family is Family.CATEGORICAL:
-        hot = value.unsqueeze(-1) == torch.arange(logits.shape[-1], device=value.device)
-    else:
-        hot = value > 0.5
-    probabilities = logits.softmax(-1)
+    hot = (one_hot_vector(value, logits) if family is Family.CATEGORICAL else value) > 0.5
+    probabilities = mean(logits, one_hot=True)
     others = (probabilities * ~hot).sum(-1, keepdim=True)  # one less the drawn value's probability
     return torch.where(hot, others, -probabilities)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pyro_discrete.estimators.base import Draw, Estimator, Surrogate
+from pyro_discrete.estimators.base import Estimator, ScoredDraw, Surrogate
 
 __all__ = [
     "Reinforce",
@@ -29,6 +29,6 @@ class Reinforce(Estimator):
     reference = "Williams 1992"
     also_known = ("score_function", "score", "likelihood_ratio", "sfe")
 
-    def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
+    def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """`cost` `[1, K, *batch]`."""
         return Surrogate(draw.score * cost[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_discrete.estimators.base import Draw, Estimator, Surrogate
+from pyro_discrete.estimators.base import Estimator, ScoredDraw, Surrogate
 
 __all__ = [
     "ReweightedWakeSleep",
@@ -40,7 +40,7 @@ class ReweightedWakeSleep(Estimator):
     min_inner = 2
     direct_term = False
 
-    def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
+    def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """The cost is not used: the particles' weights are."""
         weights = draw.weights
         if weights is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pyro_discrete.control_variates.leave_one_out import leave_one_out
-from pyro_discrete.estimators.base import Draw, Estimator, Surrogate
+from pyro_discrete.estimators.base import Estimator, ScoredDraw, Surrogate
 
 __all__ = [
     "RLOO",
@@ -34,6 +34,6 @@ class RLOO(Estimator):
     evaluations = "1 a particle, 2 or more particles"
     min_particles = 2
 
-    def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
+    def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """`cost` `[1, K, *batch]`."""
         return Surrogate(draw.score * (cost[0] - leave_one_out(cost[0])))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.errors import SettingError
-from pyro_discrete.estimators.base import Draw, Estimator, Surrogate, Weights
+from pyro_discrete.estimators.base import Estimator, ScoredDraw, Surrogate, Weights
 
 __all__ = [
     "VIMCO",
@@ -59,7 +59,7 @@ class VIMCO(Estimator):
     def variants(cls) -> list[Estimator]:
         return [cls(), cls("arithmetic")]
 
-    def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
+    def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """`cost` `[1, S, K, *batch]`: minus the bound, times its scale."""
         weights = draw.weights
         if weights is None:

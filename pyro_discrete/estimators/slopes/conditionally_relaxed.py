@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from pyro_discrete.control_variates.moments import second_moment
 from pyro_discrete.draws.schedules import Temperature, checked_temperature, temperature_at
+from pyro_discrete.draws.soft_scores import mean
 from pyro_discrete.draws.softening import relaxed_pair, soften
 from pyro_discrete.errors import SettingError
-from pyro_discrete.estimators.base import Draw, Estimator, SiteView, Surrogate
+from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw, SiteView, Surrogate
 from pyro_discrete.families import Family
 
 __all__ = [
@@ -65,7 +66,7 @@ class ConditionallyRelaxed(Estimator):
         return torch.as_tensor(temperature_at(self.schedule, step))
 
     @abstractmethod
-    def control(self, draw: Draw, cost: Tensor) -> Control:
+    def control(self, draw: ScoredDraw, cost: Tensor) -> Control:
         """The control variate; what trains its parameters stays in the graph."""
 
     def rows(self, site: SiteView) -> int:
@@ -78,14 +79,14 @@ class ConditionallyRelaxed(Estimator):
         hard, z, given = relaxed_pair(logits.clamp(-LARGEST, LARGEST), one_hot=one_hot)
         soft, soft_given = (soften(each, temperature, one_hot=one_hot) for each in (z, given))
         path, path_given = (soften(each, temperature.detach(), one_hot=one_hot) for each in (z, given))
-        mean = (logits.softmax(-1) if one_hot else logits.sigmoid()).detach()
-        extra = {"soft": soft, "soft_given": soft_given, "path": path, "path_given": path_given, "score": hard - mean}
-        extra["possible"] = mean > 0
+        mu = mean(logits, one_hot=one_hot).detach()
+        extra = {"soft": soft, "soft_given": soft_given, "path": path, "path_given": path_given, "score": hard - mu}
+        extra["possible"] = mu > 0
         drawn = hard.argmax(-1) if site.family is Family.CATEGORICAL else hard
         value = torch.stack([drawn, soft, soft_given]) if self.relaxed else drawn.unsqueeze(0)
         return Draw(value, logits=logits, extra=extra)
 
-    def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
+    def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """`cost` `[rows, K, *batch]`."""
         control = self.control(draw, cost)
         # a value of probability zero is never mixed in, and has a slope of minus infinity
@@ -99,7 +100,7 @@ class ConditionallyRelaxed(Estimator):
         loss = draw.score * signal.detach() + pathwise.reshape(*signal.shape, -1).sum(-1)
         return Surrogate(loss, self._auxiliary(draw, signal, control))
 
-    def _auxiliary(self, draw: Draw, signal: Tensor, control: Control) -> Tensor | None:
+    def _auxiliary(self, draw: ScoredDraw, signal: Tensor, control: Control) -> Tensor | None:
         """The second moment of the estimate of the gradient in the logits."""
         if draw.logits is None or not draw.logits.requires_grad or not self.differentiates_costs:
             return None

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_discrete.control_variates.leave_one_out import leave_one_out
+from pyro_discrete.draws.soft_scores import mean
 from pyro_discrete.errors import SettingError
-from pyro_discrete.estimators.base import Draw, Estimator, SiteView, Surrogate
+from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw, SiteView, Surrogate
 from pyro_discrete.families import RELAXABLE, Family
 
 __all__ = [
@@ -62,24 +63,24 @@ class DoubleCV(Estimator):
     def draw(self, site: SiteView) -> Draw:
         """A hard draw, and its mean."""
         one_hot = site.family is Family.ONE_HOT
-        mean = site.logits.softmax(-1) if one_hot else site.logits.sigmoid()
-        tied = torch.full_like(mean, one_hot, dtype=torch.bool)
-        return Draw(site.sample().unsqueeze(0), extra={"mean": mean, "tied": tied})
+        mu = mean(site.logits, one_hot=one_hot)
+        tied = torch.full_like(mu, one_hot, dtype=torch.bool)
+        return Draw(site.sample().unsqueeze(0), extra={"mean": mu, "tied": tied})
 
-    def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
+    def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """`cost` `[1, K, *batch]`; the slope of row 0 is that of the particle's total cost."""
-        alpha, mean = self.alpha.to(cost), draw.extra["mean"]
-        centred = (draw.value[0] - mean).detach()
+        alpha, mu = self.alpha.to(cost), draw.extra["mean"]
+        centred = (draw.value[0] - mu).detach()
         slope = draw.slopes[0].detach()
-        others = leave_one_out(torch.where(mean > 0, slope, 0.0))  # that of an impossible value is minus infinity
+        others = leave_one_out(torch.where(mu > 0, slope, 0.0))  # that of an impossible value is minus infinity
         linear = _over_event(others * centred, cost[0])
         plain, corrected = cost[0] - leave_one_out(cost[0]), linear - leave_one_out(linear)
         signal = (plain + alpha * corrected).detach()
-        loss = draw.score * signal - alpha.detach() * _over_event(others * mean, cost[0])
+        loss = draw.score * signal - alpha.detach() * _over_event(others * mu, cost[0])
         if not self.alpha.requires_grad:
             return Surrogate(loss)
         over = cost.shape[1:] + (1,) * draw.event_dim
-        through_mean = _through_mean(others, mean.detach(), draw.extra["tied"])
+        through_mean = _through_mean(others, mu.detach(), draw.extra["tied"])
         rloo = (plain.reshape(over) * centred).mean(0) / draw.scale
         correction = (corrected.reshape(over) * centred - through_mean).mean(0) / draw.scale
         return Surrogate(loss, (rloo + alpha * correction).square().sum())
@@ -90,7 +91,7 @@ def _over_event(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(*like.shape, -1).sum(-1)
 
 
-def _through_mean(slope: Tensor, mean: Tensor, tied: Tensor) -> Tensor:
+def _through_mean(slope: Tensor, mu: Tensor, tied: Tensor) -> Tensor:
     """A slope in the mean as one in the logits: `mu (1 - mu) g` for a bit, `mu (g - mu g)` for tied categories."""
-    pulled = mean * slope
-    return mean * (slope - torch.where(tied, pulled.sum(-1, keepdim=True), pulled))
+    pulled = mu * slope
+    return mu * (slope - torch.where(tied, pulled.sum(-1, keepdim=True), pulled))

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.control_variates.moments import RunningMoments
+from pyro_discrete.draws.soft_scores import mean
 from pyro_discrete.errors import SettingError
-from pyro_discrete.estimators.base import Draw, Estimator, SiteView, Surrogate
+from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw, SiteView, Surrogate
 from pyro_discrete.families import RELAXABLE, Family
 
 __all__ = [
@@ -54,15 +55,15 @@ class MuProp(Estimator):
 
     def draw(self, site: SiteView) -> Draw:
         """A hard draw, and the mean."""
-        mean = site.logits.softmax(-1) if site.family is Family.ONE_HOT else site.logits.sigmoid()
-        return Draw(torch.stack([site.sample(), mean]))
+        mu = mean(site.logits, one_hot=site.family is Family.ONE_HOT)
+        return Draw(torch.stack([site.sample(), mu]))
 
-    def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
+    def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """`cost` `[2, K, *batch]`; the slope of row 1 is that of the row's total cost."""
-        z, mean = draw.value
+        z, mu = draw.value
         slope = draw.slopes[1].detach()
-        linear = (slope * (z - mean).detach()).reshape(*cost.shape[1:], -1).sum(-1)
+        linear = (slope * (z - mu).detach()).reshape(*cost.shape[1:], -1).sum(-1)
         residual = (cost[0] - cost[1] - linear).detach() / draw.scale
         signal = (residual - self.residuals.mean.to(residual)) * draw.scale
         self.residuals.update(residual)
-        return Surrogate(draw.score * signal + (slope * mean).reshape(*cost.shape[1:], -1).sum(-1))
+        return Surrogate(draw.score * signal + (slope * mu).reshape(*cost.shape[1:], -1).sum(-1))

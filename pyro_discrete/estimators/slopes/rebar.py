@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pyro_discrete.draws.schedules import Temperature
-from pyro_discrete.estimators.base import Draw, Estimator
+from pyro_discrete.estimators.base import Estimator, ScoredDraw
 from pyro_discrete.estimators.slopes.conditionally_relaxed import ConditionallyRelaxed, Control, positive_log
 from pyro_discrete.families import RELAXABLE
 
@@ -52,7 +52,7 @@ class REBAR(ConditionallyRelaxed):
     def variants(cls) -> list[Estimator]:
         return [cls(), cls(temperature=0.3, eta=0.7, learn=False)]
 
-    def control(self, draw: Draw, cost: Tensor) -> Control:
+    def control(self, draw: ScoredDraw, cost: Tensor) -> Control:
         """The relaxed cost times `eta`; `cost` `[3, K, *batch]`, slopes are those of the rows' total costs."""
         eta = self.log_eta.exp().to(cost)
         return Control(eta * cost[2], eta * draw.slopes[1], eta * draw.slopes[2])

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from pyro_discrete.control_variates.baseline import baseline_network
+from pyro_discrete.control_variates.baseline import LearnedBaseline
 from pyro_discrete.draws.schedules import Temperature
-from pyro_discrete.errors import SettingError, SiteShapeError, is_whole
-from pyro_discrete.estimators.base import Draw, Estimator, SiteView
+from pyro_discrete.estimators.base import Estimator, ScoredDraw, SiteView
 from pyro_discrete.estimators.slopes.conditionally_relaxed import ConditionallyRelaxed, Control, positive_log
 from pyro_discrete.families import RELAXABLE, Family
 
@@ -20,7 +18,7 @@ __all__ = [
 ]
 
 
-class RELAX(ConditionallyRelaxed):
+class RELAX(LearnedBaseline, ConditionallyRelaxed):
     r"""The score function with a learned control variate, conditioned on the hard draw.
 
     .. math:: \big(f(b) - c(\tilde z)\big) \nabla \log q(b) + \nabla c(z) - \nabla c(\tilde z), \qquad
@@ -71,10 +69,8 @@ class RELAX(ConditionallyRelaxed):
         input: str | Callable[..., Tensor] | None = None,
     ) -> None:
         super().__init__(temperature, learn)
-        if not is_whole(hidden):
-            raise SettingError(f"RELAX: hidden={hidden!r} given, at least one hidden unit expected.")
-        self.black_box, self.hidden, self.input, self.learn = black_box, hidden, input, learn
-        self.network, self._default = network, network is None
+        self.black_box, self.input, self.learn = black_box, input, learn
+        self.start_network(network is None or network, hidden)
         log_eta = positive_log(eta, "eta", "RELAX")
         if black_box:
             self.relaxed, self.families = (), RELAXABLE | {Family.CATEGORICAL}
@@ -97,11 +93,11 @@ class RELAX(ConditionallyRelaxed):
 
     def prepare(self, features: int, like: Tensor) -> None:
         """Build the default network for the site's relaxed values and inputs of so many features."""
-        if self.network is None and self._numbers:
+        if self.default and self.network is None and self._numbers:
             like = like if like.is_floating_point() else torch.empty((), device=like.device)
-            self.network = baseline_network(self._numbers + features, self.hidden, like).requires_grad_(self.learn)
+            self.build_network(self._numbers + features, like)
 
-    def control(self, draw: Draw, cost: Tensor) -> Control:
+    def control(self, draw: ScoredDraw, cost: Tensor) -> Control:
         """The relaxed cost times `eta`, plus the network; `cost` `[rows, K, *batch]`."""
         given, slope, slope_given = self._network_part(draw, cost[0])
         if self.relaxed:
@@ -110,7 +106,7 @@ class RELAX(ConditionallyRelaxed):
             slope, slope_given = slope + eta * draw.slopes[1], slope_given + eta * draw.slopes[2]
         return Control(given, slope, slope_given)
 
-    def _network_part(self, draw: Draw, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _network_part(self, draw: ScoredDraw, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The network at the draw given the hard one `[K, *batch]`, and its slopes at both; in scaled costs."""
         soft, soft_given = draw.extra["soft"], draw.extra["soft_given"]
         if self.network is None:
@@ -123,29 +119,12 @@ class RELAX(ConditionallyRelaxed):
 
     def _read(self, soft: Tensor, context: Tensor | None, like: Tensor) -> Tensor:
         """The network's output for relaxed values `[K, *batch, *event]`: `[K, *batch]`."""
-        assert self.network is not None
         inputs = soft.reshape(*like.shape, -1)
         if context is not None and not self._without_context(inputs.shape[-1]):
             inputs = torch.cat([inputs, context.to(inputs).expand(*like.shape, context.shape[-1])], -1)
-        out = self.network(inputs.to(next(self.network.parameters(), inputs))).to(like)
-        if out.dim() == like.dim() + 1 and out.shape[-1] == 1:
-            out = out.squeeze(-1)
-        if out.shape != like.shape:
-            raise SiteShapeError(
-                f"RELAX: the network returned a tensor of shape {tuple(out.shape)} for inputs of shape "
-                f"{tuple(inputs.shape)}; one number for each element of {tuple(like.shape)} is expected. "
-                "Let it end in a layer of one unit."
-            )
-        return out
+        return self.read(inputs, like, broadcast=False)
 
     def _without_context(self, numbers: int) -> bool:
         """Whether the default network was built for a site that was met too late to know its context."""
-        first = next(self.network.parameters()) if self._default and self.network is not None else None
+        first = next(self.network.parameters()) if self.default and self.network is not None else None
         return first is not None and first.shape[-1] == numbers
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        weight = state_dict.get(prefix + "network.0.weight")
-        if self.network is None and weight is not None:  # the default network, not built yet: its shape is in the state
-            self.hidden = weight.shape[0]
-            self.network = baseline_network(weight.shape[1], self.hidden, weight).requires_grad_(self.learn)
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[arg-type]

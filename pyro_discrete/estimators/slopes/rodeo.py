@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyro_discrete.control_variates.leave_one_out import leave_one_out
 from pyro_discrete.control_variates.moments import second_moment
 from pyro_discrete.errors import SettingError, is_whole
-from pyro_discrete.estimators.base import Draw, Estimator, SiteView, Surrogate
+from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw, SiteView, Surrogate
 from pyro_discrete.families import Family
 
 __all__ = [
@@ -81,7 +81,7 @@ class RODEO(Estimator):
         """A hard draw."""
         return Draw(site.sample().unsqueeze(0), logits=site.logits)
 
-    def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
+    def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """`cost` `[1, K, *batch]`; the slope of row 0 is that of the particle's total cost."""
         if draw.logits is None:
             raise RuntimeError("a draw of RODEO hands on its logits")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.errors import SettingError
-from pyro_discrete.estimators.base import Draw, Estimator, SiteView, Surrogate
+from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw, SiteView, Surrogate, weighted_rows
 from pyro_discrete.families import FINITE
 
 __all__ = [
@@ -70,12 +70,11 @@ class Enumerate(Estimator):
 
         support = site.support()
         rows = torch.cat([site.sample().unsqueeze(0), support])
-        return Draw(rows, extra={"log_support": site.log_mass(support).transpose(0, 1)})
+        return Draw(rows).with_rows(log_support=site.log_mass(support))
 
-    def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
+    def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """Sum over the support of q(z) times the cost that z led to; in a product, over all joint values."""
-        probability = draw.extra["log_support"].exp().transpose(0, 1)
+        probability = draw.of_rows("log_support").exp()
         if "others" in draw.extra:
-            probability = probability * draw.extra["others"].transpose(0, 1)
-        possible = torch.where(probability > 0, cost[1:], 0.0)  # an impossible value may have an infinite cost
-        return Surrogate((probability * possible).sum(0))
+            probability = probability * draw.of_rows("others")
+        return Surrogate(weighted_rows(probability, cost[1:]))

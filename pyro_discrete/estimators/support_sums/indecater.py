@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pyro_discrete.errors import EnumerationError, SettingError
-from pyro_discrete.estimators.base import Draw, Estimator, SiteView, Surrogate
+from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw, SiteView, Surrogate, weighted_rows
 from pyro_discrete.families import Family
 
 __all__ = [
@@ -75,14 +75,13 @@ class IndeCateR(Estimator):
         chosen = chosen.reshape((elements, 1) + (1,) * len(batch) + (elements,) + (1,) * category_dims)
         others = torch.where(chosen, moved, flat).reshape((-1, *z.shape))
         probability = _log_mass(site, moved, elements).exp()  # [V - 1, K, *batch, D]
-        return Draw(torch.cat([z.unsqueeze(0), others]), extra={"probability": probability.transpose(0, 1)})
+        return Draw(torch.cat([z.unsqueeze(0), others])).with_rows(probability=probability)
 
-    def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
+    def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """The sum over d and v of q_d(v) times the cost of z with `z_d = v`, less that of z, which changes nothing."""
-        probability = draw.extra["probability"].transpose(0, 1).movedim(-1, 0)  # [D, V - 1, K, *batch]
+        probability = draw.of_rows("probability").movedim(-1, 0)  # [D, V - 1, K, *batch]
         difference = (cost[1:] - cost[0]).reshape(probability.shape)
-        difference = torch.where(probability > 0, difference, 0.0)  # an impossible value may have an infinite cost
-        return Surrogate((probability * difference).sum((0, 1)))
+        return Surrogate(weighted_rows(probability.flatten(0, 1), difference.flatten(0, 1)))
 
 
 def _sizes(site: SiteView) -> tuple[int, int]:

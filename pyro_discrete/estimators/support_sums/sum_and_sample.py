@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_discrete.draws.gumbel import gumbel_like
 from pyro_discrete.errors import SettingError, is_whole
-from pyro_discrete.estimators.base import Draw, Estimator, SiteView, Surrogate
+from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw, SiteView, Surrogate
 from pyro_discrete.estimators.support_sums.joint_values import check_support, index_of, positive, take
 from pyro_discrete.families import FINITE
 
@@ -81,13 +81,12 @@ class SumAndSample(Estimator):
         index = torch.cat([drawn.unsqueeze(0), torch.where(at_drawn, v, summed)])
         is_v = torch.cat([~at_drawn.any(0, keepdim=True), at_drawn])
         weight = torch.where(is_v, outside.logsumexp(0), mass.gather(0, index)).exp()
-        extra = {"weight": weight.to(log_q.dtype), "is_v": is_v, "log_q": log_q.gather(0, index)}
         value = torch.cat([z.unsqueeze(0), take(support, index[1:], site.event_dim)])
-        return Draw(value, extra={name: each.transpose(0, 1) for name, each in extra.items()})
+        return Draw(value).with_rows(weight=weight.to(log_q.dtype), is_v=is_v, log_q=log_q.gather(0, index))
 
-    def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
+    def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """`cost` `[k + 1, K, *batch]`; a weight is q(c) for a value of C, and the mass outside C for v."""
-        weight, is_v, log_q = (draw.extra[name].transpose(0, 1) for name in ("weight", "is_v", "log_q"))
+        weight, is_v, log_q = map(draw.of_rows, ("weight", "is_v", "log_q"))
         log_q, cost = positive(weight, log_q, cost)
         if self.baseline and len(cost) > 1:
             inside = torch.where(is_v, 0.0, weight)

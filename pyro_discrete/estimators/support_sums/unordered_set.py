@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_discrete.draws.gumbel import gumbel_like, log_completion
 from pyro_discrete.errors import SettingError, is_whole
-from pyro_discrete.estimators.base import Draw, Estimator, SiteView, Surrogate
+from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw, SiteView, Surrogate
 from pyro_discrete.estimators.support_sums.joint_values import check_support, index_of, positive, take
 from pyro_discrete.families import FINITE
 
@@ -85,13 +85,13 @@ class UnorderedSet(Estimator):
         index = torch.cat([index, perturbed.topk(min(self.k, len(support)) - 1, 0).indices])
         chosen = mass.gather(0, index)
         outside = mass.scatter(0, index, float("-inf")).logsumexp(0)
-        extra = {"log_p": chosen, "completion": log_completion(chosen, outside), "log_q": log_q.gather(0, index)}
         value = torch.cat([first.unsqueeze(0), take(support, index[1:], site.event_dim)])
-        return Draw(value, extra={name: each.transpose(0, 1) for name, each in extra.items()})
+        completion = log_completion(chosen, outside)  # [2^k, K, *batch], of every subset
+        return Draw(value).with_rows(log_p=chosen, completion=completion, log_q=log_q.gather(0, index))
 
-    def surrogate(self, draw: Draw, cost: Tensor) -> Surrogate:
+    def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """`cost` `[k, K, *batch]`."""
-        log_p, completion, log_q = (draw.extra[name].transpose(0, 1) for name in ("log_p", "completion", "log_q"))
+        log_p, completion, log_q = map(draw.of_rows, ("log_p", "completion", "log_q"))
         one = 2 ** torch.arange(len(cost), device=cost.device)
         weight = self.weights(log_p, completion[one] - completion[0]).to(cost)
         weight = torch.where(log_q.detach() > IMPOSSIBLE, weight, 0.0)
