@@ -212,7 +212,11 @@ class DiscreteELBO(nn.Module, ELBO):
             plan, trial = make_plan(*given)
             if isinstance(plan.way, Exact):
                 had = settled(plan, pair, self.objective, trial)
-                plan, trial = (had, trial) if had is not None else make_plan(*given, may_enumerate=False)
+                if isinstance(had, Plan):
+                    plan = had
+                else:
+                    plan, trial = make_plan(*given, may_enumerate=False)
+                    plan = replace(plan, passed_over=had)
             if reason:
                 plan = replace(plan.without_dependencies(), reason=reason)
             kept = {n: None if e is None else self.estimators.keep(n, e) for n, e in plan.given.items()}

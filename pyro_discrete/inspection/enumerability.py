@@ -7,23 +7,26 @@ own value if no other element's reaches them. Both are tried here, with rows and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
+from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_discrete.errors import DiscreteInferenceError
 from pyro_discrete.inspection.trial import Trial, check_rows, spread_values, unused_size
 from pyro_discrete.programs.dims import plates_of
-from pyro_discrete.programs.pair import Pair, trace_pair
+from pyro_discrete.programs.pair import KeepSubsamples, Pair, trace_pair
 from pyro_discrete.programs.sites import Site, joint_support, latent_sites, sample_sites, site_log_prob
 
 __all__ = [
     "joined_elements",
+    "marked_trial",
     "why_not_over_values",
 ]
 
@@ -100,6 +103,32 @@ def _equal(found: Tensor, expected: Tensor) -> bool:
     if found.numel() != expected.numel():
         return False
     return torch.allclose(found.reshape(expected.shape), expected, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+@torch.no_grad()
+def marked_trial(pair: Pair, max_plate_nesting: float) -> Trial | None:
+    """A trial under enumeration of the sites marked `infer={"enumerate": "parallel"}`, where a program runs so.
+
+    Some programs read a draw by the shape that its enumeration gives it, and cannot be run on single values.
+    """
+    nestings = range(5) if max_plate_nesting == math.inf else [int(max_plate_nesting)]
+    for nesting in nestings:
+        subsamples = KeepSubsamples()
+        try:
+            with subsamples:
+                guide = EnumMessenger(first_available_dim=-1 - nesting)(pair.guide)
+                guide_trace = poutine.trace(guide).get_trace(*pair.args, **pair.kwargs)
+                model = poutine.replay(EnumMessenger()(pair.model), trace=guide_trace)
+                model_trace = poutine.trace(model).get_trace(*pair.args, **pair.kwargs)
+                for trace in (guide_trace, model_trace):
+                    trace.compute_log_prob()
+        except Exception:
+            continue
+        sites = [*sample_sites(guide_trace).values(), *sample_sites(model_trace).values()]
+        deepest = max((-f.dim for m in sites for f in m["cond_indep_stack"] if f.dim is not None), default=0)
+        if deepest <= nesting and any(m["infer"].get("_enumerate_dim") is not None for m in sites):
+            return Trial(guide_trace, model_trace, subsamples, nesting)
+    return None
 
 
 @torch.no_grad()

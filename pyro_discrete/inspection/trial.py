@@ -38,6 +38,7 @@ from pyro_discrete.programs.sites import (
 __all__ = [
     "RowsVerdict",
     "Trial",
+    "check_batch_dims",
     "check_data",
     "check_matched",
     "check_pair",
@@ -122,11 +123,16 @@ def check_pair(trial: Trial) -> None:
     """Refuse a guide site that the model does not have, shapes that differ, and batch dims that no plate declares."""
     in_model, in_guide = latent_sites(trial.model_trace), latent_sites(trial.guide_trace)
     check_matched(trial.guide_trace, trial.model_trace)
+    check_batch_dims(trial)
+    for name in in_guide.keys() & in_model.keys():
+        _check_same_shape(name, in_guide[name], in_model[name])
+
+
+def check_batch_dims(trial: Trial) -> None:
+    """Raise `SiteShapeError` for a site with batch dims that no plate declares."""
     for trace, where in ((trial.guide_trace, "guide"), (trial.model_trace, "model")):
         for msg in sample_sites(trace).values():
             _check_batch_dims(msg, where)
-    for name in in_guide.keys() & in_model.keys():
-        _check_same_shape(name, in_guide[name], in_model[name])
 
 
 def _check_batch_dims(msg: Any, where: str) -> None:

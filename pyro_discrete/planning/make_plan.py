@@ -16,10 +16,11 @@ from pyro_discrete.estimators.registry import AUTO
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies, why_joined
-from pyro_discrete.inspection.enumerability import joined_elements
+from pyro_discrete.inspection.enumerability import joined_elements, marked_trial
 from pyro_discrete.inspection.trial import (
     RowsVerdict,
     Trial,
+    check_batch_dims,
     check_data,
     check_pair,
     check_rows,
@@ -96,8 +97,15 @@ def make_plan(
     With `may_enumerate=False`, "auto" does not enumerate.
     """
     given, pair = pair, objective.around(pair, training=False)
-    trial = plain_trial(pair)
-    check_data(trial.model_trace)
+    try:
+        trial = plain_trial(pair)
+        check_data(trial.model_trace)
+        check_batch_dims(trial)
+    except (ValueError, RuntimeError, IndexError) as error:
+        marked = marked_trial(pair, max_plate_nesting)
+        if marked is None:
+            raise
+        return _plan_by_marks(marked, selection, objective, error), marked
     if max_plate_nesting != math.inf:
         trial = Trial(
             trial.guide_trace, trial.model_trace, trial.subsamples, max(trial.batch_dims, int(max_plate_nesting))
@@ -115,7 +123,7 @@ def make_plan(
     enumerated = _enumeration_plan(
         pair, trial, sites, marginal, selection, objective, may_enumerate, lambda: wiring.of(given)
     )
-    if enumerated is not None:
+    if isinstance(enumerated, Plan):
         closed = objective.reads_dependencies and any(s.family is None for s in sites)
         known_by = wiring if isinstance(enumerated.way, Elementwise) or closed else None
         return replace(enumerated, wiring=known_by, closed_terms=objective.closed_terms), trial
@@ -158,6 +166,7 @@ def make_plan(
         marginals=marginals,
         observed=observed,
         analytic=frozenset(name for name, note in kl_notes.items() if note == ANALYTIC),
+        passed_over=enumerated,
         wiring=wiring if wanted else None,
         costs=known.describe() if wanted else "",
     )
@@ -253,11 +262,14 @@ def _enumeration_plan(
     objective: Objective,
     may_enumerate: bool,
     known: Callable[[], Dependencies],
-) -> Plan | None:
-    """A plan that enumerates every discrete site of the guide, if asked for or, under "auto", cheap; else None."""
+) -> Plan | str:
+    """A plan that enumerates every discrete site of the guide, if asked for or, under "auto", cheap.
+
+    Or why "auto" passes over what is small enough; empty where nothing is.
+    """
     discrete = [s for s in sites if s.family not in (None, Family.CONTINUOUS)]
     if not objective.may_enumerate or not discrete:
-        return None
+        return ""
     everything = discrete + marginal
     explicit, settings = selection.wants_enumeration(discrete)
     if explicit and any(selection.left_to_auto(s) and not _fits(s, settings) for s in discrete):
@@ -266,7 +278,7 @@ def _enumeration_plan(
     if not explicit:
         cheap = cheap_enumeration(pair, trial, discrete, marginal, known) if auto else None
         if cheap is None:
-            return None
+            return ""
         settings = cheap
     separated, joined = {}, ""
     if explicit and any(s.cardinality > CHEAP_SUPPORT for s in discrete):
@@ -282,7 +294,7 @@ def _enumeration_plan(
         joined_by = joined_elements(pair, trial, everything)
         joint, why = bool(joined_by), f"share terms ({joined_by})"
     if joint and not explicit:
-        return None
+        return f"its sites {why}"
     way: Exact = Parallel(settings, explicit)
     if separated:
         way = Elementwise(settings, explicit, separated)
@@ -307,6 +319,33 @@ def _enumeration_plan(
         escaping = "a later site outside may depend on an enumerated one"
         reason = f"joint values of all plate elements, as {escaping if why is ESCAPES else f'they {why}'}"
     return Plan(way, planned, chosen, Columns(), selection.particles, trial.batch_dims, reason=reason)
+
+
+def _plan_by_marks(trial: Trial, selection: Selection, objective: Objective, error: Exception) -> Plan:
+    """The plan of a program that runs under the enumeration that it marks, and on no single value."""
+    sites = [Site(m) for m in latent_sites(trial.guide_trace).values()]
+    discrete = [s for s in sites if s.family not in (None, Family.CONTINUOUS)]
+    nodes = latent_sites(trial.guide_trace) | latent_sites(trial.model_trace)
+    names = ", ".join(repr(n) for n, m in nodes.items() if m["infer"].get("_enumerate_dim") is not None)
+    explicit, settings = selection.wants_enumeration(discrete)
+    if not objective.may_enumerate or not (explicit or all(map(selection.left_to_auto, discrete))):
+        raise EnumerationError(
+            f"The program runs only while sites {names} are enumerated in parallel, as it marks them: on single values "
+            f"it raises {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. Choose 'enumerate' "
+            "for every discrete site, or index from the right so that single values can be read too."
+        ) from error
+    planned, chosen = [], {}
+    for site in sites:
+        if site in discrete:
+            planned.append(SitePlan(site.name, _kind(site), "enumerate", 0, "the program runs under enumeration alone"))
+        elif site.family is None:
+            line, chosen[site.name] = plan_site(site, selection, Layout(1))
+            planned.append(line)
+        else:
+            planned.append(SitePlan(site.name, _kind(site), "reinforce", 1, "continuous: the score function"))
+    planned += [_marginal_plan(site) for site in marginal_sites(trial)]
+    way = Parallel(settings, explicit=True, at_once=False, untried=True)
+    return Plan(way, planned, chosen, Columns(), selection.particles, trial.batch_dims)
 
 
 def _fits(site: Site, settings: Enumerate) -> bool:

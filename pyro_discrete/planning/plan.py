@@ -109,9 +109,14 @@ class Exact(Way):
 
 @dataclass(frozen=True)
 class Parallel(Exact):
-    """Values in dims of their own, left of all plates. `at_once`: whether particles go side by side as well."""
+    """Values in dims of their own, left of all plates.
+
+    - `at_once`: whether particles go side by side as well.
+    - `untried`: whether the program runs under enumeration alone, so that nothing could be tried on single values.
+    """
 
     at_once: bool = True
+    untried: bool = False
 
 
 @dataclass(frozen=True)
@@ -188,6 +193,7 @@ class Plan:
     - `observed`: the observed sites that a baseline may read, each with its number of features.
     - `analytic`: the relaxed sites whose divergences are analytic.
     - `closed_terms`: of an enumerated program's traces, what stands for its reparameterised sites' sampled terms.
+    - `passed_over`: why "auto" does not sum over few joint values, if there are few.
     - `wiring`: what the costs of a site are known by. `costs`: what each site's learning signal holds, in words.
     """
 
@@ -204,6 +210,7 @@ class Plan:
     observed: Mapping[str, int] = field(default_factory=dict)
     analytic: Collection[str] = frozenset()
     closed_terms: ClosedTerms = lambda *_: {}
+    passed_over: str = ""
     wiring: Wiring | None = None
     costs: str = ""
     met: Met = field(default_factory=Met)
@@ -290,8 +297,9 @@ class Plan:
             )
         total += f" ({self.reason})" if self.reason else ""
         exact = [] if self.cost is None else [f"exact sums: {self.cost} a row"]
+        passed = [f"not summed out, though there are few values: {self.passed_over}"] if self.passed_over else []
         costs = [f"costs: {self.costs}"] if self.costs else []
-        return "\n".join([*(row.rstrip() for row in table), total, *exact, *costs])
+        return "\n".join([*(row.rstrip() for row in table), total, *exact, *passed, *costs])
 
 
 def _linear(site: SitePlan, reason: str) -> SitePlan:

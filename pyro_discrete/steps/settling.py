@@ -27,9 +27,12 @@ __all__ = [
 ONE_BY_ONE = 4096
 """So many joint values at most are gone through one by one."""
 
+FEW = 16
+"""So many joint values "auto" goes through one by one, where a program cannot be given all at once."""
 
-def settled(plan: Plan, pair: Pair, objective: Objective, trial: Trial) -> Plan | None:
-    """The plan with a way by which its enumeration can be had; None if "auto" chose it and it cannot be had at once.
+
+def settled(plan: Plan, pair: Pair, objective: Objective, trial: Trial) -> Plan | str:
+    """The plan with a way by which its enumeration can be had; or why not, if "auto" chose it and it is not cheap.
 
     In parallel, enumerated values fill new dims on the left, as rows do: a program that does not keep rows apart would
     be silently wrong. Where it was asked for, joint values go one by one instead. Raises `EnumerationError` if it
@@ -38,15 +41,17 @@ def settled(plan: Plan, pair: Pair, objective: Objective, trial: Trial) -> Plan 
     assert isinstance(plan.way, Exact)
     known, pair = plan.dependencies(pair), objective.around(pair, training=False)
     way = plan.way
+    if isinstance(way, Parallel) and way.untried:
+        return _as_marked(plan, pair, objective, known)
     found = _at_once(plan, pair, objective, trial, known)
     if isinstance(found, Plan):
         # what "auto" took is small here: larger batches may come
         return found if way.explicit else replace(found, way=replace(found.way, settings=Enumerate()))  # type: ignore[call-arg]
-    if not way.explicit:
-        return None
     joint = math.prod(
         s.cardinality for s in map(Site, latent_sites(trial.guide_trace).values()) if s.family is not None
     )
+    if not way.explicit and (isinstance(way, Jointly) or joint > FEW):
+        return found
     if isinstance(way, Jointly):
         raise EnumerationError(
             "The elements of a plate have to be enumerated jointly, over a leading dim that the program cannot take "
@@ -62,14 +67,33 @@ def settled(plan: Plan, pair: Pair, objective: Objective, trial: Trial) -> Plan 
     plan = replace(plan, way=OneByOne(way.settings, way.explicit), reason=reason)
     try:
         _try(plan, pair, objective, UNKNOWN)
-    except DiscreteInferenceError:
-        raise
+    except DiscreteInferenceError as error:
+        if way.explicit:
+            raise
+        return str(error)
     except Exception as error:
+        if not way.explicit:
+            return found
         other = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise EnumerationError(
             f"The program cannot be enumerated, neither in parallel ({found}) nor one joint value after another "
             f"({other}). Use 'rloo' or 'nvil'. Sites of the model alone are summed out over leading dims under "
             "every estimator: index from the right behind them, or draw them in the guide too."
+        ) from error
+    return plan
+
+
+def _as_marked(plan: Plan, pair: Pair, objective: Objective, known: Dependencies) -> Plan:
+    """The plan of a program that runs under enumeration alone, if it does so with all of its discrete sites."""
+    try:
+        _try(plan, pair, objective, known)
+    except DiscreteInferenceError:
+        raise
+    except Exception as error:
+        raise EnumerationError(
+            "The program runs only while the sites that it marks are enumerated in parallel, and not with all of its "
+            f"discrete sites enumerated: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. "
+            "Index from the right so that single values can be read too."
         ) from error
     return plan
 
