@@ -53,7 +53,7 @@ from pyro_discrete.planning.products import settle_products
 from pyro_discrete.planning.select import Selection
 from pyro_discrete.programs.dims import Columns, Layout, plates_of
 from pyro_discrete.programs.pair import Pair
-from pyro_discrete.programs.sites import Site, latent_sites, number_of_values, sample_sites
+from pyro_discrete.programs.sites import Site, latent_sites, number_of_values, sample_sites, why_not_enumerable
 from pyro_discrete.sums.enumerated_sites import check_table, refuse_unguided
 from pyro_discrete.sums.marginalisation import absorbed, marginal_sites, settle
 
@@ -68,7 +68,7 @@ def marginal_settings(sites: list[Site], selection: Selection) -> dict[str, Enum
     """How each of these sites is summed out. Raises `SiteMatchError` if one cannot be, or is to be sampled."""
     settings = {}
     for site in sites:
-        refuse_unguided(site.name, site.distribution)
+        refuse_unguided(site.name, site.distribution, site.message["infer"])
         choice, why = selection.wanted(site)
         exact = isinstance(choice, Enumerate) or choice in (None, AUTO, Enumerate.name)
         if not exact and why in ("by name", "the site's infer"):
@@ -238,8 +238,8 @@ def _check_support(site: Site, settings: Enumerate, joined: str = "") -> None:
     size = site.cardinality
     if size == math.inf:
         raise EnumerationError(
-            f"Site {site.name!r} ({type(site.distribution).__name__}) has no finite support that could be enumerated. "
-            "Use 'rloo' or 'nvil' for it."
+            f"Site {site.name!r} ({type(site.distribution).__name__}) "
+            f"{why_not_enumerable(site.distribution, site.message['infer'])}. Use 'rloo' or 'nvil' for it."
         )
     elements = size * math.prod(site.distribution.shape())
     if elements > settings.max_elements:
@@ -367,8 +367,11 @@ def _choose_way(
     """Vectorised where there are `total` > 1 rows and the program can take them; why not; what baselines may read."""
     wants_data = any(e is not None and e.reads_context for e in chosen.values())
     verdict: RowsVerdict | None = None
-    if (total > 1 and vectorise) or wants_data:
-        verdict = check_rows(pair, trial, total) if total > 1 and vectorise else _try_rows(pair, trial)
+    drawn = any(e is not None for e in chosen.values())
+    if total > 1 and vectorise and drawn:  # rows of discrete draws that pass for another dim: said, not run slowly
+        verdict = check_rows(pair, trial, total)
+    elif (total > 1 and vectorise) or wants_data:
+        verdict = _try_rows(pair, trial)
     observed = {}
     if wants_data:
         names = observed_constants(pair, trial, verdict.model_trace if verdict else None)
@@ -393,7 +396,7 @@ def _choose_way(
 
 
 def _try_rows(pair: Pair, trial: Trial) -> RowsVerdict:
-    """Rows tried only to see which observed values depend on draws: a program that mixes them is no error here."""
+    """Rows tried only to see what takes them: a program that mixes them into another dim is no error here."""
     try:
         return check_rows(pair, trial, 1)
     except ValueError as error:

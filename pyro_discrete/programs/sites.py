@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ __all__ = [
     "padded",
     "sample_sites",
     "site_log_prob",
+    "why_not_enumerable",
     "without_mask",
 ]
 
@@ -71,7 +73,13 @@ def drawn(fn: Any) -> Tensor:
         return _categories(base)
     if own is OneHotCategorical.sample and _shares_rows(base._param):
         return one_hot(_categories(base._categorical), base._param.shape[-1]).to(base._param.dtype)
-    return fn()
+    try:
+        return fn()
+    except NotImplementedError:
+        if not isinstance(fn, ExpandedDistribution):
+            raise
+        # one that draws no batch (Pyro's trees)
+        return torch.stack([fn.base_dist() for _ in range(math.prod(fn.batch_shape))]).reshape(fn.shape())
 
 
 def _shares_rows(parameter: Tensor) -> bool:
@@ -170,6 +178,7 @@ def family_of(fn: Any) -> Family | None:
         discrete = base.support.is_discrete
     except (NotImplementedError, AttributeError):
         discrete = False
+    discrete = discrete or getattr(base, "has_enumerate_support", False)  # Pyro's matchings and trees do not say it
     return Family.DISCRETE if discrete else Family.CONTINUOUS
 
 
@@ -192,6 +201,16 @@ def cardinality(fn: Any) -> float:
         return float(single) ** copies
     except OverflowError:
         return math.inf
+
+
+def why_not_enumerable(fn: Any, infer: Mapping[str, Any]) -> str:
+    """Why a site of infinite `cardinality` cannot be enumerated."""
+    base = base_distribution(fn)
+    if "truncation" in infer:
+        return "states a truncation, which relaxations read, while exact sums would leave out the values beyond it"
+    if isinstance(base, Binomial):
+        return "has numbers of trials that differ between its elements, which have no support in common"
+    return "has no finite support that could be enumerated"
 
 
 def joint_support(fn: Any) -> Tensor:

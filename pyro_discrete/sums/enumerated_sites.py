@@ -23,6 +23,7 @@ from pyro_discrete.programs.sites import (
     family_of,
     is_latent,
     joint_support,
+    why_not_enumerable,
     without_mask,
 )
 
@@ -65,12 +66,12 @@ def mark_for_enumeration(msg: Any, settings: Enumerate, marginal: bool, parallel
     msg["infer"] = {**msg["infer"], "enumerate": "parallel" if parallel else "sequential"}
 
 
-def refuse_unguided(name: str, fn: Any) -> None:
+def refuse_unguided(name: str, fn: Any, infer: Mapping[str, Any]) -> None:
     """Raise `SiteMatchError` if a site in the model alone cannot be summed out."""
     if family_of(fn) in (None, Family.CONTINUOUS) or not math.isfinite(cardinality(fn)):
         raise SiteMatchError(
-            f"Site {name!r} is latent in the model but not drawn in the guide, and has no finite support that could be "
-            "summed over. Draw it in the guide too."
+            f"Site {name!r} is latent in the model but not drawn in the guide, and {why_not_enumerable(fn, infer)}. "
+            "Draw it in the guide too."
         )
 
 
@@ -92,7 +93,7 @@ class Marginalise(EnumMessenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if is_latent(msg) and not msg["done"] and msg["name"] not in self.drawn:
-            refuse_unguided(msg["name"], msg["fn"])
+            refuse_unguided(msg["name"], msg["fn"], msg["infer"])
             mark_for_enumeration(msg, self.settings.get(msg["name"]) or Enumerate(), marginal=not self.masked)
             super()._pyro_sample(msg)
             self.own[msg["name"]] = msg["infer"]["_dim_to_id"][msg["infer"]["_enumerate_dim"]]

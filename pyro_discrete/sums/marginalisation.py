@@ -147,7 +147,7 @@ class _Assign(SiteMessenger):
     def _pyro_sample(self, msg: Any) -> None:
         if not is_latent(msg) or msg["done"] or msg["name"] in self.drawn:
             return
-        refuse_unguided(msg["name"], msg["fn"])
+        refuse_unguided(msg["name"], msg["fn"], msg["infer"])
         if any(p.vectorized for p in plates_of(msg)):
             raise EnumerationError(f"site {msg['name']!r} is in a plate, whose elements would have joint values.")
         support, place = joint_support(msg["fn"]), len(self.sizes)

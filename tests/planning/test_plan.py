@@ -1,0 +1,75 @@
+"""What a plan says and is: each site's choice by name, and nothing in it that a step writes to."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_discrete import NVIL, TraceELBO, TraceIWELBO
+from pyro_discrete.planning.plan import Plan
+
+DATA = torch.tensor([0.3, -1.2, 0.8])
+
+
+def model(x):
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Normal(0.0, 1.0))
+        z = pyro.sample("z", dist.Bernoulli(0.4))
+        w = pyro.sample("w", dist.Categorical(torch.ones(3)))
+        pyro.sample("x", dist.Normal(y + z + w, 1.0), obs=x)
+
+
+def guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(pyro.param("loc", torch.tensor(0.1)), 1.0))
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.2))))
+
+
+@pytest.mark.parametrize(
+    ("elbo", "z"),
+    [
+        (TraceELBO({"z": "rloo"}, num_particles=2), "rloo"),
+        (TraceELBO({"z": NVIL(variance_normalisation=False)}), "nvil"),
+        (TraceELBO("enumerate"), "enumerate"),
+        (TraceIWELBO("vimco", num_particles=3), "vimco"),
+    ],
+    ids=["rloo", "nvil", "enumerate", "vimco"],
+)
+def test_choices_name_what_each_site_got(elbo, z):
+    elbo.loss(model, guide, DATA)
+    assert elbo.plan.choices == {"y": "pathwise", "z": z, "w": "enumerate"}
+
+
+WAYS = {
+    "vectorised": TraceELBO("rloo", num_particles=2),
+    "sequential": TraceELBO("rloo", num_particles=2, vectorize_particles=False),
+    "enumerated": TraceELBO("enumerate"),
+    "chunks": TraceELBO("rloo", num_particles=4, row_chunk=2),
+    "captured": TraceELBO("nvil", compile="graph"),
+    "relaxed": TraceELBO("gumbel_softmax"),
+}
+
+
+def contents(plan: Plan) -> dict[str, str]:
+    """All that a plan says, but for what steps have met."""
+    return {f.name: repr(getattr(plan, f.name)) for f in dataclasses.fields(plan) if f.name not in ("met", "given")}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_no_step_writes_to_its_plan(name):
+    elbo = WAYS[name]
+    elbo.loss(model, guide, DATA)
+    plan = elbo.plan
+    before, given = contents(plan), dict(plan.given)
+    for _ in range(3):
+        elbo.loss_and_grads(model, guide, DATA)
+        elbo.loss(model, guide, DATA)
+    assert elbo.plan is plan
+    assert contents(plan) == before
+    assert plan.given == given
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.way = None
