@@ -12,10 +12,10 @@ from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.inspection.enumerability import why_not_over_values
-from pyro_discrete.inspection.trial import Trial, check_rows
+from pyro_discrete.inspection.trial import Trial, check_rows, spread_values, unused_size
 from pyro_discrete.objectives.base import Objective
 from pyro_discrete.planning.plan import Exact, Jointly, OneByOne, Parallel, Plan
-from pyro_discrete.programs.pair import Pair
+from pyro_discrete.programs.pair import Pair, trace_pair
 from pyro_discrete.programs.sites import Site, family_of, latent_sites
 from pyro_discrete.steps.enumerated.parallel import CoupledPlatesError
 from pyro_discrete.steps.step import WAYS
@@ -50,7 +50,7 @@ def settled(plan: Plan, pair: Pair, objective: Objective, trial: Trial) -> Plan 
     joint = math.prod(
         s.cardinality for s in map(Site, latent_sites(trial.guide_trace).values()) if s.family is not None
     )
-    if not way.explicit and (isinstance(way, Jointly) or joint > FEW):
+    if not way.explicit and (isinstance(way, Jointly) or joint > FEW or not _runs_over_values(pair, trial)):
         return found
     if isinstance(way, Jointly):
         raise EnumerationError(
@@ -128,9 +128,24 @@ def _why_not_rows(plan: Plan, pair: Pair, trial: Trial) -> str:
     """Why the program cannot be given the values over leading dims: at the sites summed over, or at all of them."""
     if not isinstance(plan.way, Parallel):  # a row holds values of every site
         return check_rows(pair, trial, 1).reason
+    return why_not_over_values(pair, trial, _discrete(trial))
+
+
+def _runs_over_values(pair: Pair, trial: Trial) -> bool:
+    """Whether the program runs over rows of values at all, so that its sites, and their number, do not hang on these.
+
+    One that branches on a value has others in other branches: "auto" leaves it to the samplers.
+    """
+    try:
+        trace_pair(pair, trial.subsamples, spread_values(trial, unused_size(trial), _discrete(trial)))
+    except Exception:
+        return False
+    return True
+
+
+def _discrete(trial: Trial) -> set[str]:
     sites = latent_sites(trial.guide_trace) | latent_sites(trial.model_trace)
-    summed = {n for n, m in sites.items() if family_of(m["fn"]) not in (None, Family.CONTINUOUS)}
-    return why_not_over_values(pair, trial, summed)
+    return {n for n, m in sites.items() if family_of(m["fn"]) not in (None, Family.CONTINUOUS)}
 
 
 def _beside_each_other(plan: Plan, pair: Pair, trial: Trial) -> Exact:
