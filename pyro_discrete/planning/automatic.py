@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -137,9 +137,17 @@ def _count(number: int, thing: str) -> str:
 
 
 def situations(
-    pair: Pair, trial: Trial, sites: list[Site], known: Dependencies, vectorise: bool
+    pair: Pair,
+    trial: Trial,
+    sites: list[Site],
+    known: Dependencies,
+    vectorise: bool,
+    summed: Collection[str] = (),
 ) -> dict[str, Situation]:
-    """Each site's situation. What takes a run is looked at when it is asked for, once."""
+    """Each site's situation. What takes a run is looked at when it is asked for, once.
+
+    `summed`: the model's sites whose terms one sum over sites of its own may stand for.
+    """
     drawn = sum(site.family is not None for site in sites)
     numbers = numbers_of(trial)
 
@@ -165,7 +173,7 @@ def situations(
             work,
             takes_rows,
             partial(is_differentiable, pair, trial, site.name),
-            partial(keeps_to_plates, trial, site.name, known),
+            partial(keeps_to_plates, trial, site.name, known, summed),
         )
         for site in sites
     }
@@ -239,13 +247,22 @@ def _sums_are_small(sites: Sequence[Site], sources: Sources | None, largest: int
     return all(math.prod(sizes.get(name, 1.0) for name in names) <= largest for names in sources.values())
 
 
-def keeps_to_plates(trial: Trial, name: str, known: Dependencies) -> bool:
-    """Whether every term that a site's draw may change is in all of the site's plates."""
+def keeps_to_plates(trial: Trial, name: str, known: Dependencies, summed: Collection[str] = ()) -> bool:
+    """Whether every term that a site's draw may change is in all of the site's plates.
+
+    A sum over sites of the model alone is one term, in the plates alone that all the terms in it have in common.
+    """
     plates = {p for p in plates_of(latent_sites(trial.guide_trace)[name]) if p.vectorized}
     if not plates:
         return True
+    if not known.known:
+        return False
+    model = sample_sites(trial.model_trace)
+    in_sums = {other for other in summed if known.influences(name, ("model", other))}
+    if in_sums and not all(plates <= plates_of(model[other]) for other in summed):
+        return False
     traces = (("guide", trial.guide_trace), ("model", trial.model_trace))
-    return known.known and all(
+    return all(
         plates <= plates_of(msg)
         for where, trace in traces
         for other, msg in sample_sites(trace).items()

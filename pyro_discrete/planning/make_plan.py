@@ -131,7 +131,11 @@ def make_plan(
     known = wiring.of(given) if wanted else UNKNOWN
     elements, layout = numbers_of(trial), objective.layout(pair, trial, known, selection.particles)
     order = Order({n: plates_of(m) for n, m in sample_sites(trial.guide_trace).items()}, {}, known)
-    situation = situations(pair, trial, sites, known, vectorise)
+    marginals, summed = Marginals(), frozenset()
+    if marginal:
+        cost, summed, one_by_one = settle(pair, trial, settings)
+        marginals = Marginals(settings, cost, one_by_one)
+    situation = situations(pair, trial, sites, known, vectorise, summed)
     columns, planned, chosen = Columns(), [], {}
     for site in sites:
         line, chosen[site.name] = plan_site(site, selection, layout, situation[site.name], order)
@@ -140,10 +144,6 @@ def make_plan(
             columns.give(site.name, line.rows - 1)
         planned.append(line)
     settle_products(planned, chosen, columns, sites, elements * layout.size)
-    marginals, summed = Marginals(), frozenset()
-    if marginal:
-        cost, summed, one_by_one = settle(pair, trial, settings)
-        marginals = Marginals(settings, cost, one_by_one)
     scored = absorbed(trial.model_trace, summed)
     notes = objective.notes(trial.guide_trace, scored, known)
     kl_notes = analytic_notes(chosen, trial.guide_trace, scored, known, _never_analytic(pair, objective))

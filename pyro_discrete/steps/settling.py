@@ -15,6 +15,7 @@ from pyro_discrete.inspection.enumerability import why_not_over_values
 from pyro_discrete.inspection.trial import Trial, check_rows, spread_values, unused_size
 from pyro_discrete.objectives.base import Objective
 from pyro_discrete.planning.plan import Exact, Jointly, OneByOne, Parallel, Plan
+from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair, trace_pair
 from pyro_discrete.programs.sites import Site, family_of, latent_sites
 from pyro_discrete.steps.enumerated.parallel import CoupledPlatesError
@@ -50,8 +51,16 @@ def settled(plan: Plan, pair: Pair, objective: Objective, trial: Trial) -> Plan 
     joint = math.prod(
         s.cardinality for s in map(Site, latent_sites(trial.guide_trace).values()) if s.family is not None
     )
-    if not way.explicit and (isinstance(way, Jointly) or joint > FEW or not _runs_over_values(pair, trial)):
-        return found
+    coupled = _coupled(trial)
+    if not way.explicit:
+        if isinstance(way, Jointly) or joint > FEW or coupled or not _runs_over_values(pair, trial):
+            return found
+    elif coupled and not isinstance(way, Jointly):
+        raise EnumerationError(
+            f"The discrete sites cannot be enumerated in parallel ({found}), nor one value after another, as site "
+            f"{coupled[1]!r} of the model alone may couple the plate elements of site {coupled[0]!r}. Use 'rloo' or "
+            f"'nvil', index from the right so that dims on the left broadcast, or draw {coupled[1]!r} in the guide too."
+        )
     if isinstance(way, Jointly):
         raise EnumerationError(
             "The elements of a plate have to be enumerated jointly, over a leading dim that the program cannot take "
@@ -129,6 +138,23 @@ def _why_not_rows(plan: Plan, pair: Pair, trial: Trial) -> str:
     if not isinstance(plan.way, Parallel):  # a row holds values of every site
         return check_rows(pair, trial, 1).reason
     return why_not_over_values(pair, trial, _discrete(trial))
+
+
+def _coupled(trial: Trial) -> tuple[str, str] | None:
+    """A discrete site of the guide in a plate, and one of the model alone outside of it, which sums over both couple.
+
+    Values that go one after another are the same for all elements: they are weighed element by element.
+    """
+    drawn = latent_sites(trial.guide_trace)
+    alone = {n: plates_of(m) for n, m in latent_sites(trial.model_trace).items() if n not in drawn}
+    for name, msg in drawn.items():
+        if family_of(msg["fn"]) in (None, Family.CONTINUOUS):
+            continue
+        inside = {p for p in plates_of(msg) if p.vectorized}
+        for other, plates in alone.items():
+            if inside - plates:
+                return name, other
+    return None
 
 
 def _runs_over_values(pair: Pair, trial: Trial) -> bool:
