@@ -8,7 +8,7 @@ own value if no other element's reaches them. Both are tried here, with rows and
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -143,19 +143,27 @@ def joined_elements(pair: Pair, trial: Trial, sites: Iterable[Site]) -> str:
     fixed = {n: m["value"] for n, m in (latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)).items()}
     for plate in sorted(plates, key=lambda p: p.dim or 0):
         group = [s for s in drawn.values() if plate in s.plates]
-        for attempt in range(2):
-            one, other = (fixed | {s.name: _shifted(s, 2 * attempt + k) for s in group} for k in (0, 1))
-            moved = torch.arange(plate.size) % 2 == attempt % 2
-            mixed = fixed | {
-                s.name: torch.where(_along(moved, plate, s), other[s.name], one[s.name]).to(one[s.name].dtype)
-                for s in group
-            }
-            runs = [trace_pair(pair, trial.subsamples, values) for values in (one, other, mixed, mixed)]
-            for traces in zip(*runs, strict=True):
-                found = _joined(traces, plate, moved)
+        one, other = (fixed | {s.name: _shifted(s, k) for s in group} for k in (0, 1))
+
+        def mixed(moved: Tensor, plate: Any = plate, group: Any = group, one: Any = one, other: Any = other) -> Any:
+            given = {s.name: torch.where(_along(moved, plate, s), other[s.name], one[s.name]) for s in group}
+            return trace_pair(pair, trial.subsamples, fixed | given)
+
+        ends = [trace_pair(pair, trial.subsamples, values) for values in (one, other)]
+        for number, moved in enumerate(_halves(plate.size)):
+            runs = [*ends, mixed(moved), mixed(moved) if number == 0 else None]
+            for where in (0, 1):
+                found = _joined([None if run is None else run[where] for run in runs], plate, moved)
                 if found:
                     return found
     return ""
+
+
+def _halves(size: int) -> list[Tensor]:
+    """Halves of a plate's elements: any two elements are in different ones of some, or in large plates most are."""
+    if size <= 16:
+        return [torch.arange(size) // 2**bit % 2 == 1 for bit in range((size - 1).bit_length())]
+    return [torch.rand(size) < 0.5 for _ in range(4)]
 
 
 def _shifted(site: Site, shift: int) -> Tensor:
@@ -172,12 +180,12 @@ def _along(moved: Tensor, plate: Any, site: Site) -> Tensor:
     return moved.reshape(-1, *[1] * (-plate.dim - 1 + site.event_dim)).to(site.distribution.sample().device)
 
 
-def _joined(traces: Iterable[Trace], plate: Any, moved: Tensor) -> str:
-    one, other, mixed, again = (sample_sites(trace) for trace in traces)
+def _joined(traces: Sequence[Trace | None], plate: Any, moved: Tensor) -> str:
+    one, other, mixed, again = ({} if trace is None else sample_sites(trace) for trace in traces)
     if one.keys() != mixed.keys() or other.keys() != mixed.keys():
         return ""  # said where sites that change are refused
     for name, msg in mixed.items():
-        if plate not in plates_of(msg) or not torch.equal(_term(msg), _term(again[name])):
+        if plate not in plates_of(msg) or (again and not torch.equal(_term(msg), _term(again[name]))):
             continue
         terms = [_term(sites[name]) for sites in (one, other)]
         shape = torch.broadcast_shapes(*(t.shape for t in (*terms, _term(msg))))

@@ -289,17 +289,17 @@ def _enumeration_plan(
     order = Order({n: plates_of(m) for n, m in sample_sites(trial.guide_trace).items()}, {})
     joint = any(p.vectorized for s in discrete for p in order.escapes(s.name))
     joint = not separated and (joint or crossing_site(pair, trial, everything) is not None)
-    why = ESCAPES
+    coupling = ESCAPES
     if not separated and not joint:
         joined_by = joined_elements(pair, trial, everything)
-        joint, why = bool(joined_by), f"share terms ({joined_by})"
+        joint, coupling = bool(joined_by), f"share terms ({joined_by})"
     if joint and not explicit:
-        return f"its sites {why}"
+        return f"its sites {coupling}"
     way: Exact = Parallel(settings, explicit)
     if separated:
         way = Elementwise(settings, explicit, separated)
     elif joint:
-        way = Jointly(settings, explicit, why)
+        way = Jointly(settings, explicit, coupling)
     planned, chosen = [], {}
     for site in sites:
         if site in discrete:
@@ -317,7 +317,7 @@ def _enumeration_plan(
     reason = ""
     if joint:
         escaping = "a later site outside may depend on an enumerated one"
-        reason = f"joint values of all plate elements, as {escaping if why is ESCAPES else f'they {why}'}"
+        reason = f"joint values of all plate elements, as {escaping if coupling is ESCAPES else f'they {coupling}'}"
     return Plan(way, planned, chosen, Columns(), selection.particles, trial.batch_dims, reason=reason)
 
 
