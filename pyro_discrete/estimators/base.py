@@ -290,6 +290,12 @@ class Estimator(ForBound, SoftRows, ReadsData, nn.Module, ABC):
     local_signals: bool = True
     separable: bool = False
 
+    @property
+    def rests_on_slopes(self) -> bool:
+        """Whether it is unbiased only for costs that are continuous in its relaxed rows, with slopes: all those that
+        claim it and read such rows, unless any number in the place of the slope would do."""
+        return self.unbiased and any(row > 0 for row in self.relaxed)
+
     def rows(self, site: SiteView) -> int:
         """How many coupled values a particle has at this site: the model is evaluated once for each."""
         return 1

@@ -24,6 +24,8 @@ from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair, on_trial, trace_pair
 from pyro_discrete.programs.sites import Site, latent_sites, sample_sites, site_log_prob
 from pyro_discrete.relaxations.handler import ExtendMessenger
+from pyro_discrete.relaxations.jumps import WatchJumps, refuse_jump
+from pyro_discrete.relaxations.relaxed_distribution import program_value
 
 __all__ = [
     "CHEAP_SUPPORT",
@@ -188,7 +190,7 @@ def multiply_adds(*runs: Callable[[], Any]) -> int:
 
 
 def is_differentiable(pair: Pair, trial: Trial, name: str) -> bool:
-    """Whether the model's terms have a finite gradient with respect to a relaxed value of the site.
+    """Whether the model's terms are continuous in a relaxed value of the site, with a finite gradient.
 
     Integers are left out: their soft values are slower than the table's one-hot ones.
     """
@@ -202,8 +204,10 @@ def is_differentiable(pair: Pair, trial: Trial, name: str) -> bool:
     try:
         with on_trial(), torch.enable_grad():
             extend = ExtendMessenger({name: None})
-            given = Pair(extend(pair.model), extend(pair.guide), pair.args, pair.kwargs)
-            _, model_trace = trace_pair(given, trial.subsamples, values | {name: soft})
+            watch = WatchJumps(lambda drawn: refuse_jump("auto") if drawn == name else None)
+            given = Pair(watch(extend(pair.model)), watch(extend(pair.guide)), pair.args, pair.kwargs)
+            values[name] = program_value(msg["fn"], soft, name)
+            _, model_trace = trace_pair(given, trial.subsamples, values)
             terms = [site_log_prob(m).sum() for n, m in sample_sites(model_trace).items() if n != name]
             total: Tensor = sum(terms, torch.zeros(()))
             (slope,) = torch.autograd.grad(total, [soft], allow_unused=True)

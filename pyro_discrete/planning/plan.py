@@ -15,6 +15,7 @@ from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.inspection.wiring import Wiring
 from pyro_discrete.programs.dims import Columns, Layout
 from pyro_discrete.programs.pair import Pair
+from pyro_discrete.relaxations.jumps import JumpsSeen
 from pyro_discrete.sums.components import SumCost
 
 __all__ = [
@@ -170,6 +171,7 @@ class Met:
     - `sites`, `estimators`: sites that only some runs have.
     - `largest`: for a relaxed Binomial the largest number of trials, which its relaxation goes up to.
     - `linear`: relaxed sites whose divergence was analytic and is not any more, with the reason.
+    - `jumps`: in which runs it was looked whether the program jumps as relaxed values move.
     - `closed`: sites of an enumerated program whose sampled terms closed ones stand for. `cost`: that of the last sums.
     """
 
@@ -177,6 +179,7 @@ class Met:
     estimators: dict[str, Estimator] = field(default_factory=dict)
     largest: dict[str, int] = field(default_factory=dict)
     linear: dict[str, str] = field(default_factory=dict)
+    jumps: JumpsSeen = field(default_factory=JumpsSeen)
     closed: set[str] = field(default_factory=set)
     cost: SumCost | None = None
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
+from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.objectives.base import Evaluation, Objective
 from pyro_discrete.planning.plan import Plan
 from pyro_discrete.programs.dims import Columns, Layout
@@ -89,5 +89,5 @@ def _evaluated(
     known: Dependencies,
     subsamples: KeepSubsamples | None = None,
 ) -> Evaluation:
-    traces = run_pair(plan, pair, placing, known if objective.additive else UNKNOWN, subsamples)
+    traces = run_pair(plan, pair, placing, known, subsamples, objective.additive)
     return evaluated(plan, objective, traces, placing, known)

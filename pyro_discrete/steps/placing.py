@@ -90,6 +90,16 @@ class PlaceRows(SiteMessenger):
         self.resampled: list[tuple[int, str]] = []
         self._drawn: dict[str, bool] = {}
 
+    @property
+    def has_soft_columns(self) -> bool:
+        """Whether a site has relaxed values beside its draw."""
+        return bool(self.soft_columns)
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The sites that have further columns."""
+        return tuple(self.columns.owned)
+
     def _pyro_sample(self, msg: Any) -> None:
         if not _to_place(msg):
             return
@@ -203,6 +213,16 @@ class PlaceColumn(SiteMessenger):
         self.extra: dict[str, int] = {}
         self._points: dict[str, Point | None] = {}
         self._past: list[str] = []
+
+    @property
+    def has_soft_columns(self) -> bool:
+        """Whether this column has a relaxed value in place of a draw."""
+        return self.soft
+
+    @property
+    def own(self) -> tuple[tuple[str, int], ...]:
+        """The sites that have a coupled value in this column, and which."""
+        return tuple((self.owners or {}).items())
 
     def _pyro_sample(self, msg: Any) -> None:
         if not _to_place(msg):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
+import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
@@ -20,6 +22,7 @@ from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, trace_sites
 from pyro_discrete.programs.sites import is_latent, latent_sites, sample_sites
 from pyro_discrete.relaxations.handler import ExtendMessenger
+from pyro_discrete.relaxations.jumps import Report, WatchJumps, refuse_jump, warn_of_jump
 from pyro_discrete.steps.placing import PlaceColumn, PlaceRows
 from pyro_discrete.sums.enumerated_sites import Marginalise
 from pyro_discrete.sums.marginalisation import collapsed, summed_one_by_one
@@ -37,12 +40,14 @@ class Traces:
 
     - `scored`: the model's trace as it is to be scored: discrete sites of its own are summed out there, by a term
       for each group of them; `members` names the sites behind each term.
+    - `watch`: what saw no jump of a relaxed value so far, if this run is watched for any.
     """
 
     guide: Trace
     model: Trace
     scored: Trace
     members: Mapping[str, list[str]]
+    watch: WatchJumps | None = None
 
 
 def run_pair(
@@ -51,20 +56,22 @@ def run_pair(
     placing: PlaceRows | PlaceColumn,
     known: Dependencies = UNKNOWN,
     subsamples: KeepSubsamples | None = None,
+    analytic: bool = True,
 ) -> Traces:
     """The guide once and the model once, under a plate of all rows, or without one for a single column.
 
-    `known` says where the divergence of a relaxed site may be analytic. Raises `StructureChangedError` for more plate
-    dims, or other sites, than the plan knows of.
+    `known` says where the divergence of a relaxed site may be analytic, if any may. Raises `StructureChangedError` for
+    more plate dims, or other sites, than the plan knows of.
     """
-    guide, model = pair.guide, pair.model
+    watch = _watch_jumps(plan, placing, known if known.known else None)
+    guide, model = (pair.guide, pair.model) if watch is None else (watch(pair.guide), watch(pair.model))
     if isinstance(placing, PlaceRows):
         plate = pyro.plate(ROWS_PLATE, placing.layout.size, dim=-1 - plan.batch_dims)
         guide, model = plate(guide), plate(model)
     if subsamples is not None:
         guide, model = subsamples(guide), subsamples(model)
     try:
-        traces = _traces(guide, model, placing, pair, plan, known)
+        traces = _traces(guide, model, placing, pair, plan, known if analytic else UNKNOWN)
         check_matched(traces.guide, traces.model)
     except ValueError as error:
         if "collide at dim" in str(error) and f'"{ROWS_PLATE}"' in str(error):
@@ -75,7 +82,7 @@ def run_pair(
     deepest = max((-f.dim for f in frames if f.dim is not None and f.name != ROWS_PLATE), default=0)
     if deepest > plan.batch_dims:
         raise StructureChangedError("the program has deeper plates than before", deepest)
-    return traces
+    return traces if watch is None else replace(traces, watch=watch)
 
 
 def evaluated(
@@ -85,10 +92,15 @@ def evaluated(
     if known.known and not known.fit(sample_sites(traces.guide), sample_sites(traces.model)):
         raise StructureChangedError("its sites are others than in the trial run")
     keep_graph = any(e.slope_rows for e in placing.taken.values())
+    state, watch = known if known.known else None, traces.watch
     known = known.joined(traces.members)
-    evaluation = objective.evaluate(
-        traces.guide, traces.scored, placing.taken, placing.layout, plan.batch_dims, keep_graph, known
-    )
+    scoring = nullcontext() if watch is None else watch.scoring(traces.guide, traces.model)
+    with scoring:
+        evaluation = objective.evaluate(
+            traces.guide, traces.scored, placing.taken, placing.layout, plan.batch_dims, keep_graph, known
+        )
+    if watch is not None and watch.followed:
+        plan.met.jumps.saw(state, placing.own)
     return evaluation if traces.scored is traces.model else replace(evaluation, model_trace=traces.model)
 
 
@@ -123,3 +135,20 @@ def _traces(
         if name not in drawn and is_latent(msg):
             raise StructureChangedError(f"site {name!r} is new in the model")
     return Traces(guide_trace, model_trace, model_trace, {})
+
+
+def _watch_jumps(plan: Plan, placing: PlaceRows | PlaceColumn, state: Dependencies | None) -> WatchJumps | None:
+    """What sees that the program jumps as a relaxed value moves; None where none is relaxed, or nothing is learned."""
+    estimators = [e for e in plan.estimators.values() if e is not None and e.relaxed]
+    if not estimators or not torch.is_grad_enabled() or not plan.met.jumps.due(state, placing.own):
+        return None
+
+    def watched(name: str) -> Report | None:
+        estimator = placing.taken.get(name)
+        if estimator is None or name not in placing.relaxed:
+            return None
+        if estimator.rests_on_slopes:
+            return refuse_jump(estimator.name) if placing.has_soft_columns else None
+        return warn_of_jump(estimator.name, plan.met.jumps.told) if 0 in estimator.relaxed else None
+
+    return WatchJumps(watched, slopes=any(e.rests_on_slopes for e in estimators))

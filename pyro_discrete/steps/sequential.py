@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.estimators.base import ScoredDraw
-from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
+from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.objectives.base import Evaluation, Objective
 from pyro_discrete.planning.plan import Plan
 from pyro_discrete.planning.products import check_members, in_product
@@ -55,7 +55,7 @@ class _Sequence:
     ) -> tuple[PlaceColumn, Evaluation]:
         known, plan = self.dependencies, self.plan
         placing = PlaceColumn(self.choice, primary, self.layout, plan.batch_dims, owners, known.downstream, given)
-        traces = run_pair(plan, self.pair, placing, known if self.objective.additive else UNKNOWN, self.subsamples)
+        traces = run_pair(plan, self.pair, placing, known, self.subsamples, self.objective.additive)
         evaluation = evaluated(plan, self.objective, traces, placing, known)
         if self.subsamples is None and (self.plan.layout.size > 1 or any(placing.extra.values())):
             self.subsamples = KeepSubsamples.of(evaluation.guide_trace, evaluation.model_trace)

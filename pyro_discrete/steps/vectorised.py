@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
+from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.objectives.base import E, Objective
 from pyro_discrete.planning.plan import Plan
 from pyro_discrete.programs.pair import Pair
@@ -29,11 +29,11 @@ def train_rows(
     plan: Plan, pair: Pair, objective: Objective[E], choice: Choice, known: Dependencies
 ) -> tuple[Outcome, E]:
     """The same, with the evaluation of its rows."""
-    columns, sound = plan.columns, known if objective.additive else UNKNOWN
+    columns = plan.columns
     soft = {columns.rows_of(n)[r] for n, e in plan.given.items() if e is not None for r in e.relaxed if r > 0}
     layout = plan.layout.of(columns.count, columns.owned)
     placing = PlaceRows(choice, columns, layout, plan.batch_dims, soft, known.downstream)  # 2: who draws what, where
-    traces = run_pair(plan, pair, placing, sound)  # 3: guide once, model once
+    traces = run_pair(plan, pair, placing, known, analytic=objective.additive)  # 3: guide once, model once
     evaluation = evaluated(plan, objective, traces, placing, known)  # 4: the loss, and the terms of the costs
     outcome = Outcome(
         over(evaluation.loss, plan.particles),

@@ -50,6 +50,11 @@ class MuProp(Estimator):
             raise SettingError(f"MuProp: decay={decay} given, a number between 0 and 1 expected.")
         self.residuals = RunningMoments(decay)
 
+    @property
+    def rests_on_slopes(self) -> bool:
+        """No: whatever stands for the slope at the mean, which no draw moves, is made up for."""
+        return False
+
     def rows(self, site: SiteView) -> int:
         return 2
 
