@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_discrete.diagnostics.assignments import AssignValues, Choices, innermost
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.programs.parameters import leaf_parameters, parameter_names
+from pyro_discrete.programs.sites import guide_terms, is_random_observation, sample_sites
 
 __all__ = [
     "BoundOracle",
@@ -118,6 +119,8 @@ class Oracle:
             return torch.zeros((), dtype=torch.float64)
         trace.compute_log_prob()
         log_p = self._log_model(model, assign.values, args, kwargs)
+        for name in sample_sites(trace).keys() - guide_terms(trace).keys():
+            trace.remove_node(name)
         return -assign.weight * (log_p - _log_prob_sum(trace))
 
     def _log_model(
@@ -262,6 +265,8 @@ class BoundOracle:
                 if site["type"] != "sample" or name in [n for n, _ in assign.subsets]:
                     continue
                 if type(site["fn"]).__name__ == "_Subsample":
+                    continue
+                if trace is guide_trace and is_random_observation(site):
                     continue
                 frames = {f.name: f.dim for f in site["cond_indep_stack"]}
                 term = sign * torch.as_tensor(site["log_prob"]).double()

@@ -29,7 +29,7 @@ from pyro_discrete.inspection.provenance import Provenance, element_axis
 from pyro_discrete.inspection.trial import Trial, check_rows
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, trace_pair
-from pyro_discrete.programs.sites import Site, family_of, is_latent, latent_sites, sample_sites
+from pyro_discrete.programs.sites import Site, family_of, guide_terms, is_latent, latent_sites, sample_sites
 
 __all__ = [
     "UNKNOWN",
@@ -321,7 +321,7 @@ def _why_not_terms(discrete: Iterable[Site], trial: Trial, known: Dependencies) 
         return f"dependence could escape: {known.reason}"
     plates = {s.name: {p for p in s.plates if p.vectorized} for s in discrete}
     for where, trace in (("guide", trial.guide_trace), ("model", trial.model_trace)):
-        for name, msg in sample_sites(trace).items():
+        for name, msg in (guide_terms(trace) if where == "guide" else sample_sites(trace)).items():
             moving = [s for s in plates if known.influences(s, (where, name))]
             if where == "guide" and msg["is_observed"]:
                 return f"{name!r} of the guide is no draw"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +22,14 @@ from pyro_discrete.errors import (
 )
 from pyro_discrete.families import Family
 from pyro_discrete.programs.dims import plates_of
-from pyro_discrete.programs.pair import KeepSubsamples, Pair, trace_pair
+from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, trace_pair
+from pyro_discrete.programs.parameters import leaf_parameters, parameter_names
 from pyro_discrete.programs.sites import (
     Site,
     base_distribution,
     cardinality,
     family_of,
+    guide_terms,
     is_latent,
     is_random_observation,
     joint_support,
@@ -49,6 +52,7 @@ __all__ = [
     "plain_trial",
     "spread_values",
     "unused_size",
+    "warn_of_observations",
 ]
 
 
@@ -203,6 +207,34 @@ def check_data(model_trace: Trace) -> None:
                 "numbers). Drop the missing data, or fill them (nan_to_num) and leave them out with poutine.mask or "
                 "obs_mask."
             )
+
+
+def warn_of_observations(pair: Pair, trial: Trial) -> None:
+    """Warn that sites which the guide observes count no log q, and of the parameters that get no gradient for it."""
+    observed = sample_sites(trial.guide_trace).keys() - guide_terms(trial.guide_trace).keys()
+    if not observed:
+        return
+    with on_trial(), torch.enable_grad():
+        traces = trace_pair(pair, trial.subsamples)
+        alone = {id(leaf): leaf for name in observed for leaf in _leaves_of(traces[0].nodes[name])}
+        others = [m for n, m in [*guide_terms(traces[0]).items(), *sample_sites(traces[1]).items()]]
+        read = {id(leaf) for msg in others for leaf in _leaves_of(msg)}
+    names = parameter_names(alone, {"guide": pair.guide, "model": pair.model})
+    idle = sorted(names[key] for key in alone.keys() - read)
+    sites = ", ".join(map(repr, sorted(observed)))
+    warnings.warn(
+        f"The guide observes {sites}: data, and no draw of the guide, so that log q leaves out "
+        f"{'its term' if len(observed) == 1 else 'their terms'} under every estimator, and the loss is a bound (Pyro's "
+        "Trace_ELBO subtracts such terms too, and may then lie above the evidence). "
+        + (f"No other term reads {', '.join(idle)}, which get no gradient. " if idle else "")
+        + "Use the data as plain tensors in the guide, or pyro.factor to weigh its draws.",
+        stacklevel=3,
+    )
+
+
+def _leaves_of(msg: Any) -> list[Tensor]:
+    """The parameters that a site's log-probability depends on."""
+    return leaf_parameters(torch.as_tensor(site_log_prob(msg)).sum())
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ from pyro_discrete.inspection.trial import (
     names_of_guide,
     observed_constants,
     plain_trial,
+    warn_of_observations,
 )
 from pyro_discrete.inspection.wiring import Wiring
 from pyro_discrete.objectives.base import Objective
@@ -111,6 +112,7 @@ def make_plan(
             trial.guide_trace, trial.model_trace, trial.subsamples, max(trial.batch_dims, int(max_plate_nesting))
         )
     check_pair(trial)
+    warn_of_observations(pair, trial)
     sites = [Site(m) for m in latent_sites(trial.guide_trace).values()]
     names = latent_sites(trial.guide_trace).keys() | latent_sites(trial.model_trace).keys()
     selection.check_patterns(names, lambda: names | names_of_guide(pair))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_discrete.errors import SiteShapeError
@@ -17,7 +16,7 @@ from pyro_discrete.inspection.trial import Trial, check_pair, check_rows, plain_
 from pyro_discrete.posterior.discrete_posterior import PosteriorRuns
 from pyro_discrete.programs.dims import Frames, plates_of
 from pyro_discrete.programs.pair import Pair, UnconditionSites, on_trial, trace_pair
-from pyro_discrete.programs.sites import is_random_observation, latent_sites, sample_sites, site_log_prob
+from pyro_discrete.programs.sites import guide_terms, is_random_observation, latent_sites, sample_sites, site_log_prob
 from pyro_discrete.sums.components import random_value
 from pyro_discrete.sums.marginalisation import marginal_sites
 
@@ -148,7 +147,7 @@ class _Run:
         self.marginal: dict[str, Frames] = {}
         for label, names in members.items():
             self._marginal(model_trace.nodes[label], [n for n in names if n in observed])
-        self.terms = {**self._terms(guide_trace, False), **self._terms(model_trace, True)}
+        self.terms = {**self._terms(guide_terms(guide_trace), False), **self._terms(sample_sites(model_trace), True)}
         self.frames = {
             (trace is model_trace, n): plates_of(m)
             for trace in (guide_trace, model_trace)
@@ -179,10 +178,10 @@ class _Run:
             self.marginal[name] = plates
         self.log_likelihood[name] = self._log_likelihood(msg, shape)
 
-    def _terms(self, trace: Trace, in_model: bool) -> dict[tuple[bool, str], Tensor]:
+    def _terms(self, sites: Mapping[str, Any], in_model: bool) -> dict[tuple[bool, str], Tensor]:
         """Scaled and masked log-probabilities, `[rows, *batch]` with as many batch dims as the program has plates."""
         terms = {}
-        for name, msg in sample_sites(trace).items():
+        for name, msg in sites.items():
             log_prob = torch.as_tensor(scale_and_mask(site_log_prob(msg), msg["scale"], msg["mask"]))
             batch = tuple(log_prob.shape)[1:] if log_prob.dim() > self.trial.batch_dims else tuple(log_prob.shape)
             padding = (1,) * (self.trial.batch_dims - len(batch))

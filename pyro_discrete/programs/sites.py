@@ -39,6 +39,7 @@ __all__ = [
     "family_of",
     "first",
     "guide_log_prob",
+    "guide_terms",
     "is_deterministic",
     "is_latent",
     "is_random_observation",
@@ -142,6 +143,15 @@ def is_random_observation(msg: Any) -> bool:
     """Whether a trace node is data: observed, and not a deterministic or factor statement."""
     data = msg["type"] == "sample" and msg["is_observed"] and not site_is_subsample(msg)
     return data and not isinstance(base_distribution(msg["fn"]), Delta | Unit)
+
+
+def guide_terms(trace: Any) -> dict[str, Any]:
+    """The sites of a guide's trace that count in log q: its draws and factors.
+
+    A value that the guide was conditioned on (`obs=`) is no draw of q. With its term the bound could lie above the
+    evidence.
+    """
+    return {name: msg for name, msg in sample_sites(trace).items() if not is_random_observation(msg)}
 
 
 def base_distribution(fn: Any) -> Any:
@@ -389,8 +399,7 @@ def guide_log_prob(msg: Any, estimator: Estimator | None) -> tuple[Tensor, Tenso
     `estimator` is None for a site that none drew. A site whose row 0 is relaxed has no score.
     """
     fn, scale, mask = msg["fn"], msg["scale"], msg["mask"]
-    if msg["is_observed"] and not isinstance(base_distribution(fn), Unit | Delta):
-        # a value that the guide was conditioned on is not a draw of q
+    if is_random_observation(msg):  # see `guide_terms`
         return torch.zeros_like(log_prob(fn, msg)), None, None
     if estimator is None:
         parts = fn.score_parts(msg["value"], *msg["args"], **msg["kwargs"])

@@ -201,7 +201,7 @@ class WatchJumps(SiteMessenger):
         if several and not jumps:
             self._keep_indices(name, inputs, result)
             return
-        jumps = jumps or not torch.is_floating_point(result)
+        jumps = jumps or not (isinstance(result, Tensor) and result.is_floating_point())
         if not jumps and (not self.slopes or _in_custom_function()):
             return
         site = self._site(inputs)

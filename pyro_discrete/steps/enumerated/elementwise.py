@@ -21,7 +21,7 @@ from pyro_discrete.inspection.dependencies import Dependencies, _is_deterministi
 from pyro_discrete.planning.plan import Elementwise, Plan
 from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.pair import Pair, SiteMessenger
-from pyro_discrete.programs.sites import _support, is_latent, padded, sample_sites
+from pyro_discrete.programs.sites import _support, guide_terms, is_latent, padded, sample_sites
 from pyro_discrete.sums.components import SumCost
 
 __all__ = [
@@ -73,8 +73,8 @@ def elementwise_loss(plan: Plan, pair: Pair, known: Dependencies) -> Tensor:
     }
     plan.met.closed.update(closed)
     total = -sum(padded(term, plan.batch_dims)[:particles].sum() for term in closed.values())
-    for where, sign, trace in (("model", 1.0, model_trace), ("guide", -1.0, guide_trace)):
-        for name, msg in sample_sites(trace).items():
+    for where, sign, sites in (("model", 1.0, sample_sites(model_trace)), ("guide", -1.0, guide_terms(guide_trace))):
+        for name, msg in sites.items():
             if name not in closed:
                 total = total + sign * terms.of((where, name), msg)
     largest = max(m["value"].numel() for t in (guide_trace, model_trace) for m in sample_sites(t).values())

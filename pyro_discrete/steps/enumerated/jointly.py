@@ -19,7 +19,15 @@ from pyro_discrete.inspection.trial import plain_trial
 from pyro_discrete.planning.plan import Jointly, Plan
 from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.pair import Pair, Substitute, hidden_from_traces
-from pyro_discrete.programs.sites import cardinality, family_of, joint_support, latent_sites, sample_sites, without_mask
+from pyro_discrete.programs.sites import (
+    cardinality,
+    family_of,
+    guide_terms,
+    joint_support,
+    latent_sites,
+    sample_sites,
+    without_mask,
+)
 from pyro_discrete.sums.components import SumCost
 from pyro_discrete.sums.enumerated_sites import Marginalise
 from pyro_discrete.sums.marginalisation import collapsed
@@ -81,10 +89,10 @@ def _weighted(
     model_trace.compute_log_prob()
     weight: Tensor | float = 0.0
     f = -sum(term.flatten(1).sum(1) for term in closed.values())
-    for trace, sign in ((model_trace, 1.0), (guide_trace, -1.0)):
-        for name, msg in sample_sites(trace).items():
+    for terms, sign in ((sample_sites(model_trace), 1.0), (guide_terms(guide_trace), -1.0)):
+        for name, msg in terms.items():
             if name not in closed:
                 f = f + sign * msg["log_prob"].flatten(1).sum(1)
-            if trace is guide_trace and name in sites:
+            if sign < 0 and name in sites:
                 weight = weight + without_mask(msg["fn"]).log_prob(msg["value"]).flatten(1).sum(1)
     return -(torch.as_tensor(weight).exp() * f).sum() / particles

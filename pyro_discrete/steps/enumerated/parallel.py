@@ -25,7 +25,14 @@ from pyro_discrete.inspection.trial import check_matched
 from pyro_discrete.planning.plan import Exact, OneByOne, Parallel, Plan, StructureChangedError
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair
-from pyro_discrete.programs.sites import family_of, is_deterministic, is_latent, latent_sites, sample_sites
+from pyro_discrete.programs.sites import (
+    family_of,
+    guide_terms,
+    is_deterministic,
+    is_latent,
+    latent_sites,
+    sample_sites,
+)
 from pyro_discrete.sums.components import SumCost
 from pyro_discrete.sums.elimination import Elimination, SizesAlone
 from pyro_discrete.sums.enumerated_sites import mark_for_enumeration
@@ -113,6 +120,8 @@ class _ExactELBO(TraceEnum_ELBO):
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
         check_matched(guide_trace, model_trace)
+        for name in sample_sites(guide_trace).keys() - guide_terms(guide_trace).keys():
+            guide_trace.remove_node(name)
         _check_crossing(guide_trace, model_trace)
         self._close(guide_trace, model_trace)
         _in_one_dtype(guide_trace, model_trace)
