@@ -149,8 +149,8 @@ def invalid_parameters(error: ValueError, pair: Pair, step: int) -> DiscreteInfe
         if torch.is_tensor(value) and bool(value.isnan().any()):
             return MissingDataError(
                 f"Argument {name!r} of the program contains NaN ({int(value.isnan().sum())} of {value.numel()} "
-                f"numbers), which reached a distribution: {text.splitlines()[0].rstrip(':')}. Drop or fill the "
-                "missing data, or keep them out with poutine.mask or obs_mask."
+                f"numbers), which reached a distribution: {text.splitlines()[0].rstrip(':')}. Drop the missing data, "
+                "or fill them (torch.nan_to_num) and leave them out with poutine.mask."
             )
     return NonFiniteError(
         f"At step {step} the program made a distribution with parameters that are NaN or infinite: "

@@ -183,30 +183,43 @@ def _as_wide(one: Any, other: Any) -> bool:
         return False
 
 
-def check_data(model_trace: Trace) -> None:
-    """Refuse observed values that are empty, or NaN where no mask hides them."""
-    for msg in sample_sites(model_trace).values():
+def check_data(pair: Pair, trial: Trial) -> None:
+    """Refuse observed values that are empty, or that hold NaN which their distribution does not leave out by itself.
+
+    A mask is not enough: it hides the value of a NaN term, not its gradient (zero times NaN).
+    """
+    for msg in sample_sites(trial.model_trace).values():
         if not is_random_observation(msg) or not torch.is_tensor(msg["value"]):
             continue
-        name, value, mask = msg["name"], msg["value"], msg["mask"]
+        name, value = msg["name"], msg["value"]
         if value.numel() == 0:
             raise EmptyBatchError(
                 f"Observed site {name!r} was given a value of shape {tuple(value.shape)}: the batch holds no data. "
                 "Leave empty batches out."
             )
-        if not value.is_floating_point() or mask is False:
+        if not value.is_floating_point() or msg["mask"] is False or not bool(value.isnan().any()):
             continue
-        missing = value.isnan()
-        if msg["fn"].event_dim:
-            missing = missing.flatten(-msg["fn"].event_dim).any(-1)
-        if torch.is_tensor(mask):
-            missing = missing & mask
-        if bool(missing.any()):
+        with on_trial(), torch.enable_grad():  # slopes are wanted, and the trial may have been without
+            again = trace_pair(pair, trial.subsamples)[1].nodes.get(name, msg)
+        if not _leaves_out(again):
             raise MissingDataError(
                 f"The observed value of site {name!r} contains NaN ({int(value.isnan().sum())} of {value.numel()} "
-                "numbers). Drop the missing data, or fill them (nan_to_num) and leave them out with poutine.mask or "
-                "obs_mask."
+                "numbers), of which its distribution makes no number. Drop the missing data, or fill them "
+                "(torch.nan_to_num) and leave them out with poutine.mask: a mask alone does not keep NaN out of "
+                "gradients."
             )
+
+
+def _leaves_out(msg: Any) -> bool:
+    """Whether a site's log-probability, and its slopes, are numbers though its value holds NaN."""
+    try:
+        with torch.enable_grad():
+            log_prob = torch.as_tensor(site_log_prob(msg))
+            leaves = leaf_parameters(log_prob.sum())
+            slopes = torch.autograd.grad(log_prob.sum(), leaves, allow_unused=True, retain_graph=True) if leaves else ()
+    except ValueError:
+        return False
+    return not any(bool(found.isnan().any()) for found in (log_prob, *slopes) if found is not None)
 
 
 def warn_of_observations(pair: Pair, trial: Trial) -> None:

@@ -100,7 +100,7 @@ def make_plan(
     given, pair = pair, objective.around(pair, training=False)
     try:
         trial = plain_trial(pair)
-        check_data(trial.model_trace)
+        check_data(pair, trial)
         check_batch_dims(trial)
     except (ValueError, RuntimeError, IndexError) as error:
         marked = marked_trial(pair, max_plate_nesting)

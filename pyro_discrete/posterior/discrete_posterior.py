@@ -19,7 +19,7 @@ from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import UNKNOWN, find_dependencies
-from pyro_discrete.inspection.trial import Trial, check_rows, plain_trial
+from pyro_discrete.inspection.trial import Trial, check_data, check_rows, plain_trial
 from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.pair import Pair, SiteMessenger, Substitute, UnconditionSites, on_trial
 from pyro_discrete.programs.sites import (
@@ -187,6 +187,7 @@ class PosteriorRuns:
         self.pair, self.num_samples = pair, num_samples
         with on_trial(), torch.no_grad():
             self.trial: Trial = plain_trial(pair)
+            check_data(pair, self.trial)
             marginal = marginal_sites(self.trial)
             self.settings = {s.name: Enumerate() for s in marginal}
             if marginal:

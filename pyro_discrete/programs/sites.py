@@ -387,8 +387,8 @@ def log_prob(fn: Any, msg: Any) -> Tensor:
         value = msg["value"]
         if msg["is_observed"] and torch.is_tensor(value) and bool(value.isnan().any()):
             raise MissingDataError(
-                f"The observed value of site {msg['name']!r} contains NaN. Drop or fill the missing data, or "
-                f"use obs_mask."
+                f"The observed value of site {msg['name']!r} contains NaN. Drop the missing data, or fill them "
+                "(torch.nan_to_num) and leave them out with poutine.mask."
             ) from error
         raise ValueError(f"While scoring site {msg['name']!r}: {error}") from error
 

@@ -69,6 +69,13 @@ def mark_for_enumeration(msg: Any, settings: Enumerate, marginal: bool, parallel
 def refuse_unguided(name: str, fn: Any, infer: Mapping[str, Any]) -> None:
     """Raise `SiteMatchError` if a site in the model alone cannot be summed out."""
     if family_of(fn) in (None, Family.CONTINUOUS) or not math.isfinite(cardinality(fn)):
+        if name.endswith("_unobserved"):  # what pyro.sample(..., obs_mask=) calls the part that is missing
+            raise SiteMatchError(
+                f"Site {name!r} is what obs_mask leaves to be drawn: missing values that no guide draws, and that have "
+                "no finite support to be summed over. If no later site reads them, fill the gaps (torch.nan_to_num) "
+                "and observe the data under poutine.mask(mask=obs_mask) in the place of obs_mask, which integrates "
+                f"the missing ones out; else draw {name!r} in the guide too."
+            )
         raise SiteMatchError(
             f"Site {name!r} is latent in the model but not drawn in the guide, and {why_not_enumerable(fn, infer)}. "
             "Draw it in the guide too."
