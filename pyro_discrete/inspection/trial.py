@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 
@@ -186,7 +187,7 @@ def _as_wide(one: Any, other: Any) -> bool:
 def check_data(pair: Pair, trial: Trial) -> None:
     """Refuse observed values that are empty, or that hold NaN which their distribution does not leave out by itself.
 
-    A mask is not enough: it hides the value of a NaN term, not its gradient (zero times NaN).
+    A mask hides the value of a NaN term, but not its gradient (zero times NaN), if it has one.
     """
     for msg in sample_sites(trial.model_trace).values():
         if not is_random_observation(msg) or not torch.is_tensor(msg["value"]):
@@ -211,10 +212,10 @@ def check_data(pair: Pair, trial: Trial) -> None:
 
 
 def _leaves_out(msg: Any) -> bool:
-    """Whether a site's log-probability, and its slopes, are numbers though its value holds NaN."""
+    """Whether a site's term, and its slopes, are numbers though its value holds NaN."""
     try:
         with torch.enable_grad():
-            log_prob = torch.as_tensor(site_log_prob(msg))
+            log_prob = torch.as_tensor(scale_and_mask(site_log_prob(msg), mask=msg["mask"]))
             leaves = leaf_parameters(log_prob.sum())
             slopes = torch.autograd.grad(log_prob.sum(), leaves, allow_unused=True, retain_graph=True) if leaves else ()
     except ValueError:
