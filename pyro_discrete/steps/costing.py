@@ -66,8 +66,9 @@ def site_cost(evaluation: Evaluation, name: str, estimator: Estimator, objective
             f"share later terms: they cannot be judged one by one. {objective.instead_of_separable}"
         )
     cost = evaluation.costs.of(name, estimator.local_signals)
-    if cost is None:
-        raise RuntimeError(f"site {name!r} has no cost term, not even its own")
+    if cost is None:  # its own term is in closed form, and no other depends on it: nothing is left to be sampled
+        score = evaluation.scores.get(name)  # none where it is relaxed, and its gradient pathwise
+        return torch.zeros_like(evaluation.costs.totals() if score is None else score).detach()
     return cost
 
 
