@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import reduce
-from operator import add
+from operator import add, sub
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from pyro.distributions import Delta, Unit
 from pyro.distributions.torch_distribution import MaskedDistribution
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import Independent, kl_divergence
+from torch.distributions import Bernoulli, Categorical, Independent, OneHotCategorical, kl_divergence
 
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Estimator
@@ -84,12 +85,31 @@ def _weighed(guide: Any, q: Any, model: Any | None, p: Any) -> Tensor:
     if q.batch_shape != p.batch_shape:  # torch's formulas index one side by a mask of the other
         shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
         q, p = q.expand(shape), p.expand(shape)
-    divergence = kl_divergence(q, p)
+    divergence = _divergence(q, p)
     if _same(guide["scale"], model["scale"]) and guide["mask"] is model["mask"]:
         return scale_and_mask(divergence, guide["scale"], guide["mask"])
     entropy = q.entropy()
     crossed = scale_and_mask(divergence + entropy, model["scale"], model["mask"])
     return crossed - scale_and_mask(entropy, guide["scale"], guide["mask"])
+
+
+def _divergence(q: Any, p: Any) -> Tensor:
+    """KL(q || p), as `kl_divergence` has it, with slopes that are numbers where q gives a value no probability."""
+    if isinstance(q, Independent) and isinstance(p, Independent):
+        if q.reinterpreted_batch_ndims == p.reinterpreted_batch_ndims:
+            return sum_rightmost(_divergence(q.base_dist, p.base_dist), q.reinterpreted_batch_ndims)
+    if isinstance(q, OneHotCategorical) and isinstance(p, OneHotCategorical):
+        q, p = q._categorical, p._categorical
+    if isinstance(q, Categorical) and isinstance(p, Categorical) and q._num_events == p._num_events:
+        logits = (torch.where(q.probs > 0, fn.logits, 0.0) for fn in (q, p))
+        return (q.probs * reduce(sub, logits)).sum(-1)
+    if isinstance(q, Bernoulli) and isinstance(p, Bernoulli):
+        total: Tensor | float = 0.0
+        for probability, sign in ((q.probs, -1), (1 - q.probs, 1)):
+            log_p, log_q = (F.softplus(sign * torch.where(probability > 0, fn.logits, 0.0)) for fn in (p, q))
+            total = total + probability * (log_p - log_q)
+        return torch.as_tensor(total)
+    return kl_divergence(q, p)
 
 
 def _plain(fn: Any) -> Any:

@@ -133,3 +133,51 @@ def test_an_entropy_beside_an_enumerated_reward_is_in_closed_form():
         found = elbo.loss_and_grads(model, plates()[1])
         assert found == pytest.approx(-float(p.sum() + 0.5 * entropy), rel=1e-5)
     assert math.isfinite(elbo.loss(model, plates()[1]))
+
+
+INFINITE = float("inf")
+
+
+@pytest.mark.parametrize("impossible", ["in the guide", "in both"])
+@pytest.mark.parametrize("form", ["Categorical", "OneHotCategorical", "Bernoulli", "bits"])
+@pytest.mark.parametrize("estimator", ["rloo", "reinforce", "gumbel_softmax", "enumerate"])
+def test_values_that_the_guide_makes_impossible(form, impossible, estimator):
+    """Nothing reads the site, so that the gradient is exactly that of the finite divergence, 0 log 0 being 0."""
+    w = torch.tensor([0.2, -0.1], requires_grad=True)
+    categories = "Categorical" in form
+    if not categories and estimator != "gumbel_softmax":
+        pytest.skip("Bernoulli.log_prob is NaN at such logits, and every sampled score with it")
+    least = torch.tensor([-INFINITE])
+
+    def logits(free):
+        return torch.cat([free, least]) if categories else torch.cat([free, least, -least])
+
+    prior = torch.tensor([0.25, 0.25, 0.5]) if categories else torch.tensor([0.3, 0.6, 0.2, 0.7])
+    if impossible == "in both":
+        prior = torch.tensor([0.4, 0.6, 0.0]) if categories else torch.tensor([0.3, 0.6, 0.0, 1.0])
+
+    def site(**given):
+        if form == "bits":
+            return dist.Bernoulli(**given).to_event(1)
+        return getattr(dist, form)(**given)
+
+    def draw(fn):
+        if form == "Bernoulli":
+            with pyro.plate("data", 4):
+                pyro.sample("z", fn)
+        else:
+            pyro.sample("z", fn)
+
+    if categories:
+        q = w.softmax(-1)
+        expected = (q * (q / prior[:2]).log()).sum()
+    else:
+        q = w.sigmoid()
+        expected = (q * (q / prior[:2]).log() + (1 - q) * ((1 - q) / (1 - prior[:2])).log()).sum()
+        if impossible == "in the guide":
+            expected = expected - torch.tensor(0.8 * 0.7).log()
+    (slope,) = torch.autograd.grad(expected, w)
+    elbo = TraceELBO(estimator, num_particles=2, analytic_kl=True)
+    loss = elbo.loss_and_grads(lambda: draw(site(probs=prior)), lambda: draw(site(logits=logits(w))))
+    assert loss == pytest.approx(float(expected), abs=1e-5)
+    assert torch.allclose(w.grad, slope, atol=1e-5)
