@@ -172,7 +172,7 @@ class DiscreteELBO(nn.Module, ELBO):
             return outcome, torch.as_tensor(outcome.loss)  # nothing is learned from a run without gradients
         surrogate = torch.as_tensor(outcome.surrogate)
         if not math.isfinite(surrogate.item()):
-            raise surrogate_not_finite(int(self.step))
+            raise surrogate_not_finite(int(self.step), outcome.traces())
         self._count_step()
         return outcome, surrogate
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from pyro_discrete.errors import DiscreteInferenceError, EmptyBatchError, MissingDataError, NonFiniteError, SettingError
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, trace_pair
 from pyro_discrete.programs.parameters import leaf_parameters
-from pyro_discrete.programs.sites import sample_sites, site_log_prob
+from pyro_discrete.programs.sites import base_distribution, latent_sites, sample_sites, site_log_prob
+from pyro_discrete.relaxations.relaxed_distribution import Relaxed
 
 __all__ = [
     "check_gradients",
@@ -24,6 +25,19 @@ __all__ = [
     "loss_not_finite",
     "surrogate_not_finite",
 ]
+
+
+BEYOND = 1e6
+"""Logits below minus this stand for what is impossible, in a relaxed value's share of them too."""
+
+
+def _impossible(where: str, trace: Trace) -> Iterator[tuple[str, str, float]]:
+    """The discrete sites that give a value no probability, by the least of their logits."""
+    for name, msg in latent_sites(trace).items():
+        base = base_distribution(msg["fn"])
+        logits = getattr(base.base if isinstance(base, Relaxed) else base, "logits", None)
+        if torch.is_tensor(logits) and bool((logits < -BEYOND).any()):
+            yield where, name, logits.min().item()
 
 
 @contextmanager
@@ -83,8 +97,16 @@ def loss_not_finite(loss: float, traces: Iterable[tuple[str, Trace]], step: int)
     )
 
 
-def surrogate_not_finite(step: int) -> NonFiniteError:
-    """The error for a surrogate that is not finite though the loss is."""
+def surrogate_not_finite(step: int, traces: Iterable[tuple[str, Trace]] = ()) -> NonFiniteError:
+    """The error for a surrogate that is not finite though the loss is; it names a site that makes values impossible."""
+    found = [found for where, trace in traces for found in _impossible(where, trace)]
+    for where, name, least in sorted(found, key=lambda each: math.isinf(each[2])):  # first those that were mixed
+        return NonFiniteError(
+            f"The loss is finite at step {step}, but a learning signal times a score is not: site {name!r} of the "
+            f"{where} gives a value no probability (a logit of {least:.2g}), which a relaxed value mixes in. No "
+            "parameter was changed. Choose estimators of hard draws ('rloo', 'nvil', 'coupled'), or let the logits end "
+            "at -20 or so (logits.clamp(min=-20))."
+        )
     return NonFiniteError(
         f"The loss is finite at step {step}, but a learning signal times a score is not: log-probabilities beyond "
         "the float range. No parameter was changed. A lower learning rate or clipped gradients often help."
@@ -145,6 +167,9 @@ def invalid_parameters(error: ValueError, pair: Pair, step: int) -> DiscreteInfe
     shown = text.partition("found invalid values")[2]
     if not shown or not any(word in shown for word in ("nan", "inf", "...")):
         return None
+    refused = _refused_value(error)
+    if refused is not None and bool(refused.isfinite().all()):
+        return _too_coarse(text, refused, step)
     for name, value in [*enumerate(pair.args), *pair.kwargs.items()]:
         if torch.is_tensor(value) and bool(value.isnan().any()):
             return MissingDataError(
@@ -156,4 +181,28 @@ def invalid_parameters(error: ValueError, pair: Pair, step: int) -> DiscreteInfe
         f"At step {step} the program made a distribution with parameters that are NaN or infinite: "
         f"{text.splitlines()[0].rstrip(':')}. No parameter was changed. Look at the learning rate and at the "
         "networks or params behind this distribution."
+    )
+
+
+def _refused_value(error: BaseException) -> Tensor | None:
+    """The tensor that a distribution's validation refused, which its message shows in part."""
+    last, trace = None, error.__traceback__
+    while trace is not None:
+        frame, trace = trace.tb_frame, trace.tb_next
+        if frame.f_code.co_filename.endswith("torch/distributions/distribution.py"):
+            last = frame.f_locals.get("value", last)
+    return last if torch.is_tensor(last) and last.is_floating_point() else None
+
+
+def _too_coarse(text: str, value: Tensor, step: int) -> DiscreteInferenceError | None:
+    """The error for finite probabilities that do not add up to one in half precision; None if that is not why."""
+    if "Simplex()" not in text or value.dtype not in (torch.float16, torch.bfloat16) or bool((value < 0).any()):
+        return None
+    totals = value.sum(-1)
+    worst = totals.detach().flatten()[(totals - 1).abs().argmax()]
+    return SettingError(
+        f"At step {step} the program made a distribution of {value.shape[-1]} categories in {value.dtype}: "
+        f"{text.partition(', but found')[0]}, whose check allows for rounding of 1e-6, but in this precision the "
+        f"probabilities sum to {worst.item():.6g}. Give the distribution logits or probs in single precision "
+        "(logits.float()), or validate_args=False."
     )
