@@ -101,6 +101,11 @@ def _look_for_mismatch(pair: Pair, error: Exception) -> None:
     except Exception:
         return  # one of them does not run: what it raised is the error
     in_guide, in_model = latent_sites(guide_trace), latent_sites(model_trace)
+    for name in in_model.keys() & sample_sites(guide_trace).keys() - in_guide.keys():
+        raise SiteMatchError(
+            f"Site {name!r} is observed in the guide but latent in the model, where it would have to be drawn. Observe "
+            "it in the model too (pyro.condition), or use the data as a plain tensor in the guide."
+        ) from error
     for name in in_guide.keys() & in_model.keys():
         try:
             _check_same_shape(name, in_guide[name], in_model[name])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
@@ -128,7 +129,8 @@ class _Run:
             values = {n: v[0] if rows is None else runs.padded(n, v) for n, v in (values | own).items()}
         guide_trace, model_trace = trace_pair(pair, trial.subsamples, values, leading)
         drawn = {n: m["value"] for n, m in latent_sites(guide_trace).items()} | {n: values[n] for n in own}
-        unconditioned = Pair(UnconditionSites()(pair.model), pair.guide, pair.args, pair.kwargs)
+        guide = poutine.block(pair.guide, hide_fn=is_random_observation)  # what it observes is drawn anew in the model
+        unconditioned = Pair(UnconditionSites()(pair.model), guide, pair.args, pair.kwargs)
         predicted = trace_pair(unconditioned, trial.subsamples, drawn, leading)[1]
         self.posterior = {
             n: self._shaped(m["value"], trial.guide_trace.nodes[n]) for n, m in latent_sites(guide_trace).items()

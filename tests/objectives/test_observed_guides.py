@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import pyro
@@ -11,8 +12,9 @@ import torch
 from torch import nn
 from torch.distributions import constraints
 
-from pyro_discrete import Enumerate, TraceELBO, TraceExpectation, TraceIWELBO
-from pyro_discrete.diagnostics import Oracle
+from pyro_discrete import Enumerate, TraceELBO, TraceExpectation, TraceIWELBO, to_inference_data
+from pyro_discrete.diagnostics import Oracle, pareto_k
+from pyro_discrete.errors import SiteMatchError
 from pyro_discrete.planning.plan import Elementwise, Jointly
 
 DATA = torch.tensor([1.0, 0.0, 1.0])
@@ -214,3 +216,40 @@ def test_captured():
         assert torch.allclose(torch.stack([program.a.grad, program.both.grad]), slopes, atol=1e-5)
     assert elbo.captures is not None
     assert elbo.captures.count == 1
+
+
+@pytest.mark.parametrize("estimator", ["auto", "enumerate", "rloo"])
+def test_a_site_that_is_latent_in_the_model_is_no_match(estimator):
+    def model():
+        t = pyro.sample("t", dist.Bernoulli(0.3))
+        pyro.sample("z", dist.Bernoulli(0.2 + 0.5 * t))
+
+    def guide():
+        pyro.sample("t", dist.Bernoulli(0.6), obs=torch.tensor(1.0))
+        pyro.sample("z", dist.Bernoulli(0.5))
+
+    with pytest.raises(SiteMatchError, match="'t' is observed in the guide but latent in the model"):
+        TraceELBO(estimator, num_particles=2).loss(model, guide)
+
+
+def test_importance_weights_leave_it_out_too():
+    """Of the exact posterior all weights are one, whatever density the guide has of the data."""
+    x = torch.tensor([0.4, -0.2])
+
+    def model():
+        with pyro.plate("data", 2):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.4)))
+            pyro.sample("t", dist.Normal(z, 1.0), obs=x)
+
+    def guide():
+        odds = torch.tensor(0.4).logit() + dist.Normal(1.0, 1.0).log_prob(x) - dist.Normal(0.0, 1.0).log_prob(x)
+        with pyro.plate("data", 2):
+            pyro.sample("t", dist.Normal(0.0, 0.01), obs=x)
+            pyro.sample("z", dist.Bernoulli(logits=odds))
+
+    data = to_inference_data(model, guide, num_samples=20)
+    assert data.posterior_predictive["t"].shape[-1] == 2
+    given = torch.stack([dist.Normal(k, 1.0).log_prob(x) + math.log(p) for k, p in ((0.0, 0.6), (1.0, 0.4))])
+    bound = TraceIWELBO("vimco", num_particles=2).loss(model, guide)
+    assert bound == pytest.approx(-float(given.logsumexp(0).sum()), rel=1e-5)
+    assert pareto_k(model, guide, num_samples=100) is not None
