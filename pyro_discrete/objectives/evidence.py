@@ -97,7 +97,7 @@ def _divergence(q: Any, p: Any) -> Tensor:
     """KL(q || p), as `kl_divergence` has it, with slopes that are numbers where q gives a value no probability."""
     both = isinstance(q, Independent) and isinstance(p, Independent)
     if both and q.reinterpreted_batch_ndims == p.reinterpreted_batch_ndims:
-        return sum_rightmost(_divergence(q.base_dist, p.base_dist), q.reinterpreted_batch_ndims)
+        return torch.as_tensor(sum_rightmost(_divergence(q.base_dist, p.base_dist), q.reinterpreted_batch_ndims))
     if isinstance(q, OneHotCategorical) and isinstance(p, OneHotCategorical):
         q, p = q._categorical, p._categorical
     if isinstance(q, Categorical) and isinstance(p, Categorical) and q._num_events == p._num_events:

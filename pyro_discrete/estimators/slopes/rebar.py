@@ -23,7 +23,9 @@ class REBAR(ConditionallyRelaxed):
     with `z` the relaxed draw behind the hard draw `b`, and `z~` one more drawn given `b`. Three evaluations (hard,
     relaxed, conditionally relaxed), the model has to accept soft values; unbiased whatever `eta` and the temperature
     are. Both are trained (by the caller's optimiser, like a baseline) on the gradient's own second moment. Downstream
-    of a relaxed value relaxable sites take their mean. Serves Bernoulli, Categorical and OneHotCategorical sites.
+    of a relaxed value relaxable sites take their mean. A program that jumps as a relaxed value moves (a comparison,
+    `round`, `argmax`) or drops its slope (`detach`) is refused with `RelaxationError`, as no slope makes up for a jump.
+    Serves Bernoulli, Categorical and OneHotCategorical sites.
 
     - `temperature`, `eta`: where they start, positive; a schedule leaves nothing of the temperature to learn.
       `learn=False` keeps them there.
