@@ -126,8 +126,8 @@ def _factor(name: str, position: int, msg: Any, marginalise: Marginalise, batch_
     at = {f.dim: names.of_plate(f) for f in msg["cond_indep_stack"] if f.dim is not None}
     known = marginalise.dims.get(name, {})
     symbols = ""
-    for dim in range(-log_p.dim(), 0):
-        if log_p.shape[dim] > 1:
+    for dim, size in enumerate(log_p.shape, start=-log_p.dim()):
+        if size > 1:
             if dim < -1 - batch_dims and dim in known:
                 symbols += symbol_of(known[dim])
             elif dim in at:
