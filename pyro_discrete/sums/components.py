@@ -20,6 +20,7 @@ from pyro_discrete.sums.enumerated_sites import Marginalise
 from pyro_discrete.sums.plates import CrossedPlatesError, PlatedTerm, connected, contract_plates
 
 __all__ = [
+    "SCALE_OF_VALUES",
     "Component",
     "Factor",
     "Names",
@@ -175,11 +176,15 @@ def contract(component: Component, ring: Elimination | None = None) -> Tensor:
     try:
         return contract_plates(terms, component.inside, ring or Elimination())[1]
     except CrossedPlatesError as error:
-        raise EnumerationError(
-            f"Sites {_listed(component.sites)} of the model alone depend on each other across plates that are not "
-            f"nested ({_loose_plates(component)}), so that their sum grows exponentially with the plates' sizes: it "
-            f"needs {error}. Draw some of them in the guide too."
-        ) from error
+        raise EnumerationError(_not_nested(component, str(error))) from error
+
+
+def _not_nested(component: Component, needs: str) -> str:
+    return (
+        f"Sites {_listed(component.sites)} of the model alone depend on each other across plates that are not nested "
+        f"({_loose_plates(component)}), so that their sum grows exponentially with the plates' sizes: it needs "
+        f"{needs}. Draw some of them in the guide too."
+    )
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -246,19 +251,17 @@ def within_budget(component: Component, settings: Mapping[str, Enumerate]) -> Su
     allowed = [settings[name] for name in component.sites if name in settings] or [Enumerate()]
     if not any(cost.fits(each) for each in allowed):
         budget = max(allowed, key=lambda e: e.max_elements)
-        crossed = ""
-        if _loose_plates(component) and cost.width > len(component.inside):
-            crossed = (
-                f" The plates of these sites are not nested ({_loose_plates(component)}), so that their sum grows "
-                "exponentially with the plates' sizes."
-            )
-        raise EnumerationError(
-            f"Summing out {len(component.sites)} site(s) of the model alone together ({_listed(component.sites)}) needs "
+        needs = (
             f"a largest table of {magnitude(cost.largest)} elements, over the values of {cost.width} draws, and "
             f"{magnitude(cost.operations)} operations a row; at most {budget.max_elements:.3g} and "
-            f"{budget.max_operations:.3g} are allowed (Enumerate(max_elements=..., max_operations=...)).{crossed} Put "
-            "chains in pyro.markov and independent sites in a pyro.plate, or draw some of these sites in the guide "
-            "too, by 'rloo' or 'nvil'."
+            f"{budget.max_operations:.3g} are allowed (Enumerate(max_elements=..., max_operations=...))"
+        )
+        if cost.width > len(component.inside):  # elements of plates by themselves
+            raise EnumerationError(_not_nested(component, needs))
+        raise EnumerationError(
+            f"Summing out {len(component.sites)} site(s) of the model alone together ({_listed(component.sites)}) "
+            f"needs {needs}. Put chains in pyro.markov and independent sites in a pyro.plate, or draw some of these "
+            "sites in the guide too, by 'rloo' or 'nvil'."
         )
     return cost
 

@@ -24,6 +24,7 @@ from pyro_discrete.programs.sites import (
     family_of,
     is_latent,
     joint_support,
+    weighed_log_prob,
     why_not_enumerable,
     without_mask,
 )
@@ -204,21 +205,25 @@ class EnumerateSites(SiteMessenger):
         known = {**upstream, **held}
         for dim in shown:
             number = known.get(dim, UNCLEAR)
-            if number == UNCLEAR or upstream.get(dim, number) != number:
+            if (number == UNCLEAR or upstream.get(dim, number) != number) and self._in_term(msg, dim):
                 self._refuse(msg["name"], dim)
-        self._in_value[msg["name"]] = {d: known[d] for d in in_value}
+        self._in_value[msg["name"]] = {d: known[d] for d in in_value if d in known}
         self._note(msg, known)
+
+    def _in_term(self, msg: Any, dim: int) -> bool:
+        """Whether a site's term has a dim: its batch shape may be wider."""
+        return dim in self._shown(weighed_log_prob(msg).shape)
 
     def _refuse(self, name: str, dim: int) -> None:
         other = self.given.owners.get(dim)
         if other is None:
             raise SiteShapeError(
-                f"Site {name!r} has dim {dim} of a size other than 1, which is in no plate and belongs to no enumerated "
-                "site. Index from the right, so that dims on the left broadcast."
+                f"Site {name!r} has dim {dim} of a size other than 1, which is in no plate and belongs to no "
+                "enumerated site. Index from the right, so that dims on the left broadcast."
             )
         raise EnumerationError(
-            f"Site {name!r} depends on an enumerated draw that pyro.markov does not let it see (as it seems {other!r}): "
-            "it was drawn more steps before than the `history` of its pyro.markov, or in one that has ended. Give "
+            f"Site {name!r} depends on an enumerated draw (as it seems {other!r}) that pyro.markov does not let it "
+            "see: it was drawn more steps before than the `history` of its pyro.markov, or in one that has ended. Give "
             "pyro.markov as long a history as the program looks back (history=2 for a chain of second order), in the "
             "guide too, or draw these sites by 'rloo' or 'nvil'."
         )

@@ -143,11 +143,12 @@ def _to_unroll(
     """The plates whose elements are to be taken one by one, for terms of these plates, dims and sizes."""
     terms = [PlatedTerm(plates, Table(shape, dims)) for plates, dims, shape in signature]
     shared = frozenset.intersection(*(t.plates for t in terms))
-    sizes = {d: n for plates, dims, shape in signature for d, n in zip(dims, shape, strict=True) if d in plates - shared}
-    loose = sorted((d for d in sizes if sizes[d] <= UNROLLED), key=sizes.__getitem__)
+    loose = [(d, n) for plates, dims, sizes in signature for d, n in zip(dims, sizes, strict=True) if d in plates]
+    sizes = {d: n for d, n in loose if d not in shared}
+    few = sorted((d for d in sizes if sizes[d] <= UNROLLED), key=sizes.__getitem__)
     best: tuple[int, tuple[str, ...]] | None = None
-    for count in range(1, 1 + len(loose)):
-        for plates in combinations(loose, count):
+    for count in range(1, 1 + len(few)):
+        for plates in combinations(few, count):
             if math.prod(sizes[p] for p in plates) > UNROLLED**2:
                 continue
             made, within = terms, dict(inside)
