@@ -230,7 +230,8 @@ def _elements(provenance: Provenance, traces: tuple[Trace, Trace]) -> dict[Key, 
     found = {}
     for key, msg in _sites(traces):
         fn = msg["fn"]
-        if isinstance(fn, Independent) and isinstance(msg["value"], Tensor):
+        weighed = provenance.of(msg["scale"], msg["mask"])  # these are of all of the site's elements
+        if isinstance(fn, Independent) and isinstance(msg["value"], Tensor) and not weighed:
             log_prob = fn.base_dist.log_prob(msg["value"])
             axis = provenance.axis_of(log_prob)
             if axis is not None and -axis <= fn.reinterpreted_batch_ndims:

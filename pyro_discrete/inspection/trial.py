@@ -37,6 +37,7 @@ from pyro_discrete.programs.sites import (
     latent_sites,
     sample_sites,
     site_log_prob,
+    weighed_log_prob,
 )
 
 __all__ = [
@@ -279,7 +280,7 @@ def crossing_site(pair: Pair, trial: Trial, sites: Iterable[Site]) -> tuple[str,
             others = {s.name: _other_value(s, attempt) for s in group}
             again = sample_sites(trace_pair(pair, trial.subsamples, fixed | others)[1])
             for name in outside:
-                if name not in again or not torch.equal(site_log_prob(again[name]), site_log_prob(nodes[name])):
+                if name not in again or not torch.equal(weighed_log_prob(again[name]), weighed_log_prob(nodes[name])):
                     return name, group[0]
     return None
 
@@ -456,10 +457,15 @@ def _mixing_site(pair: Pair, trial: Trial, guide_trace: Trace, model_trace: Trac
             if changed:
                 return min(changed)
         for name, msg in together.items():
-            expected, again = (site_log_prob(sites[name]) for sites in alone)
+            expected, again = (weighed_log_prob(sites[name]) for sites in alone)
             if not torch.equal(expected, again):
                 continue
-            got = site_log_prob(msg)[row].reshape(expected.shape)
-            if not torch.allclose(got, expected, rtol=1e-3, atol=1e-3, equal_nan=True):
+            try:
+                got = weighed_log_prob(msg)[row]
+            except RuntimeError:
+                return name
+            if got.numel() != expected.numel():  # a mask or scale that takes rows for another dim, too
+                return name
+            if not torch.allclose(got.reshape(expected.shape), expected, rtol=1e-3, atol=1e-3, equal_nan=True):
                 return name
     return None

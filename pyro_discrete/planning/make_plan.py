@@ -288,9 +288,9 @@ def _enumeration_plan(
     for site in everything:
         if site.name not in separated:
             _check_support(site, settings, joined)
-    order = Order({n: plates_of(m) for n, m in sample_sites(trial.guide_trace).items()}, {})
-    joint = any(p.vectorized for s in discrete for p in order.escapes(s.name))
-    joint = not separated and (joint or crossing_site(pair, trial, everything) is not None)
+    joint = not separated and crossing_site(pair, trial, everything) is not None
+    if explicit and not joint and not separated:
+        joint = _small_jointly(trial, discrete, settings, selection.particles)
     coupling = ESCAPES
     if not separated and not joint:
         joined_by = joined_elements(pair, trial, everything)
@@ -348,6 +348,20 @@ def _plan_by_marks(trial: Trial, selection: Selection, objective: Objective, err
     planned += [_marginal_plan(site) for site in marginal_sites(trial)]
     way = Parallel(settings, explicit=True, at_once=False, untried=True)
     return Plan(way, planned, chosen, Columns(), selection.particles, trial.batch_dims)
+
+
+def _small_jointly(trial: Trial, discrete: list[Site], settings: Enumerate, particles: int) -> bool:
+    """Whether joint values of all elements are few, and may be needed: a later site of the guide is outside a plate.
+
+    Where they are not few, the dims of a run in parallel tell whether that site depends on one inside. One in a plate
+    beside it is left to these, too.
+    """
+    drawn = latent_sites(trial.guide_trace)
+    plates = {name: frozenset(p for p in plates_of(msg) if p.vectorized) for name, msg in drawn.items()}
+    names = list(plates)
+    outside = any(plates[later] < plates[s.name] for s in discrete for later in names[names.index(s.name) + 1 :])
+    number = math.prod(int(s.cardinality) ** math.prod(s.distribution.batch_shape) for s in discrete)
+    return outside and number * numbers_of(trial) * particles <= settings.max_elements
 
 
 def _fits(site: Site, settings: Enumerate) -> bool:

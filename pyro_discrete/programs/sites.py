@@ -50,6 +50,7 @@ __all__ = [
     "padded",
     "sample_sites",
     "site_log_prob",
+    "weighed_log_prob",
     "why_not_enumerable",
     "without_mask",
 ]
@@ -137,6 +138,11 @@ def latent_sites(trace: Any) -> dict[str, Any]:
 def site_log_prob(msg: Any) -> Tensor:
     """The log-probability of a trace node's value by its distribution, neither scaled nor masked from outside."""
     return msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+
+
+def weighed_log_prob(msg: Any) -> Tensor:
+    """The same, scaled and masked."""
+    return torch.as_tensor(scale_and_mask(site_log_prob(msg), msg["scale"], msg["mask"]))
 
 
 def is_random_observation(msg: Any) -> bool:

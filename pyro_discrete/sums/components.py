@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from pyro.distributions.util import scale_and_mask
-from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
@@ -19,8 +17,10 @@ from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.programs.sites import sample_sites
 from pyro_discrete.sums.elimination import Elimination, Reduce, SizesAlone, log_sum_exp
 from pyro_discrete.sums.enumerated_sites import Marginalise
+from pyro_discrete.sums.plates import CrossedPlatesError, PlatedTerm, connected, contract_plates
 
 __all__ = [
+    "SCALE_OF_VALUES",
     "Component",
     "Factor",
     "Names",
@@ -29,6 +29,8 @@ __all__ = [
     "components",
     "contract",
     "highest",
+    "joined_factors",
+    "magnitude",
     "random_value",
     "shares",
     "symbol_of",
@@ -54,10 +56,13 @@ class Factor:
 
 @dataclass
 class Component:
-    """Factors that share enumerated dims, directly or through others: they are summed out together."""
+    """Factors that share enumerated dims, directly or through others: they are summed out together.
+
+    `inside`: for each symbol that is summed over, the plates in which its site is drawn.
+    """
 
     factors: list[Factor]
-    symbols: set[str]
+    inside: Mapping[str, frozenset[str]]
     sites: list[str]
 
     @property
@@ -94,40 +99,40 @@ def components(model_trace: Trace, marginalise: Marginalise, batch_dims: int) ->
         if name in marginalise.own or _reaches_left(msg, batch_dims):
             factors.append(_factor(name, position, msg, marginalise, batch_dims, names))
     _check_plates(factors, marginalise, names)
-    group: dict[str, Component] = {}
-    found: list[Component] = []
-    for factor in factors:
-        joined = Component([factor], set(factor.symbols), [])
-        for other in {id(group[s]): group[s] for s in factor.symbols if s in group}.values():
-            small, joined = sorted((joined, other), key=lambda c: len(c.symbols))
-            joined.factors += small.factors
-            joined.symbols |= small.symbols
-            group.update(dict.fromkeys(small.symbols, joined))
-        group.update(dict.fromkeys(factor.symbols, joined))
-        if not factor.symbols:
-            found.append(joined)  # a support of one value
-    found += {id(c): c for c in group.values()}.values()
-    for component in found:
-        component.factors.sort(key=lambda f: f.position)
-        component.sites = [f.name for f in component.factors if f.name in marginalise.own]
-    return sorted(found, key=lambda c: c.factors[0].position), names
+    inside = {symbol_of(marginalise.own[f.name]): f.plates for f in factors if f.name in marginalise.own}
+    return joined_factors(factors, inside, marginalise.own), names
+
+
+def joined_factors(
+    factors: Sequence[Factor], inside: Mapping[str, frozenset[str]], own: Collection[str]
+) -> list[Component]:
+    """Factors by connected component, in the order of their first ones; `own` are the sites that are summed out."""
+    found = []
+    for group in connected(factors, lambda factor: factor.symbols):
+        symbols = frozenset[str]().union(*(f.symbols for f in group))
+        sites = [f.name for f in group if f.name in own]
+        found.append(Component(group, {s: inside[s] for s in symbols if s in inside}, sites))
+    return found
 
 
 def _reaches_left(msg: Any, batch_dims: int) -> bool:
-    """Whether a site's log-probability has a dim left of rows and plates."""
-    value = msg["value"].dim() if torch.is_tensor(msg["value"]) else 0
-    return max(len(getattr(msg["fn"], "batch_shape", ())), value - msg["fn"].event_dim) > 1 + batch_dims
+    """Whether a site's term has a dim left of rows and plates: by its distribution, value, mask or scale."""
+    value, fn = msg["value"], msg["fn"]
+    dims = [len(getattr(fn, "batch_shape", ())), *(t.dim() for t in (msg["mask"], msg["scale"]) if torch.is_tensor(t))]
+    return max(dims[0], value.dim() - fn.event_dim if torch.is_tensor(value) else 0, *dims) > 1 + batch_dims
 
 
 def _factor(name: str, position: int, msg: Any, marginalise: Marginalise, batch_dims: int, names: Names) -> Factor:
     log_p = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
     if marginalise.masked or name not in marginalise.own:
         log_p = scale_and_mask(log_p, mask=msg["mask"])
+    if torch.is_tensor(msg["scale"]) and msg["scale"].dim() > 1 + batch_dims and msg["scale"].numel() > 1:
+        raise EnumerationError(SCALE_OF_VALUES.format(name=name, shape=tuple(msg["scale"].shape)))
     at = {f.dim: names.of_plate(f) for f in msg["cond_indep_stack"] if f.dim is not None}
     known = marginalise.dims.get(name, {})
     symbols = ""
-    for dim in range(-log_p.dim(), 0):
-        if log_p.shape[dim] > 1:
+    for dim, size in enumerate(log_p.shape, start=-log_p.dim()):
+        if size > 1:
             if dim < -1 - batch_dims and dim in known:
                 symbols += symbol_of(known[dim])
             elif dim in at:
@@ -141,6 +146,13 @@ def _factor(name: str, position: int, msg: Any, marginalise: Marginalise, batch_
     packed._pyro_dims = symbols  # type: ignore[attr-defined]
     plates = frozenset(at.values())
     return Factor(name, position, packed, frozenset(symbols) - plates, plates, msg)
+
+
+SCALE_OF_VALUES = (
+    "Site {name!r} has a poutine.scale of shape {shape}, which depends on a site that is summed out: a sum needs one "
+    "scale for all of its terms. Put what depends on the site into the distribution or a pyro.factor, or draw the site "
+    "in the guide too."
+)
 
 
 def _check_plates(factors: Sequence[Factor], marginalise: Marginalise, names: Names) -> None:
@@ -160,19 +172,29 @@ def _check_plates(factors: Sequence[Factor], marginalise: Marginalise, names: Na
 
 def contract(component: Component, ring: Elimination | None = None) -> Tensor:
     """The component's marginal log-likelihood, packed: `[*plates that all of its factors are in]`."""
-    tree: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
-    for factor in component.factors:
-        tree.setdefault(factor.plates, []).append(factor.value)
+    terms = [PlatedTerm(f.plates, f.value) for f in component.factors]
     try:
-        contracted = contract_tensor_tree(tree, set(component.symbols), ring=ring or Elimination())
-    except NotImplementedError as error:
-        raise EnumerationError(
-            f"Sites {', '.join(map(repr, component.sites))} of the model alone depend on each other across plates that "
-            f"are not nested, so that their sum grows exponentially with the plates' sizes ({error}). Draw some of "
-            "them in the guide too."
-        ) from error
-    ((term,),) = contracted.values()
-    return term
+        return contract_plates(terms, component.inside, ring or Elimination())[1]
+    except CrossedPlatesError as error:
+        raise EnumerationError(_not_nested(component, str(error))) from error
+
+
+def _not_nested(component: Component, needs: str) -> str:
+    return (
+        f"Sites {_listed(component.sites)} of the model alone depend on each other across plates that are not nested "
+        f"({_loose_plates(component)}), so that their sum grows exponentially with the plates' sizes: it needs "
+        f"{needs}. Draw some of them in the guide too."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:6])) + (", ..." if len(names) > 6 else "")
+
+
+def _loose_plates(component: Component) -> str:
+    """The plates that not all factors of a component are in, with their sizes."""
+    stacks = [{(p.name, p.size) for p in f.message["cond_indep_stack"] if p.vectorized} for f in component.factors]
+    return ", ".join(f"{name!r} of {size}" for name, size in sorted(set().union(*stacks) - set.intersection(*stacks)))
 
 
 def unpacked(term: Tensor, symbols: str, names: Names) -> Tensor:
@@ -188,25 +210,39 @@ def unpacked(term: Tensor, symbols: str, names: Names) -> Tensor:
 
 @dataclass(frozen=True)
 class SumCost:
-    """What an exact sum costs, in elements: its largest table, and all tables together (what has to be computed)."""
+    """What an exact sum costs, in elements: its largest table, and all tables together (what has to be computed).
+
+    `width`: how many draws the largest table joins.
+    """
 
     largest: int = 0
     operations: int = 0
+    width: int = 0
 
     def __str__(self) -> str:
-        return f"largest table {self.largest:.3g} elements, {self.operations:.3g} operations"
+        return f"largest table {magnitude(self.largest)} elements, {magnitude(self.operations)} operations"
 
     def beside(self, other: SumCost) -> SumCost:
         """Both, one after the other."""
-        return SumCost(max(self.largest, other.largest), self.operations + other.operations)
+        return SumCost(
+            max(self.largest, other.largest), self.operations + other.operations, max(self.width, other.width)
+        )
 
     def times(self, rows: int) -> SumCost:
         """As many at once."""
-        return SumCost(self.largest * rows, self.operations * rows)
+        return SumCost(self.largest * rows, self.operations * rows, self.width)
 
     def fits(self, settings: Enumerate) -> bool:
         """Whether it is within the budget."""
         return self.largest <= settings.max_elements and self.operations <= settings.max_operations
+
+
+def magnitude(number: float) -> str:
+    """Three digits of a number, of a whole one of any size."""
+    try:
+        return f"{number:.3g}"
+    except OverflowError:
+        return f"1e+{len(str(number)) - 1}"
 
 
 def within_budget(component: Component, settings: Mapping[str, Enumerate]) -> SumCost:
@@ -215,13 +251,17 @@ def within_budget(component: Component, settings: Mapping[str, Enumerate]) -> Su
     allowed = [settings[name] for name in component.sites if name in settings] or [Enumerate()]
     if not any(cost.fits(each) for each in allowed):
         budget = max(allowed, key=lambda e: e.max_elements)
-        sites = ", ".join(map(repr, component.sites[:6])) + (", ..." if len(component.sites) > 6 else "")
+        needs = (
+            f"a largest table of {magnitude(cost.largest)} elements, over the values of {cost.width} draws, and "
+            f"{magnitude(cost.operations)} operations a row; at most {budget.max_elements:.3g} and "
+            f"{budget.max_operations:.3g} are allowed (Enumerate(max_elements=..., max_operations=...))"
+        )
+        if cost.width > len(component.inside):  # elements of plates by themselves
+            raise EnumerationError(_not_nested(component, needs))
         raise EnumerationError(
-            f"Summing out {len(component.sites)} site(s) of the model alone together ({sites}) needs a largest table "
-            f"of {cost.largest:.3g} elements and {cost.operations:.3g} operations a row; at most "
-            f"{budget.max_elements:.3g} and {budget.max_operations:.3g} are allowed (Enumerate(max_elements=..., "
-            "max_operations=...)). Put chains in pyro.markov and independent sites in a pyro.plate, or draw some of "
-            "these sites in the guide too, by 'rloo' or 'nvil'."
+            f"Summing out {len(component.sites)} site(s) of the model alone together ({_listed(component.sites)}) "
+            f"needs {needs}. Put chains in pyro.markov and independent sites in a pyro.plate, or draw some of these "
+            "sites in the guide too, by 'rloo' or 'nvil'."
         )
     return cost
 
@@ -231,7 +271,7 @@ def component_cost(component: Component) -> SumCost:
     ring = SizesAlone()
     contract(component, ring)
     tables = [f.value.numel() for f in component.factors]
-    return SumCost(max(ring.largest, *tables), ring.operations + sum(tables))
+    return SumCost(max(ring.largest, *tables), ring.operations + sum(tables), ring.width)
 
 
 def highest(table: Tensor, dim: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from pyro.ops.rings import LogRing
@@ -15,7 +16,11 @@ __all__ = [
     "Elimination",
     "Reduce",
     "SizesAlone",
+    "Table",
+    "dims_of",
     "log_sum_exp",
+    "named",
+    "selected",
 ]
 
 
@@ -56,6 +61,9 @@ class Elimination(LogRing):
         self.largest = 0
         self.operations = 0
 
+    def begin(self, dims: Iterable[str]) -> None:
+        """These are the dims that will be summed over."""
+
     def sumproduct(self, terms: Iterable[Tensor], dims: Iterable[str]) -> Tensor:
         """The sum of `terms` (a product, in log space) over `dims`; terms have their dims' symbols in `_pyro_dims`."""
         terms, pending = list(terms), sorted(dims)
@@ -68,12 +76,12 @@ class Elimination(LogRing):
         held = dict(enumerate(terms))
         where: dict[str, set[int]] = {dim: set() for dim in dims}
         for i, term in held.items():
-            for dim in _dims(term):
+            for dim in dims_of(term):
                 if dim in where:
                     where[dim].add(i)
 
         def size(dim: str) -> int:
-            sizes = {d: n for i in where[dim] for d, n in zip(_dims(held[i]), held[i].shape, strict=True)}
+            sizes = {d: n for i in where[dim] for d, n in zip(dims_of(held[i]), held[i].shape, strict=True)}
             return math.prod(sizes.values())
 
         heap = [(size(dim), dim) for dim in where]
@@ -88,31 +96,31 @@ class Elimination(LogRing):
                 continue
             touched = where.pop(dim)
             made = self._summed(self._combined([held.pop(i) for i in sorted(touched)]), dim)
-            for other in _dims(made):
+            for other in dims_of(made):
                 if other in where:
                     where[other] = (where[other] - touched) | {following}
             held[following] = made
             following += 1
-            for other in _dims(made):
+            for other in dims_of(made):
                 if other in where and len(where[other]) <= LONG:
                     heapq.heappush(heap, (size(other), other))
         return list(held.values())
 
     def _summed(self, table: Tensor, dim: str) -> Tensor:
-        if dim not in _dims(table):
+        if dim not in dims_of(table):
             return table
-        position = _dims(table).index(dim)
-        return _named(self.reduce(table, position), _dims(table).replace(dim, ""))
+        position = dims_of(table).index(dim)
+        return named(self.reduce(table, position), dims_of(table).replace(dim, ""))
 
     def _combined(self, terms: Sequence[Tensor]) -> Tensor:
         """The terms' product, over the union of their dims."""
         if len(terms) == 1:
             self._note(terms[0].numel())
             return terms[0]
-        union = "".join(sorted({d for t in terms for d in _dims(t)}))
+        union = "".join(sorted({d for t in terms for d in dims_of(t)}))
         table = self._added(terms, union)
         self._note(table.numel())
-        return _named(table, union)
+        return named(table, union)
 
     def _added(self, terms: Sequence[Tensor], union: str) -> Tensor:
         table = _aligned(terms[0], union)
@@ -129,7 +137,7 @@ class Elimination(LogRing):
         while True:
             neighbours: dict[str, set[str]] = {dim: set() for dim in dims}
             for term in terms:
-                inside = {d for d in _dims(term) if d in neighbours}
+                inside = {d for d in dims_of(term) if d in neighbours}
                 for dim in inside:
                     neighbours[dim] |= inside
             leaves = [d for d, others in neighbours.items() if len(others) <= 2]
@@ -142,8 +150,8 @@ class Elimination(LogRing):
         counts = dict.fromkeys(dims, 0)
         sizes: dict[str, int] = {}
         for term in terms:
-            sizes.update(zip(_dims(term), term.shape, strict=True))
-            for dim in _dims(term):
+            sizes.update(zip(dims_of(term), term.shape, strict=True))
+            for dim in dims_of(term):
                 if dim in counts:
                     counts[dim] += 1
         hubs = [d for d in dims if counts[d] > max(LONG, len(terms) // 4)]
@@ -151,18 +159,18 @@ class Elimination(LogRing):
         if len(links) < LONG or len({sizes[d] for d in links}) > 1:
             return terms, dims
         index = {dim: i for i, dim in enumerate(links)}
-        touched = [[index[d] for d in _dims(t) if d in index] for t in terms]
+        touched = [[index[d] for d in dims_of(t) if d in index] for t in terms]
         width = max(max(max(at) - min(at) for at in touched if at), 1)
         states = sizes[links[0]] ** width
-        others = {d: n for t in terms for d, n in zip(_dims(t), t.shape, strict=True) if d not in index}
+        others = {d: n for t in terms for d, n in zip(dims_of(t), t.shape, strict=True) if d not in index}
         if len(links) // width < LONG // 4 or states**3 * math.prod(others.values()) > SCAN_TABLE:
             return terms, dims
         spare = len(links) % width
         terms = self._eliminate(terms, links[:spare])
-        chain = [t for t in terms if any(d in index for d in _dims(t))]
-        rest = [t for t in terms if not any(d in index for d in _dims(t))]
+        chain = [t for t in terms if any(d in index for d in dims_of(t))]
+        rest = [t for t in terms if not any(d in index for d in dims_of(t))]
         batch = "".join(sorted(others))
-        return [*rest, _named(self._scanned(chain, links[spare:], width, sizes, batch), batch)], hubs
+        return [*rest, named(self._scanned(chain, links[spare:], width, sizes, batch), batch)], hubs
 
     def _scanned(
         self, terms: Sequence[Tensor], dims: Sequence[str], width: int, sizes: dict[str, int], batch: str
@@ -178,34 +186,51 @@ class Elimination(LogRing):
         return self.reduce(self.reduce(matrices[0], 0), 0) + taken
 
 
+class Table:
+    """A term of which the sizes alone are known, however large they are."""
+
+    def __init__(self, shape: Iterable[int], dims: str) -> None:
+        self.shape, self._pyro_dims = tuple(shape), dims
+
+    def numel(self) -> int:
+        """How many elements it has."""
+        return math.prod(self.shape)
+
+
 class SizesAlone(Elimination):
-    """Goes the way of `Elimination` with the sizes of its tables, and computes none of them."""
+    """Goes the way of `Elimination` with the sizes of its tables, and computes none of them.
 
-    def product(self, term: Tensor, ordinal: Iterable[str]) -> Tensor:
-        kept = "".join(d for d in _dims(term) if d not in ordinal)
-        sizes = dict(zip(_dims(term), term.shape, strict=True))
-        return _named(_blank([sizes[d] for d in kept]), kept)
+    - `width`: how many of the dims that are summed over the largest table joins.
+    """
 
-    def _added(self, terms: Sequence[Tensor], union: str) -> Tensor:
-        sizes = {d: n for t in terms for d, n in zip(_dims(t), t.shape, strict=True)}
-        return _blank([sizes[d] for d in union])
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 0
+        self.summed: set[str] = set()
 
-    def _summed(self, table: Tensor, dim: str) -> Tensor:
+    def begin(self, dims: Iterable[str]) -> None:
+        self.summed.update(dims)
+
+    def product(self, term: Any, ordinal: Iterable[str]) -> Any:
+        sizes = {d: n for d, n in zip(dims_of(term), term.shape, strict=True) if d not in ordinal}
+        return Table(sizes.values(), "".join(sizes))
+
+    def _added(self, terms: Sequence[Any], union: str) -> Any:
+        sizes = {d: n for t in terms for d, n in zip(dims_of(t), t.shape, strict=True)}
+        made = Table((sizes[d] for d in union), union)
+        if made.numel() >= self.largest:
+            self.width = sum(d in self.summed for d in union)
+        return made
+
+    def _summed(self, table: Any, dim: str) -> Any:
         return self.product(table, dim)
 
-    def _scanned(
-        self, terms: Sequence[Tensor], dims: Sequence[str], width: int, sizes: dict[str, int], batch: str
-    ) -> Tensor:
+    def _scanned(self, terms: Sequence[Any], dims: Sequence[str], width: int, sizes: dict[str, int], batch: str) -> Any:
         rest, links = [sizes[d] for d in batch], len(dims) // width - 1
         while links > 1:
             self._note(links // 2 * sizes[dims[0]] ** (3 * width) * math.prod(rest))
             links = (links + 1) // 2
-        return _blank(rest)
-
-
-def _blank(shape: Sequence[int]) -> Tensor:
-    """A tensor of that shape that takes no memory."""
-    return torch.zeros(()).expand(list(shape))
+        return Table(rest, batch)
 
 
 def _links(terms: Sequence[Tensor], dims: Sequence[str], width: int, sizes: dict[str, int], batch: str) -> Tensor:
@@ -215,10 +240,10 @@ def _links(terms: Sequence[Tensor], dims: Sequence[str], width: int, sizes: dict
     alike: dict[tuple[tuple[int, ...], str, int], list[tuple[int, Tensor]]] = {}
     seen: dict[tuple[int, tuple[int, ...], str], int] = {}
     for term in terms:
-        at = sorted(index[d] for d in _dims(term) if d in index)
+        at = sorted(index[d] for d in dims_of(term) if d in index)
         link = max(at[-1] // width - 1, 0)
         places = tuple(i - link * width for i in at)
-        beside = "".join(sorted(d for d in _dims(term) if d not in index))
+        beside = "".join(sorted(d for d in dims_of(term) if d not in index))
         number = seen[link, places, beside] = seen.get((link, places, beside), -1) + 1
         ordered = _aligned(term, "".join([dims[i] for i in at]) + beside)
         alike.setdefault((places, beside, number), []).append((link, ordered))
@@ -245,18 +270,31 @@ def _near_zero(matrices: Tensor) -> tuple[Tensor, Tensor]:
     return matrices - largest, largest.sum((0, 1, 2))
 
 
-def _dims(term: Tensor) -> str:
+def dims_of(term: Any) -> str:
+    """The symbols of a term's dims."""
     return term._pyro_dims  # type: ignore[attr-defined]
 
 
-def _named(term: Tensor, dims: str) -> Tensor:
-    term._pyro_dims = dims  # type: ignore[attr-defined]
+def named(term: Any, dims: str) -> Any:
+    """The term, its dims marked by these symbols."""
+    term._pyro_dims = dims
     return term
+
+
+def selected(term: Any, dim: str, index: int) -> Any:
+    """The term at one index of a dim; itself where it has no such dim."""
+    dims = dims_of(term)
+    if dim not in dims:
+        return term[...] if isinstance(term, Tensor) else Table(term.shape, dims)
+    position = dims.index(dim)
+    if isinstance(term, Tensor):
+        return named(term.select(position, index), dims.replace(dim, ""))
+    return Table((*term.shape[:position], *term.shape[position + 1 :]), dims.replace(dim, ""))
 
 
 def _aligned(term: Tensor, dims: str) -> Tensor:
     """The term with its dims in the order of `dims`, of size 1 where it has none."""
-    own = _dims(term)
+    own = dims_of(term)
     if own == dims:
         return term
     ordered = term.permute([own.index(d) for d in dims if d in own])

@@ -1,33 +1,37 @@
-"""How a site is enumerated: its joint support, its score without mask, and the size of the table it makes."""
+"""How sites are enumerated: their joint support, score without mask and table, and the dims their values stand in."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from typing import Any, ClassVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.enum_messenger import enumerate_site
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_discrete.errors import EnumerationError, SiteMatchError
+from pyro_discrete.errors import EnumerationError, SiteMatchError, SiteShapeError
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
+from pyro_discrete.programs.pair import SiteMessenger
 from pyro_discrete.programs.sites import (
     base_distribution,
     cardinality,
     family_of,
     is_latent,
     joint_support,
+    weighed_log_prob,
     why_not_enumerable,
     without_mask,
 )
 
 __all__ = [
+    "EnumerateSites",
+    "EnumerationDims",
     "Marginalise",
     "check_table",
     "mark_for_enumeration",
@@ -82,7 +86,165 @@ def refuse_unguided(name: str, fn: Any, infer: Mapping[str, Any]) -> None:
         )
 
 
-class Marginalise(EnumMessenger):
+SPARE = 16
+"""So many dims stay unused before one that `pyro.markov` has let go of is given again."""
+
+
+class EnumerationDims:
+    """Gives out the dims in which enumerated values stand, from `first` on to the left; each site gets a number too.
+
+    A guide and the model run against it share them: no site of the one meets a dim of the other. A site outside of
+    `pyro.markov` keeps its dim for good. One inside gets a dim that no site in scope has, and by choice one that has
+    been free for long: a later site that reads a draw out of scope, whose dim Pyro would have given to another one,
+    then shows a dim that is nobody's in its scope. Dims of size 1 cost next to nothing.
+    """
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.start()
+
+    def start(self) -> None:
+        """Forget all that was given."""
+        self.following, self.number = self.first, 0
+        self.everywhere: dict[int, int] = {}
+        self.owners: dict[int, str] = {}
+        self.start_program()
+
+    def start_program(self) -> None:
+        """From here on give no dim that was given before."""
+        self._local: list[int] = []
+
+    def give(self, name: str, in_use: Collection[int] | None) -> tuple[int, int]:
+        """A dim and a number for a site; `in_use`: dims that are not to be had, None for a site outside of markov."""
+        number, dim = self.number, self.following
+        self.number += 1
+        free = [] if in_use is None else [d for d in self._local if d not in in_use]
+        if len(free) >= SPARE:
+            # not always the oldest: a program that looks back equally far every time would meet its own dim
+            dim = free[number * number % min(5, SPARE)]
+            self._local.remove(dim)
+        else:
+            self.following -= 1
+        if in_use is None:
+            self.everywhere[dim] = number
+        else:
+            self._local.append(dim)
+        self.owners[dim] = name
+        return dim, number
+
+
+class EnumerateSites(SiteMessenger):
+    """Enumerates the sites that are marked `infer={"enumerate": "parallel"}`, and knows whose dim is whose.
+
+    As Pyro's `EnumMessenger` it says in each such site's `infer` which dim its values stand in (`_enumerate_dim`) and,
+    for every site, which enumerated sites' numbers all dims in scope hold (`_dim_to_id`). Unlike there the dims are
+    those of `given`, and a site that shows a dim of no site in scope is refused, whether by its distribution, value,
+    mask or scale.
+
+    - `replayed`: run against a guide that was enumerated by the same `given`.
+
+    Raises `EnumerationError`.
+    """
+
+    def __init__(self, given: EnumerationDims, replayed: bool = False) -> None:
+        super().__init__()
+        self.given, self.replayed = given, replayed
+
+    def __enter__(self) -> Self:
+        self.given.start_program() if self.replayed else self.given.start()
+        self._depths: dict[str, int] = {}
+        self._upstream: dict[str, dict[int, int]] = {}
+        self._in_value: dict[str, dict[int, int]] = {}
+        return super().__enter__()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not isinstance(msg["fn"], TorchDistributionMixin):
+            return
+        name, infer = msg["name"], msg["infer"]
+        scope, upstream = infer.get("_markov_scope"), dict(self.given.everywhere)
+        if scope is not None and not msg["done"]:
+            for other, depth in scope.items():
+                if self._depths.get(other) == depth:  # else its markov context has ended
+                    for dim, number in self._in_value.get(other, {}).items():
+                        upstream[dim] = number if upstream.get(dim, number) == number else UNCLEAR
+            self._depths[name] = infer["_markov_depth"]
+        self._upstream[name] = upstream
+        if not msg["done"] and not msg["is_observed"] and infer.get("enumerate") == "parallel":
+            self._enumerate(msg, upstream, scope is not None)
+
+    def _enumerate(self, msg: Any, upstream: dict[int, int], local: bool) -> None:
+        fn, value = msg["fn"], enumerate_site(msg)
+        shown = self._shown(fn.batch_shape)
+        dim, number = self.given.give(msg["name"], {*upstream, *shown} if local else None)
+        made, event_dim = -1 - len(fn.batch_shape), fn.event_dim
+        support = getattr(value, "_pyro_categorical_support", None)
+        if support is not None:  # lets Categorical score its support faster
+            value = value.reshape(value.shape[:1] + (1,) * (-1 - dim))
+            value._pyro_categorical_support = support
+        elif made < dim:
+            value = value.transpose(dim - event_dim, made - event_dim)
+            while value.dim() and value.size(0) == 1:
+                value = value.squeeze(0)
+        elif dim < made:
+            value = value.reshape(value.shape[:1] + (1,) * (made - dim) + value.shape[1:])
+        batch = value.shape[: value.dim() - event_dim]
+        held = {d: upstream[d] for d in self._shown(batch) if d in upstream} | {dim: number}
+        msg["infer"] |= {"_enumerate_dim": dim, "_dim_to_id": held}
+        msg["value"], msg["done"] = value, True
+
+    def _shown(self, shape: Sequence[int]) -> list[int]:
+        """The enumerated dims that a shape has."""
+        rank = len(shape)
+        left = rank + self.given.first + 1
+        return [i - rank for i, size in enumerate(shape[:left]) if size != 1] if left > 0 else []
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        fn, value = msg["fn"], msg["value"]
+        if not isinstance(fn, TorchDistributionMixin) or not torch.is_tensor(value):
+            return
+        held, upstream = msg["infer"].get("_dim_to_id", {}), self._upstream.get(msg["name"], {})
+        shape = value.shape
+        in_value = self._shown(shape[: len(shape) - fn.event_dim] if fn.event_dim else shape)
+        shown = {*in_value, *self._shown(fn.batch_shape)}
+        for weight in (msg["mask"], msg["scale"]):
+            if torch.is_tensor(weight):
+                shown.update(self._shown(weight.shape))
+        known = {**upstream, **held}
+        for dim in shown:
+            number = known.get(dim, UNCLEAR)
+            if (number == UNCLEAR or upstream.get(dim, number) != number) and self._in_term(msg, dim):
+                self._refuse(msg["name"], dim)
+        self._in_value[msg["name"]] = {d: known[d] for d in in_value if d in known}
+        self._note(msg, known)
+
+    def _in_term(self, msg: Any, dim: int) -> bool:
+        """Whether a site's term has a dim: its batch shape may be wider."""
+        return dim in self._shown(weighed_log_prob(msg).shape)
+
+    def _refuse(self, name: str, dim: int) -> None:
+        other = self.given.owners.get(dim)
+        if other is None:
+            raise SiteShapeError(
+                f"Site {name!r} has dim {dim} of a size other than 1, which is in no plate and belongs to no "
+                "enumerated site. Index from the right, so that dims on the left broadcast."
+            )
+        raise EnumerationError(
+            f"Site {name!r} depends on an enumerated draw (as it seems {other!r}) that pyro.markov does not let it "
+            "see: it was drawn more steps before than the `history` of its pyro.markov, or in one that has ended. Give "
+            "pyro.markov as long a history as the program looks back (history=2 for a chain of second order), in the "
+            "guide too, or draw these sites by 'rloo' or 'nvil'."
+        )
+
+    def _note(self, msg: Any, known: dict[int, int]) -> None:
+        """Say in `infer` what the site's dims hold; a replayed site's is the guide site's own."""
+        msg["infer"]["_dim_to_id"] = known
+
+
+UNCLEAR = -1
+"""In the place of a site's number: two of those in scope share a dim."""
+
+
+class Marginalise(EnumerateSites):
     """Enumerates every latent site of the model that is not in `drawn`, in dims left of rows and plates.
 
     `dims` says, by site, which enumerated site's values (by a number of its own) each such dim holds; `own` is each
@@ -93,31 +255,22 @@ class Marginalise(EnumMessenger):
     def __init__(
         self, drawn: Collection[str], settings: Mapping[str, Enumerate], batch_dims: int, masked: bool = False
     ) -> None:
-        super().__init__(first_available_dim=-2 - batch_dims)
+        super().__init__(EnumerationDims(-2 - batch_dims))
         self.drawn, self.settings, self.masked = drawn, settings, masked
         self.dims: dict[str, dict[int, int]] = {}
         self.own: dict[str, int] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
-        if is_latent(msg) and not msg["done"] and msg["name"] not in self.drawn:
+        own = is_latent(msg) and not msg["done"] and msg["name"] not in self.drawn
+        if own:
             refuse_unguided(msg["name"], msg["fn"], msg["infer"])
             mark_for_enumeration(msg, self.settings.get(msg["name"]) or Enumerate(), marginal=not self.masked)
-            super()._pyro_sample(msg)
+        super()._pyro_sample(msg)
+        if own:
             self.own[msg["name"]] = msg["infer"]["_dim_to_id"][msg["infer"]["_enumerate_dim"]]
-        else:
-            super()._pyro_sample(msg)
 
-    def _pyro_post_sample(self, msg: Any) -> None:
-        # as in Pyro, but kept here: a replayed site's `infer` is the guide site's own
-        if not isinstance(msg["fn"], TorchDistributionMixin) or not torch.is_tensor(msg["value"]):
-            return
-        name = msg["name"]
-        known = dict(self._param_dims.get(name, {}))
-        if name in self.own:
-            known |= msg["infer"]["_dim_to_id"]
-        self.dims[name] = known
-        shape = msg["value"].shape[: msg["value"].dim() - msg["fn"].event_dim]
-        self._value_dims[name] = {d: i for d, i in known.items() if len(shape) >= -d and shape[d] > 1}
+    def _note(self, msg: Any, known: dict[int, int]) -> None:
+        self.dims[msg["name"]] = known
 
 
 class _Enumerated(TorchDistribution):

@@ -42,6 +42,7 @@ __all__ = [
     "Known",
     "absorbed",
     "collapsed",
+    "common_scale",
     "from_first",
     "joint_traces",
     "marginal_sites",
@@ -58,12 +59,15 @@ SCALES_DIFFER = (
 )
 
 
-def _common_scale(component: Component) -> Any:
+def common_scale(component: Component) -> Any:
     """The scale of all factors; it goes outside the logarithm."""
     scales = [f.message["scale"] for f in component.factors]
     first = next((s for s in scales if torch.is_tensor(s)), scales[0])
     if torch.is_tensor(first) and first.numel() > 1:
-        raise EnumerationError(f"Site {component.sites[0]!r} of the model alone has a poutine.scale of many elements.")
+        raise EnumerationError(
+            f"A poutine.scale of many elements ({tuple(first.shape)}) is around site {component.factors[0].name!r}, "
+            "which is summed out, or summed over, with sites of the model alone: there is no one scale for the sum."
+        )
     # tensors are compared by identity where that is enough, as a step that is to be captured reads no values
     if any(s is not first and s != first for s in scales):
         listed = ", ".join(f"{f.name!r}: {float(s):.6g}" for f, s in zip(component.factors, scales, strict=True))
@@ -112,7 +116,7 @@ def collapsed(model_trace: Trace, marginalise: Marginalise, batch_dims: int) -> 
             component = after[name]
             term = contract(component)
             log_prob = unpacked(term, term._pyro_dims, names)  # type: ignore[attr-defined]
-            node = {**msg, **_with(log_prob), "scale": _common_scale(component)}
+            node = {**msg, **_with(log_prob), "scale": common_scale(component)}
             shared = frozenset.intersection(*(frozenset(f.message["cond_indep_stack"]) for f in component.factors))
             node["cond_indep_stack"] = tuple(f for f in msg["cond_indep_stack"] if f in shared)
             node |= {"name": component.label, "value": zero, "is_observed": True, "infer": {}}

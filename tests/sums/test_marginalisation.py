@@ -168,17 +168,17 @@ def test_what_cannot_be_summed_is_refused():
             pyro.sample("x", dist.Normal(y + z, 1.0), obs=x)
 
     def unnested(x):
-        rows, columns = pyro.plate("rows", 3, dim=-1), pyro.plate("columns", 3, dim=-2)
+        rows, columns = pyro.plate("rows", 40, dim=-1), pyro.plate("columns", 30, dim=-2)
         with rows:
             z, y = pyro.sample("z", dist.Bernoulli(0.3)), pyro.sample("y", dist.Bernoulli(0.3))
         with columns:
             w = pyro.sample("w", dist.Bernoulli(0.3))
         with rows, columns:
-            pyro.sample("x", dist.Normal(y + w + z, 1.0), obs=x)
+            pyro.sample("x", dist.Normal(y + w + z, 1.0), obs=x[0])
 
     def plate_guide(x):
-        with pyro.plate("rows", 3, dim=-1):
-            pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor([0.3, -0.2, 0.5]))))
+        with pyro.plate("rows", 40, dim=-1):
+            pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
 
     def stacked(x):
         with pyro.plate("data", 3):
@@ -188,6 +188,7 @@ def test_what_cannot_be_summed_is_refused():
     refused("'x' outside a plate depends on site 'y' inside it.*Draw 'y' in the guide", crossing)
     refused(r"'y' of the model alone.*\('y': 1, 'x': 10\), but the scales of these differ", two_scales)
     refused("'w', 'y' of the model alone depend on each other across plates|'y', 'w' of", unnested, plate_guide)
+    refused(r"exponentially .* over the values of 31 draws", unnested, plate_guide)
     refused("leading dims, which the program cannot take.*Index from the right", stacked)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyro
@@ -28,13 +28,18 @@ from pyro_discrete.programs.sites import (
     sample_sites,
     without_mask,
 )
-from pyro_discrete.sums.components import SumCost
+from pyro_discrete.sums.components import SumCost, magnitude
 from pyro_discrete.sums.enumerated_sites import Marginalise
 from pyro_discrete.sums.marginalisation import collapsed
 
 __all__ = [
     "joint_loss",
 ]
+
+
+def joint_values(sites: Iterable[Any]) -> int:
+    """How many joint values all elements of these sites' messages have."""
+    return math.prod(int(cardinality(m["fn"])) ** math.prod(m["fn"].batch_shape) for m in sites)
 
 
 def joint_loss(plan: Plan, pair: Pair, known: Dependencies) -> Tensor:
@@ -47,15 +52,15 @@ def joint_loss(plan: Plan, pair: Pair, known: Dependencies) -> Tensor:
         n: m for n, m in latent_sites(trial.guide_trace).items() if family_of(m["fn"]) not in (None, Family.CONTINUOUS)
     }
     extra = latent_sites(trial.model_trace).keys() - latent_sites(trial.guide_trace).keys()
-    total = math.prod(cardinality(m["fn"]) ** math.prod(m["fn"].batch_shape) for m in sites.values())
+    total = joint_values(sites.values())
     largest = max(m["value"].numel() for t in (trial.guide_trace, trial.model_trace) for m in sample_sites(t).values())
     if total * largest * plan.particles > settings.max_elements:
         names = ", ".join(repr(n) for n in sites)
         raise EnumerationError(
-            f"Sites {names} {plan.way.why}, so their plate elements have to be enumerated jointly: {total:.3g} joint "
-            "values. Use 'rloo' or 'nvil', or draw sites outside the plate first."
+            f"Sites {names} {plan.way.why}, so their plate elements have to be enumerated jointly: {magnitude(total)} "
+            "joint values. Use 'rloo' or 'nvil', or draw sites outside the plate first."
         )
-    rows = int(total)
+    rows = total
     values, stride = {}, 1
     index = torch.arange(rows)
     for name, msg in sites.items():
@@ -67,7 +72,7 @@ def joint_loss(plan: Plan, pair: Pair, known: Dependencies) -> Tensor:
         batch = (1,) * (plan.batch_dims - len(fn.batch_shape)) + tuple(fn.batch_shape)
         table = support[digits.to(support.device)].reshape((rows, 1, *batch, *fn.event_shape))
         values[name] = table.expand((rows, plan.particles, *batch, *fn.event_shape)).flatten(0, 1)
-    plan.met.cost = SumCost(int(total * largest) * plan.particles, int(total * largest) * plan.particles)
+    plan.met.cost = SumCost(total * largest * plan.particles, total * largest * plan.particles)
     plate = pyro.plate(ROWS_PLATE, rows * plan.particles, dim=-1 - plan.batch_dims)
     marginalise = Marginalise(latent_sites(trial.guide_trace), dict.fromkeys(extra, settings), plan.batch_dims)
     with trial.subsamples, Substitute(values):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from functools import reduce
+from queue import LifoQueue
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.distributions.score_parts import ScoreParts
 from pyro.infer import TraceEnum_ELBO
-from pyro.infer.traceenum_elbo import _compute_model_factors
+from pyro.infer.enum import get_importance_trace, iter_discrete_escape, iter_discrete_extend
 from pyro.infer.util import Dice
 from pyro.ops import packed
-from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -23,7 +25,6 @@ from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.inspection.trial import check_matched
 from pyro_discrete.planning.plan import Exact, OneByOne, Parallel, Plan, StructureChangedError
-from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import (
     family_of,
@@ -33,10 +34,16 @@ from pyro_discrete.programs.sites import (
     latent_sites,
     sample_sites,
 )
-from pyro_discrete.sums.components import SumCost
-from pyro_discrete.sums.elimination import Elimination, SizesAlone
-from pyro_discrete.sums.enumerated_sites import mark_for_enumeration
-from pyro_discrete.sums.marginalisation import SCALES_DIFFER
+from pyro_discrete.sums.components import SumCost, within_budget
+from pyro_discrete.sums.enumerated_sites import EnumerateSites, EnumerationDims, mark_for_enumeration
+from pyro_discrete.sums.packed_terms import (
+    CoupledBySumError,
+    add_sums,
+    check_crossing,
+    expectation_cost,
+    model_costs,
+    ordinal_of,
+)
 
 __all__ = [
     "CoupledPlatesError",
@@ -66,15 +73,7 @@ def enumerated_loss(plan: Plan, pair: Pair, known: Dependencies = UNKNOWN) -> Te
         with warnings.catch_warnings():  # sites that need not be in the model may be there
             warnings.filterwarnings("ignore", message="Found auxiliary vars in the model")
             loss = elbo.exact_loss(model, guide, *pair.args, **pair.kwargs)
-    except ValueError as error:
-        if "common poutine.scale" in str(error):
-            alone = ", ".join(repr(site.name) for site in plan.sites if site.name not in seen)
-            raise EnumerationError(
-                f"Sites {alone} of the model alone are summed out together with the sites that depend on them, but "
-                f"{SCALES_DIFFER}"
-            ) from error
-        if "no more global" not in str(error):
-            raise
+    except CoupledBySumError as error:
         raise CoupledPlatesError("a site of the model alone couples the elements of a plate") from error
     plan.met.cost = elbo.cost
     return loss
@@ -117,12 +116,30 @@ class _ExactELBO(TraceEnum_ELBO):
     known: Dependencies
     cost: SumCost | None = None
 
+    def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[tuple[Trace, Trace]]:
+        """As in Pyro, but with `EnumerateSites`."""
+        if isinstance(poutine.unwrap(guide), Messenger):
+            raise NotImplementedError("the guide runs the model itself")
+        if self.vectorize_particles:
+            guide, model = self._vectorized_num_particles(guide), self._vectorized_num_particles(model)
+        given = EnumerationDims(-1 - self.max_plate_nesting)
+        guide, model = EnumerateSites(given)(guide), EnumerateSites(given, replayed=True)(model)
+        queue: LifoQueue[Trace] = LifoQueue()
+        guide = poutine.queue(guide, queue, escape_fn=iter_discrete_escape, extend_fn=iter_discrete_extend)
+        for _ in range(1 if self.vectorize_particles else self.num_particles):
+            queue.put(Trace())
+            while not queue.empty():
+                yield self._get_trace(model, guide, args, kwargs)
+
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
+        # Pyro's own also warns of an order of plates that may be wrong, which `check_crossing` decides
+        model_trace, guide_trace = get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+        guide_trace.pack_tensors()
+        model_trace.pack_tensors(guide_trace.plate_to_symbol)
         check_matched(guide_trace, model_trace)
         for name in sample_sites(guide_trace).keys() - guide_terms(guide_trace).keys():
             guide_trace.remove_node(name)
-        _check_crossing(guide_trace, model_trace)
+        check_crossing(guide_trace, model_trace)
         self._close(guide_trace, model_trace)
         _in_one_dtype(guide_trace, model_trace)
         return model_trace, guide_trace
@@ -151,43 +168,26 @@ class _ExactELBO(TraceEnum_ELBO):
 
     def _expected(self, model_trace: Trace, guide_trace: Trace) -> Any:
         """As in Pyro's `_compute_dice_elbo`: marginal model costs and guide costs, their expectation by Dice."""
-        costs, log_factors, ordering, sum_dims, scale = _compute_model_factors(model_trace, guide_trace)
-        self.cost = _cost(costs, log_factors, sum_dims, guide_trace)
-        if not self.cost.fits(self.settings):
+        ordering = {n: ordinal_of(t, m) for t in (model_trace, guide_trace) for n, m in sample_sites(t).items()}
+        costs, found = model_costs(model_trace, guide_trace)
+        sums = [within_budget(c, dict.fromkeys(c.sites, self.settings)) for c in found]
+        add_sums(costs, found, guide_trace)
+        self.cost = reduce(SumCost.beside, sums, expectation_cost(costs, guide_trace, ordering))
+        self._check_budget(self.cost, guide_trace, model_trace)
+        for name, site in sample_sites(guide_trace).items():
+            costs.setdefault(ordering[name], []).append(packed.neg(site["packed"]["log_prob"]))
+        return Dice(guide_trace, ordering).compute_expectation(costs)
+
+    def _check_budget(self, cost: SumCost, guide_trace: Trace, model_trace: Trace) -> None:
+        if not cost.fits(self.settings):
             latent = [n for t in (guide_trace, model_trace) for n in latent_sites(t)]
             raise EnumerationError(
                 f"Enumerating {', '.join(map(repr, dict.fromkeys(latent[:6])))}{', ...' if len(latent) > 6 else ''} "
-                f"together needs: {self.cost}; at most {self.settings.max_elements:.3g} and "
-                f"{self.settings.max_operations:.3g} are allowed (Enumerate(max_elements=..., max_operations=...)). "
-                "Use 'rloo' or 'nvil' for some of them, or put chains in pyro.markov."
+                f"together needs: {cost}, over the values of {cost.width} draws; at most "
+                f"{self.settings.max_elements:.3g} and {self.settings.max_operations:.3g} are allowed "
+                "(Enumerate(max_elements=..., max_operations=...)). Use 'rloo' or 'nvil' for some of them, or put "
+                "chains in pyro.markov."
             )
-        if log_factors:
-            for ordinal, terms in contract_tensor_tree(log_factors, sum_dims, ring=Elimination()).items():
-                costs.setdefault(ordinal, []).extend(packed.scale_and_mask(t, scale=scale) for t in terms)
-        for name, site in guide_trace.nodes.items():
-            if site["type"] == "sample":
-                costs.setdefault(ordering[name], []).append(packed.neg(site["packed"]["log_prob"]))
-        return Dice(guide_trace, ordering).compute_expectation(costs)
-
-
-def _cost(costs: Any, log_factors: Any, sum_dims: set[str], guide_trace: Trace) -> SumCost:
-    """What an expectation costs: the sums over the model's own sites, and those over the guide's with its costs."""
-    ring = SizesAlone()
-    every = [term for terms in [*costs.values(), *log_factors.values()] for term in terms]
-    if log_factors:
-        for ordinal, terms in contract_tensor_tree(log_factors, sum_dims, ring=ring).items():
-            costs = {**costs, ordinal: [*costs.get(ordinal, []), *terms]}
-    drawn = [m["packed"]["log_prob"] for m in latent_sites(guide_trace).values()]
-    every += drawn
-    enumerated = {
-        m["infer"]["_enumerate_symbol"]
-        for m in latent_sites(guide_trace).values()
-        if m["infer"].get("_enumerate_symbol") is not None
-    }
-    terms = [t for t in [*drawn, *(t for terms in costs.values() for t in terms)] if enumerated & set(t._pyro_dims)]
-    if terms:
-        ring.sumproduct(terms, enumerated & {d for t in terms for d in t._pyro_dims})
-    return SumCost(max([ring.largest, *(t.numel() for t in every)]), ring.operations + sum(t.numel() for t in every))
 
 
 def _in_one_dtype(guide_trace: Trace, model_trace: Trace) -> None:
@@ -209,26 +209,3 @@ def _in_one_dtype(guide_trace: Trace, model_trace: Trace) -> None:
         pack |= {key: wide(pack[key]) for key in ("log_prob", "unscaled_log_prob") if key in pack}
         if "score_parts" in pack:
             pack["score_parts"] = ScoreParts(*map(wide, pack["score_parts"]))
-
-
-def _check_crossing(guide_trace: Trace, model_trace: Trace) -> None:
-    """Refuse a site outside a plate that depends on a site enumerated inside it: elements would be taken in step."""
-    over: dict[tuple[int, Any], list[Any]] = {}  # what varies along a dim, by its id too: chains use dims again
-    for site in (m for t in (guide_trace, model_trace) for m in sample_sites(t).values()):
-        shape, ids = tuple(site["fn"].batch_shape), site["infer"].get("_dim_to_id", {})
-        for dim, size in enumerate(shape, start=-len(shape)):
-            if size > 1 and dim in ids:
-                over.setdefault((dim, ids[dim]), []).append(site)
-    for inner in sample_sites(guide_trace).values():
-        dim = inner["infer"].get("_enumerate_dim")
-        if dim is None:
-            continue
-        plates = {p for p in plates_of(inner) if p.vectorized}
-        for outer in over.get((dim, inner["infer"]["_dim_to_id"].get(dim)), ()):
-            if not plates <= plates_of(outer):
-                missing = sorted(p.name for p in plates - plates_of(outer))
-                raise EnumerationError(
-                    f"Site {outer['name']!r} outside plate {', '.join(missing)} depends on site {inner['name']!r} "
-                    "enumerated inside it, so all joint values of the plate's elements would have to be enumerated. "
-                    "Use 'rloo' or 'nvil'."
-                )

@@ -1,0 +1,137 @@
+"""The terms of a pair whose guide is enumerated in parallel: the model's own sites summed out, given its values.
+
+Traces are Pyro's, packed: a term's dims have symbols, one for each plate and one for each enumerated site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from pyro.ops import packed
+from pyro.poutine import Trace
+from torch import Tensor, is_tensor
+
+from pyro_discrete.errors import EnumerationError
+from pyro_discrete.programs.dims import plates_of
+from pyro_discrete.programs.sites import latent_sites, sample_sites
+from pyro_discrete.sums.components import SCALE_OF_VALUES, Component, Factor, SumCost, contract, joined_factors
+from pyro_discrete.sums.elimination import SizesAlone, dims_of
+from pyro_discrete.sums.marginalisation import common_scale
+
+__all__ = [
+    "Costs",
+    "CoupledBySumError",
+    "CoupledElementsError",
+    "add_sums",
+    "check_crossing",
+    "expectation_cost",
+    "model_costs",
+    "ordinal_of",
+]
+
+
+Costs = dict[frozenset[str], list[Tensor]]
+"""Terms by the symbols of the plates that they are in."""
+
+
+class CoupledElementsError(EnumerationError):
+    """Elements of a plate hang together by what comes after them, so that they cannot be summed over one by one."""
+
+
+class CoupledBySumError(CoupledElementsError):
+    """It is a sum over a site of the model alone that couples the elements."""
+
+
+def ordinal_of(trace: Trace, site: Any) -> frozenset[str]:
+    """The symbols of the plates around a site."""
+    return frozenset(trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized)
+
+
+def _enumerated(trace: Trace, without: Collection[str] = ()) -> Iterator[tuple[str, str, Any]]:
+    """Name, symbol and message of each enumerated site."""
+    for name, site in latent_sites(trace).items():
+        if name not in without and site["infer"].get("_enumerate_dim") is not None:
+            yield name, site["infer"]["_enumerate_symbol"], site
+
+
+def check_crossing(guide_trace: Trace, model_trace: Trace) -> None:
+    """Refuse a site outside a plate that depends on a site enumerated inside it: elements would be taken in step.
+
+    Raises `CoupledElementsError`.
+    """
+    inside = {}
+    for trace, without in ((guide_trace, ()), (model_trace, latent_sites(guide_trace))):
+        for name, symbol, site in _enumerated(trace, without):
+            plates = {p for p in plates_of(site) if p.vectorized}
+            if plates:
+                inside[symbol] = name, plates
+    for outer in (m for t in (guide_trace, model_trace) for m in sample_sites(t).values()) if inside else ():
+        for symbol in dims_of(outer["packed"]["log_prob"]):
+            name, plates = inside.get(symbol, ("", set()))
+            if not plates <= plates_of(outer):
+                missing = sorted(p.name for p in plates - plates_of(outer))
+                raise CoupledElementsError(
+                    f"Site {outer['name']!r} outside plate {', '.join(missing)} depends on site {name!r} "
+                    "enumerated inside it, so all joint values of the plate's elements would have to be enumerated. "
+                    "Use 'rloo' or 'nvil'."
+                )
+
+
+def model_costs(model_trace: Trace, guide_trace: Trace) -> tuple[Costs, list[Component]]:
+    """The model's terms that none of its own enumerated sites reaches, and those to sum out, by component."""
+    own = {name: symbol for name, symbol, _ in _enumerated(model_trace, latent_sites(guide_trace))}
+    inside = {own[n]: ordinal_of(model_trace, model_trace.nodes[n]) for n in own}
+    costs: Costs = {}
+    factors = []
+    for position, (name, site) in enumerate(sample_sites(model_trace).items()):
+        pack, plates = site["packed"], ordinal_of(model_trace, site)
+        if inside.keys().isdisjoint(dims_of(pack["log_prob"])):
+            costs.setdefault(plates, []).append(pack["log_prob"])
+            continue
+        value = pack["unscaled_log_prob"]
+        if name not in own:
+            value = packed.scale_and_mask(value, mask=pack["mask"])
+        if is_tensor(site["scale"]) and site["scale"].numel() > 1:
+            raise EnumerationError(SCALE_OF_VALUES.format(name=name, shape=tuple(site["scale"].shape)))
+        symbols = frozenset(dims_of(value)) & inside.keys()
+        factors.append(Factor(name, position, value, symbols, plates, site))
+    return costs, joined_factors(factors, inside, own)
+
+
+def add_sums(costs: Costs, found: Collection[Component], guide_trace: Trace) -> None:
+    """Add to the costs the sums over the model's own sites.
+
+    Raises `CoupledBySumError` where one of them joins elements of a plate in which the guide's sites are enumerated.
+    """
+    guided = {symbol: (name, ordinal_of(guide_trace, site)) for name, symbol, site in _enumerated(guide_trace)}
+    for component in found:
+        shared = frozenset.intersection(*(f.plates for f in component.factors))
+        for factor in component.factors:
+            for symbol in dims_of(factor.value):
+                name, plates = guided.get(symbol, ("", shared))
+                if not plates <= shared:
+                    raise CoupledBySumError(
+                        f"Site {component.sites[0]!r} of the model alone is summed out outside of a plate in which "
+                        f"site {name!r} is enumerated, and couples the plate's elements, so all their joint values "
+                        "would have to be enumerated. Use 'rloo' or 'nvil', or draw it in the guide too."
+                    )
+        term = packed.scale_and_mask(contract(component), scale=common_scale(component))
+        costs.setdefault(shared, []).append(term)
+
+
+def expectation_cost(costs: Costs, guide_trace: Trace, ordering: Mapping[str, frozenset[str]]) -> SumCost:
+    """What the expectation of the costs under the guide's enumerated values costs: a sum for each set of plates."""
+    drawn = [(ordering[name], site["packed"]["log_prob"]) for name, site in latent_sites(guide_trace).items()]
+    enumerated = {symbol for _, symbol, _ in _enumerated(guide_trace)}
+    ring = SizesAlone()
+    ring.begin(enumerated)
+    for plates in dict.fromkeys([*costs, *(p for p, _ in drawn)]):
+        terms = [*(q for p, q in drawn if p <= plates), *costs.get(plates, ())]
+        terms = [t for t in terms if not enumerated.isdisjoint(dims_of(t))]
+        if terms:
+            ring.sumproduct(terms, enumerated & {d for t in terms for d in dims_of(t)})
+    every = [*(t for terms in costs.values() for t in terms), *(q for _, q in drawn)]
+    return SumCost(
+        max([ring.largest, *(t.numel() for t in every)]), ring.operations + sum(t.numel() for t in every), ring.width
+    )
