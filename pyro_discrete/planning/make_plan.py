@@ -56,7 +56,7 @@ from pyro_discrete.programs.dims import Columns, Layout, plates_of
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import Site, latent_sites, number_of_values, sample_sites, why_not_enumerable
 from pyro_discrete.sums.enumerated_sites import check_table, refuse_unguided
-from pyro_discrete.sums.marginalisation import absorbed, marginal_sites, settle
+from pyro_discrete.sums.marginalisation import NoLeadingDimsError, absorbed, marginal_sites, settle, settle_marginals
 
 __all__ = [
     "make_plan",
@@ -196,6 +196,7 @@ def plan_site(
     if isinstance(estimator, Enumerate):
         _check_support(site, estimator)
     notes = note_when_met_late(estimator) if order is None else ""
+    said = "; its infer's num_samples is not read" if "num_samples" in site.message["infer"] else ""
     if order is not None and site.name in order.position:
         known = order.dependencies
         unmoved = sum(not known.influences(site.name, term) for term in known.terms)
@@ -206,7 +207,7 @@ def plan_site(
             notes += (
                 f"; its cost is summed over plate {', '.join(crossed)}, as a later site outside could carry influence"
             )
-    return SitePlan(site.name, site.family.value, _label(estimator), estimator.rows(site), why, notes), estimator
+    return SitePlan(site.name, site.family.value, _label(estimator), estimator.rows(site), why, notes + said), estimator
 
 
 def _label(estimator: Estimator) -> str:
@@ -400,8 +401,13 @@ def _choose_way(
     cost = marginals.cost
     if cost is not None and not any(map(cost.times(total).fits, marginals.settings.values())):
         return Sequential(), f"{total} rows at once would be beyond the budget of exact sums", observed
+    reason = verdict.reason if verdict is not None else ""
+    if verdict and marginals.settings and not marginals.one_by_one:
+        try:
+            settle_marginals(pair, trial, marginals.settings, rows=True)
+        except NoLeadingDimsError as error:
+            verdict, reason = None, str(error)
     if not verdict:
-        reason = verdict.reason if verdict is not None else ""
         warnings.warn(
             f"This program cannot take a leading dim of {total} rows x particles, so each is run by itself, more "
             f"slowly ({reason}). Index from the right and avoid view(B, -1) to have them run at once.",

@@ -258,7 +258,7 @@ class PosteriorRuns:
         return collapsed(trace, marginalise, self.trial.batch_dims)
 
     def _shared(self, trace: Trace, enumerated: Marginalise, rows: int | None, reduce: Reduce) -> dict[str, Tensor]:
-        found, names = components(trace, enumerated, self.trial.batch_dims)
+        found, names = components(trace, enumerated)
         every = {**self.guide_sites, **self.model_sites}
         result = {}
         for component in found:

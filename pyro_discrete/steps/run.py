@@ -127,7 +127,7 @@ def _traces(
     if plan.marginals.one_by_one:
         return Traces(guide_trace, *summed_one_by_one(model, guide_trace, pair.args, pair.kwargs))
     if plan.marginals.settings:
-        marginalise = Marginalise(drawn, plan.marginals.settings, plan.batch_dims)
+        marginalise = Marginalise(drawn, plan.marginals.settings, plan.batch_dims, rows=isinstance(placing, PlaceRows))
         model_trace = trace_sites(marginalise(model), pair.args, pair.kwargs, guide_trace)
         return Traces(guide_trace, model_trace, *collapsed(model_trace, marginalise, plan.batch_dims))
     model_trace = trace_sites(model, pair.args, pair.kwargs, guide_trace)

@@ -92,12 +92,12 @@ def symbol_of(number: int) -> str:
     return chr(FIRST_SYMBOL + number)
 
 
-def components(model_trace: Trace, marginalise: Marginalise, batch_dims: int) -> tuple[list[Component], Names]:
+def components(model_trace: Trace, marginalise: Marginalise) -> tuple[list[Component], Names]:
     """The trace's factors with enumerated dims, by connected component."""
     names, factors = Names(), []
     for position, (name, msg) in enumerate(sample_sites(model_trace).items()):
-        if name in marginalise.own or _reaches_left(msg, batch_dims):
-            factors.append(_factor(name, position, msg, marginalise, batch_dims, names))
+        if name in marginalise.own or _reaches_left(msg, marginalise.given.first):
+            factors.append(_factor(name, position, msg, marginalise, names))
     _check_plates(factors, marginalise, names)
     inside = {symbol_of(marginalise.own[f.name]): f.plates for f in factors if f.name in marginalise.own}
     return joined_factors(factors, inside, marginalise.own), names
@@ -115,25 +115,26 @@ def joined_factors(
     return found
 
 
-def _reaches_left(msg: Any, batch_dims: int) -> bool:
+def _reaches_left(msg: Any, first: int) -> bool:
     """Whether a site's term has a dim left of rows and plates: by its distribution, value, mask or scale."""
     value, fn = msg["value"], msg["fn"]
     dims = [len(getattr(fn, "batch_shape", ())), *(t.dim() for t in (msg["mask"], msg["scale"]) if torch.is_tensor(t))]
-    return max(dims[0], value.dim() - fn.event_dim if torch.is_tensor(value) else 0, *dims) > 1 + batch_dims
+    return max(dims[0], value.dim() - fn.event_dim if torch.is_tensor(value) else 0, *dims) >= -first
 
 
-def _factor(name: str, position: int, msg: Any, marginalise: Marginalise, batch_dims: int, names: Names) -> Factor:
+def _factor(name: str, position: int, msg: Any, marginalise: Marginalise, names: Names) -> Factor:
+    first = marginalise.given.first
     log_p = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
     if marginalise.masked or name not in marginalise.own:
         log_p = scale_and_mask(log_p, mask=msg["mask"])
-    if torch.is_tensor(msg["scale"]) and msg["scale"].dim() > 1 + batch_dims and msg["scale"].numel() > 1:
+    if torch.is_tensor(msg["scale"]) and msg["scale"].dim() >= -first and msg["scale"].numel() > 1:
         raise EnumerationError(SCALE_OF_VALUES.format(name=name, shape=tuple(msg["scale"].shape)))
     at = {f.dim: names.of_plate(f) for f in msg["cond_indep_stack"] if f.dim is not None}
     known = marginalise.dims.get(name, {})
     symbols = ""
     for dim, size in enumerate(log_p.shape, start=-log_p.dim()):
         if size > 1:
-            if dim < -1 - batch_dims and dim in known:
+            if dim <= first and dim in known:
                 symbols += symbol_of(known[dim])
             elif dim in at:
                 symbols += at[dim]

@@ -36,6 +36,7 @@ __all__ = [
     "check_table",
     "mark_for_enumeration",
     "refuse_unguided",
+    "unmarked",
 ]
 
 
@@ -67,7 +68,16 @@ def mark_for_enumeration(msg: Any, settings: Enumerate, marginal: bool, parallel
     base = base_distribution(fn)
     if fn.event_dim > len(base.event_shape) or without_mask(fn) is not fn:
         msg["fn"] = _Enumerated(fn, marginal)
-    msg["infer"] = {**msg["infer"], "enumerate": "parallel" if parallel else "sequential"}
+    infer = {key: value for key, value in msg["infer"].items() if key != "num_samples"}  # the sum takes its place
+    if parallel:
+        msg["infer"] = {**infer, "enumerate": "parallel"}
+    else:  # one after another: a value has the shape of a draw
+        msg["infer"] = {**infer, "enumerate": "sequential", "expand": True}
+
+
+def unmarked(msg: Any) -> dict[str, Any]:
+    """A message's `infer` without a mark for enumeration: of a site that has its values from elsewhere."""
+    return {key: value for key, value in msg["infer"].items() if key != "enumerate"}
 
 
 def refuse_unguided(name: str, fn: Any, infer: Mapping[str, Any]) -> None:
@@ -180,7 +190,7 @@ class EnumerateSites(SiteMessenger):
         support = getattr(value, "_pyro_categorical_support", None)
         if support is not None:  # lets Categorical score its support faster
             value = value.reshape(value.shape[:1] + (1,) * (-1 - dim))
-            value._pyro_categorical_support = support
+            value._pyro_categorical_support = support  # type: ignore[attr-defined]
         elif made < dim:
             value = value.transpose(dim - event_dim, made - event_dim)
             while value.dim() and value.size(0) == 1:
@@ -249,13 +259,18 @@ class Marginalise(EnumerateSites):
 
     `dims` says, by site, which enumerated site's values (by a number of its own) each such dim holds; `own` is each
     enumerated site's own number. `masked`: whether these sites' masks take their terms out, as maxima have it; in sums
-    a masked site keeps its probability, which adds up to one.
+    a masked site keeps its probability, which adds up to one. `rows`: whether the dim left of the plates is theirs.
     """
 
     def __init__(
-        self, drawn: Collection[str], settings: Mapping[str, Enumerate], batch_dims: int, masked: bool = False
+        self,
+        drawn: Collection[str],
+        settings: Mapping[str, Enumerate],
+        batch_dims: int,
+        masked: bool = False,
+        rows: bool = True,
     ) -> None:
-        super().__init__(EnumerationDims(-2 - batch_dims))
+        super().__init__(EnumerationDims(-1 - batch_dims - rows))
         self.drawn, self.settings, self.masked = drawn, settings, masked
         self.dims: dict[str, dict[int, int]] = {}
         self.own: dict[str, int] = {}
@@ -265,6 +280,8 @@ class Marginalise(EnumerateSites):
         if own:
             refuse_unguided(msg["name"], msg["fn"], msg["infer"])
             mark_for_enumeration(msg, self.settings.get(msg["name"]) or Enumerate(), marginal=not self.masked)
+        elif "enumerate" in msg["infer"]:
+            msg["infer"] = unmarked(msg)
         super()._pyro_sample(msg)
         if own:
             self.own[msg["name"]] = msg["infer"]["_dim_to_id"][msg["infer"]["_enumerate_dim"]]

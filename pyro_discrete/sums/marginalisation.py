@@ -20,7 +20,7 @@ from torch.distributions import constraints
 
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
-from pyro_discrete.inspection.enumerability import why_not_over_values
+from pyro_discrete.inspection.enumerability import joined_elements, why_not_over_values
 from pyro_discrete.inspection.trial import Trial, crossing_site
 from pyro_discrete.programs.dims import ROWS_PLATE, plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, SiteMessenger
@@ -101,7 +101,7 @@ def collapsed(model_trace: Trace, marginalise: Marginalise, batch_dims: int) -> 
     The term comes right after its last member (what a site influences, it must come after), in the plates that all
     members are in, with their scale. The members stay, with a log-probability of zero, where others look for them.
     """
-    found, names = components(model_trace, marginalise, batch_dims)
+    found, names = components(model_trace, marginalise)
     absorbed = {f.name: f.value for c in found for f in c.factors}
     after = {c.factors[-1].name: c for c in found}
     trace = Trace()
@@ -244,11 +244,13 @@ def marginal_sites(trial: Trial) -> list[Site]:
     return [Site(m) for n, m in latent_sites(trial.model_trace).items() if n not in drawn]
 
 
-def settle_marginals(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate]) -> tuple[SumCost, frozenset[str]]:
+def settle_marginals(
+    pair: Pair, trial: Trial, settings: Mapping[str, Enumerate], rows: bool = False
+) -> tuple[SumCost, frozenset[str]]:
     """Try the sum once, without contracting it: what it will cost for one row, and the sites whose terms are in it.
 
-    Raises `EnumerationError` if the program mixes values in leading dims, if a site outside a plate depends on one of
-    these inside it, or if the cost is beyond the budget.
+    `rows`: whether there is to be a dim for them between plates and values. Raises `EnumerationError` if the program
+    mixes values in leading dims, if a plate's elements hang together, or if the cost is beyond the budget.
     """
     sites = [s for s in marginal_sites(trial) if s.name in settings]
     crossed = crossing_site(pair, trial, sites)
@@ -259,16 +261,23 @@ def settle_marginals(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate]
             f"all joint values of the plate's elements would have to be summed over. Draw {inner.name!r} in the guide "
             "too."
         )
+    joined = joined_elements(pair, trial, sites)
+    if joined:
+        listed = ", ".join(repr(s.name) for s in sites)
+        raise EnumerationError(
+            f"Sites {listed} are in the model alone, and {joined}: all joint values of the plate's elements would have "
+            "to be summed over. Draw them in the guide too."
+        )
     names = ", ".join(repr(s.name) for s in sites[:5]) + (", ..." if len(sites) > 5 else "")
     reason = why_not_over_values(pair, trial, settings.keys())
     cost, members = SumCost(), frozenset[str]()
     if not reason:
         try:
             with torch.no_grad(), trial.subsamples:
-                marginalise = Marginalise(latent_sites(trial.guide_trace), settings, trial.batch_dims)
+                marginalise = Marginalise(latent_sites(trial.guide_trace), settings, trial.batch_dims, rows=rows)
                 replayed = poutine.replay(marginalise(pair.model), trace=trial.guide_trace)
                 trace = poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
-                for component in components(trace, marginalise, trial.batch_dims)[0]:
+                for component in components(trace, marginalise)[0]:
                     cost = cost.beside(within_budget(component, settings))
                     members = members.union(f.name for f in component.factors)
             return cost, members

@@ -35,7 +35,7 @@ from pyro_discrete.programs.sites import (
     sample_sites,
 )
 from pyro_discrete.sums.components import SumCost, within_budget
-from pyro_discrete.sums.enumerated_sites import EnumerateSites, EnumerationDims, mark_for_enumeration
+from pyro_discrete.sums.enumerated_sites import EnumerateSites, EnumerationDims, mark_for_enumeration, unmarked
 from pyro_discrete.sums.packed_terms import (
     CoupledBySumError,
     add_sums,
@@ -95,6 +95,7 @@ class _Configure(Messenger):
         if is_deterministic(msg):
             msg["stop"] = True  # Pyro would judge its dims
         if not is_latent(msg) or msg["name"] in self.drawn:
+            msg["infer"] = unmarked(msg)
             return
         if self.seen is not None:
             self.seen.add(msg["name"])
@@ -122,7 +123,7 @@ class _ExactELBO(TraceEnum_ELBO):
             raise NotImplementedError("the guide runs the model itself")
         if self.vectorize_particles:
             guide, model = self._vectorized_num_particles(guide), self._vectorized_num_particles(model)
-        given = EnumerationDims(-1 - self.max_plate_nesting)
+        given = EnumerationDims(-1 - int(self.max_plate_nesting))
         guide, model = EnumerateSites(given)(guide), EnumerateSites(given, replayed=True)(model)
         queue: LifoQueue[Trace] = LifoQueue()
         guide = poutine.queue(guide, queue, escape_fn=iter_discrete_escape, extend_fn=iter_discrete_extend)
