@@ -27,7 +27,7 @@ from pyro_discrete.planning.plan import Exact, Plan, StructureChangedError
 from pyro_discrete.planning.select import Selection, Spec
 from pyro_discrete.planning.site_estimators import SiteEstimators
 from pyro_discrete.programs.dims import plates_of
-from pyro_discrete.programs.pair import Pair, kept_buffers, on_trial
+from pyro_discrete.programs.pair import Pair, Program, kept_buffers, on_trial
 from pyro_discrete.programs.parameters import KnownLeaves
 from pyro_discrete.programs.sites import latent_sites
 from pyro_discrete.relaxations.handler import refuse_handler_around
@@ -38,11 +38,7 @@ from pyro_discrete.steps.step import evaluate_step, train_step
 
 __all__ = [
     "DiscreteELBO",
-    "Program",
 ]
-
-
-Program = Callable[..., Any]
 
 
 class DiscreteELBO(nn.Module, ELBO):

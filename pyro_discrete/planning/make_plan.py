@@ -7,9 +7,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from pyro import poutine
-from pyro.poutine.messenger import Messenger
-
 from pyro_discrete.errors import EnumerationError, SiteMatchError
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.registry import AUTO
@@ -179,7 +176,7 @@ def _never_analytic(pair: Pair, objective: Objective) -> str:
     """Why the divergence of no relaxed site can be analytic, or nothing."""
     if not objective.additive:
         return "on this objective it is no term by itself"
-    return "the guide runs the model itself" if isinstance(poutine.unwrap(pair.guide), Messenger) else ""
+    return "the guide runs the model itself" if pair.guide_runs_model else ""
 
 
 def _marginal_plan(site: Site) -> SitePlan:

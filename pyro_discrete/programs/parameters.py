@@ -18,10 +18,7 @@ __all__ = [
 ]
 
 
-Program = Callable[..., Any]
-
-
-def parameter_names(leaves: Mapping[int, Tensor], programs: Mapping[str, Program]) -> dict[int, str]:
+def parameter_names(leaves: Mapping[int, Tensor], programs: Mapping[str, Callable[..., Any]]) -> dict[int, str]:
     """Readable names for leaf tensors by their `id`: the param store's, then those of modules and tensors that the
     programs are or close over, else their number and shape."""
     names = {id(value): name for name, value in pyro.get_param_store().named_parameters()}
@@ -41,7 +38,7 @@ def parameter_names(leaves: Mapping[int, Tensor], programs: Mapping[str, Program
     return names
 
 
-def modules_of(*programs: Program) -> list[nn.Module]:
+def modules_of(*programs: Callable[..., Any]) -> list[nn.Module]:
     """The modules that programs are, are methods of, or close over."""
     found: dict[int, nn.Module] = {}
     for program in programs:
