@@ -205,13 +205,13 @@ class DiscreteELBO(nn.Module, ELBO):
         """Plan the steps of a pair; with a `reason`, as if nothing were known of what depends on what."""
         with on_trial(), kept_buffers(pair.model, pair.guide):
             given = (pair, self.selection, self.objective, vectorise, self.max_plate_nesting, self.row_chunk)
-            plan, trial = make_plan(*given)
+            plan, trial = make_plan(*given, unknown=reason)
             if isinstance(plan.way, Exact):
                 had = settled(plan, pair, self.objective, trial)
                 if isinstance(had, Plan):
                     plan = had
                 else:
-                    plan, trial = make_plan(*given, may_enumerate=False)
+                    plan, trial = make_plan(*given, may_enumerate=False, unknown=reason)
                     plan = replace(plan, passed_over=had)
             if reason:
                 plan = replace(plan.without_dependencies(), reason=reason)
@@ -243,7 +243,8 @@ class DiscreteELBO(nn.Module, ELBO):
                     self._make_plan(pair, self.vectorize_particles)
                     continue
                 reason = f"its structure changes from run to run: {change}"
-                warnings.warn(f"This program is run row by row, more slowly, as {reason}.", stacklevel=4)
+                if not isinstance(self.plan.way, Exact):
+                    warnings.warn(f"This program is run row by row, more slowly, as {reason}.", stacklevel=4)
                 self._make_plan(pair, vectorise=False, reason=reason)
         return run(self.plan)
 

@@ -89,10 +89,12 @@ def make_plan(
     max_plate_nesting: float,
     row_chunk: int | None = None,
     may_enumerate: bool = True,
+    unknown: str = "",
 ) -> tuple[Plan, Trial]:
     """Try the pair once, check it, and choose each site's estimator and the way of a step.
 
-    With `may_enumerate=False`, "auto" does not enumerate.
+    With `may_enumerate=False`, "auto" does not enumerate. `unknown`: why nothing is to be known of what depends
+    on what, if so.
     """
     given, pair = pair, objective.around(pair, training=False)
     try:
@@ -118,7 +120,7 @@ def make_plan(
             selection.check_continuous(site)
     marginal = marginal_sites(trial)
     settings = marginal_settings(marginal, selection)
-    wiring = Wiring(given)
+    wiring = Wiring(unknown)
     enumerated = _enumeration_plan(
         pair, trial, sites, marginal, selection, objective, may_enumerate, lambda: wiring.of(given)
     )

@@ -101,7 +101,7 @@ def _as_marked(plan: Plan, pair: Pair, objective: Objective, known: Dependencies
     except Exception as error:
         raise EnumerationError(
             "The program runs only while the sites that it marks are enumerated in parallel, and not with all of its "
-            f"discrete sites enumerated: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. "
+            f"discrete sites enumerated: {in_a_line(error)}. "
             "Index from the right so that single values can be read too."
         ) from error
     return plan

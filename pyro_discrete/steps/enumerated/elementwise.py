@@ -14,9 +14,8 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pyro_discrete.errors import EnumerationError
 from pyro_discrete.inspection.dependencies import Dependencies
-from pyro_discrete.planning.plan import Elementwise, Plan
+from pyro_discrete.planning.plan import Elementwise, Plan, StructureChangedError
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, SiteMessenger, trace_pair
 from pyro_discrete.programs.sites import (
     element_support,
@@ -59,7 +58,7 @@ class _EachValue(SiteMessenger):
 def elementwise_loss(plan: Plan, pair: Pair, known: Dependencies) -> Tensor:
     """The loss, exact in the discrete sites and differentiable, `[]`.
 
-    Raises `EnumerationError` if terms may join elements in this call, though they did not when the plan was made.
+    Raises `StructureChangedError` if terms may join elements in this call, though they did not when the plan was made.
     """
     assert isinstance(plan.way, Elementwise)
     discrete, particles = plan.way.values, plan.particles if plan.samples else 1
@@ -102,10 +101,9 @@ class _Terms:
             return log_prob.expand(max(self.particles, len(log_prob)), *log_prob.shape[1:])[: self.particles].sum()
         axis = self.known.elements.get(key)
         if len(moving) > 1 or axis is None or not self.known.known:
-            raise EnumerationError(
-                f"In this call the term of site {key[1]!r} may join the elements of site {moving[0]!r}, which were "
-                f"summed over one by one so far{f' ({self.known.reason})' if self.known.reason else ''}. Use "
-                "'indecater' for the site, or a new ELBO for a program that is wired otherwise."
+            raise StructureChangedError(
+                f"the term of site {key[1]!r} may join the elements of site {moving[0]!r}, which were summed over one "
+                f"by one so far{f' ({self.known.reason})' if self.known.reason else ''}"
             )
         name = moving[0]
         each = msg["fn"].base_dist.log_prob(msg["value"])
