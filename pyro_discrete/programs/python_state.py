@@ -52,6 +52,7 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.distributions.utils import lazy_property
 
 from pyro_discrete.errors import in_a_line
 from pyro_discrete.programs.code_reads import code_reads
@@ -483,6 +484,8 @@ class PythonState:
             root = _root(each)
             if each not in users and root not in _TRUSTED | _PURE | {"builtins"}:
                 raise UnknownStateError(f"it refers to {root}.{each.__name__}, whose contents cannot be watched")
+            if called and each is kind:
+                self._check_name(each.__module__, each.__name__, root)
         libraries = [each for each in kind.__mro__ if each not in users and each is not object]
         for each in users:
             keys = [key for key in each.__dict__ if self._may_use(key, called, libraries)]
@@ -605,8 +608,10 @@ class _Described:
     def _of(value: Distribution | Trace) -> object:
         if isinstance(value, Trace):
             return type(value), [*value.nodes]
+        kind = type(value)
+        own = [name for name in vars(value) if not isinstance(getattr(kind, name, None), lazy_property)]
         try:
-            return type(value), [described(value.__dict__.get(name)) for name in value.arg_constraints]
+            return kind, [(name, described(vars(value)[name], 1)) for name in own]
         except UnknownStateError:
             return _Is(value)
 
@@ -744,6 +749,9 @@ def _bytes_of(array: Any) -> bytes:
 
 
 def _root(thing: Any) -> str:
+    """The package that something is of; a function that of its code, whatever `functools.wraps` says."""
+    if isinstance(thing, FunctionType):
+        return (thing.__globals__.get("__name__") or "").partition(".")[0]
     return (getattr(thing, "__module__", None) or type(thing).__module__ or "").partition(".")[0]
 
 

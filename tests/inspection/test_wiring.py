@@ -277,6 +277,8 @@ def watched():
     replaced.see, late.__dict__ = (lambda: False), {}
 
     shown, told, described, sampled, handler = Batch(False), Told(), HasDescriptor(), Sampled(), Masking()
+    made, kept = [dist.Normal(torch.zeros(2), 1.0).to_event(1)], Bare()
+    kept.made = made[0]
     Switch.ON.use = WithTable.table["use"] = Descriptor.value = False
     MetaOfMeta.level, masked = 0, handler(lambda: body(handler.use))
 
@@ -289,14 +291,18 @@ def watched():
         GLOBAL = value
 
     def by_import():
-        import other_settings
+        import other_settings  # pyright: ignore[reportMissingImports]
 
         body(other_settings.use)
 
     def from_import():
-        from other_settings import use
+        from other_settings import use  # pyright: ignore[reportMissingImports]
 
         body(use)
+
+    @functools.wraps(torch.relu)
+    def named():
+        return bare.use
 
     @torch.no_grad()
     def decorated():
@@ -358,6 +364,15 @@ def watched():
             lambda: body(isinstance(prior[0], dist.Cauchy)),
             lambda: prior.__setitem__(0, dist.Cauchy(0.0, 1.0)),
         ),
+        "what a distribution is made of": (
+            lambda: body(isinstance(made[0].base_dist, dist.Cauchy)),
+            lambda: made.__setitem__(0, dist.Cauchy(torch.zeros(2), 1.0).to_event(1)),
+        ),
+        "attribute that is another distribution": (
+            lambda: body(isinstance(kept.made.base_dist, dist.Cauchy)),
+            lambda: setattr(kept, "made", dist.Cauchy(torch.zeros(2), 1.0).to_event(1)),
+        ),
+        "function under another's name": (lambda: body(named()), lambda: setattr(bare, "use", True)),
         "item of a partial": (bound, lambda: FLAGS.update(use=True)),
         "cell": (lambda: body(cell), throw_cell),
         "global variable": (lambda: body(GLOBAL), throw_global),
