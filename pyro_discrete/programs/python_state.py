@@ -43,6 +43,7 @@ from types import (
     WrapperDescriptorType,
 )
 from typing import Any, cast
+from weakref import ReferenceType
 
 import numpy as np
 import pyro
@@ -223,7 +224,7 @@ class PythonState:
         except Exception as error:  # of an object's own code, when it was looked at
             self.unknown = f"it leads to an object that cannot be looked into ({in_a_line(error)})"
         finally:
-            self._noted, self._seen, self._pending = set(), {}, []
+            self._noted, self._seen, self._pending, self._weak = set(), {}, [], []
 
     def holds(self) -> bool:
         """Whether nothing has changed, as far as it is watched."""
@@ -266,6 +267,7 @@ class PythonState:
         self._noted: set[tuple[Any, Any]] = set()
         self._seen: dict[int, object] = {}
         self._pending: list[Any] = []
+        self._weak: list[ReferenceType[Any]] = []
 
     def _collect(self) -> None:
         self._begin()
@@ -280,6 +282,8 @@ class PythonState:
             if len(self._seen) > self._most:
                 raise UnknownStateError(f"it leads to more than {self._most} objects that would have to be watched")
             self._follow(found)
+        if any(id(each()) not in self._seen for each in self._weak if each() is not None):
+            raise UnknownStateError("it reads a weakref to what is not seen to be kept alive otherwise")
         for name, ask in _ASKED.items():
             if name in self._names:
                 self._answers.append((ask, ask()))
@@ -570,6 +574,9 @@ class PythonState:
         if root in ("typing", "types", "dataclasses", "abc") and not stateful:
             return
         if kind is _ItemOfNamedTuple:
+            return
+        if kind is ReferenceType:
+            self._weak.append(found)
             return
         if root not in _TRUSTED or stateful:
             raise UnknownStateError(f"it reads an object of type {kind.__module__}.{name}, which cannot be watched")

@@ -277,6 +277,7 @@ def watched():
     replaced.see, late.__dict__ = (lambda: False), {}
 
     shown, told, described, sampled, handler = Batch(False), Told(), HasDescriptor(), Sampled(), Masking()
+    weak = weakref.ref(bare)
     made, kept = [dist.Normal(torch.zeros(2), 1.0).to_event(1)], Bare()
     kept.made = made[0]
     Switch.ON.use = WithTable.table["use"] = Descriptor.value = False
@@ -373,6 +374,7 @@ def watched():
             lambda: setattr(kept, "made", dist.Cauchy(torch.zeros(2), 1.0).to_event(1)),
         ),
         "function under another's name": (lambda: body(named()), lambda: setattr(bare, "use", True)),
+        "weak reference": (lambda: body(weak().use and bare.use), lambda: setattr(bare, "use", True)),
         "item of a partial": (bound, lambda: FLAGS.update(use=True)),
         "cell": (lambda: body(cell), throw_cell),
         "global variable": (lambda: body(GLOBAL), throw_global),
@@ -436,8 +438,10 @@ def unwatched(path):
     generator, count, text = (flag for flag in [False] * 10_000), itertools.count(), io.StringIO("0" * 10_000)
     drawn, rng, variable = random.Random(0), np.random.default_rng(0), contextvars.ContextVar("use", default=False)
     local, held, huge = threading.local(), HELD, np.zeros(100_000)
-    referred, objects, file = weakref.ref(held), np.array([{"use": False}], dtype=object), pathlib.Path(path)
+    referred, objects, file = weakref.proxy(held), np.array([{"use": False}], dtype=object), pathlib.Path(path)
     local.use = False
+    gone = [Bare()]
+    lost = weakref.ref(gone[0])
     many = list(range(20_000))
     now, clock = datetime.datetime(1900, 1, 1), time.time
 
@@ -474,7 +478,8 @@ def unwatched(path):
         "globals": (lambda: globals()["GLOBAL"], None, "globals"),
         "context variable": (lambda: variable.get(), lambda: variable.set(True), "ContextVar"),
         "thread's own": (lambda: local.use, lambda: setattr(local, "use", True), "local"),
-        "weak reference": (lambda: referred() is None, None, "weakref"),
+        "weak reference": (lambda: lost() is None, lambda: gone.clear(), "weakref"),
+        "proxy": (lambda: referred.use, None, "weakref"),
         "cache": (lambda: cached(), lambda: (cached.cache_clear(), FLAGS.update(use=True)), "lru_cache"),
         "large array": (lambda: huge[9], lambda: huge.fill(1.0), "NumPy"),
         "array of objects": (lambda: objects[0]["use"], lambda: objects[0].update(use=True), "NumPy"),
