@@ -22,6 +22,8 @@ __all__ = [
     "UnknownSiteError",
     "UnsupportedObjectiveError",
     "UnsupportedSiteError",
+    "first_line",
+    "in_a_line",
     "is_whole",
     "near_matches",
 ]
@@ -111,3 +113,13 @@ def near_matches(name: str, known: Iterable[str]) -> str:
     if close:
         return "Did you mean " + " or ".join(repr(c) for c in close) + "?"
     return "Known: " + ", ".join(known) + "."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; empty if it says nothing."""
+    return next(iter(str(error).splitlines()), "")
+
+
+def in_a_line(error: BaseException) -> str:
+    """An error's type and the first line of what it says."""
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -84,8 +84,10 @@ class Case:
 
 
 class Recorder:
-    """Keeps the values that a guide draws; has no `__dict__`, so that nothing takes it for state of the program."""
+    """Keeps the values that a guide draws. It is said to be the package's, and has no `__dict__`, so that nothing takes
+    it for state of the program."""
 
+    __module__ = "pyro_discrete.testing"
     __slots__ = ("values",)
 
     def __init__(self) -> None:
@@ -112,6 +114,8 @@ class Recorder:
 
 
 class _Watch(Messenger):
+    __module__ = "pyro_discrete.testing"
+
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self.recorder = recorder

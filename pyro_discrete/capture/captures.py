@@ -140,6 +140,9 @@ class Captures:
         assert plan is not None, "a step was run without a plan"
         kinds[:] = [kind for kind in kinds if kind.plan is plan][-3:]
         watch = Watch([*call.objects, *run.modules.values(), stepper.watched()], run.params)
+        if watch.unknown:
+            self._give_up(f"{watch.unknown}; pass what may change as an argument")
+            return result
         kinds.append(_Kind(plan, run, watch, [*result.parameters, *result.idle]))
         return result
 

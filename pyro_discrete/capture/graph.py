@@ -36,6 +36,7 @@ from pyro_discrete.capture.rewriting import (
     separate_biases,
     share_repeated,
 )
+from pyro_discrete.inspection.provenance import classes_stated
 
 __all__ = [
     "Capture",
@@ -163,8 +164,8 @@ class _InsideTorch(TorchFunctionMode):
     """Refuses what takes values out of torch unseen; `one_hot` without a look at the values."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is one_hot and _number_of_classes(*args, **(kwargs or {})) > 0:
-            classes = torch.arange(_number_of_classes(*args, **(kwargs or {})), device=args[0].device)
+        if func is one_hot and (number := classes_stated(args, kwargs or {})) > 0:
+            classes = torch.arange(number, device=args[0].device)
             return (args[0].unsqueeze(-1) == classes).to(torch.int64)
         if getattr(func, "__name__", "") in ("all", "masked_select") and _in_exact_sums():
             # Pyro leaves out terms of probability zero there; here they stay in, as zeros
@@ -180,10 +181,6 @@ def _in_exact_sums() -> bool:
     while frame.f_code.co_name == "__torch_function__" and frame.f_back is not None:  # of other modes
         frame = frame.f_back
     return frame.f_code is Dice.compute_expectation.__code__
-
-
-def _number_of_classes(tensor: Tensor, num_classes: int = -1) -> int:
-    return num_classes
 
 
 @contextmanager

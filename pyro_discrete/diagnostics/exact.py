@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_discrete.diagnostics.assignments import AssignValues, Choices, innermost
 from pyro_discrete.errors import EnumerationError
+from pyro_discrete.programs.pair import Program
 from pyro_discrete.programs.parameters import leaf_parameters, parameter_names
 from pyro_discrete.programs.sites import guide_terms, is_random_observation, sample_sites
 
@@ -24,9 +25,6 @@ __all__ = [
     "exact_gradient",
     "exact_loss",
 ]
-
-
-Program = Callable[..., Any]
 
 
 @dataclass(frozen=True)

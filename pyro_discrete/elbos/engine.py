@@ -27,7 +27,7 @@ from pyro_discrete.planning.plan import Exact, Plan, StructureChangedError
 from pyro_discrete.planning.select import Selection, Spec
 from pyro_discrete.planning.site_estimators import SiteEstimators
 from pyro_discrete.programs.dims import plates_of
-from pyro_discrete.programs.pair import Pair, kept_buffers, on_trial
+from pyro_discrete.programs.pair import Pair, Program, kept_buffers, on_trial
 from pyro_discrete.programs.parameters import KnownLeaves
 from pyro_discrete.programs.sites import latent_sites
 from pyro_discrete.relaxations.handler import refuse_handler_around
@@ -38,11 +38,7 @@ from pyro_discrete.steps.step import evaluate_step, train_step
 
 __all__ = [
     "DiscreteELBO",
-    "Program",
 ]
-
-
-Program = Callable[..., Any]
 
 
 class DiscreteELBO(nn.Module, ELBO):
@@ -209,13 +205,13 @@ class DiscreteELBO(nn.Module, ELBO):
         """Plan the steps of a pair; with a `reason`, as if nothing were known of what depends on what."""
         with on_trial(), kept_buffers(pair.model, pair.guide):
             given = (pair, self.selection, self.objective, vectorise, self.max_plate_nesting, self.row_chunk)
-            plan, trial = make_plan(*given)
+            plan, trial = make_plan(*given, unknown=reason)
             if isinstance(plan.way, Exact):
                 had = settled(plan, pair, self.objective, trial)
                 if isinstance(had, Plan):
                     plan = had
                 else:
-                    plan, trial = make_plan(*given, may_enumerate=False)
+                    plan, trial = make_plan(*given, may_enumerate=False, unknown=reason)
                     plan = replace(plan, passed_over=had)
             if reason:
                 plan = replace(plan.without_dependencies(), reason=reason)
@@ -247,7 +243,8 @@ class DiscreteELBO(nn.Module, ELBO):
                     self._make_plan(pair, self.vectorize_particles)
                     continue
                 reason = f"its structure changes from run to run: {change}"
-                warnings.warn(f"This program is run row by row, more slowly, as {reason}.", stacklevel=4)
+                if not isinstance(self.plan.way, Exact):
+                    warnings.warn(f"This program is run row by row, more slowly, as {reason}.", stacklevel=4)
                 self._make_plan(pair, vectorise=False, reason=reason)
         return run(self.plan)
 

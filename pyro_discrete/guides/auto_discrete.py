@@ -20,7 +20,7 @@ from torch.distributions import constraints
 
 from pyro_discrete.errors import SettingError, SiteShapeError
 from pyro_discrete.families import Family
-from pyro_discrete.guides.networks import LogitNetworks, observed_run
+from pyro_discrete.guides.networks import LogitNetworks, trace_on_data
 from pyro_discrete.guides.variational import VariationalSite
 from pyro_discrete.programs.sites import family_of, latent_sites, without_mask
 
@@ -107,7 +107,7 @@ class AutoDiscreteMeanField(AutoGuide):
         """Part of Pyro's interface: the guide of the continuous sites has seen the same model, so it fits."""
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        self.prototype_trace = trace = observed_run(self.model, {}, args, kwargs)
+        self.prototype_trace = trace = trace_on_data(self.model, {}, args, kwargs)
         if self.master is not None:
             self.master()._check_prototype(_latent_part(trace))
         latent = latent_sites(trace)
@@ -157,7 +157,7 @@ class AutoDiscreteMeanField(AutoGuide):
         changed = _shapes(args, kwargs) != self._shapes
         if self._looks or changed:
             given = {name: plate._indices for name, plate in self.plates.items()}
-            trace = observed_run(self.model, given, args, kwargs)
+            trace = trace_on_data(self.model, given, args, kwargs)
         if changed:
             self._check_plates(trace)
         return trace
@@ -238,7 +238,7 @@ class AutoDiscreteMeanField(AutoGuide):
         if self.amortized:
             if not args and not kwargs:
                 raise SettingError("The logits are a network's: give the arguments of the model, marginals(x) say.")
-            trace = observed_run(self.model, {}, args, kwargs) if self._looks else trace
+            trace = trace_on_data(self.model, {}, args, kwargs) if self._looks else trace
         return {name: logits.detach() for name, logits in self._all_logits(trace, args, kwargs).items()}
 
     def marginals(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

@@ -22,12 +22,12 @@ from pyro_discrete.programs.sites import base_distribution, is_random_observatio
 __all__ = [
     "LogitNetworks",
     "features_of",
-    "observed_run",
     "pooled",
+    "trace_on_data",
 ]
 
 
-def observed_run(model: Any, subsamples: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def trace_on_data(model: Any, subsamples: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A trace of the model on this call's data, hidden from all handlers around it, with the given subsamples."""
     with poutine.block(), torch.no_grad(), _Subsampled(subsamples):
         return poutine.trace(model).get_trace(*args, **kwargs)

@@ -16,7 +16,7 @@ from torch.distributions.utils import lazy_property
 
 from pyro_discrete.errors import SettingError, UnsupportedSiteError
 from pyro_discrete.families import Family
-from pyro_discrete.programs.sites import base_distribution, family_of
+from pyro_discrete.programs.sites import base_distribution, element_support, family_of
 from pyro_discrete.relaxations.relaxed_distribution import TRUNCATION, log_masses, rebuilt
 
 __all__ = [
@@ -194,7 +194,7 @@ def _values(name: str, base: Any, infer: Any) -> Tensor:
     """The values of a site that is neither Bernoulli nor categorical: its support, or the counts up to a bound."""
     if getattr(base, "has_enumerate_support", False) and not base.event_shape:
         try:
-            return base.enumerate_support(expand=False).flatten()
+            return element_support(base)
         except NotImplementedError:
             pass
     largest = infer.get(TRUNCATION)

@@ -16,20 +16,28 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
-from pyro.distributions import Delta
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.util import get_rng_state
 from torch import Tensor
 from torch.distributions import Independent
 
+from pyro_discrete.errors import in_a_line
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.provenance import Provenance, element_axis
 from pyro_discrete.inspection.trial import Trial, check_rows
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, trace_pair
-from pyro_discrete.programs.sites import Site, family_of, guide_terms, is_latent, latent_sites, sample_sites
+from pyro_discrete.programs.sites import (
+    Site,
+    family_of,
+    guide_terms,
+    is_latent,
+    is_observed_delta,
+    latent_sites,
+    sample_sites,
+    site_log_prob,
+)
 
 __all__ = [
     "UNKNOWN",
@@ -175,7 +183,7 @@ def find_dependencies(pair: Pair, numbers: Collection[Tensor] = ()) -> Dependenc
                 terms, parameters = _sources(provenance, traces)
                 elements = _elements(provenance, traces)
         except Exception as error:
-            return Dependencies(reason=f"a trial run failed: {type(error).__name__}: {error}".splitlines()[0])
+            return Dependencies(reason=f"a trial run failed: {in_a_line(error)}")
         if provenance.escape:
             return Dependencies(reason=provenance.escape)
         if before != _python_state():
@@ -254,13 +262,13 @@ def _contradiction(pair: Pair, subsamples: KeepSubsamples, traces: tuple[Trace, 
         if not _same(reference, _log_probs(pair, subsamples, values)):
             return "its log-probabilities change from run to run though all draws are held"
         for names in changed:
-            others = {n: _other_value(discrete[n], values[n]) for n in discrete if n in names}
+            others = {n: _rotated(discrete[n], values[n]) for n in discrete if n in names}
             again = _log_probs(pair, subsamples, values | others)
             unmoved = {k: v for k, v in reference.items() if not names & found.terms[k]}
             if again.keys() != reference.keys() or not _same(unmoved, {k: again[k] for k in unmoved}):
                 return f"terms change with draws that they were not seen to use ({', '.join(sorted(names)[:3])})"
     except Exception as error:
-        return f"a run with other draws failed: {type(error).__name__}: {error}".splitlines()[0]
+        return f"a run with other draws failed: {in_a_line(error)}"
     return ""
 
 
@@ -274,7 +282,7 @@ def _log_probs(pair: Pair, subsamples: KeepSubsamples, values: Mapping[str, Tens
     pyro.set_rng_seed(0)  # noise of the program's own is to be the same in every run
     with torch.no_grad():
         traces = trace_pair(pair, subsamples, values)
-        return {k: m["fn"].log_prob(m["value"], *m["args"], **m["kwargs"]) for k, m in _sites(traces)}
+        return {k: site_log_prob(m) for k, m in _sites(traces)}
 
 
 def _same(one: Mapping[Key, Tensor], other: Mapping[Key, Tensor]) -> bool:
@@ -284,7 +292,7 @@ def _same(one: Mapping[Key, Tensor], other: Mapping[Key, Tensor]) -> bool:
     )
 
 
-def _other_value(site: Site, value: Tensor) -> Tensor:
+def _rotated(site: Site, value: Tensor) -> Tensor:
     """Another value of the support for every element, as far as there is one to be had."""
     rotate: dict[Family | None, Callable[[], Tensor]] = {
         Family.BERNOULLI: lambda: 1 - value,
@@ -298,7 +306,7 @@ def _other_value(site: Site, value: Tensor) -> Tensor:
 
 def why_joined(pair: Pair, trial: Trial, known: Dependencies) -> str:
     """Why the guide's discrete sites cannot be summed over element by element; empty if they can."""
-    if isinstance(poutine.unwrap(pair.guide), Messenger):
+    if pair.guide_runs_model:
         return "the guide runs the model itself"
     sites = {n: Site(m) for n, m in latent_sites(trial.guide_trace).items()}
     discrete = [s for s in sites.values() if s.family not in (None, Family.CONTINUOUS)]
@@ -326,7 +334,7 @@ def _why_not_terms(discrete: Iterable[Site], trial: Trial, known: Dependencies) 
             moving = [s for s in plates if known.influences(s, (where, name))]
             if where == "guide" and msg["is_observed"]:
                 return f"{name!r} of the guide is no draw"
-            if not moving or _is_deterministic(msg):
+            if not moving or is_observed_delta(msg):
                 continue
             if where == "guide" and moving != [name]:
                 return f"site {name!r} of the guide depends on {moving[0]!r}"
@@ -337,11 +345,3 @@ def _why_not_terms(discrete: Iterable[Site], trial: Trial, known: Dependencies) 
             if not plates[moving[0]] <= plates_of(msg):
                 return f"site {name!r} outside a plate depends on {moving[0]!r} inside it"
     return ""
-
-
-def _is_deterministic(msg: Any) -> bool:
-    """Whether it is a `pyro.deterministic` statement, which has no term."""
-    fn = msg["fn"]
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, Delta) and msg["is_observed"]

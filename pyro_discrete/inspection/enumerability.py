@@ -15,10 +15,9 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_discrete.errors import DiscreteInferenceError
+from pyro_discrete.errors import DiscreteInferenceError, in_a_line
 from pyro_discrete.inspection.trial import Trial, check_rows, spread_values, unused_size
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, trace_pair
@@ -37,7 +36,7 @@ def why_not_over_values(pair: Pair, trial: Trial, names: Collection[str]) -> str
 
     A row's terms have to be those of a run with the row's values by themselves. Other sites keep one value.
     """
-    if isinstance(poutine.unwrap(pair.guide), Messenger):  # it runs the model itself, with values of its own
+    if pair.guide_runs_model:  # it runs the model itself, with values of its own
         return check_rows(pair, trial, 1).reason
     rows = unused_size(trial)
     values = spread_values(trial, rows, names)
@@ -55,7 +54,7 @@ def why_not_over_values(pair: Pair, trial: Trial, names: Collection[str]) -> str
     except DiscreteInferenceError:
         raise
     except Exception as error:
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return in_a_line(error)
     return ""
 
 

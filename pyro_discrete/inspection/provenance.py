@@ -24,6 +24,7 @@ from pyro_discrete.programs.sites import base_distribution
 __all__ = [
     "Provenance",
     "axis_after",
+    "classes_stated",
     "element_axis",
     "written_tensors",
 ]
@@ -347,7 +348,7 @@ class _Exits(TorchFunctionMode):
             self.provenance.escaped(f"a tensor leaves torch (.{name})")
         elif func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
             self.provenance.escaped("the program takes gradients itself")
-        elif func is torch.nn.functional.one_hot and _number_of_classes(args, kwargs) >= 0:
+        elif func is torch.nn.functional.one_hot and classes_stated(args, kwargs) >= 0:
             return self._reading(func, args, kwargs)  # it compares the indices with their number, and no more
         return func(*args, **kwargs)
 
@@ -359,7 +360,8 @@ class _Exits(TorchFunctionMode):
             self.provenance.reading_allowed = False
 
 
-def _number_of_classes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+def classes_stated(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """The number of classes that a call of `one_hot` states; -1 where it is to be looked up in the values."""
     return args[1] if len(args) > 1 else kwargs.get("num_classes", -1)
 
 

@@ -20,6 +20,7 @@ from pyro_discrete.errors import (
     MissingDataError,
     SiteMatchError,
     SiteShapeError,
+    in_a_line,
 )
 from pyro_discrete.families import Family
 from pyro_discrete.programs.dims import plates_of
@@ -29,6 +30,7 @@ from pyro_discrete.programs.sites import (
     Site,
     base_distribution,
     cardinality,
+    element_support,
     family_of,
     guide_terms,
     is_latent,
@@ -277,7 +279,7 @@ def crossing_site(pair: Pair, trial: Trial, sites: Iterable[Site]) -> tuple[str,
         if not outside:
             continue
         for attempt in range(4):
-            others = {s.name: _other_value(s, attempt) for s in group}
+            others = {s.name: _value_of_attempt(s, attempt) for s in group}
             again = sample_sites(trace_pair(pair, trial.subsamples, fixed | others)[1])
             for name in outside:
                 if name not in again or not torch.equal(weighed_log_prob(again[name]), weighed_log_prob(nodes[name])):
@@ -285,7 +287,8 @@ def crossing_site(pair: Pair, trial: Trial, sites: Iterable[Site]) -> tuple[str,
     return None
 
 
-def _other_value(site: Site, attempt: int) -> Tensor:
+def _value_of_attempt(site: Site, attempt: int) -> Tensor:
+    """Values that go through the support, from element to element and from attempt to attempt."""
     support = joint_support(site.distribution).reshape(-1, *site.distribution.event_shape)
     index = (torch.arange(math.prod(site.distribution.batch_shape)) + attempt) % len(support)
     return support[index.to(support.device)].reshape(site.distribution.shape())
@@ -347,7 +350,7 @@ def check_rows(pair: Pair, trial: Trial, rows: int, only: Collection[str] | None
                 f"The program runs with {rows} rows but not with {trial_rows}: it broadcasts the leading dim of rows "
                 f"(or particles) into another dim of size {rows}. {_REMEDY}"
             ) from error
-        return RowsVerdict(None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        return RowsVerdict(None, in_a_line(error))
     for trace, single in ((guide_trace, trial.guide_trace), (model_trace, trial.model_trace)):
         rowed, alone = sample_sites(trace), sample_sites(single)
         changed = rowed.keys() ^ alone.keys()
@@ -362,7 +365,7 @@ def check_rows(pair: Pair, trial: Trial, rows: int, only: Collection[str] | None
         except DiscreteInferenceError:
             raise
         except Exception as error:  # of a log-probability over rows, say
-            return RowsVerdict(None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            return RowsVerdict(None, in_a_line(error))
         if mixing is not None:
             return RowsVerdict(
                 None, f"at site {mixing!r} a row's log-probability changes with the values in other rows"
@@ -384,8 +387,7 @@ def spread_values(trial: Trial, rows: int, only: Collection[str] | None = None) 
             continue
         if family_of(fn) in (None, Family.CONTINUOUS) or not math.isfinite(cardinality(base)):
             continue
-        support = base.enumerate_support(expand=False)
-        support = support.reshape((-1, *base.event_shape))
+        support = element_support(fn)
         copies = tuple(fn.event_shape[: fn.event_dim - len(base.event_shape)])
         padding = (1,) * (trial.batch_dims - len(fn.batch_shape))
         index = torch.randint(len(support), (rows, *padding, *fn.batch_shape, *copies), device=support.device)

@@ -7,9 +7,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from pyro import poutine
-from pyro.poutine.messenger import Messenger
-
 from pyro_discrete.errors import EnumerationError, SiteMatchError
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.registry import AUTO
@@ -92,10 +89,12 @@ def make_plan(
     max_plate_nesting: float,
     row_chunk: int | None = None,
     may_enumerate: bool = True,
+    unknown: str = "",
 ) -> tuple[Plan, Trial]:
     """Try the pair once, check it, and choose each site's estimator and the way of a step.
 
-    With `may_enumerate=False`, "auto" does not enumerate.
+    With `may_enumerate=False`, "auto" does not enumerate. `unknown`: why nothing is to be known of what depends
+    on what, if so.
     """
     given, pair = pair, objective.around(pair, training=False)
     try:
@@ -121,7 +120,7 @@ def make_plan(
             selection.check_continuous(site)
     marginal = marginal_sites(trial)
     settings = marginal_settings(marginal, selection)
-    wiring = Wiring(given)
+    wiring = Wiring(unknown)
     enumerated = _enumeration_plan(
         pair, trial, sites, marginal, selection, objective, may_enumerate, lambda: wiring.of(given)
     )
@@ -179,7 +178,7 @@ def _never_analytic(pair: Pair, objective: Objective) -> str:
     """Why the divergence of no relaxed site can be analytic, or nothing."""
     if not objective.additive:
         return "on this objective it is no term by itself"
-    return "the guide runs the model itself" if isinstance(poutine.unwrap(pair.guide), Messenger) else ""
+    return "the guide runs the model itself" if pair.guide_runs_model else ""
 
 
 def _marginal_plan(site: Site) -> SitePlan:

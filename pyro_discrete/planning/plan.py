@@ -173,6 +173,7 @@ class Met:
     - `linear`: relaxed sites whose divergence was analytic and is not any more, with the reason.
     - `jumps`: in which runs it was looked whether the program jumps as relaxed values move.
     - `closed`: sites of an enumerated program whose sampled terms closed ones stand for. `cost`: that of the last sums.
+    - `costs`: what sites' learning signals held in the last run, in words.
     """
 
     sites: list[SitePlan] = field(default_factory=list)
@@ -182,6 +183,7 @@ class Met:
     jumps: JumpsSeen = field(default_factory=JumpsSeen)
     closed: set[str] = field(default_factory=set)
     cost: SumCost | None = None
+    costs: str = ""
 
 
 @dataclass(frozen=True)
@@ -267,7 +269,11 @@ class Plan:
 
     def dependencies(self, pair: Pair) -> Dependencies:
         """Which cost terms each site can influence in a call with these arguments, as far as that is known."""
-        return UNKNOWN if self.wiring is None else self.wiring.of(pair)
+        if self.wiring is None:
+            return UNKNOWN
+        known = self.wiring.of(pair)
+        self.met.costs = known.describe()
+        return known
 
     def without_dependencies(self) -> Plan:
         """The plan as if nothing were known of them."""
@@ -301,7 +307,7 @@ class Plan:
         total += f" ({self.reason})" if self.reason else ""
         exact = [] if self.cost is None else [f"exact sums: {self.cost} a row"]
         passed = [f"not summed out, though there are few values: {self.passed_over}"] if self.passed_over else []
-        costs = [f"costs: {self.costs}"] if self.costs else []
+        costs = [f"costs: {self.met.costs or self.costs}"] if self.costs else []
         return "\n".join([*(row.rstrip() for row in table), total, *exact, *passed, *costs])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,16 +13,13 @@ from torch import Tensor
 
 from pyro_discrete.errors import SettingError, near_matches
 from pyro_discrete.posterior.draws import PosteriorDraws, draw_posterior
-from pyro_discrete.programs.pair import Pair
+from pyro_discrete.programs.pair import Pair, Program
 from pyro_discrete.programs.sites import is_random_observation, latent_sites, sample_sites
 
 __all__ = [
     "pareto_k",
     "to_inference_data",
 ]
-
-
-Program = Callable[..., Any]
 
 
 def to_inference_data(

@@ -20,12 +20,13 @@ from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
 from pyro_discrete.programs.dims import ROWS_PLATE
-from pyro_discrete.programs.parameters import Program, modules_of
+from pyro_discrete.programs.parameters import modules_of
 from pyro_discrete.programs.sites import is_deterministic, is_latent
 
 __all__ = [
     "KeepSubsamples",
     "Pair",
+    "Program",
     "SiteMessenger",
     "Substitute",
     "UnconditionSites",
@@ -116,14 +117,38 @@ class KeepSubsamples(SiteMessenger):
             self.indices.setdefault(msg["name"], msg["value"])
 
 
+Program = Callable[..., Any]
+
+
+Around = Callable[[Program], Program]
+
+
+Rows = tuple[int, int]
+"""The size of a leading plate, and its dim."""
+
+
+def _over_rows(program: Program, rows: Rows | None) -> Program:
+    return program if rows is None else pyro.plate(ROWS_PLATE, rows[0], dim=rows[1])(program)
+
+
 @dataclass(frozen=True)
 class Pair:
     """A model and a guide with the arguments of a call."""
 
-    model: Callable[..., Any]
-    guide: Callable[..., Any]
+    model: Program
+    guide: Program
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+
+    @property
+    def guide_runs_model(self) -> bool:
+        """Whether the guide is a messenger that runs the model itself, as Pyro's `AutoMessenger`s are."""
+        return isinstance(poutine.unwrap(self.guide), Messenger)
+
+    def replayed(self, guide_trace: Trace, around: Around | None = None, rows: Rows | None = None) -> Program:
+        """The model, to be run with the guide's draws; `around` is put around it, and `rows` inside of that."""
+        model = _over_rows(self.model, rows)
+        return poutine.replay(model if around is None else around(model), trace=guide_trace)
 
 
 class Substitute(Messenger):
@@ -159,21 +184,20 @@ def trace_pair(
     pair: Pair,
     subsamples: KeepSubsamples,
     values: Mapping[str, Tensor] | None = None,
-    rows: tuple[int, int] | None = None,
+    rows: Rows | None = None,
+    around: Around | None = None,
 ) -> tuple[Trace, Trace]:
-    """Run the guide, then the model against it; `rows` is the size and dim of a leading plate, if any."""
-    guide, model = pair.guide, pair.model
-    if rows is not None:
-        guide = pyro.plate(ROWS_PLATE, rows[0], dim=rows[1])(guide)
-        model = pyro.plate(ROWS_PLATE, rows[0], dim=rows[1])(model)
+    """Run the guide, then the model against it: with these values, over a leading plate of rows, the model inside of
+    `around`."""
+    guide = _over_rows(pair.guide, rows)
     with subsamples:
-        if isinstance(poutine.unwrap(guide), Messenger):
+        if pair.guide_runs_model:
             guide(*pair.args, **pair.kwargs)
             model_trace, guide_trace = poutine.unwrap(guide).get_traces()
             return guide_trace, model_trace
         with Substitute(values or {}):
             guide_trace = poutine.trace(guide).get_trace(*pair.args, **pair.kwargs)
-            replayed = poutine.replay(model, trace=guide_trace)
+            replayed = pair.replayed(guide_trace, around, rows)
             return guide_trace, poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
-from types import FunctionType
 from typing import Any
 
 import pyro
 from torch import Tensor, nn
+
+from pyro_discrete.programs.python_state import closed_over
 
 __all__ = [
     "KnownLeaves",
@@ -18,10 +18,7 @@ __all__ = [
 ]
 
 
-Program = Callable[..., Any]
-
-
-def parameter_names(leaves: Mapping[int, Tensor], programs: Mapping[str, Program]) -> dict[int, str]:
+def parameter_names(leaves: Mapping[int, Tensor], programs: Mapping[str, Callable[..., Any]]) -> dict[int, str]:
     """Readable names for leaf tensors by their `id`: the param store's, then those of modules and tensors that the
     programs are or close over, else their number and shape."""
     names = {id(value): name for name, value in pyro.get_param_store().named_parameters()}
@@ -30,7 +27,7 @@ def parameter_names(leaves: Mapping[int, Tensor], programs: Mapping[str, Program
         if isinstance(owner, nn.Module):
             for name, value in owner.named_parameters():
                 names.setdefault(id(value), f"{role}.{name}" if owner is program else name)
-        for variable, content in _variables(program).items():
+        for variable, content in closed_over(program).items():
             if isinstance(content, nn.Module):
                 for name, value in content.named_parameters():
                     names.setdefault(id(value), f"{variable}.{name}")
@@ -41,11 +38,11 @@ def parameter_names(leaves: Mapping[int, Tensor], programs: Mapping[str, Program
     return names
 
 
-def modules_of(*programs: Program) -> list[nn.Module]:
+def modules_of(*programs: Callable[..., Any]) -> list[nn.Module]:
     """The modules that programs are, are methods of, or close over."""
     found: dict[int, nn.Module] = {}
     for program in programs:
-        for content in (program, _owner(program), *_variables(program).values()):
+        for content in (program, _owner(program), *closed_over(program).values()):
             if isinstance(content, nn.Module):
                 found.setdefault(id(content), content)
     return list(found.values())
@@ -54,18 +51,6 @@ def modules_of(*programs: Program) -> list[nn.Module]:
 def _owner(program: Any) -> Any:
     """What a bound method is bound to, else the program itself."""
     return getattr(program, "__self__", program)
-
-
-def _variables(program: Any) -> dict[str, Any]:
-    """The variables that a function closes over or reads from its module, through wrappers such as effect handlers."""
-    while isinstance(program, partial) or hasattr(program, "__wrapped__"):
-        program = getattr(program, "__wrapped__", None) or program.func
-    if not isinstance(program, FunctionType):
-        return {}
-    cells = program.__closure__ or ()
-    variables = dict(zip(program.__code__.co_freevars, (cell.cell_contents for cell in cells), strict=True))
-    known = program.__globals__
-    return variables | {name: known[name] for name in program.__code__.co_names if name in known}
 
 
 def leaf_parameters(loss: Tensor) -> list[Tensor]:

@@ -36,12 +36,14 @@ __all__ = [
     "base_distribution",
     "cardinality",
     "drawn",
+    "element_support",
     "family_of",
     "first",
     "guide_log_prob",
     "guide_terms",
     "is_deterministic",
     "is_latent",
+    "is_observed_delta",
     "is_random_observation",
     "joint_support",
     "latent_sites",
@@ -122,6 +124,15 @@ def is_latent(msg: Any) -> bool:
 def is_deterministic(msg: Any) -> bool:
     """Whether it is a `pyro.deterministic` statement: without a term, all dims of its value (rows too) its event."""
     return bool(msg["infer"].get("_deterministic"))
+
+
+def is_observed_delta(msg: Any) -> bool:
+    """Whether a value was computed rather than drawn: any observed `Delta`, `pyro.deterministic`'s too. It moves with
+    what it was computed from, and its term does not."""
+    fn = msg["fn"]
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Delta) and msg["is_observed"]
 
 
 def sample_sites(trace: Any) -> dict[str, Any]:
@@ -229,14 +240,19 @@ def why_not_enumerable(fn: Any, infer: Mapping[str, Any]) -> str:
     return "has no finite support that could be enumerated"
 
 
+def element_support(fn: Any) -> Tensor:
+    """The values of one element of the base distribution, `[values, *its event]`."""
+    base = base_distribution(fn)
+    values = base.enumerate_support(expand=False)
+    return values.reshape(len(values), *base.event_shape)
+
+
 def joint_support(fn: Any) -> Tensor:
     """All joint values of one element, `[cardinality, *ones(batch), *event]`.
 
     Like `fn.enumerate_support(expand=False)`, but of the whole event of a `.to_event` site: its Cartesian product.
     """
-    base, copied = base_distribution(fn), _independent_dims(fn)
-    values = base.enumerate_support(expand=False)
-    values = values.reshape((values.shape[0], *base.event_shape))
+    values, copied = element_support(fn), _independent_dims(fn)
     if copied:
         copies = math.prod(fn.event_shape[:copied])
         index = torch.cartesian_prod(*[torch.arange(values.shape[0], device=values.device)] * copies)
@@ -427,10 +443,4 @@ def guide_log_prob(msg: Any, estimator: Estimator | None) -> tuple[Tensor, Tenso
 
 def number_of_values(site: Site) -> int:
     """How many values an element has."""
-    return len(_support(site.distribution))
-
-
-def _support(fn: Any) -> Tensor:
-    """The values of one element, `[values, *event of an element]`."""
-    values = fn.base_dist.enumerate_support(expand=False)
-    return values.reshape(len(values), *fn.base_dist.event_shape)
+    return len(element_support(site.distribution))

@@ -11,7 +11,6 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
-from pyro.poutine.messenger import Messenger
 
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.inspection.trial import check_matched
@@ -112,11 +111,10 @@ def _traces(
     plan: Plan,
     known: Dependencies,
 ) -> Traces:
-    unwrapped = poutine.unwrap(guide)
-    if isinstance(unwrapped, Messenger):  # a guide that runs the model itself
+    if pair.guide_runs_model:
         with placing:
             guide(*pair.args, **pair.kwargs)
-        model_trace, guide_trace = unwrapped.get_traces()  # type: ignore[attr-defined]
+        model_trace, guide_trace = poutine.unwrap(guide).get_traces()
         settled_points(placing.relaxed, plan, guide_trace, known)
         return Traces(guide_trace, model_trace, model_trace, {})
     with placing:

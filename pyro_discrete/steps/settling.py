@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from pyro_discrete.errors import DiscreteInferenceError, EnumerationError
+from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, in_a_line
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
@@ -84,7 +84,7 @@ def settled(plan: Plan, pair: Pair, objective: Objective, trial: Trial) -> Plan 
     except Exception as error:
         if not way.explicit:
             return found
-        other = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        other = in_a_line(error)
         raise EnumerationError(
             f"The program cannot be enumerated, neither in parallel ({found}) nor one joint value after another "
             f"({other}). Use 'rloo' or 'nvil'. Sites of the model alone are summed out over leading dims under "
@@ -102,7 +102,7 @@ def _as_marked(plan: Plan, pair: Pair, objective: Objective, known: Dependencies
     except Exception as error:
         raise EnumerationError(
             "The program runs only while the sites that it marks are enumerated in parallel, and not with all of its "
-            f"discrete sites enumerated: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. "
+            f"discrete sites enumerated: {in_a_line(error)}. "
             "Index from the right so that single values can be read too."
         ) from error
     return plan
@@ -133,7 +133,7 @@ def _at_once(plan: Plan, pair: Pair, objective: Objective, trial: Trial, known: 
             raise
         return "too large"
     except Exception as error:
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return in_a_line(error)
     return plan
 
 

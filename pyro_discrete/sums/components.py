@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_discrete.errors import EnumerationError, SiteShapeError
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
-from pyro_discrete.programs.sites import sample_sites
+from pyro_discrete.programs.sites import sample_sites, site_log_prob
 from pyro_discrete.sums.elimination import Elimination, Reduce, SizesAlone, log_sum_exp
 from pyro_discrete.sums.enumerated_sites import Marginalise
 from pyro_discrete.sums.plates import CrossedPlatesError, PlatedTerm, connected, contract_plates
@@ -124,7 +124,7 @@ def _reaches_left(msg: Any, first: int) -> bool:
 
 def _factor(name: str, position: int, msg: Any, marginalise: Marginalise, names: Names) -> Factor:
     first = marginalise.given.first
-    log_p = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+    log_p = site_log_prob(msg)
     if marginalise.masked or name not in marginalise.own:
         log_p = scale_and_mask(log_p, mask=msg["mask"])
     if torch.is_tensor(msg["scale"]) and msg["scale"].dim() >= -first and msg["scale"].numel() > 1:

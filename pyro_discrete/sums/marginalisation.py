@@ -18,7 +18,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_discrete.errors import DiscreteInferenceError, EnumerationError
+from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, first_line, in_a_line
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.inspection.enumerability import joined_elements, why_not_over_values
 from pyro_discrete.inspection.trial import Trial, crossing_site
@@ -275,7 +275,7 @@ def settle_marginals(
         try:
             with torch.no_grad(), trial.subsamples:
                 marginalise = Marginalise(latent_sites(trial.guide_trace), settings, trial.batch_dims, rows=rows)
-                replayed = poutine.replay(marginalise(pair.model), trace=trial.guide_trace)
+                replayed = pair.replayed(trial.guide_trace, marginalise)
                 trace = poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
                 for component in components(trace, marginalise)[0]:
                     cost = cost.beside(within_budget(component, settings))
@@ -284,7 +284,7 @@ def settle_marginals(
         except DiscreteInferenceError:
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            reason = in_a_line(error)
     raise NoLeadingDimsError(
         f"Sites of the model alone ({names}) are summed out over leading dims, which the program cannot take "
         f"({reason}). Index from the right so that dims on the left broadcast, or draw them in the guide too."
@@ -303,10 +303,10 @@ def settle(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate]) -> tuple
     drawn = latent_sites(trial.guide_trace)
     try:
         with torch.no_grad(), trial.subsamples:
-            replayed = poutine.replay(pair.model, trace=trial.guide_trace)
-            traces = list(joint_traces(replayed, drawn, pair.args, pair.kwargs))
+            traces = list(joint_traces(pair.replayed(trial.guide_trace), drawn, pair.args, pair.kwargs))
     except EnumerationError as other:
-        why = str(other).splitlines()[0]
-        raise EnumerationError(f"{reason} One joint value after another cannot be had either: {why}") from None
+        raise EnumerationError(
+            f"{reason} One joint value after another cannot be had either: {first_line(other)}"
+        ) from None
     numbers = [sum(m["value"].numel() for m in sample_sites(trace).values()) for trace in traces]
     return SumCost(max(numbers), sum(numbers)), frozenset(from_first(traces[0], drawn)), True

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import types
+
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -9,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_discrete.capture.captured_step import Call
+from pyro_discrete.capture.watch import Watch
 from pyro_discrete.programs.pair import Pair as Arguments
 from tests.support.captured_pairs import Pair, captures_of, data, graph_elbo, same_as_eager, steps
 
@@ -93,7 +98,7 @@ def test_params_created_later_are_found_at_the_next_check():
 
 
 class Hidden:
-    """A number where no look at Python finds it."""
+    """A number."""
 
     __slots__ = ("number",)
 
@@ -101,7 +106,8 @@ class Hidden:
         self.number = number
 
 
-def test_a_hidden_number_that_changes_is_found_by_the_comparison():
+def test_a_hidden_number_that_changes_is_found_by_the_comparison(monkeypatch):
+    monkeypatch.setattr(Watch, "holds", lambda self: True)
     hidden = Hidden(1.0)
     pair = Pair(lambda mean: mean * hidden.number)
     elbo = graph_elbo()
@@ -139,6 +145,64 @@ def test_a_number_that_python_shows_is_seen_at_once(kind: str) -> None:
     elbo = graph_elbo()
     steps(elbo, pair, data())
     number, box[0], table["number"], pair.number = 3.0, 3.0, 3.0, 3.0  # type: ignore[attr-defined]
+    for _ in range(3):
+        assert same_as_eager(elbo, pair.model, pair.guide, data())
+
+
+class Numbers:
+    number = 1.0
+
+
+class Slots:
+    __slots__ = ("number",)
+
+
+def labelled() -> None: ...
+
+
+@pytest.mark.parametrize("kind", ["class", "module", "function", "slot", "array", "private", "method", "tensor"])
+def test_a_number_is_seen_at_once_wherever_python_keeps_it(kind: str) -> None:
+    module, slots, array, tensor = types.ModuleType("settings"), Slots(), np.array([1.0]), torch.zeros(())
+    places = {"class": Numbers, "module": module, "function": labelled, "slot": slots, "tensor": tensor}
+    for place in places.values():
+        place.number = 1.0
+
+    class Private(nn.Module):
+        _number = 1.0
+
+        def forward(self, mean: Tensor) -> Tensor:
+            return mean * self._number
+
+    private = Private()
+    change = {
+        "class": lambda mean: mean * Numbers.number,
+        "module": lambda mean: mean * module.number,
+        "function": lambda mean: mean * labelled.number,
+        "slot": lambda mean: mean * slots.number,
+        "tensor": lambda mean: mean * tensor.number,
+        "array": lambda mean: mean * float(array[0]),
+        "private": private,
+        "method": private,
+    }[kind]
+    elbo, pair = graph_elbo(), Pair(change)
+    steps(elbo, pair, data(), count=6)  # five by the graph: the next comparison is at the eighth
+    assert captures_of(elbo).count == 1
+    if kind == "method":
+        Private.forward = lambda self, mean: mean * 3.0  # type: ignore[method-assign]
+    elif kind == "array":
+        array[0] = 3.0
+    else:
+        setattr(places.get(kind, private), "_number" if kind == "private" else "number", 3.0)
+    for _ in range(3):
+        assert same_as_eager(elbo, pair.model, pair.guide, data())
+
+
+def test_a_number_from_the_environment_is_not_captured(monkeypatch):
+    monkeypatch.setenv("NUMBER", "1.0")
+    pair, elbo = Pair(lambda mean: mean * float(os.environ["NUMBER"])), graph_elbo()
+    with pytest.warns(UserWarning, match="cannot be captured.*module os"):
+        steps(elbo, pair, data(), count=6)
+    monkeypatch.setenv("NUMBER", "3.0")
     for _ in range(3):
         assert same_as_eager(elbo, pair.model, pair.guide, data())
 

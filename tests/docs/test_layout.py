@@ -100,7 +100,7 @@ NAMES_OF_NOTHING = """
     utils
 """.split()  # noqa: SIM905
 
-PRIVATE_YET = frozenset({"_is_deterministic", "_support"})
+PRIVATE_YET: frozenset[str] = frozenset()
 """Private names that other modules import still."""
 
 

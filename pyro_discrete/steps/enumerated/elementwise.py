@@ -10,18 +10,22 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pyro_discrete.errors import EnumerationError
-from pyro_discrete.inspection.dependencies import Dependencies, _is_deterministic
-from pyro_discrete.planning.plan import Elementwise, Plan
-from pyro_discrete.programs.dims import ROWS_PLATE
-from pyro_discrete.programs.pair import Pair, SiteMessenger
-from pyro_discrete.programs.sites import _support, guide_terms, is_latent, padded, sample_sites
+from pyro_discrete.inspection.dependencies import Dependencies
+from pyro_discrete.planning.plan import Elementwise, Plan, StructureChangedError
+from pyro_discrete.programs.pair import KeepSubsamples, Pair, SiteMessenger, trace_pair
+from pyro_discrete.programs.sites import (
+    element_support,
+    guide_terms,
+    is_latent,
+    is_observed_delta,
+    padded,
+    sample_sites,
+    site_log_prob,
+)
 from pyro_discrete.sums.components import SumCost
 
 __all__ = [
@@ -41,7 +45,7 @@ class _EachValue(SiteMessenger):
             return
         fn = msg["fn"]
         if msg["name"] in self.discrete:
-            support, rows = _support(fn), fn.batch_shape[0]
+            support, rows = element_support(fn), fn.batch_shape[0]
             index = (torch.arange(rows, device=support.device) // self.particles).clamp(max=len(support) - 1)
             inner = support.shape[1:]
             value = support[index].reshape(rows, *[1] * (len(fn.shape()) - 1 - len(inner)), *inner).expand(fn.shape())
@@ -54,17 +58,13 @@ class _EachValue(SiteMessenger):
 def elementwise_loss(plan: Plan, pair: Pair, known: Dependencies) -> Tensor:
     """The loss, exact in the discrete sites and differentiable, `[]`.
 
-    Raises `EnumerationError` if terms may join elements in this call, though they did not when the plan was made.
+    Raises `StructureChangedError` if terms may join elements in this call, though they did not when the plan was made.
     """
     assert isinstance(plan.way, Elementwise)
     discrete, particles = plan.way.values, plan.particles if plan.samples else 1
     rows = max(discrete.values()) * particles
-    plate = pyro.plate(ROWS_PLATE, rows, dim=-1 - plan.batch_dims)
     with _EachValue(particles, discrete):
-        guide_trace = poutine.trace(plate(pair.guide)).get_trace(*pair.args, **pair.kwargs)
-    model_trace = poutine.trace(poutine.replay(plate(pair.model), trace=guide_trace)).get_trace(
-        *pair.args, **pair.kwargs
-    )
+        guide_trace, model_trace = trace_pair(pair, KeepSubsamples(), rows=(rows, -1 - plan.batch_dims))
     terms = _Terms(discrete, plan.batch_dims, guide_trace, known, particles)
     closed = {
         name: term
@@ -96,16 +96,14 @@ class _Terms:
     def of(self, key: tuple[str, str], msg: Any) -> Tensor:
         """`[]`, scaled and masked."""
         moving = [s for s in self.values if self.known.influences(s, key)]
-        if not moving or _is_deterministic(msg):
-            log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
-            log_prob = padded(scale_and_mask(log_prob, msg["scale"], msg["mask"]), self.batch_dims)
+        if not moving or is_observed_delta(msg):
+            log_prob = padded(scale_and_mask(site_log_prob(msg), msg["scale"], msg["mask"]), self.batch_dims)
             return log_prob.expand(max(self.particles, len(log_prob)), *log_prob.shape[1:])[: self.particles].sum()
         axis = self.known.elements.get(key)
         if len(moving) > 1 or axis is None or not self.known.known:
-            raise EnumerationError(
-                f"In this call the term of site {key[1]!r} may join the elements of site {moving[0]!r}, which were "
-                f"summed over one by one so far{f' ({self.known.reason})' if self.known.reason else ''}. Use "
-                "'indecater' for the site, or a new ELBO for a program that is wired otherwise."
+            raise StructureChangedError(
+                f"the term of site {key[1]!r} may join the elements of site {moving[0]!r}, which were summed over one "
+                f"by one so far{f' ({self.known.reason})' if self.known.reason else ''}"
             )
         name = moving[0]
         each = msg["fn"].base_dist.log_prob(msg["value"])

@@ -6,9 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
@@ -17,8 +15,7 @@ from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.inspection.trial import plain_trial
 from pyro_discrete.planning.plan import Jointly, Plan
-from pyro_discrete.programs.dims import ROWS_PLATE
-from pyro_discrete.programs.pair import Pair, Substitute, hidden_from_traces
+from pyro_discrete.programs.pair import Pair, hidden_from_traces, trace_pair
 from pyro_discrete.programs.sites import (
     cardinality,
     family_of,
@@ -73,12 +70,9 @@ def joint_loss(plan: Plan, pair: Pair, known: Dependencies) -> Tensor:
         table = support[digits.to(support.device)].reshape((rows, 1, *batch, *fn.event_shape))
         values[name] = table.expand((rows, plan.particles, *batch, *fn.event_shape)).flatten(0, 1)
     plan.met.cost = SumCost(total * largest * plan.particles, total * largest * plan.particles)
-    plate = pyro.plate(ROWS_PLATE, rows * plan.particles, dim=-1 - plan.batch_dims)
     marginalise = Marginalise(latent_sites(trial.guide_trace), dict.fromkeys(extra, settings), plan.batch_dims)
-    with trial.subsamples, Substitute(values):
-        guide_trace = poutine.trace(plate(pair.guide)).get_trace(*pair.args, **pair.kwargs)
-        replayed = poutine.replay(marginalise(plate(pair.model)), trace=guide_trace)
-        model_trace = poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
+    leading = rows * plan.particles, -1 - plan.batch_dims
+    guide_trace, model_trace = trace_pair(pair, trial.subsamples, values, leading, marginalise)
     if extra:
         model_trace = collapsed(model_trace, marginalise, plan.batch_dims)[0]
     closed = plan.closed_terms(guide_trace, model_trace, known)
