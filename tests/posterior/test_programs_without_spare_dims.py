@@ -224,7 +224,7 @@ def test_a_scale_that_reads_a_site_that_is_summed_out_is_refused():
         with poutine.scale(scale=0.5 + z):
             pyro.sample("x", dist.Normal(5.0, 1.0), obs=t(0.3))
 
-    with pytest.raises(EnumerationError, match=r"'x' has a scale|poutine\.scale of many elements"):
+    with pytest.raises(EnumerationError, match=r"'x' has a (poutine\.)?scale"):
         DiscretePosterior(model).marginals()
 
 
