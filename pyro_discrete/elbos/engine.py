@@ -26,6 +26,7 @@ from pyro_discrete.planning.make_plan import make_plan
 from pyro_discrete.planning.plan import Exact, Plan, StructureChangedError
 from pyro_discrete.planning.select import Selection, Spec
 from pyro_discrete.planning.site_estimators import SiteEstimators
+from pyro_discrete.posterior.methods import PosteriorMethods
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair, Program, kept_buffers, on_trial
 from pyro_discrete.programs.parameters import KnownLeaves
@@ -41,7 +42,7 @@ __all__ = [
 ]
 
 
-class DiscreteELBO(nn.Module, ELBO):
+class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
     """What all objectives share: arguments, planning, the loss and its gradient, retries, errors, state.
 
     A subclass says what is maximised, in its `objective`; see `TraceELBO` for the arguments.

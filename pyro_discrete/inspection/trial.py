@@ -288,9 +288,13 @@ def crossing_site(pair: Pair, trial: Trial, sites: Iterable[Site]) -> tuple[str,
 
 
 def _value_of_attempt(site: Site, attempt: int) -> Tensor:
-    """Values that go through the support, from element to element and from attempt to attempt."""
+    """All elements at the first value, all at the last one, then values that go through the support.
+
+    What an element is compared with may be a sum over all of them: the first two attempts differ in it.
+    """
     support = joint_support(site.distribution).reshape(-1, *site.distribution.event_shape)
-    index = (torch.arange(math.prod(site.distribution.batch_shape)) + attempt) % len(support)
+    number = torch.arange(math.prod(site.distribution.batch_shape))
+    index = [0 * number, 0 * number - 1, number, number * (number + 1) // 2][attempt] % len(support)
     return support[index.to(support.device)].reshape(site.distribution.shape())
 
 

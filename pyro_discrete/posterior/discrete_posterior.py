@@ -1,76 +1,82 @@
-"""What a pair says of its discrete sites: marginals, joint samples, most probable values, predictions."""
+"""The posterior of a pair's discrete sites: marginals, joint draws, most probable values, predictions."""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
 from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_discrete.errors import SettingError
+from pyro_discrete.errors import (
+    DiscreteInferenceError,
+    EnumerationError,
+    SettingError,
+    SiteMatchError,
+    SiteShapeError,
+    is_whole,
+)
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
-from pyro_discrete.inspection.dependencies import UNKNOWN, find_dependencies
 from pyro_discrete.inspection.trial import Trial, check_data, check_rows, plain_trial
-from pyro_discrete.programs.dims import ROWS_PLATE
-from pyro_discrete.programs.pair import Pair, SiteMessenger, Substitute, UnconditionSites, on_trial
+from pyro_discrete.posterior.conditional import Conditional, check_same_shapes, decoded_shares, joined, of_shares
+from pyro_discrete.posterior.mixtures import Part, averaged
+from pyro_discrete.posterior.modes import AtCentre, FiniteCounts, modes, standing_alone
+from pyro_discrete.posterior.value_by_value import (
+    EnumeratedRun,
+    Leaf,
+    Unmarked,
+    disagreement,
+    leaves,
+    summed_leaves,
+    value_by_value,
+)
+from pyro_discrete.programs.dims import ROWS_PLATE, plates_of, subsampling_scale
+from pyro_discrete.programs.pair import (
+    Pair,
+    Substitute,
+    UnconditionSites,
+    hidden_from_traces,
+    kept_buffers,
+    on_trial,
+    random_state,
+    set_random_state,
+)
 from pyro_discrete.programs.sites import (
     Site,
-    base_distribution,
+    family_of,
     is_latent,
     is_random_observation,
-    joint_support,
     latent_sites,
     sample_sites,
 )
-from pyro_discrete.sums.components import components, highest, random_value, shares
-from pyro_discrete.sums.elimination import Reduce, log_sum_exp
+from pyro_discrete.sums.components import (
+    Component,
+    components,
+    contract,
+    highest,
+    random_value,
+    shares,
+    within_budget,
+)
+from pyro_discrete.sums.elimination import Elimination, Reduce, log_sum_exp
 from pyro_discrete.sums.enumerated_sites import Marginalise
-from pyro_discrete.sums.marginalisation import collapsed, marginal_sites, settle_marginals
+from pyro_discrete.sums.marginalisation import Known, collapsed, marginal_sites
 
 __all__ = [
     "DiscretePosterior",
+    "NotSummed",
     "PosteriorRuns",
-    "modes",
-    "standing_alone",
+    "outside_of_inference_mode",
 ]
-
-
-def standing_alone(pair: Pair, large: Iterable[Site], every: Iterable[Site]) -> list[str]:
-    """The large sites of the guide whose elements are independent, of each other and of the guide's other sites.
-
-    They are drawn given no discrete site, and read by none of `every`. Empty where dependences are not known.
-    """
-    names = [s.name for s in large if s.distribution.event_dim > len(base_distribution(s.distribution).event_shape)]
-    known = find_dependencies(pair) if names else UNKNOWN
-    if not known.known:
-        return []
-    return [
-        name
-        for name in names
-        if not any(
-            known.downstream(name, other.name) or (other.family is not None and known.downstream(other.name, name))
-            for other in every
-            if other.name != name
-        )
-    ]
-
-
-def modes(fn: Any) -> Tensor:
-    """Each element's most probable value `[*batch, *event]`; the first of them, where there are several."""
-    base = base_distribution(fn)
-    values = base.enumerate_support(expand=False)
-    values = values.reshape(len(values), *base.event_shape)
-    scores = base.log_prob(values.reshape(len(values), *(1,) * len(base.batch_shape), *base.event_shape))
-    return values[scores.argmax(0)].expand(fn.shape())
 
 
 SMALL = 256
@@ -80,19 +86,42 @@ SMALL = 256
 Values = dict[str, Tensor]
 
 
+def outside_of_inference_mode(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Sums are shared out by a gradient, which inference mode forbids: the function is run outside of it."""
+
+    @functools.wraps(method)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_inference_mode_enabled():
+            return method(*args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
+            normal = [_normal(a) for a in args]
+            return method(*normal, **{k: _normal(a) for k, a in kwargs.items()})
+
+    return run
+
+
+def _normal(value: Any) -> Any:
+    return value.clone() if torch.is_tensor(value) and value.is_inference() else value
+
+
 class DiscretePosterior:
     r"""The posterior of a pair's discrete sites: of those that the guide draws and of those that only the model has.
 
     .. math:: q(z_g) \; p(z_m \mid z_g, x)
 
     with :math:`z_g` the guide's sites and :math:`z_m` the model's own, conditioned exactly on the data and on a draw of
-    the guide. Each method is one call with the pair's arguments, and no annotations are needed. The cost grows linearly
-    with the length of a chain. Subsampled plates are drawn once a call. Continuous sites of the model have to be in
-    the guide.
+    the guide. Each method is one call with the pair's arguments, and no annotations are needed (Pyro's marks, and the
+    `num_samples` of a site, change nothing). The cost grows linearly with the length of a chain. Subsampled plates are
+    drawn once a call. Continuous sites of the model have to be in the guide.
 
     - `guide`: None where the guide would draw nothing.
     - `num_samples`: draws of the guide to average over, or to return. Where the guide draws nothing that the model's
       own sites depend on, marginals are exact with one.
+
+    Values are summed over side by side, over all draws at once, if plain runs give the same at some values. A program
+    for which they do not (that branches on a value, reads it by `.item()`, or has no dims to spare) is run for one draw
+    after another, and if need be for one value after another or one joint value after another (1,024 at most): slower,
+    and as exact. Each draw has the sites that its own run has; a site that some draws lack is NaN there.
 
     >>> import pyro, torch
     >>> import pyro.distributions as dist
@@ -114,196 +143,550 @@ class DiscretePosterior:
     def __init__(
         self, model: Callable[..., Any], guide: Callable[..., Any] | None = None, num_samples: int = 100
     ) -> None:
-        if num_samples < 1:
-            raise SettingError(f"DiscretePosterior: num_samples={num_samples} given, a positive number expected.")
+        if not is_whole(num_samples):
+            raise SettingError(f"DiscretePosterior: num_samples={num_samples!r} given, a positive number expected.")
+        for name, program in (("model", model), ("guide", guide)):
+            if not callable(program) and not (program is None and name == "guide"):
+                raise SettingError(
+                    f"DiscretePosterior: {name}={type(program).__name__} given, a callable program expected."
+                )
         self.model, self.guide, self.num_samples = model, guide or _draws_nothing, num_samples
 
+    def __repr__(self) -> str:
+        guide = None if self.guide is _draws_nothing else _named(self.guide)
+        return f"DiscretePosterior(model={_named(self.model)}, guide={guide}, num_samples={self.num_samples})"
+
+    @outside_of_inference_mode
     def marginals(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Each discrete site's distribution, element by element, of the site's own kind (`Bernoulli`, `Categorical`,
-        `OneHotCategorical`, with its `.to_event`; other kinds: `Categorical` over their support in order)."""
-        run = self._trial(args, kwargs)
-        rows = self.num_samples if latent_sites(run.trial.guide_trace) else 1
-        found = self._of_guide(run, rows)
-        if run.settings:
-            for name, probabilities in run.conditional(rows, log_sum_exp)[1].items():
-                found[name] = _distribution(run.model_sites[name], probabilities.mean(0))
-        return found
+        `OneHotCategorical`, with its `.to_event`; other kinds: `Categorical` over their support in order).
 
+        The guide's sites of at most 256 joint values are summed out. What hangs on larger ones, on continuous ones or
+        on a branch is averaged over `num_samples` draws of these: a count without a last value is then a
+        `MixtureOfDraws`, its distributions given the draws before it. The model's own sites are averaged over the joint
+        values of the guide's sites, if these are discrete and have at most `num_samples` of them, else over as many
+        draws of the guide. Of a site that some draws lack: its distribution where it is drawn.
+        """
+        with self._query(args, kwargs) as run:
+            return run.marginals_of_guide(self.num_samples) | run.own_marginals(self.num_samples)
+
+    @outside_of_inference_mode
     def samples(self, *args: Any, **kwargs: Any) -> Values:
         """Joint draws of all discrete sites, `[num_samples, *batch, *event]`."""
-        run = self._trial(args, kwargs)
-        values, shares = run.conditional(self.num_samples, random_value)
-        return {n: v for n, v in values.items() if n in run.discrete} | run.decoded(shares)
+        with self._query(args, kwargs) as run:
+            parts = run.conditional(self.num_samples, random_value)
+        return joined([p.discrete | p.decoded() for p in parts], [p.rows for p in parts])
 
+    @outside_of_inference_mode
     def most_probable(self, *args: Any, **kwargs: Any) -> Values:
         """The most probable joint values `[*batch, *event]`, along chains by the Viterbi algorithm.
 
         The guide's sites take the mode of q, the model's own the most probable values given these; large sites of
-        independent elements (30 bits), on which no other site of the guide hangs, theirs element by element. Continuous
-        sites of the guide take their mean. A masked site has no term of its own: the values are the most probable ones
-        of the sites that are not masked (of chains of unequal length, up to their ends).
+        independent elements (30 bits), on which no other site of the guide hangs, theirs element by element. Counts
+        without a last value are gone through up to where next to no probability is left. Continuous sites of the guide
+        take their mean, or their median where that is infinite or has no closed form. A masked site has no term of its
+        own: the values are the most probable ones of the sites that are not masked (of chains of unequal length, up to
+        their ends).
         """
-        run = self._trial(args, kwargs)
-        guide = _AtMean()(self.guide)
-        alone = run.standing_alone(guide)
-        best = alone | {n: v[0] for n, v in run.decoded(run.of_guide(guide, None, highest, alone)).items()}
-        found = run.conditional(None, highest, guide, best)[1]
-        return {n: v for n, v in best.items() if n in run.discrete} | {n: v[0] for n, v in run.decoded(found).items()}
+        with self._query(args, kwargs) as run:
+            guide = AtCentre()(run.pair.guide)
+            best = run.best_of_guide(guide)
+            (part,) = run.conditional(None, highest, guide, best)
+        return {n: v[0] for n, v in (part.discrete | part.decoded()).items()}
 
+    @outside_of_inference_mode
     def predictive(self, *args: Any, **kwargs: Any) -> Values:
         """New data: observed sites drawn anew given joint draws of all latent ones, `[num_samples, *batch, *event]`."""
-        run = self._trial(args, kwargs)
-        values, shares = run.conditional(self.num_samples, random_value)
-        return run.predicted(values | run.decoded(shares), self.num_samples)
+        with self._query(args, kwargs) as run:
+            parts = run.conditional(self.num_samples, random_value)
+            return joined([run.predicted(p) for p in parts], [p.rows for p in parts])
 
-    def _trial(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PosteriorRuns:
-        return PosteriorRuns(Pair(self.model, self.guide, args, kwargs), self.num_samples)
+    @contextmanager
+    def _query(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[PosteriorRuns]:
+        """Runs of the pair that leave the averages and counts of its modules as they were."""
+        with kept_buffers(self.model, self.guide):
+            yield PosteriorRuns(Pair(self.model, self.guide, args, kwargs), self.num_samples)
 
-    def _of_guide(self, run: PosteriorRuns, rows: int) -> dict[str, Any]:
-        """The guide's own marginals: sums where its sites are small, else means over its draws."""
-        sites = [run.guide_sites[n] for n in run.discrete if n in run.guide_sites]
-        if sites and all(s.cardinality <= SMALL for s in sites):
-            found = run.of_guide(self.guide, rows if run.continuous else None, log_sum_exp)
-            return {n: _distribution(run.guide_sites[n], p.mean(0)) for n, p in found.items()}
-        return {s.name: run.mean_of_draws(s, rows) for s in sites}
+
+def _named(program: Any) -> str:
+    return getattr(program, "__qualname__", None) or type(program).__name__
 
 
 def _draws_nothing(*args: Any, **kwargs: Any) -> None:
     """A guide without sites."""
 
 
-class _AtMean(SiteMessenger):
-    """Continuous latent sites take their mean."""
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
-    def _pyro_sample(self, msg: Any) -> None:
-        if is_latent(msg) and msg["value"] is None and Site(msg).family in (None, Family.CONTINUOUS):
-            msg["value"], msg["done"] = msg["fn"].mean, True
+
+class NotSummed(Exception):  # caught within the package
+    """Sums over values side by side cannot be had, or are not what plain runs give."""
 
 
 class PosteriorRuns:
     """Runs of one pair with one set of arguments."""
 
     def __init__(self, pair: Pair, num_samples: int) -> None:
-        self.pair, self.num_samples = pair, num_samples
-        with on_trial(), torch.no_grad():
-            self.trial: Trial = plain_trial(pair)
-            check_data(pair, self.trial)
-            marginal = marginal_sites(self.trial)
-            self.settings = {s.name: Enumerate() for s in marginal}
-            if marginal:
-                settle_marginals(pair, self.trial, self.settings)
+        self.num_samples = num_samples
+        self.pair = Pair(Unmarked()(pair.model), Unmarked()(pair.guide), pair.args, pair.kwargs)
+        self.trial: Trial = _trial(self.pair)
+        _refuse_swapped(self.trial)
+        marginal = marginal_sites(self.trial)
         self.guide_sites = {n: Site(m) for n, m in latent_sites(self.trial.guide_trace).items()}
         self.model_sites = {s.name: s for s in marginal}
         every = self.guide_sites | self.model_sites
+        self.settings = {n: Enumerate() for n in every}
+        self._without_draws: dict[bool, EnumeratedRun | list[Leaf]] = {}
         self.discrete = [n for n, s in every.items() if s.family not in (None, Family.CONTINUOUS)]
-        self.continuous = [n for n in every if n not in self.discrete]
+
+    @property
+    def guide_draws(self) -> bool:
+        """Whether the guide draws anything."""
+        return bool(self.guide_sites)
 
     @cached_property
     def in_rows(self) -> bool:
         """Whether all draws of the guide may be run at once."""
-        with on_trial(), torch.no_grad():
-            return self.num_samples > 1 and bool(check_rows(self.pair, self.trial, self.num_samples))
+        return self._takes_rows(self.pair)
 
-    def _rowed(self, program: Callable[..., Any], rows: int | None) -> Callable[..., Any]:
+    @cached_property
+    def guide_in_rows(self) -> bool:
+        """Whether so many runs of the guide, by itself, may be made at once."""
+        return self._takes_rows(Pair(_draws_nothing, self.pair.guide, self.pair.args, self.pair.kwargs))
+
+    def _takes_rows(self, pair: Pair) -> bool:
+        trial = Trial(
+            self.trial.guide_trace,
+            self.trial.model_trace if pair is self.pair else Trace(),
+            self.trial.subsamples,
+            self.trial.batch_dims,
+        )
+        with on_trial(), torch.no_grad():
+            try:
+                return self.num_samples > 1 and bool(check_rows(pair, trial, self.num_samples))
+            except DiscreteInferenceError:
+                return False
+
+    def rowed(self, program: Callable[..., Any], rows: int | None) -> Callable[..., Any]:
+        """The program with the call's subsamples, over rows unless these are None."""
         program = self.trial.subsamples(program)
         return program if rows is None else pyro.plate(ROWS_PLATE, rows, dim=-1 - self.trial.batch_dims)(program)
 
-    def _traced(self, program: Callable[..., Any]) -> Trace:
-        return poutine.trace(program).get_trace(*self.pair.args, **self.pair.kwargs)
-
-    @torch.no_grad()
-    def standing_alone(self, guide: Callable[..., Any]) -> Values:
-        """The most probable values of the guide's sites that are large and hang together with no other."""
-        large = [s for n, s in self.guide_sites.items() if n in self.discrete and SMALL < s.cardinality < math.inf]
+    def traced(self, program: Callable[..., Any], *handlers: Any) -> Trace:
+        """The program's trace, the first handler innermost, hidden from those around."""
+        for handler in handlers:
+            program = handler(program)
         with poutine.block():
-            trace = self._traced(self._rowed(guide, None))
-        return {n: modes(trace.nodes[n]["fn"]) for n in standing_alone(self.pair, large, self.guide_sites.values())}
+            return poutine.trace(program).get_trace(*self.pair.args, **self.pair.kwargs)
 
-    @torch.no_grad()
-    def of_guide(
-        self, guide: Callable[..., Any], rows: int | None, reduce: Reduce, values: Values | None = None
-    ) -> dict[str, Tensor]:
-        """For each discrete site of the guide without `values`, how q shares itself out: `[rows, *batch, values]`."""
-        settings, drawn = {n: Enumerate() for n in self.discrete}, [*self.continuous, *(values or {})]
-        enumerate_guide = Marginalise(drawn, settings, self.trial.batch_dims, masked=reduce is highest)
-        with poutine.block():
-            trace = self._traced(enumerate_guide(Substitute(values or {})(self._rowed(guide, rows))))
-        return self._shared(trace, enumerate_guide, rows, reduce)
+    # -------------------------------------------------------------------------------------------- sums
+
+    def _in_parallel(
+        self,
+        program: Callable[..., Any],
+        given: Values,
+        drawn: Any,
+        rows: int | None,
+        masked: bool,
+        own_terms_alone: bool = False,
+    ) -> EnumeratedRun:
+        """A run with values side by side, and checked. Raises `NotSummed`, or `EnumerationError` beyond the budget."""
+        batch_dims = self.trial.batch_dims - (rows is None)
+        enumerated = Marginalise(drawn, self.settings, batch_dims, masked=masked)
+        try:
+            trace = self.traced(self.rowed(program, rows), enumerated, Substitute(given))
+            run = EnumeratedRun(trace, enumerated, rows, batch_dims)
+            found, names = components(self._terms_of(run, own_terms_alone), enumerated)
+            for component in found:
+                within_budget(component, self.settings)
+            with on_trial(), torch.no_grad():
+                plain = self.rowed(program, None)
+                single = {} if rows is not None else given
+                reason = disagreement(
+                    run,
+                    found,
+                    names,
+                    lambda msg: msg["name"] not in drawn,
+                    lambda *handlers: self.traced(plain, *handlers, Substitute(single)),
+                    own_terms_alone,
+                )
+        except DiscreteInferenceError:
+            raise
+        except Exception as error:
+            raise NotSummed(_first_line(error)) from error
+        if reason:
+            raise NotSummed(reason)
+        return run
+
+    @staticmethod
+    def _terms_of(run: EnumeratedRun, own_alone: bool) -> Trace:
+        """The trace, of which only the terms of the sites that are summed over are kept if `own_alone`."""
+        if not own_alone:
+            return run.trace
+        kept = Trace()
+        for name, msg in run.trace.nodes.items():
+            if name in run.enumerated.own:
+                kept.add_node(name, **msg)
+        return kept
+
+    def _by_value(
+        self,
+        program: Callable[..., Any],
+        given: Values,
+        own: Callable[[Any], bool],
+        drawn: Any,
+        masked: bool,
+        own_terms_alone: bool = False,
+    ) -> EnumeratedRun:
+        """Tables from a run for each value, and checked."""
+        plain = self.rowed(program, None)
+
+        def traced(*handlers: Any) -> Trace:
+            return self.traced(plain, *handlers, Substitute(given))
+
+        try:
+            with on_trial(), torch.no_grad():
+                run = value_by_value(traced, own, drawn, masked, self.trial.batch_dims)
+                found, names = components(self._terms_of(run, own_terms_alone), run.enumerated)
+                for component in found:
+                    within_budget(component, self.settings)
+                reason = disagreement(run, found, names, own, traced, own_terms_alone)
+        except Exception as error:
+            raise NotSummed(_first_line(error)) from error
+        if reason:
+            raise NotSummed(reason)
+        return run
+
+    def _shared(
+        self, run: EnumeratedRun, reduce: Reduce, own_terms_alone: bool = False
+    ) -> tuple[Values, dict[str, Any]]:
+        found, names = components(self._terms_of(run, own_terms_alone), run.enumerated)
+        result = {}
+        for component in found:
+            if not component.sites:
+                continue
+            for name, part in shares(component, names, run.enumerated, reduce).items():
+                batch = run.plain[name].batch_shape
+                padding = (1,) * (self.trial.batch_dims - len(batch))
+                whole = part.expand(run.rows or 1, *padding, *batch, part.shape[-1])
+                result[name] = whole.reshape(run.rows or 1, *batch, part.shape[-1])
+        return result, {name: run.plain[name] for name in result}
+
+    def _shared_by_leaves(self, found: Sequence[Leaf], reduce: Reduce) -> tuple[Values, dict[str, Any]]:
+        """Shares `[1, *batch, values]` of joint values gone through one by one; a site's add up to its probability."""
+        weights = torch.stack([leaf.log_weight for leaf in found])
+        if reduce is highest:
+            weights = F.one_hot(weights.argmax(), len(found)).double()
+        elif reduce is log_sum_exp:
+            weights = weights.softmax(0)
+        else:
+            chosen = torch.distributions.Categorical(logits=weights).sample()
+            weights = F.one_hot(chosen, len(found)).double()
+        result: Values = {}
+        fns: dict[str, Any] = {}
+        for leaf, weight in zip(found, weights, strict=True):
+            if reduce is not log_sum_exp and not weight:
+                continue
+            for name, index in leaf.given.items():
+                share = F.one_hot(index, leaf.sizes[name]) * weight
+                if name in result and result[name].shape[1:] != share.shape:
+                    raise EnumerationError(f"the support or the shape of site {name!r} changes with the values.")
+                result[name] = result[name] + share if name in result else share.unsqueeze(0)
+                fns[name] = leaf.trace.nodes[name]["fn"]
+        return result, fns
+
+    def _own_shares(self, given: Values, reduce: Reduce) -> tuple[Values, dict[str, Any]]:
+        """The model's own sites given one draw of the guide's, by whatever way is exact."""
+        masked, drawn, model = reduce is highest, given.keys(), self.pair.model
+        if self.model_sites.keys() <= drawn:
+            with on_trial():
+                trace = self.traced(self.rowed(model, None), Substitute(given))
+            if not latent_sites(trace).keys() - drawn:
+                return {}, {}
+        known = None if given else self._without_draws.get(masked)
+        if known is None:
+            known = self._way(given, masked)
+            if not given:  # the same for every draw
+                self._without_draws[masked] = known
+        return (
+            self._shared(known, reduce) if isinstance(known, EnumeratedRun) else self._shared_by_leaves(known, reduce)
+        )
+
+    def _way(self, given: Values, masked: bool) -> EnumeratedRun | list[Leaf]:
+        """The model's own sites side by side, or one value after another, or one joint value after another."""
+        model, drawn = self.pair.model, given.keys()
+
+        def own(msg: Any) -> bool:
+            return msg["name"] not in drawn
+
+        try:
+            return self._in_parallel(model, given, drawn, None, masked)
+        except SiteMatchError:
+            raise
+        except (NotSummed, DiscreteInferenceError) as error:
+            first = error
+        try:
+            return self._by_value(model, given, own, drawn, masked)
+        except NotSummed:
+            pass
+        try:
+            plain = self.rowed(model, None)
+            with on_trial():
+                return list(leaves(lambda *h: self.traced(plain, *h, Substitute(given)), own, masked, False))
+        except Exception as error:
+            raise self._refusal(self.model_sites, first, error) from first
+
+    @staticmethod
+    def _refusal(sites: Iterable[str], first: Exception, last: Exception) -> Exception:
+        if isinstance(first, DiscreteInferenceError):
+            return first
+        listed = list(sites)
+        named = ", ".join(map(repr, listed[:5])) + (", ..." if len(listed) > 5 else "")
+        return EnumerationError(
+            f"Sites {named} cannot be summed over: not side by side ({first}), nor one joint value after another "
+            f"({_first_line(last)})"
+        )
+
+    # -------------------------------------------------------------------------------------------- the model's sites
 
     @torch.no_grad()
     def conditional(
         self, rows: int | None, reduce: Reduce, guide: Callable[..., Any] | None = None, values: Values | None = None
-    ) -> tuple[Values, dict[str, Tensor]]:
-        """Draws of the guide `[rows, *batch, *event]`, and for each site of the model alone how the posterior given
-        them shares itself out over its values: `[rows, *batch, values]`."""
-        if rows is not None and rows > 1 and not self.in_rows:
-            parts = [self.conditional(None, reduce, guide, values) for _ in range(rows)]
-            joined = [{n: torch.cat([part[i][n] for part in parts]) for n in parts[0][i]} for i in range(2)]
-            return joined[0], joined[1]
-        with poutine.block():
-            guided = self._traced(Substitute(values or {})(self._rowed(guide or self.pair.guide, rows)))
-            drawn = latent_sites(guided)
-            marginalise = Marginalise(drawn, self.settings, self.trial.batch_dims, masked=reduce is highest)
-            replayed = poutine.replay(marginalise(self._rowed(self.pair.model, rows)), trace=guided)
-            trace = self._traced(replayed)
-        draws = {n: m["value"].reshape(rows or 1, *self.guide_sites[n].distribution.shape()) for n, m in drawn.items()}
-        return draws, self._shared(trace, marginalise, rows, reduce)
+    ) -> list[Conditional]:
+        """Draws of the guide, and how the posterior given them shares itself out: in one run, or one for each draw."""
+        guide = guide or self.pair.guide
+        if rows is not None and rows > 1 and self.in_rows:
+            try:
+                return [self.over_rows(rows, reduce, guide, values or {})]
+            except (NotSummed, EnumerationError, SiteShapeError):
+                pass
+        return [self.of_one_draw(reduce, guide, values or {}) for _ in range(rows or 1)]
+
+    def own_marginals(self, num_samples: int) -> dict[str, Any]:
+        """Marginals of the sites of the model alone, averaged over draws of the guide."""
+        if not self.model_sites and self.in_rows:  # so are its sites: none in any draw
+            return {}
+        parts = self._over_joint_values(num_samples)
+        if parts is None:
+            parts = self.conditional(num_samples if self.guide_draws else 1, log_sum_exp)
+        totals: dict[str, list[tuple[Any, Tensor]]] = {}
+        for part in parts:
+            for name, share in part.shares.items():
+                totals.setdefault(name, []).append((part.fns[name], share))
+        return {name: of_shares(name, each) for name, each in totals.items()}
 
     @torch.no_grad()
-    def summed(self, guide_trace: Trace, rows: int | None) -> tuple[Trace, dict[str, list[str]]]:
+    def _over_joint_values(self, most: int) -> list[Conditional] | None:
+        """Instead of draws of the guide: each of its joint values, shares weighed by how probable it is times how many
+        there are. None where there are more than `most`, or continuous sites."""
+        if not self.guide_draws or any(n not in self.discrete for n in self.guide_sites):
+            return None
+        guide, plain = self.pair.guide, self.rowed(self.pair.guide, None)
+        try:
+            with on_trial():
+                found = list(leaves(lambda *h: self.traced(plain, *h), _is_discrete, False, True, most))
+            if any(latent_sites(leaf.trace).keys() != leaf.given.keys() for leaf in found):
+                return None
+        except Exception:  # too many, or of runs at values that are never drawn: draws will do
+            return None
+        weights = torch.stack([leaf.log_weight for leaf in found]).softmax(0)
+        found = [leaf for leaf, weight in zip(found, weights, strict=True) if weight > 0]
+        weights = weights[weights > 0] * len(found)
+        values: list[Values] = [{n: leaf.value(n) for n in leaf.given} for leaf in found]
+        if len(found) > 1 and self.in_rows:
+            stacked = {n: self.padded(n, torch.stack([v[n] for v in values])) for n in values[0]}
+            try:
+                part = self.over_rows(len(found), log_sum_exp, guide, stacked)
+                part.shares = {n: s * weights.reshape(-1, *(1,) * (s.dim() - 1)) for n, s in part.shares.items()}
+                return [part]
+            except (NotSummed, EnumerationError, SiteShapeError):
+                pass
+        parts = [self.of_one_draw(log_sum_exp, guide, value) for value in values]
+        for part, weight in zip(parts, weights, strict=True):
+            part.shares = {n: s * weight for n, s in part.shares.items()}
+        return parts
+
+    @torch.no_grad()
+    def over_rows(self, rows: int, reduce: Reduce, guide: Callable[..., Any], values: Values) -> Conditional:
+        """`conditional` in one run."""
+        guided = latent_sites(self.traced(self.rowed(guide, rows), Substitute(values)))
+        draws = {n: m["value"].reshape(rows, *self.guide_sites[n].distribution.shape()) for n, m in guided.items()}
+        part = Conditional(rows, draws, families={n: family_of(m["fn"]) for n, m in guided.items()}, in_rows=True)
+        if self.model_sites:
+            given = {n: m["value"] for n, m in guided.items()}
+            run = self._in_parallel(self.pair.model, given, given.keys(), rows, reduce is highest)
+            part.shares, part.fns = self._shared(run, reduce)
+        return part
+
+    @torch.no_grad()
+    def of_one_draw(self, reduce: Reduce, guide: Callable[..., Any], values: Values) -> Conditional:
+        """`conditional` for one draw, matched for itself."""
+        guided = latent_sites(self.traced(self.rowed(guide, None), Substitute(values)))
+        draws = {n: m["value"].reshape(1, *m["fn"].shape()) for n, m in guided.items()}
+        part = Conditional(1, draws, families={n: family_of(m["fn"]) for n, m in guided.items()})
+        part.shares, part.fns = self._own_shares({n: m["value"] for n, m in guided.items()}, reduce)
+        return part
+
+    @torch.no_grad()
+    def summed(self, guide_trace: Trace, rows: int | None) -> tuple[Trace, Mapping[str, list[str]]]:
         """The model's trace given one of the guide's, its own sites summed out: see `collapsed`."""
-        marginalise = Marginalise(latent_sites(guide_trace), self.settings, self.trial.batch_dims)
-        with poutine.block():
-            trace = self._traced(poutine.replay(marginalise(self._rowed(self.pair.model, rows)), trace=guide_trace))
-        return collapsed(trace, marginalise, self.trial.batch_dims)
-
-    def _shared(self, trace: Trace, enumerated: Marginalise, rows: int | None, reduce: Reduce) -> dict[str, Tensor]:
-        found, names = components(trace, enumerated)
-        every = {**self.guide_sites, **self.model_sites}
-        result = {}
-        for component in found:
-            for name, part in shares(component, names, enumerated, reduce).items():
-                batch = every[name].distribution.batch_shape
-                padding = (1,) * (self.trial.batch_dims - len(batch))
-                whole = part.expand(rows or 1, *padding, *batch, part.shape[-1])
-                result[name] = whole.reshape(rows or 1, *batch, part.shape[-1])
-        return result
-
-    def decoded(self, found: Mapping[str, Tensor]) -> Values:
-        """Values `[rows, *batch, *event]` of one-hot shares `[rows, *batch, values]`."""
-        every = {**self.guide_sites, **self.model_sites}
-        values = {}
-        for name, share in found.items():
-            fn = every[name].distribution
-            values[name] = joint_support(fn).reshape(-1, *fn.event_shape)[share.argmax(-1)]
-        return values
-
-    @torch.no_grad()
-    def mean_of_draws(self, site: Site, rows: int) -> Any:
-        """The site's distribution, averaged over the draws before it."""
-        if not self.in_rows and rows > 1:
-            rows = 1
-        with poutine.block():
-            fn = self._traced(self._rowed(self.pair.guide, rows)).nodes[site.name]["fn"]
-        base = base_distribution(fn)
-        probabilities = getattr(base, "probs", None)
-        if site.family not in (Family.BERNOULLI, Family.CATEGORICAL, Family.ONE_HOT) or probabilities is None:
-            return site.distribution
-        mean = probabilities.reshape(rows, *base_distribution(site.distribution).probs.shape).mean(0)
-        made = type(base_distribution(site.distribution))(probs=mean)
-        return made.to_event(fn.event_dim - len(made.event_shape))
-
-    @torch.no_grad()
-    def predicted(self, values: Values, rows: int) -> Values:
-        """Observed sites drawn anew, given values of the latent ones `[rows, ...]`."""
-        nodes = sample_sites(self.trial.model_trace)
-        observed = [n for n, m in nodes.items() if is_random_observation(m)]
-        if not self.in_rows:
-            parts = [self._again({n: v[i] for n, v in values.items()}, None, observed) for i in range(rows)]
+        given = {n: m["value"] for n, m in latent_sites(guide_trace).items()}
+        if rows is not None:
+            known = self._in_parallel(self.pair.model, given, given.keys(), rows, False)
         else:
-            padded = {n: self.padded(n, v) for n, v in values.items()}
-            parts = [self._again(padded, rows, observed)]
-        return {n: torch.cat([p[n].reshape(-1, *nodes[n]["fn"].shape()) for p in parts]) for n in observed}
+            known = self._way(given, False)
+        if isinstance(known, EnumeratedRun):
+            return collapsed(known.trace, known.enumerated, known.batch_dims)
+        return summed_leaves(known, self.trial.batch_dims)
+
+    # -------------------------------------------------------------------------------------------- the guide's sites
+
+    @torch.no_grad()
+    def marginals_of_guide(self, num_samples: int) -> dict[str, Any]:
+        """The guide's own marginals: sums over its small sites, means over draws of the others."""
+        if not self.guide_draws:
+            return {}
+        if not any(n in self.guide_sites for n in self.discrete) and self.guide_in_rows:  # so are its sites
+            return {}
+        beside = [n for n, s in self.guide_sites.items() if n not in self.discrete or s.cardinality > SMALL]
+        try:
+            return self._enumerated_marginals(beside, num_samples if beside else 1)
+        except (NotSummed, DiscreteInferenceError):
+            pass
+        if not beside:
+            try:
+                found, fns = self._guide_by_values(self.pair.guide, {}, log_sum_exp)
+                return {n: of_shares(n, [(fns[n], share)]) for n, share in found.items()}
+            except Exception:  # of runs at values that are never drawn, perhaps
+                pass
+        return self._means_of_draws(num_samples)
+
+    def _enumerated_marginals(self, beside: Sequence[str], num_samples: int) -> dict[str, Any]:
+        """Sums over the small sites of the guide, given draws of those `beside` them."""
+        runs: list[EnumeratedRun] = []
+        if num_samples > 1 and self.guide_in_rows:
+            try:
+                runs = [self._in_parallel(self.pair.guide, {}, beside, num_samples, False, True)]
+            except (NotSummed, DiscreteInferenceError):
+                runs = []
+        runs = runs or [self._in_parallel(self.pair.guide, {}, beside, None, False, True) for _ in range(num_samples)]
+        small: dict[str, list[tuple[Any, Tensor]]] = {}
+        large: dict[str, list[Part]] = {}
+        for run in runs:
+            found, fns = self._shared(run, log_sum_exp, True)
+            for name, share in found.items():
+                small.setdefault(name, []).append((fns[name], share))
+            for name in beside:
+                if name in self.discrete and name in run.trace.nodes:
+                    fn = run.trace.nodes[name]["fn"]
+                    large.setdefault(name, []).append((fn, self._weights(run, name) / (run.rows or 1)))
+        made = {name: of_shares(name, parts) for name, parts in small.items()}
+        for name, parts in large.items():
+            made[name] = averaged(self.guide_sites[name].distribution, [(fn, w / len(parts)) for fn, w in parts])
+        return {name: made[name] for name in [*self.discrete, *made] if name in made}
+
+    def _weights(self, run: EnumeratedRun, name: str) -> Tensor:
+        """What each element of a drawn site's batch weighs, by the values of the summed sites that it hangs on."""
+        kept = self._terms_of(run, True)
+        msg = run.trace.nodes[name]
+        ones = torch.zeros(msg["fn"].batch_shape, dtype=torch.double)
+        zero = {"fn": Known(ones), "value": torch.zeros(()), "mask": None, "args": (), "kwargs": {}}
+        kept.add_node(name, **{**msg, **zero})
+        for component in components(kept, run.enumerated)[0]:
+            for factor in component.factors:
+                if factor.name == name:
+                    return _joint_share(component, name).reshape(ones.shape)
+        return torch.ones(ones.shape, dtype=torch.double)
+
+    def _guide_by_values(
+        self, guide: Callable[..., Any], given: Values, reduce: Reduce
+    ) -> tuple[Values, dict[str, Any]]:
+        """The guide's discrete sites summed over one value, or joint value, after another."""
+        masked = reduce is highest
+
+        def own(msg: Any) -> bool:
+            return msg["name"] not in given and _is_discrete(msg)
+
+        try:
+            drawn = [*given, *(n for n in self.guide_sites if n not in self.discrete)]
+            return self._shared(self._by_value(guide, given, own, drawn, masked, True), reduce, True)
+        except NotSummed:
+            pass
+        plain = self.rowed(guide, None)
+        with on_trial():
+            found = list(leaves(lambda *h: self.traced(plain, *h, Substitute(given)), own, masked, True))
+        if any(n for leaf in found for n, m in latent_sites(leaf.trace).items() if n not in leaf.given and not own(m)):
+            raise NotSummed("sites beside those that are summed over are drawn")
+        return self._shared_by_leaves(found, reduce)
+
+    def _means_of_draws(self, num_samples: int) -> dict[str, Any]:
+        """Each discrete site's distribution, averaged over draws of what is before it."""
+        parts: dict[str, list[Part]] = {}
+        plain: dict[str, Any] = {}
+        if num_samples > 1 and self.guide_in_rows:
+            trace = self.traced(self.rowed(self.pair.guide, num_samples))
+            for name, msg in latent_sites(trace).items():
+                fn, plain[name] = msg["fn"], self.guide_sites[name].distribution
+                parts[name] = [(fn, torch.full((), 1 / num_samples, dtype=torch.double))]
+        else:
+            for _ in range(num_samples):
+                trace = self.traced(self.rowed(self.pair.guide, None))
+                for name, msg in latent_sites(trace).items():
+                    plain.setdefault(name, msg["fn"])
+                    parts.setdefault(name, []).append((msg["fn"], torch.ones((), dtype=torch.double)))
+            parts = {n: [(fn, w / len(each)) for fn, w in each] for n, each in parts.items()}
+        found = {}
+        for name, each in parts.items():
+            if family_of(plain[name]) not in (None, Family.CONTINUOUS):
+                check_same_shapes(name, each, num_samples)
+                found[name] = averaged(plain[name], each)
+        return found
+
+    @torch.no_grad()
+    def best_of_guide(self, guide: Callable[..., Any]) -> Values:
+        """The mode of the guide's discrete sites `[*batch, *event]`, its continuous ones given by `guide`."""
+        if not self.guide_draws:
+            return {}
+        guide = FiniteCounts()(guide)
+        trace = self.traced(self.rowed(guide, None))
+        latent = {n: Site(m) for n, m in latent_sites(trace).items()}
+        large = [s for s in latent.values() if SMALL < s.cardinality < math.inf and _is_discrete(s)]
+        alone = {n: modes(trace.nodes[n]["fn"]) for n in standing_alone(self.pair, large, latent.values())}
+        if all(n in alone or s.family in (None, Family.CONTINUOUS) for n, s in latent.items()):
+            return alone
+        beside = [*alone, *(n for n in self.guide_sites if n not in self.discrete)]
+        try:
+            run = self._in_parallel(guide, alone, beside, None, True, True)
+            found, fns = self._shared(run, highest, True)
+        except SiteMatchError:
+            raise
+        except (NotSummed, DiscreteInferenceError) as first:
+            try:
+                found, fns = self._guide_by_values(guide, alone, highest)
+            except Exception as last:
+                raise self._refusal([n for n in self.discrete if n in self.guide_sites], first, last) from first
+        return alone | {n: v[0] for n, v in decoded_shares(found, fns).items()}
+
+    # -------------------------------------------------------------------------------------------- predictions
+
+    @torch.no_grad()
+    def predicted(self, part: Conditional) -> Values:
+        """Observed sites drawn anew, given draws of the latent ones: `[rows, *batch, *event]`."""
+        values = part.draws | part.decoded()
+        model = UnconditionSites()(self.rowed(self.pair.model, part.rows if part.in_rows else None))
+        given = {n: self.padded(n, v) if part.in_rows else v[0] for n, v in values.items()}
+        trace = self.traced(model, Substitute(given))
+        nodes = sample_sites(self.trial.model_trace)
+        if part.in_rows:
+            observed = {n: m["fn"].shape() for n, m in nodes.items() if is_random_observation(m)}
+            return {
+                n: torch.as_tensor(trace.nodes[n]["value"]).reshape(-1, *shape).expand(part.rows, *shape)
+                for n, shape in observed.items()
+            }
+        latent = values.keys() | {n for n, m in nodes.items() if is_latent(m)}
+        again = {n: m for n, m in sample_sites(trace).items() if n not in latent and _is_drawn_anew(m)}
+        return {n: torch.as_tensor(m["value"]).reshape(1, *m["fn"].shape()) for n, m in again.items()}
 
     def padded(self, name: str, value: Tensor) -> Tensor:
         """Values `[rows, *batch, *event]` with the dims of plates that the site is not in."""
@@ -311,23 +694,50 @@ class PosteriorRuns:
         missing = self.trial.batch_dims - len(fn.batch_shape)
         return value.reshape(len(value), *[1] * missing, *fn.shape())
 
-    def _again(self, values: Values, rows: int | None, observed: list[str]) -> Values:
-        model = UnconditionSites()(self._rowed(self.pair.model, rows))
-        with poutine.block():
-            trace = self._traced(Substitute(values)(model))
-        return {n: torch.as_tensor(trace.nodes[n]["value"]) for n in observed}
+
+def _is_discrete(msg: Any) -> bool:
+    return family_of(msg["fn"]) not in (None, Family.CONTINUOUS)
 
 
-def _distribution(site: Site, probabilities: Tensor) -> Any:
-    """A distribution `[*batch, *event]` of a site's kind, from probabilities of its joint values `[*batch, values]`."""
-    fn, base = site.distribution, base_distribution(site.distribution)
-    probabilities = probabilities.clamp(0, 1)
-    if site.family in (Family.COUNT, Family.DISCRETE):
-        return dist.Categorical(probs=probabilities)
-    support = joint_support(fn).reshape(probabilities.shape[-1], *fn.event_shape)
-    if site.family is Family.CATEGORICAL:
-        support = F.one_hot(support.long(), base.probs.shape[-1])
-    mean = torch.tensordot(probabilities, support.to(probabilities), dims=1)
-    kind = dist.Bernoulli if site.family is Family.BERNOULLI else dist.Categorical
-    made = (dist.OneHotCategorical if site.family is Family.ONE_HOT else kind)(probs=mean.clamp(0, 1))
-    return made.to_event(fn.event_dim - len(made.event_shape))
+def _is_drawn_anew(msg: Any) -> bool:
+    return is_random_observation({**msg, "is_observed": True})
+
+
+def _trial(pair: Pair) -> Trial:
+    """A trial run that leaves the random state as it was, unless it drew a subsample: every call draws its own."""
+    before = random_state()
+    with hidden_from_traces(), torch.inference_mode(False), torch.no_grad():
+        trial = plain_trial(pair)
+    frames = [f for t in (trial.guide_trace, trial.model_trace) for m in sample_sites(t).values() for f in plates_of(m)]
+    if subsampling_scale(frames) == 1:
+        set_random_state(before)
+    with on_trial(), torch.no_grad():
+        check_data(pair, trial)
+    return trial
+
+
+def _refuse_swapped(trial: Trial) -> None:
+    """Refuse a model that observes nothing beside a guide that does."""
+    seen = [
+        [n for n, m in sample_sites(t).items() if is_random_observation(m)]
+        for t in (trial.guide_trace, trial.model_trace)
+    ]
+    if seen[0] and not seen[1]:
+        raise SettingError(
+            f"The guide observes {', '.join(map(repr, seen[0][:3]))} and the model observes nothing: the model comes "
+            "first, the guide second, as in DiscretePosterior(model, guide)."
+        )
+
+
+def _joint_share(component: Component, name: str) -> Tensor:
+    """How the values on which a factor hangs share the sum out: packed, as that factor is."""
+    wanted = None
+    for factor in component.factors:
+        dims = factor.value._pyro_dims  # type: ignore[attr-defined]
+        factor.value = factor.value.detach().double().requires_grad_(factor.name == name)
+        factor.value._pyro_dims = dims  # type: ignore[attr-defined]
+        wanted = factor.value if factor.name == name else wanted
+    assert wanted is not None
+    with torch.enable_grad():
+        total = contract(component, Elimination(log_sum_exp)).sum()
+        return torch.autograd.grad(total, [wanted])[0]

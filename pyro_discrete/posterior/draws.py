@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_discrete.errors import SiteShapeError
-from pyro_discrete.inspection.trial import Trial, check_pair, check_rows, plain_trial
-from pyro_discrete.posterior.discrete_posterior import PosteriorRuns
+from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SiteShapeError
+from pyro_discrete.inspection.trial import Trial, check_matched, check_pair, check_rows
+from pyro_discrete.posterior.conditional import joined
+from pyro_discrete.posterior.discrete_posterior import NotSummed, PosteriorRuns
 from pyro_discrete.programs.dims import Frames, plates_of
-from pyro_discrete.programs.pair import Pair, UnconditionSites, on_trial, trace_pair
+from pyro_discrete.programs.pair import Pair, UnconditionSites, kept_buffers, on_trial, trace_pair
 from pyro_discrete.programs.sites import guide_terms, is_random_observation, latent_sites, sample_sites, site_log_prob
 from pyro_discrete.sums.components import random_value
-from pyro_discrete.sums.marginalisation import marginal_sites
 
 __all__ = [
     "PosteriorDraws",
@@ -36,11 +37,13 @@ class PosteriorDraws:
     """Draws of a guide, each dict from site to `[draws, *batch, *event]` (log-likelihoods `[draws, *batch]`).
 
     `log_joint` and `log_weight` `[draws]` are scaled and masked; `plates` maps each plate to its (sub-sampled) indices.
-    Discrete sites of the model alone are drawn given the guide's draws, and summed out of everything else: `marginal`
+    `sites` has a message for each site, as in a run without rows; what some draws lack is NaN there. Discrete sites of
+    the model alone are drawn given the guide's draws, and summed out of everything else: `marginal`
     has the plates of log-likelihoods that several observed sites, or several elements of one, have in common.
     """
 
     trial: Trial
+    sites: dict[str, Any]
     posterior: dict[str, Tensor]
     predictive: dict[str, Tensor]
     log_likelihood: dict[str, Tensor]
@@ -54,12 +57,11 @@ class PosteriorDraws:
     def plates(self) -> dict[str, Any]:
         """Plate -> indices of its elements."""
         found: dict[str, Any] = {}
-        for trace in (self.trial.guide_trace, self.trial.model_trace):
-            for msg in sample_sites(trace).values():
-                for frame in plates_of(msg):
-                    if frame.vectorized:
-                        index = self.trial.subsamples.indices.get(frame.name)
-                        found[frame.name] = (torch.arange(frame.size) if index is None else index).cpu().numpy()
+        for frames in [*map(plates_of, self.sites.values()), *self.frames.values()]:
+            for frame in frames:
+                if frame.vectorized:
+                    index = self.trial.subsamples.indices.get(frame.name)
+                    found[frame.name] = (torch.arange(frame.size) if index is None else index).cpu().numpy()
         return found
 
     def log_weight_in(self, plate: str) -> Tensor:
@@ -68,7 +70,8 @@ class PosteriorDraws:
         for (in_model, name), term in self.terms.items():
             frames = [f for f in self.frames[in_model, name] if f.name == plate]
             if frames and frames[0].dim is not None:
-                kept = term.movedim(frames[0].dim, 1).reshape(len(term), frames[0].size, -1).sum(-1)
+                term = term.movedim(frames[0].dim, 1)
+                kept = term.expand(-1, frames[0].size, *term.shape[2:]).reshape(len(term), frames[0].size, -1).sum(-1)
                 total = total + (kept if in_model else -kept)
         return torch.as_tensor(total)
 
@@ -76,39 +79,46 @@ class PosteriorDraws:
 @torch.no_grad()
 def draw_posterior(pair: Pair, num_samples: int) -> PosteriorDraws:
     """Run the guide, and the model against it, `num_samples` times: at once where the programs can take it."""
-    with on_trial():
-        trial = plain_trial(pair)
-        check_pair(trial)
-        runs = PosteriorRuns(pair, num_samples) if marginal_sites(trial) else None
-        trial = trial if runs is None else runs.trial
-        try:
-            vectorised = bool(check_rows(pair, trial, num_samples))
-        except SiteShapeError:
-            vectorised = False
-    parts = [_Run(pair, trial, rows, runs) for rows in _sizes(trial, num_samples, vectorised)]
+    with kept_buffers(pair.model, pair.guide):
+        return _draw_posterior(pair, num_samples)
 
-    def joined(read: Callable[[_Run], dict[Any, Tensor]]) -> dict[Any, Tensor]:
-        each = [read(part) for part in parts]
-        return {name: torch.cat([values[name] for values in each]) for name in each[0]}
+
+def _draw_posterior(pair: Pair, num_samples: int) -> PosteriorDraws:
+    runs = PosteriorRuns(pair, num_samples)
+    with on_trial():
+        check_pair(runs.trial)
+        try:
+            vectorised = bool(check_rows(runs.pair, runs.trial, num_samples))
+        except DiscreteInferenceError:
+            vectorised = False
+    parts: list[_Run] = []
+    if vectorised:
+        try:
+            parts = [_Run(runs, rows) for rows in _sizes(runs.trial, num_samples)]
+        except (NotSummed, EnumerationError, SiteShapeError):
+            parts = []
+    parts = parts or [_Run(runs, None) for _ in range(num_samples)]
+    rows = [part.rows for part in parts]
+
+    def together(read: Callable[[_Run], dict[Any, Tensor]]) -> dict[Any, Tensor]:
+        return joined([read(part) for part in parts], rows)
 
     return PosteriorDraws(
-        trial,
-        joined(lambda run: run.posterior),
-        joined(lambda run: run.predictive),
-        joined(lambda run: run.log_likelihood),
+        runs.trial,
+        {name: msg for part in reversed(parts) for name, msg in part.sites.items()},
+        together(lambda run: run.posterior),
+        together(lambda run: run.predictive),
+        together(lambda run: run.log_likelihood),
         torch.cat([run.log_sum(True) for run in parts]),
         torch.cat([run.log_sum(True) - run.log_sum(False) for run in parts]),
-        joined(lambda run: run.terms),
-        parts[0].frames,
-        parts[0].marginal,
+        joined([part.terms for part in parts], rows, 0.0),
+        {key: frames for part in parts for key, frames in part.frames.items()},
+        {name: frames for part in parts for name, frames in part.marginal.items()},
     )
 
 
-def _sizes(trial: Trial, num_samples: int, vectorised: bool) -> Iterator[int | None]:
-    """How many draws each run has; None for a run without a leading dim."""
-    if not vectorised:
-        yield from [None] * num_samples
-        return
+def _sizes(trial: Trial, num_samples: int) -> Iterator[int]:
+    """How many draws each run has."""
     traces = (trial.guide_trace, trial.model_trace)
     largest = max((m["value"].numel() for t in traces for m in sample_sites(t).values()), default=1)
     at_once = max(1, ELEMENTS_AT_ONCE // max(1, largest))
@@ -119,27 +129,39 @@ def _sizes(trial: Trial, num_samples: int, vectorised: bool) -> Iterator[int | N
 class _Run:
     """One run over `rows` draws (None: one draw, without a leading dim), its terms `[rows, *batch]`."""
 
-    def __init__(self, pair: Pair, trial: Trial, rows: int | None, runs: PosteriorRuns | None) -> None:
-        self.trial, self.rows = trial, 1 if rows is None else rows
+    def __init__(self, runs: PosteriorRuns, rows: int | None) -> None:
+        trial = runs.trial
+        self.trial, self.rows, self.leading = trial, 1 if rows is None else rows, rows is not None
         leading = None if rows is None else (rows, -1 - trial.batch_dims)
-        values, own = {}, {}
-        if runs is not None:
-            values, shared = runs.conditional(rows, random_value)
-            own = runs.decoded(shared)
-            values = {n: v[0] if rows is None else runs.padded(n, v) for n, v in (values | own).items()}
-        guide_trace, model_trace = trace_pair(pair, trial.subsamples, values, leading)
+        if rows is None:
+            part = runs.of_one_draw(random_value, runs.pair.guide, {})
+        else:
+            part = runs.over_rows(rows, random_value, runs.pair.guide, {})
+        own = part.decoded()
+        values = {n: v[0] if rows is None else runs.padded(n, v) for n, v in (part.draws | own).items()}
+        guide_trace, model_trace = trace_pair(runs.pair, trial.subsamples, values, leading)
+        check_matched(guide_trace, model_trace)
         drawn = {n: m["value"] for n, m in latent_sites(guide_trace).items()} | {n: values[n] for n in own}
-        guide = poutine.block(pair.guide, hide_fn=is_random_observation)  # what it observes is drawn anew in the model
-        unconditioned = Pair(UnconditionSites()(pair.model), guide, pair.args, pair.kwargs)
+        # what the guide observes is drawn anew in the model
+        guide = poutine.block(runs.pair.guide, hide_fn=is_random_observation)
+        unconditioned = Pair(UnconditionSites()(runs.pair.model), guide, runs.pair.args, runs.pair.kwargs)
         predicted = trace_pair(unconditioned, trial.subsamples, drawn, leading)[1]
+        of_guide, of_model = (
+            (guide_trace, model_trace) if rows is None else (trial.guide_trace, trial.model_trace)
+        )  # as without rows
+        self.sites = {**latent_sites(of_guide), **sample_sites(of_model)}
         self.posterior = {
-            n: self._shaped(m["value"], trial.guide_trace.nodes[n]) for n, m in latent_sites(guide_trace).items()
+            n: self._shaped(m["value"], of_guide.nodes[n]) for n, m in latent_sites(guide_trace).items()
         } | own
-        observed = {n: m for n, m in sample_sites(trial.model_trace).items() if is_random_observation(m)}
+        observed = {n: m for n, m in sample_sites(of_model).items() if is_random_observation(m)}
         self.predictive = {
-            n: self._shaped(torch.as_tensor(predicted.nodes[n]["value"]), m) for n, m in observed.items()
+            n: self._shaped(torch.as_tensor(predicted.nodes[n]["value"]), m)
+            for n, m in observed.items()
+            if n in predicted.nodes
         }
-        model_trace, members = (model_trace, {}) if runs is None else runs.summed(guide_trace, rows)
+        members: Mapping[str, list[str]] = {}
+        if own:
+            model_trace, members = runs.summed(guide_trace, rows)
         inside = {n for names in members.values() for n in names}
         self.log_likelihood = {
             n: self._log_likelihood(model_trace.nodes[n], tuple(m["fn"].batch_shape))
@@ -148,7 +170,7 @@ class _Run:
         }
         self.marginal: dict[str, Frames] = {}
         for label, names in members.items():
-            self._marginal(model_trace.nodes[label], [n for n in names if n in observed])
+            self._marginal(model_trace.nodes[label], [n for n in names if n in observed], of_model)
         self.terms = {**self._terms(guide_terms(guide_trace), False), **self._terms(sample_sites(model_trace), True)}
         self.frames = {
             (trace is model_trace, n): plates_of(m)
@@ -167,14 +189,14 @@ class _Run:
         log_prob = torch.as_tensor(scale_and_mask(site_log_prob(msg), mask=msg["mask"]))
         return log_prob.reshape((-1, *shape)).expand((self.rows, *shape))
 
-    def _marginal(self, msg: Any, observed: Sequence[str]) -> None:
+    def _marginal(self, msg: Any, observed: Sequence[str], single: Trace) -> None:
         """The log-likelihood that observed sites have in common, by the name of the one in whose plates it is."""
         if not observed:
             return
         plates, name = plates_of(msg), observed[0]
         sizes = {f.dim: f.size for f in plates if f.dim is not None}
         shape = tuple(sizes.get(d, 1) for d in range(min(sizes, default=0), 0))
-        if len(observed) > 1 or plates != plates_of(self.trial.model_trace.nodes[name]):
+        if len(observed) > 1 or plates != plates_of(single.nodes[name]):
             name = " + ".join(observed)
             name = f"{name} together" if len(observed) == 1 else name
             self.marginal[name] = plates
@@ -185,7 +207,8 @@ class _Run:
         terms = {}
         for name, msg in sites.items():
             log_prob = torch.as_tensor(scale_and_mask(site_log_prob(msg), msg["scale"], msg["mask"]))
-            batch = tuple(log_prob.shape)[1:] if log_prob.dim() > self.trial.batch_dims else tuple(log_prob.shape)
+            rowed = self.leading and log_prob.dim() > self.trial.batch_dims
+            batch = tuple(log_prob.shape)[1:] if rowed else tuple(log_prob.shape)
             padding = (1,) * (self.trial.batch_dims - len(batch))
             terms[in_model, name] = log_prob.reshape((-1, *padding, *batch)).expand((self.rows, *padding, *batch))
         return terms

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,12 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_discrete.errors import SettingError, near_matches
+from pyro_discrete.posterior.discrete_posterior import outside_of_inference_mode
 from pyro_discrete.posterior.draws import PosteriorDraws, draw_posterior
-from pyro_discrete.programs.pair import Pair, Program
-from pyro_discrete.programs.sites import is_random_observation, latent_sites, sample_sites
+from pyro_discrete.posterior.pareto import k_hat
+from pyro_discrete.programs.dims import plates_of
+from pyro_discrete.programs.pair import Pair
+from pyro_discrete.programs.sites import is_random_observation, latent_sites
 
 __all__ = [
     "pareto_k",
@@ -22,6 +26,10 @@ __all__ = [
 ]
 
 
+Program = Callable[..., Any]
+
+
+@outside_of_inference_mode
 def to_inference_data(
     model: Program,
     guide: Program,
@@ -40,8 +48,10 @@ def to_inference_data(
     - `posterior_predictive`: new data from the model given these draws; `observed_data`: the data themselves.
     - `log_likelihood`: of each datum given a draw, `[chain, draw, *plates]`, without a plate's scale; a masked datum
       has zero. `az.loo` and `az.compare` read it. Importance weights are not applied to it: draws are the guide's.
-      Sites of the model alone are summed out of it. Observed sites that depend on the same ones (along a chain, or data
-      whose plate these are outside of) have one log-likelihood together, named "x_0 + x_1" or "x together".
+      Sites of the model alone are summed out of it; given a draw of a datum's own latent site in the guide, it is no
+      predictive density of the datum, and a warning says so. Observed sites that depend on the same ones (along a
+      chain, or data whose plate these are outside of) have one log-likelihood together, named "x_0 + x_1" or "x
+      together".
     - `sample_stats`: `log_weight`, log p(x, z) - log q(z | x), and `lp`, log p(x, z), both scaled and masked; z are the
       guide's sites.
     - `constant_data`: tensors among the arguments that are not observed values (`x_argument` if a site is named `x`).
@@ -54,12 +64,12 @@ def to_inference_data(
 
     >>> import pyro, pyro.distributions as dist
     >>> def model(x):
+    ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
     ...     with pyro.plate("data", len(x)):
     ...         z = pyro.sample("z", dist.Bernoulli(0.3))
-    ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    ...         pyro.sample("x", dist.Normal(mean + z, 1.0), obs=x)
     >>> def guide(x):
-    ...     with pyro.plate("data", len(x)):
-    ...         pyro.sample("z", dist.Bernoulli(torch.tensor([0.1, 0.6])))
+    ...     pyro.sample("mean", dist.Normal(0.3, 0.5))
     >>> data = to_inference_data(model, guide, torch.tensor([0.0, 1.2]), num_samples=100)
     >>> dict(data.posterior["z"].sizes)
     {'chain': 1, 'draw': 100, 'data': 2}
@@ -68,8 +78,9 @@ def to_inference_data(
 
     pair = Pair(model, guide, args, kwargs)
     draws = draw_posterior(pair, _positive(num_samples))
+    _warn_of_local_sites(draws)
     names = _DimNames(draws, dims or {})
-    observed = {n: m for n, m in sample_sites(draws.trial.model_trace).items() if is_random_observation(m)}
+    observed = {n: m for n, m in draws.sites.items() if is_random_observation(m)}
     observed_data = {n: _array(m["value"].expand(_full_shape(m))) for n, m in observed.items()}
     groups = {
         "posterior": _chain(draws.posterior),
@@ -89,6 +100,7 @@ def to_inference_data(
     return az.from_dict(groups, **named)
 
 
+@outside_of_inference_mode
 def pareto_k(
     model: Program, guide: Program, *args: Any, num_samples: int = 1000, plate: str | None = None, **kwargs: Any
 ) -> float | xr.DataArray:
@@ -97,7 +109,8 @@ def pareto_k(
     It is the shape of the generalised Pareto distribution that fits the largest importance weights
     :math:`p(x, z) / q(z | x)` of `num_samples` draws. One number for all latent variables together; with many data it
     is large for nearly every mean-field guide. With `plate`, the name of a plate, one number for each of its
-    elements, from the sites inside it: dims `[plate]`.
+    elements, from the sites inside it: dims `[plate]`. Where weights have no tail, as they are constant up to rounding,
+    have few values, or none above three times their mean, it is at most what a fit says, and 0 where that is an alarm.
 
     Sites of the model alone are summed out of the weights. Raises `SettingError` for an unknown plate, too few draws
     (25 at least), or a guide that draws nothing.
@@ -122,23 +135,28 @@ def pareto_k(
     if not latent_sites(draws.trial.guide_trace):
         raise SettingError("pareto_k: the guide draws no site, so that every weight is p(x): its draws are exact.")
     if plate is None:
-        return float(_k_hat(draws.log_weight.double().numpy()))
+        return float(k_hat(draws.log_weight.double().numpy()))
     if plate not in draws.plates:
         raise SettingError(f"pareto_k: there is no plate named {plate!r}. {near_matches(plate, draws.plates)}")
     weights = draws.log_weight_in(plate).double().numpy()
-    return xr.DataArray(_k_hat(weights.T), dims=[plate], coords={plate: draws.plates[plate]}, name="pareto_k")
+    return xr.DataArray(k_hat(weights.T), dims=[plate], coords={plate: draws.plates[plate]}, name="pareto_k")
 
 
-def _k_hat(log_weights: np.ndarray) -> np.ndarray:
-    """K-hat along the last axis, by whichever ArviZ is installed."""
-    import arviz as az
-
-    if hasattr(az, "psislw"):
-        return np.asarray(az.psislw(log_weights)[1])
-    # version 1, where the function takes log-likelihoods, which leave-one-out inverts
-    from arviz_stats.base import array_stats  # pyright: ignore[reportMissingImports]
-
-    return np.asarray(array_stats.psislw(-log_weights)[1])
+def _warn_of_local_sites(draws: PosteriorDraws) -> None:
+    """Warn of latent sites that the guide draws for each datum: leave-one-out takes its draws for global ones."""
+    guided = latent_sites(draws.trial.guide_trace)
+    seen = {f.name for m in draws.sites.values() if is_random_observation(m) for f in plates_of(m) if f.vectorized}
+    local = {n: {f.name for f in plates_of(m)} & seen for n, m in guided.items()}
+    named = ", ".join(repr(n) for n, plates in local.items() if plates)
+    if named:
+        plates = ", ".join(repr(p) for p in sorted(set().union(*local.values())))
+        warnings.warn(
+            f"log_likelihood is given draws of {named}, which the guide makes for each element of {plates}: az.loo and "
+            "az.compare take it for the density of data given global unknowns, and are far off. A discrete site is "
+            "summed out of it where the guide leaves the site to the model: "
+            "to_inference_data(model, poutine.block(guide, hide=[...]), ...). posterior and sample_stats are right.",
+            stacklevel=4,
+        )
 
 
 def _positive(num_samples: int) -> int:
@@ -151,7 +169,7 @@ class _DimNames:
     """Names of the dims of every site's arrays, and the coords of the plates."""
 
     def __init__(self, draws: PosteriorDraws, given: Mapping[str, Sequence[str]]) -> None:
-        sites = {**sample_sites(draws.trial.guide_trace), **sample_sites(draws.trial.model_trace)}
+        sites = draws.sites
         called = {p: f"{p}_plate" if p in sites else p for p in draws.plates}
         self.coords = {called[p]: index for p, index in draws.plates.items()}
         self.dims: dict[str, list[str]] = {}

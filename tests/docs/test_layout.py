@@ -32,13 +32,14 @@ FLOORS = {
         relaxations
         inspection
         sums
+        posterior
         objectives
         planning
         steps/enumerated
         steps
         capture
         elbos
-        guides posterior training
+        guides training
         diagnostics
         testing/small_programs
         testing
@@ -64,8 +65,8 @@ FLOORS = {
     """,
     "tests": """
         support
-        draws control_variates distributions estimators programs relaxations inspection sums objectives planning steps
-        capture elbos guides posterior training diagnostics testing models benchmarks docs
+        draws control_variates distributions estimators programs relaxations inspection sums posterior objectives
+        planning steps capture elbos guides training diagnostics testing models benchmarks docs
     """,
 }
 """From the ground up, packages too. What stands in one line does not know its neighbours; `.` and a folder's name are

@@ -1,0 +1,107 @@
+"""Draws of a guide, how the posterior given them shares itself out over values, and several runs put together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyro_discrete.errors import SiteShapeError
+from pyro_discrete.families import Family
+from pyro_discrete.posterior.mixtures import Part, of_values
+from pyro_discrete.programs.sites import joint_support
+
+__all__ = [
+    "Conditional",
+    "check_same_shapes",
+    "decoded_shares",
+    "joined",
+    "of_shares",
+]
+
+
+Values = dict[str, Tensor]
+
+
+def of_shares(name: str, parts: Sequence[tuple[Any, Tensor]]) -> Any:
+    """A site's distribution from shares of its values, `[rows, *batch, values]` of some runs."""
+    most = max(share.shape[-1] for _, share in parts)
+    fn = next(fn for fn, share in parts if share.shape[-1] == most)
+    padded = [F.pad(share, (0, most - share.shape[-1])) for _, share in parts]
+    if len({tuple(p.shape[1:]) for p in padded}) > 1:
+        raise SiteShapeError(
+            f"Site {name!r} has batch shapes {sorted({tuple(p.shape[1:-1]) for p in padded})}, which differ from run "
+            "to run: it has no one marginal distribution."
+        )
+    mean = torch.cat(padded).mean(0)
+    drawn = mean.sum(-1, keepdim=True)
+    return of_values(fn, mean / drawn if bool((drawn < 1 - 1e-6).any()) else mean)
+
+
+def joined(parts: Sequence[Mapping[Any, Tensor]], rows: Sequence[int], absent: float = math.nan) -> dict[Any, Tensor]:
+    """Values `[rows, ...]` of several runs, one after another; `absent` for runs in which a site is not."""
+    found: dict[Any, Tensor] = {}
+    for name in dict.fromkeys(n for part in parts for n in part):
+        shapes = {tuple(part[name].shape[1:]) for part in parts if name in part}
+        if len(shapes) > 1:
+            raise SiteShapeError(
+                f"Site {name!r} has values of shapes {sorted(shapes)}, which differ from run to run: its draws cannot "
+                "be put into one tensor."
+            )
+        like = next(part[name] for part in parts if name in part)
+        if all(name in part for part in parts):
+            found[name] = torch.cat([part[name] for part in parts])
+            continue
+        kind = like.dtype if like.is_floating_point() else torch.get_default_dtype()
+        blanks = [torch.full((n, *like.shape[1:]), absent, dtype=kind, device=like.device) for n in rows]
+        found[name] = torch.cat([p[name].to(kind) if name in p else b for p, b in zip(parts, blanks, strict=True)])
+    return found
+
+
+@dataclass
+class Conditional:
+    """One run over `rows` draws of the guide, and how the posterior given them shares itself out.
+
+    - `draws`: of the guide's latent sites, `[rows, *batch, *event]`.
+    - `shares`: of the sites of the model alone, `[rows, *batch, values]`; `fns` are these as a plain run has them.
+    """
+
+    rows: int
+    draws: Values
+    shares: Values = field(default_factory=dict)
+    fns: dict[str, Any] = field(default_factory=dict)
+    families: dict[str, Family | None] = field(default_factory=dict)
+    in_rows: bool = False
+
+    @property
+    def discrete(self) -> Values:
+        """The draws of the discrete sites."""
+        return {n: v for n, v in self.draws.items() if self.families[n] not in (None, Family.CONTINUOUS)}
+
+    def decoded(self) -> Values:
+        """Values `[rows, *batch, *event]` of one-hot shares."""
+        return decoded_shares(self.shares, self.fns)
+
+
+def decoded_shares(found: Values, fns: Mapping[str, Any]) -> Values:
+    """Values `[rows, *batch, *event]` of one-hot shares `[rows, *batch, values]`, of sites distributed as `fns`."""
+    values = {}
+    for name, share in found.items():
+        fn = fns[name]
+        values[name] = joint_support(fn).reshape(-1, *fn.event_shape)[share.argmax(-1)]
+    return values
+
+
+def check_same_shapes(name: str, parts: Sequence[Part], num_samples: int) -> None:
+    """Raise `SiteShapeError` if a site's shape is another one in another run."""
+    shapes = {(tuple(fn.batch_shape), tuple(fn.event_shape)) for fn, _ in parts}
+    if len(shapes) > 1:
+        raise SiteShapeError(
+            f"Site {name!r} has batch and event shapes {sorted(shapes)} in {num_samples} runs of the guide, which "
+            "differ: it has no one marginal distribution."
+        )
