@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.elbos.engine import DiscreteELBO
-from pyro_discrete.errors import SettingError
+from pyro_discrete.errors import SettingError, refuses_unknown_keywords
 from pyro_discrete.objectives.evidence import EvidenceBound
 from pyro_discrete.planning.select import Spec
 
@@ -69,6 +69,7 @@ class TraceELBO(DiscreteELBO):
     objective: EvidenceBound
     weight: Tensor
 
+    @refuses_unknown_keywords
     def __init__(
         self,
         estimator: Spec = "auto",

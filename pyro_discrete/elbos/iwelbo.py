@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from pyro_discrete.elbos.engine import DiscreteELBO
-from pyro_discrete.errors import SettingError, is_whole
+from pyro_discrete.errors import SettingError, is_whole, refuses_unknown_keywords
 from pyro_discrete.objectives.importance import ImportanceBound
 from pyro_discrete.planning.select import Spec
 
@@ -61,6 +61,7 @@ class TraceIWELBO(DiscreteELBO):
     >>> bound = -TraceIWELBO(num_particles=5_000).loss(model, guide, x)
     """
 
+    @refuses_unknown_keywords
     def __init__(
         self,
         estimator: Spec = "auto",
