@@ -19,7 +19,7 @@ from pyro_discrete.elbos.failures import check_gradients, explained, fresh_trace
 from pyro_discrete.errors import SettingError, is_whole
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.inspection.dependencies import Dependencies
-from pyro_discrete.inspection.trial import Trial
+from pyro_discrete.inspection.trial import Trial, names_of_guide
 from pyro_discrete.objectives.base import Objective
 from pyro_discrete.planning.baseline_inputs import Contexts
 from pyro_discrete.planning.make_plan import make_plan
@@ -113,6 +113,12 @@ class DiscreteELBO(nn.Module, ELBO):
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The loss that was optimised, after one backward that adds its gradient to every parameter's `.grad`."""
         pair = Pair(model, guide, args, kwargs)
+        if not torch.is_grad_enabled():
+            warnings.warn(
+                "loss_and_grads was called with gradients off (torch.no_grad, inference_mode): no parameter gets one. "
+                "Call it outside of these, or loss(...) for the loss alone.",
+                stacklevel=2,
+            )
         with self._errors(pair):
             if self.captures is not None and torch.is_grad_enabled():
                 return self.captures.step(_Stepper(self), pair, register=True).accumulate()
@@ -221,6 +227,7 @@ class DiscreteELBO(nn.Module, ELBO):
             for name, estimator in kept.items():
                 if estimator is not None:
                     self._prepare(name, estimator, contexts, trial)
+            self.estimators.warn_of_strangers(latent_sites(trial.guide_trace), lambda: names_of_guide(pair))
         self._plan, self._pair, self._leaves = plan, (pair.model, pair.guide), KnownLeaves()
 
     def _prepare(self, name: str, estimator: Estimator, contexts: Contexts, trial: Trial) -> None:
