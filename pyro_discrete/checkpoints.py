@@ -6,11 +6,13 @@ import hashlib
 import os
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from pyro_discrete.errors import CheckpointError, WriteError, shown
 
@@ -22,6 +24,10 @@ UNSUMMED = 2
 """The layout before: the archive alone. Its parts are checked by the sums that an archive has of each."""
 MARK = b"\npyro_discrete sha256 "
 TRAILER = len(MARK) + 2 * hashlib.sha256().digest_size + 1
+
+
+PLAIN = (Tensor, str, bytes, int, float, complex, type(None), set, torch.Size, torch.dtype, torch.device)
+"""What a checkpoint holds in lists, tuples and dicts; nothing else is read from one."""
 
 
 class _Summed:
@@ -47,13 +53,15 @@ class _Summed:
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors, plain values) as the file `path`; the old one stays until the new one is whole.
 
-    Raises `WriteError` where the file cannot be written; nothing of the attempt is left.
+    Raises `WriteError` where the file cannot be written, `CheckpointError` for a value that could not be read again;
+    nothing of the attempt is left.
     """
+    plain = {"format": FORMAT, **{name: _plain(value, name) for name, value in state.items()}}
 
     def write(file: BinaryIO) -> None:
         summed = _Summed(file)
         try:
-            torch.save({"format": FORMAT, **state}, summed)  # type: ignore[arg-type]
+            torch.save(plain, summed)  # type: ignore[arg-type]
         except RuntimeError:
             if summed.error is not None:  # torch's archive hides what stopped it
                 raise summed.error from None
@@ -61,6 +69,24 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         file.write(MARK + summed.sum.hexdigest().encode() + b"\n")
 
     _replace(path, write)
+
+
+def _plain(value: Any, where: str) -> Any:
+    """The value, with Python's numbers for NumPy's; what it holds is nothing else than tensors and plain values."""
+    if isinstance(value, np.generic) and value.dtype.kind in "biufc":
+        return value.item()
+    if isinstance(value, Mapping):
+        found = {key: _plain(part, f"{where}[{key!r}]") for key, part in value.items()}
+        return value if all(part is value[key] for key, part in found.items()) else found
+    if type(value) in (list, tuple):
+        parts = [_plain(part, f"{where}[{i}]") for i, part in enumerate(value)]
+        return value if all(a is b for a, b in zip(parts, value, strict=True)) else type(value)(parts)
+    if not isinstance(value, PLAIN):
+        raise CheckpointError(
+            f"{where} is {shown(value)} ({type(value).__name__}), which a checkpoint cannot hold, as it is not pickled "
+            "whole: tensors, numbers, strings, and lists and dicts of them are expected."
+        )
+    return value
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -74,6 +100,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         )
     try:
         summed = _is_whole(path)
+    except OSError as error:
+        raise _damaged(path, error.strerror or type(error).__name__) from error
+    try:
         state = torch.load(path, weights_only=True, map_location="cpu")
     except torch.OutOfMemoryError:
         raise
@@ -91,7 +120,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def _damaged(path: Path, why: str) -> CheckpointError:
     return CheckpointError(
-        f"{path} is damaged or no checkpoint ({why}). Put back a copy of it, or start anew without resume."
+        f"{path} is damaged or no checkpoint ({why}). Put back a copy of it, or remove it and start anew."
     )
 
 
@@ -113,21 +142,21 @@ def _is_whole(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             spoilt = archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except Exception as error:  # what a changed bit makes of an archive's names and flags is of every kind
         raise _damaged(path, "it is no archive of torch's, or a part of one") from error
     if spoilt is not None:
         raise _damaged(path, f"its part {spoilt} does not agree with the sum that was saved with it")
     return False
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Put `text` in the file as a whole: after a kill it holds either the old text or the new one.
+def write_atomically(path: Path, text: str | bytes) -> None:
+    """Put `text` (or bytes) in the file as a whole: after a kill it holds either the old text or the new one.
 
     Raises `WriteError` where it cannot be written; nothing of the attempt is left.
     """
 
     def write(file: BinaryIO) -> None:
-        file.write(text.encode())
+        file.write(text.encode() if isinstance(text, str) else text)
 
     _replace(path, write)
 

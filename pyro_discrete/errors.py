@@ -184,13 +184,13 @@ def refuses_unknown_keywords(function: Callable[P, R]) -> Callable[P, R]:
     pyro_discrete.errors.SettingError: train has no argument 'step'. Did you mean 'steps'?
     """
     signature = inspect.signature(function)
-    name = function.__qualname__.removesuffix(".__init__")
 
     @wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             signature.bind_partial(*args, **kwargs)
         except TypeError as error:
+            name = function.__name__ if function.__name__ != "__init__" else type(args[0]).__name__
             raise SettingError(_misfit(name, signature, kwargs, error)) from None
         return function(*args, **kwargs)
 
@@ -203,6 +203,8 @@ def _misfit(name: str, signature: inspect.Signature, kwargs: dict[str, Any], err
     known = [each for each in known if each != "self"]
     unknown = [each for each in kwargs if each not in known]
     if unknown:
-        return f"{name} has no argument {unknown[0]!r}. {near_matches(unknown[0], known)}"
+        return (
+            f"{name} has no argument {unknown[0]!r}. {near_matches(unknown[0], known) if known else 'It takes none.'}"
+        )
     places = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD and p.name in known]
     return f"{name}: {error}; by place it takes {', '.join(places)}, and all else by name."

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pyro_discrete.capture.captures import Captures
 from pyro_discrete.elbos.failures import check_gradients, explained, fresh_traces, loss_not_finite, surrogate_not_finite
-from pyro_discrete.errors import SettingError, is_whole
+from pyro_discrete.errors import SettingError, is_number, is_whole, shown
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.inspection.trial import Trial, names_of_guide
@@ -64,11 +64,14 @@ class DiscreteELBO(nn.Module, ELBO):
     ) -> None:
         nn.Module.__init__(self)
         if not is_whole(num_particles):
-            raise SettingError(f"num_particles={num_particles!r} given, a positive whole number expected.")
-        if max_plate_nesting != math.inf and (max_plate_nesting < 0 or int(max_plate_nesting) != max_plate_nesting):
-            raise SettingError(f"max_plate_nesting={max_plate_nesting} given, a whole number >= 0 expected.")
+            raise SettingError(f"num_particles={shown(num_particles)} given, a positive whole number expected.")
+        nesting = is_number(max_plate_nesting, least=0) and int(max_plate_nesting) == max_plate_nesting
+        if max_plate_nesting is not math.inf and max_plate_nesting != math.inf and not nesting:
+            raise SettingError(f"max_plate_nesting={shown(max_plate_nesting)} given, a whole number >= 0 expected.")
         if row_chunk is not None and (not is_whole(row_chunk) or compile is not False):
-            raise SettingError(f"row_chunk={row_chunk!r}, compile={compile!r} given; a number >= 1 without compile.")
+            raise SettingError(
+                f"row_chunk={shown(row_chunk)}, compile={compile!r} given; a number >= 1 without compile."
+            )
         self.row_chunk = row_chunk
         ELBO.__init__(
             self,

@@ -50,6 +50,13 @@ def reason_of(error: Exception, pair: Pair, step: int) -> DiscreteInferenceError
 
     `error` is what the program raised, or what was raised over one of its sites.
     """
+    for where, program in (("model", pair.model), ("guide", pair.guide)) if isinstance(error, TypeError) else ():
+        misfit = _misfit(program, pair)
+        if misfit is not None:
+            return SettingError(
+                f"The {where} does not take the arguments of this call: {misfit}. Model and guide are given the same "
+                "ones, those behind them: loss(model, guide, x, y), or in fit data=(x, y) or a dict by name."
+            )
     with on_trial(), torch.no_grad():
         witness = _Witness("guide", pair, step, error)
         guide_trace = _watched(witness, pair.guide, pair)
@@ -58,6 +65,19 @@ def reason_of(error: Exception, pair: Pair, step: int) -> DiscreteInferenceError
             model = pair.model if guide_trace is None else poutine.replay(pair.model, trace=guide_trace)
             _watched(witness, model, pair)
     return witness.found or _plate_error(error) or _no_tensor(error, pair)
+
+
+def _misfit(program: Callable[..., Any], pair: Pair) -> str | None:
+    """Why the program cannot be called with the pair's arguments, None if it can (or if that cannot be told)."""
+    try:
+        signature = inspect.signature(program)
+    except (TypeError, ValueError):
+        return None
+    try:
+        signature.bind(*pair.args, **pair.kwargs)
+    except TypeError as error:
+        return str(error)
+    return None
 
 
 def _watched(witness: _Witness, program: Callable[..., Any], pair: Pair) -> Trace | None:

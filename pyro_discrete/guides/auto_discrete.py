@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import pickle
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +19,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from pyro_discrete.errors import SettingError, SiteShapeError
+from pyro_discrete.errors import SettingError, SiteShapeError, is_number, refuses_unknown_keywords, shown
 from pyro_discrete.families import Family
 from pyro_discrete.guides.networks import LogitNetworks, trace_on_data
 from pyro_discrete.guides.variational import VariationalSite
@@ -83,6 +82,7 @@ class AutoDiscreteMeanField(AutoGuide):
     (torch.Size([3]), ['high', 'low', 'z'])
     """
 
+    @refuses_unknown_keywords
     def __init__(
         self,
         model: Callable[..., Any],
@@ -95,11 +95,18 @@ class AutoDiscreteMeanField(AutoGuide):
         create_plates: Callable[..., Any] | None = None,
     ) -> None:
         if not isinstance(amortize, nn.Module) and (not isinstance(amortize, int) or amortize < 0):
-            raise SettingError(f"amortize={amortize!r} given; True, False, a number of units or a module is expected.")
+            raise SettingError(
+                f"amortize={shown(amortize)} given; True, False, a number of units or a module expected."
+            )
         if not callable(init) and init not in ("uniform", "prior"):
-            raise SettingError(f"init={init!r} given; 'uniform', 'prior' or a function of a site is expected.")
-        if not 0 <= init_scale < math.inf:
-            raise SettingError(f"init_scale={init_scale!r} given; a number of at least 0 is expected.")
+            raise SettingError(f"init={shown(init)} given; 'uniform', 'prior' or a function of a site is expected.")
+        if not callable(model):
+            raise SettingError(f"model={shown(model)} given; a function that is a Pyro program is expected.")
+        for what, given in (("input", input), ("continuous", continuous), ("create_plates", create_plates)):
+            if given is not None and not callable(given):
+                raise SettingError(f"{what}={shown(given)} given; a function is expected.")
+        if not is_number(init_scale, least=0):
+            raise SettingError(f"init_scale={shown(init_scale)} given; a number of at least 0 is expected.")
         if input is not None and amortize is False:
             raise SettingError("input= is what a network reads, and amortize=False has none: set amortize=True.")
         super().__init__(model, create_plates=create_plates)

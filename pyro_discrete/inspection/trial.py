@@ -18,6 +18,7 @@ from pyro_discrete.errors import (
     DiscreteInferenceError,
     EmptyBatchError,
     MissingDataError,
+    SettingError,
     SiteMatchError,
     SiteShapeError,
     in_a_line,
@@ -139,6 +140,12 @@ def check_pair(trial: Trial) -> None:
     check_batch_dims(trial)
     for name in in_guide.keys() & in_model.keys():
         _check_same_shape(name, in_guide[name], in_model[name])
+    seen = [n for n, m in sample_sites(trial.guide_trace).items() if is_random_observation(m)]
+    if seen and not any(m["is_observed"] for m in sample_sites(trial.model_trace).values()):
+        raise SettingError(
+            f"The guide has observed sites ({', '.join(map(repr, seen[:4]))}) and the model has none: are the "
+            "two swapped? The order is model, guide."
+        )
 
 
 def check_batch_dims(trial: Trial) -> None:

@@ -181,7 +181,12 @@ def fit(
 
     def prepare(batch: Any) -> Arguments:
         args, kwargs = as_arguments(batch, device)
-        return (args, kwargs) if transform is None else as_arguments(transform(*args, **kwargs))
+        if transform is None:
+            return args, kwargs
+        changed = transform(*args, **kwargs)
+        if changed is None:
+            raise SettingError("transform returned None; the batch that the program is to be given is expected.")
+        return as_arguments(changed)
 
     state = FitState(model, guide, elbo)
     loop = Loop(
@@ -227,7 +232,7 @@ def fit(
             while state.step < last and not state.stopped and stop.number is None:
                 loop.advance(recorded=(state.step + 1) % log_every == 0)
                 after_step()
-        except DiscreteInferenceError as error:
+        except (DiscreteInferenceError, OSError) as error:
             kept = f"; {path} keeps the last checkpoint before it" if path is not None and path.exists() else ""
             error.add_note(f"Training stopped at step {state.step}{kept}.")
             raise
@@ -276,6 +281,8 @@ def _saved(path: Path | None, resume: bool | str) -> dict[str, Any] | None:
         if resume is True:
             raise SettingError("resume=True needs a checkpoint to go on from: give checkpoint=path.")
         return None
+    if path.is_dir():
+        raise SettingError(f"checkpoint={path} is a folder; the path of a file is expected.")
     if resume == "auto":
         resume = path.exists()
     if resume:

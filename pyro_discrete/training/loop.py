@@ -17,7 +17,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pyro_discrete.elbos.engine import DiscreteELBO
-from pyro_discrete.errors import CheckpointError, DiscreteInferenceError, NonFiniteError, shown
+from pyro_discrete.errors import (
+    CheckpointError,
+    DiscreteInferenceError,
+    EmptyBatchError,
+    NonFiniteError,
+    SettingError,
+    shown,
+)
 from pyro_discrete.programs.parameters import modules_of
 from pyro_discrete.training.batches import Arguments, Batches, one_epoch
 from pyro_discrete.training.optimisation import clip_gradients, make_step, named_parameters
@@ -105,6 +112,11 @@ class Loop:
         self._accelerated = any(parameter.device.type != "cpu" for parameter in parameters)
         state.optimizer = self.optimise(state.parameters)
         self.scheduler = None if self.schedule is None else self.schedule(state.optimizer)
+        if self.scheduler is not None and not all(hasattr(self.scheduler, name) for name in ("step", "state_dict")):
+            raise SettingError(
+                f"scheduler= made {shown(self.scheduler)}; one of torch.optim.lr_scheduler is expected, made of the "
+                "optimiser that it is given."
+            )
         if saved is not None:
             self.load_state_dict(saved)
         else:
@@ -183,6 +195,8 @@ class Loop:
             args, kwargs = self.prepare(batch)
             losses.append(state.elbo.loss(state.model, state.guide, *args, **kwargs))
         pyro.util.set_rng_state(before)
+        if not losses:
+            raise EmptyBatchError("validation_data gives no batch at all.")
         state.validation_loss = math.fsum(losses) / len(losses)
         state.validations.append({"step": state.step, "validation_loss": state.validation_loss})
         if isinstance(self.scheduler, ReduceLROnPlateau):

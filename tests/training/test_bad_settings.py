@@ -13,8 +13,18 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
-from pyro_discrete import TraceELBO, TraceExpectation, TraceIWELBO, fit
-from pyro_discrete.errors import SettingError
+from pyro_discrete import (
+    NVIL,
+    AutoDiscreteMeanField,
+    GumbelSoftmax,
+    Reinforce,
+    TraceELBO,
+    TraceExpectation,
+    TraceIWELBO,
+    fit,
+    relax,
+)
+from pyro_discrete.errors import DiscreteInferenceError, SettingError
 from tests.support.training_pairs import DATA, QUIET, Pair, run
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -104,6 +114,58 @@ def test_what_is_no_objective(elbo: Any, words: str) -> None:
         fit(pair.model, pair.guide, DATA, elbo, steps=2, **QUIET)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: NVIL(hiden=3), "NVIL has no argument 'hiden'. Did you mean 'hidden'"),
+        (
+            lambda: GumbelSoftmax(temprature=0.5),
+            "GumbelSoftmax has no argument 'temprature'. Did you mean",
+        ),
+        (lambda: Reinforce(baseline=True), "Reinforce has no argument 'baseline'"),
+        (lambda: relax(temprature=0.5), "relax has no argument 'temprature'. Did you mean 'temperature'"),
+        (lambda: AutoDiscreteMeanField(scalar, amortise=True), "no argument 'amortise'. Did you mean 'amortize'"),
+        (lambda: AutoDiscreteMeanField(None), "model=None given"),
+        (lambda: AutoDiscreteMeanField(scalar, init_scale="a"), "init_scale='a' given"),
+        (lambda: AutoDiscreteMeanField(scalar, amortize=True, input=DATA), r"input=a tensor of shape \(40, 3\) given"),
+        (lambda: TraceELBO(num_particles=DATA), r"num_particles=a tensor of shape \(40, 3\) given"),
+        (lambda: TraceELBO(compile=DATA), r"compile=a tensor of shape"),
+        (lambda: TraceELBO(max_plate_nesting="2"), "max_plate_nesting='2' given"),
+        (lambda: TraceELBO(kl_weight=[1.0] * 500), r"kl_weight=\[1.0, 1.0, .* \.\.\. given"),
+        (lambda: TraceIWELBO("vimco", num_outer_samples=DATA), "num_outer_samples=a tensor of shape"),
+    ],
+)
+def test_settings_of_other_things(call: Any, words: str) -> None:
+    with pytest.raises(SettingError, match=words) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"scheduler": lambda optimizer: 3}, "scheduler= made 3; one of torch.optim.lr_scheduler"),
+        ({"transform": lambda x: None}, "transform returned None"),
+        ({"validation_data": [], "validate_every": 1}, "validation_data gives no batch"),
+        ({"checkpoint": "."}, r"checkpoint=\. is a folder"),
+        ({"data": (DATA, DATA)}, "The model does not take the arguments of this call: too many positional"),
+        ({"data": None}, "The model does not take the arguments of this call: missing a required argument: 'x'"),
+        ({"data": {"y": DATA}}, "The model does not take the arguments of this call: .*'(x|y)'"),
+    ],
+)
+def test_what_is_found_out_at_the_first_step(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(DiscreteInferenceError, match=words):
+        run(steps=3, **settings)
+
+
+@pytest.mark.parametrize("estimator", ["nvil", "enumerate", "auto"])
+def test_model_and_guide_swapped(estimator: str) -> None:
+    pair = Pair()
+    with pytest.raises(SettingError, match=r"The guide has observed sites \('x'\) and the model has none.*swapped"):
+        fit(pair.guide, pair.model, DATA, estimator, steps=2, **QUIET)
 
 
 def test_gradients_that_are_off() -> None:

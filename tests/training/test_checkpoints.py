@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -135,6 +136,20 @@ def test_a_save_that_is_broken_off_leaves_nothing(tmp_path: Path, monkeypatch: p
         save_checkpoint(tmp_path / "c.pt", {})
     assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
     assert_same({"format": 3, **STATE}, load_checkpoint(tmp_path / "c.pt"))
+
+
+def test_numbers_of_numpy_are_saved_as_pythons(tmp_path: Path) -> None:
+    run(steps=3, lr=np.float64(0.01), checkpoint=tmp_path / "run.pt", metadata={"n": [np.int64(3)]})
+    saved = load_checkpoint(tmp_path / "run.pt")
+    assert type(saved["metadata"]["n"][0]) is int
+    assert run(steps=5, lr=np.float64(0.01), checkpoint=tmp_path / "run.pt", resume=True).step == 5
+
+
+@pytest.mark.parametrize("value", [Path("here"), np.zeros(3), lambda: None, object()])
+def test_what_could_not_be_read_again_is_not_saved(value: Any, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"metadata\['a'\]\[1\] is .* cannot hold"):
+        run(steps=3, checkpoint=tmp_path / "run.pt", metadata={"a": [1, value]})
+    assert not list(tmp_path.iterdir())
 
 
 OTHER_RUNS: dict[str, tuple[dict[str, Any], str]] = {
