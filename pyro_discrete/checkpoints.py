@@ -78,7 +78,7 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, Mapping):
         found = {key: _plain(part, f"{where}[{key!r}]") for key, part in value.items()}
         return value if all(part is value[key] for key, part in found.items()) else found
-    if type(value) in (list, tuple):
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
         parts = [_plain(part, f"{where}[{i}]") for i, part in enumerate(value)]
         return value if all(a is b for a, b in zip(parts, value, strict=True)) else type(value)(parts)
     if not isinstance(value, PLAIN):

@@ -28,11 +28,11 @@ from pyro_discrete.errors import (
     SiteShapeError,
     shown,
 )
+from pyro_discrete.inspection.observations import arguments_of, described, wrong_observation
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, SiteMessenger, on_trial, trace_pair
 from pyro_discrete.programs.sites import (
     base_distribution,
     cardinality,
-    is_random_observation,
     joint_support,
     latent_sites,
 )
@@ -103,7 +103,7 @@ class _Witness(SiteMessenger):
     def _pyro_sample(self, msg: Any) -> None:
         if self.found is not None or site_is_subsample(msg):
             return
-        self.found = self._twice(msg) or self._parameters(msg) or (self._observed(msg) if msg["is_observed"] else None)
+        self.found = self._twice(msg) or self._parameters(msg) or wrong_observation(msg, self.where, self.pair)
         self.names.add(msg["name"])
 
     def _twice(self, msg: Any) -> DiscreteInferenceError | None:
@@ -136,67 +136,9 @@ class _Witness(SiteMessenger):
                 )
         return None
 
-    def _observed(self, msg: Any) -> DiscreteInferenceError | None:
-        fn, value, name = msg["fn"], msg["value"], msg["name"]
-        if not is_random_observation(msg) or value is None:
-            return None
-        if not isinstance(value, Tensor):
-            given = next((n for n, v in _arguments(self.pair).items() if v is value), None)
-            of = "" if given is None else f", the argument {given!r} of the program"
-            return SettingError(
-                f"Site {name!r} of the {self.where} observes {_described(value)}{of}; a tensor is expected. Give "
-                f"torch.as_tensor({given or '...'})."
-            )
-        expected = tuple(fn.batch_shape) + tuple(fn.event_shape)
-        try:
-            fits = torch.broadcast_shapes(value.shape, expected) is not None
-        except RuntimeError:
-            fits = False
-        if not fits or (fn.event_dim and tuple(value.shape[-fn.event_dim :]) != tuple(fn.event_shape)):
-            return SiteShapeError(
-                f"Site {name!r} of the {self.where} observes a value of shape {tuple(value.shape)}, and its "
-                f"distribution has shape {expected} (batch shape {tuple(fn.batch_shape)}, event shape "
-                f"{tuple(fn.event_shape)}): they do not go together. Give data of this shape, or make the plates and "
-                "parameters around it fit the data."
-            )
-        return self._outside_support(msg) if "support" in str(self.error) else None
-
-    def _outside_support(self, msg: Any) -> DiscreteInferenceError | None:
-        fn, value = msg["fn"], msg["value"]
-        if bool(value.isnan().any()):
-            return None  # missing data have an error of their own
-        try:
-            batch = torch.broadcast_shapes(value.shape[: value.dim() - fn.event_dim], fn.batch_shape)
-            inside = torch.as_tensor(fn.support.check(value)).expand(batch)
-        except (NotImplementedError, RuntimeError, ValueError, AttributeError):
-            return None
-        mask = msg["mask"]
-        inside = inside if mask is None else inside | ~torch.as_tensor(mask, device=inside.device)
-        if bool(inside.all()):
-            return None
-        return NonFiniteError(
-            f"Site {msg['name']!r} of the {self.where} observes values that its {type(base_distribution(fn)).__name__} "
-            f"does not have ({int((~inside).sum())} of {inside.numel()} lie outside the support): their probability is "
-            "zero. Look at the data, or choose another distribution."
-        )
-
-
-def _described(value: Any) -> str:
-    return f"a {type(value).__name__}" if isinstance(value, list | tuple) else shown(value)
-
-
-def _arguments(pair: Pair) -> Mapping[str, Any]:
-    """The pair's arguments by name, or place."""
-    for program in (pair.model, pair.guide):
-        try:
-            return inspect.signature(program).bind(*pair.args, **pair.kwargs).arguments
-        except (TypeError, ValueError):
-            continue
-    return {**{str(i): value for i, value in enumerate(pair.args)}, **pair.kwargs}
-
 
 def _argument_with_nan(pair: Pair) -> str | None:
-    tensors = {n: v for n, v in _arguments(pair).items() if isinstance(v, Tensor)}
+    tensors = {n: v for n, v in arguments_of(pair).items() if isinstance(v, Tensor)}
     return next((n for n, v in tensors.items() if bool(v.isnan().any())), None)
 
 
@@ -214,11 +156,11 @@ def _no_tensor(error: Exception, pair: Pair) -> DiscreteInferenceError | None:
     """The program has failed for want of a tensor, and was given arrays or lists of numbers."""
     if isinstance(error, LookupError) or not re.search(r"[Tt]ensor|ndarray|list", str(error)):
         return None
-    for name, value in _arguments(pair).items():
+    for name, value in arguments_of(pair).items():
         numbers = isinstance(value, list) and value and isinstance(value[0], int | float | list)
         if isinstance(value, np.ndarray) or numbers:
             return SettingError(
-                f"Argument {name!r} of the program is {_described(value)}, and the program failed "
+                f"Argument {name!r} of the program is {described(value)}, and the program failed "
                 f"({type(error).__name__}: {shown(str(error), 120)}). Give a tensor if it is meant for one: "
                 f"torch.as_tensor({name})."
             )
