@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+import math
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from functools import wraps
+from numbers import Integral, Real
+from typing import Any, ParamSpec, TypeVar
 
 __all__ = [
     "CheckpointError",
@@ -22,11 +27,18 @@ __all__ = [
     "UnknownSiteError",
     "UnsupportedObjectiveError",
     "UnsupportedSiteError",
+    "WriteError",
     "first_line",
     "in_a_line",
+    "is_number",
     "is_whole",
     "near_matches",
+    "refuses_unknown_keywords",
+    "shown",
 ]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class DiscreteInferenceError(ValueError):
@@ -65,6 +77,10 @@ class CheckpointError(DiscreteInferenceError):
     """A checkpoint is absent, damaged, or belongs to another run than the one that is to go on with it."""
 
 
+class WriteError(CheckpointError):
+    """A file of a run cannot be written: the disk is full, or the folder is absent or read-only."""
+
+
 class SiteMatchError(DiscreteInferenceError):
     """The guide and the model do not have the same latent sites."""
 
@@ -99,7 +115,39 @@ def is_whole(value: object, least: int = 1) -> bool:
     >>> is_whole(3), is_whole(3.0), is_whole("3"), is_whole(True), is_whole(1, least=2)
     (True, False, False, False, False)
     """
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def is_number(value: object, *, above: float = -math.inf, least: float = -math.inf) -> bool:
+    """Whether a setting is a finite number, greater than `above` and of at least `least`.
+
+    >>> is_number(0.5), is_number(1, above=1), is_number(0, least=0), is_number(math.nan), is_number("1")
+    (True, False, True, False, False)
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    number = float(value)
+    return math.isfinite(number) and number > above and number >= least
+
+
+def shown(value: object, most: int = 80) -> str:
+    """What was given, for a message: data by their kind and shape, anything else as Python writes it, cut short.
+
+    >>> shown(2.5), shown("nvill"), shown([0] * 1000)[:9], len(shown([0] * 1000)) <= 80
+    ('2.5', "'nvill'", '[0, 0, 0,', True)
+    """
+    kind, shape = type(value), getattr(value, "shape", None)
+    if shape is not None and not isinstance(value, type):
+        name = {"Tensor": "a tensor", "Parameter": "a tensor", "ndarray": "a NumPy array"}.get(kind.__name__)
+        try:
+            return f"{name or 'a ' + kind.__name__} of shape {tuple(shape)}"
+        except TypeError:
+            return f"a {kind.__name__}"
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # what was given may be anything
+        text = f"a {kind.__name__}"
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:
@@ -123,3 +171,40 @@ def first_line(error: BaseException) -> str:
 def in_a_line(error: BaseException) -> str:
     """An error's type and the first line of what it says."""
     return f"{type(error).__name__}: {first_line(error)}"
+
+
+def refuses_unknown_keywords(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, or a class's `__init__`, with a `SettingError` for arguments that it does not have.
+
+    >>> @refuses_unknown_keywords
+    ... def train(data, *, steps=1): ...
+    >>> train([], step=3)
+    Traceback (most recent call last):
+    ...
+    pyro_discrete.errors.SettingError: train has no argument 'step'. Did you mean 'steps'?
+    """
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            signature.bind_partial(*args, **kwargs)
+        except TypeError as error:
+            name = function.__name__ if function.__name__ != "__init__" else type(args[0]).__name__
+            raise SettingError(_misfit(name, signature, kwargs, error)) from None
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def _misfit(name: str, signature: inspect.Signature, kwargs: dict[str, Any], error: TypeError) -> str:
+    """Why the arguments of a call do not fit the signature."""
+    known = [p.name for p in signature.parameters.values() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    known = [each for each in known if each != "self"]
+    unknown = [each for each in kwargs if each not in known]
+    if unknown:
+        return (
+            f"{name} has no argument {unknown[0]!r}. {near_matches(unknown[0], known) if known else 'It takes none.'}"
+        )
+    places = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD and p.name in known]
+    return f"{name}: {error}; by place it takes {', '.join(places)}, and all else by name."

@@ -10,10 +10,11 @@ from typing import Any
 __all__ = ["Interrupted", "StopRequest"]
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """Training stopped at `step` because of the signal `number`, its state saved if it keeps checkpoints.
 
-    `result`: what there was by then, a `FitResult`.
+    `result`: what there was by then, a `FitResult`. Like what Ctrl-C raises elsewhere it is no `Exception`: a loop over
+    settings that catches those is stopped as well.
     """
 
     def __init__(self, step: int, number: int, result: Any = None) -> None:
@@ -21,6 +22,9 @@ class Interrupted(Exception):
         self.step = step
         self.number = number
         self.result = result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.step, self.number, self.result)
 
 
 class StopRequest:
@@ -37,7 +41,8 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._request)
+                if signal.getsignal(number) is not None:  # a handler that is not Python's could not be put back
+                    self._previous[number] = signal.signal(number, self._request)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -27,9 +28,10 @@ from models.reports.pictures import picture_comparisons, picture_run
 from models.reports.report import write_report
 from models.reports.tables import choices, comparison_table, run_table
 from models.runs.comparison import compare as run_comparison
-from models.runs.config import RunConfig, configure, resumed
+from models.runs.config import LARGEST_SEED, RunConfig, configure, resumed
 from models.runs.estimators import has_temperature
-from models.runs.training import RUN_FILES, refuse_used_folder, run
+from models.runs.folder import RUN_FILES, refuse_used_folder
+from models.runs.training import run
 from pyro_discrete.checkpoints import write_atomically
 from pyro_discrete.errors import DiscreteInferenceError
 from pyro_discrete.interrupts import Interrupted
@@ -83,11 +85,27 @@ def reported(threads: int | None = None) -> Iterator[None]:
         message = " ".join([str(error), *getattr(error, "__notes__", [])])
         errors.print(f"[red]Error: {escape(message)}[/red]", soft_wrap=True, highlight=False)
         raise typer.Exit(BAD_INPUT) from error
+    except OSError as error:
+        about = "" if error.filename is None else f"{error.filename}: "
+        message = " ".join([f"{about}{error.strerror or error}.", *getattr(error, "__notes__", [])])
+        errors.print(f"[red]Error: {escape(message)}[/red]", soft_wrap=True, highlight=False)
+        raise typer.Exit(BAD_INPUT) from error
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate" not in str(error):
+            raise
+        asked = str(error).split("tried to allocate ")[-1].split(". ")[0]
+        of = f" ({asked})" if "tried to allocate" in str(error) else ""
+        message = f"There is not enough memory for this{of}; ask for fewer latents, units, samples or data at once."
+        errors.print(f"[red]Error: {message}[/red]", soft_wrap=True, highlight=False)
+        raise typer.Exit(BAD_INPUT) from error
     except Interrupted as interruption:
         again = shlex.join([*(argument for argument in sys.argv[1:] if argument != "--resume"), "--resume"])
         advice = f"Interrupted: {interruption}; all is saved. Go on with:\n  python -m models {again}"
         errors.print(advice, soft_wrap=True, highlight=False, markup=False)
         raise typer.Exit(128 + interruption.number) from interruption
+    except KeyboardInterrupt as interruption:
+        errors.print("Interrupted: what had been saved before is as it was.", soft_wrap=True, highlight=False)
+        raise typer.Exit(128 + signal.SIGINT) from interruption
 
 
 @app.command()
@@ -173,7 +191,7 @@ def compare(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the picture and the figures.")] = Path("runs/demo"),
     steps: Annotated[int, typer.Option(help="Training steps of each run.", min=1)] = 1500,
-    seed: Annotated[int, typer.Option(help="Of parameters, batches and draws.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of parameters, batches and draws.", min=0, max=LARGEST_SEED)] = 0,
     threads: Annotated[int, typer.Option(help="Torch's threads: so small a network gains nothing by two.", min=1)] = 1,
 ) -> None:
     """Train both programs on the digits under several estimators: one table, one picture."""
@@ -196,7 +214,7 @@ def bandit(
     particles: Annotated[int, typer.Option(help="Choices drawn in each step.", min=1)] = 16,
     entropy_weight: Annotated[float, typer.Option(help="Of the policy's entropy beside the reward.", min=0.0)] = 0.0,
     learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 0.05,
-    seed: Annotated[int, typer.Option(help="Of the draws.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of the draws.", min=0, max=LARGEST_SEED)] = 0,
     data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the figures.  [default: runs/bandit-LOG]")] = None,
     threads: Threads = 1,
@@ -222,7 +240,6 @@ def bandit(
             )
             for name in names
         ]
-        out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "results.json", json.dumps([run.to_dict() for run in runs], indent=2) + "\n")
         show(bandit_table(rounds, runs))
         say(f"figures: {out / 'results.json'}")

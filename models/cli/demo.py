@@ -30,7 +30,6 @@ def demonstrate(out: Path, steps: int, seed: int = 0) -> list[Comparison]:
     ):
         configs = [configure(program, name, latents=latents, steps=steps, seed=seed) for name in estimators]
         comparisons.append(compare(configs, images))
-    out.mkdir(parents=True, exist_ok=True)
     results = [comparison.to_dict() for comparison in comparisons]
     write_atomically(out / "results.json", json.dumps(results, indent=2) + "\n")
     picture_comparisons(comparisons, images, out / "demo.png")

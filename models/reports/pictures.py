@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from models.runs.comparison import Comparison
 from models.runs.config import size_of
 from models.runs.evaluation import reconstruct, sample_prior
 from models.runs.training import RunResult
+from pyro_discrete.checkpoints import write_atomically
 
 __all__ = ["PALETTE", "picture_comparisons", "picture_run"]
 
@@ -229,5 +231,7 @@ def _save(figures: dict[str, Figure], out: Path) -> list[Path]:
     paths = []
     for name, figure in figures.items():
         paths.append(out / f"{name}.png")
-        figure.savefig(paths[-1], dpi=130)
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=130, format="png")
+        write_atomically(paths[-1], picture.getvalue())
     return paths

@@ -66,7 +66,6 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     ]
     page = Environment(autoescape=True).from_string(TEMPLATE)
     out = folder / "report.html" if out is None else out
-    out.parent.mkdir(parents=True, exist_ok=True)
     shown = {name.replace("_", " "): _shown(value) for name, value in summary.items()}
     title = f"{config['program']} on {config['data']}, trained with {config['estimator']}"
     write_atomically(out, page.render(title=title, config=config, summary=shown, pictures=pictures))
@@ -80,6 +79,8 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
         raise ConfigError(
             f"{folder} holds no {name}: a report is written on a finished run, the --out of `python -m models train`."
         ) from error
+    except ValueError as error:
+        raise ConfigError(f"{folder / name} is damaged: it is no JSON.") from error
 
 
 def _shown(value: Any) -> str:

@@ -32,7 +32,7 @@ __all__ = [
     "RunConfig",
     "build_elbo",
     "build_program",
-    "check_same_run",
+    "check_resumable",
     "configure",
     "resumed",
     "size_of",
@@ -56,6 +56,8 @@ OF_A_PROGRAM = frozenset(
 MAY_CHANGE = frozenset({"steps", "device", "evaluate_every"})
 """Settings that a resumed run may have anew: they leave the steps already made as they were."""
 
+LARGEST_SEED = 2**32 - 1
+"""NumPy's generator takes no larger one."""
 LEAST: dict[str, int] = {
     "latents": 1,
     "categories": 2,
@@ -118,6 +120,8 @@ class RunConfig:
         for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"{_option(name)} is {getattr(self, name)}; expected at least {least}.")
+        if self.seed > LARGEST_SEED:
+            raise ConfigError(f"--seed is {self.seed}; expected 0 to {LARGEST_SEED}.")
         for name in ("lr", "estimator_lr"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"{_option(name)} is {getattr(self, name)}; expected a positive number.")
@@ -204,17 +208,30 @@ def resumed(folder: Path, given: Mapping[str, Any]) -> RunConfig:
 
     Raises `CheckpointError` if there is no run, or if a setting is given that differs from the run's.
     """
-    saved = load_checkpoint(folder / CHECKPOINT_NAME).get("metadata", {}).get("config", {})
+    saved = load_checkpoint(folder / CHECKPOINT_NAME)
+    asked = {**_settings(saved, folder), **{name: value for name, value in given.items() if value is not None}}
+    _check_asked(saved, asked, folder)
+    return RunConfig(**asked)
+
+
+def check_resumable(saved: Mapping[str, Any], config: RunConfig, folder: Path) -> None:
+    """Raise `CheckpointError` if the checkpoint of the folder is not one that a run of these settings can go on from.
+
+    It names every setting in which the run differs.
+    """
+    _check_asked(saved, config.to_dict(), folder)
+
+
+def _settings(checkpoint: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings that a checkpoint was made under."""
+    saved = (checkpoint.get("metadata") or {}).get("config") or {}
     if saved.keys() != {field.name for field in fields(RunConfig)}:
         raise CheckpointError(f"The checkpoint in {folder} has other settings than this version knows; start anew.")
-    config = RunConfig(**{**saved, **{name: value for name, value in given.items() if value is not None}})
-    check_same_run(saved, config, folder)
-    return config
+    return saved
 
 
-def check_same_run(saved: Mapping[str, Any], config: RunConfig, folder: Path) -> None:
-    """Raise `CheckpointError` that names every setting in which the folder's saved run differs from `config`."""
-    asked = config.to_dict()
+def _check_asked(checkpoint: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
+    saved = _settings(checkpoint, folder)
     differing = [
         f"{_option(name)} was {saved.get(name)!r}, now {asked.get(name)!r}"
         for name in sorted(saved.keys() | asked.keys())
@@ -224,6 +241,10 @@ def check_same_run(saved: Mapping[str, Any], config: RunConfig, folder: Path) ->
         raise CheckpointError(
             f"The checkpoint in {folder} belongs to another run: {'; '.join(differing)}. "
             "Resume with its settings, or choose another --out."
+        )
+    if asked["steps"] < checkpoint["step"]:
+        raise CheckpointError(
+            f"--steps is {asked['steps']}, and the run in {folder} has made {checkpoint['step']} already; ask for more."
         )
 
 

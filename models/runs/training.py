@@ -16,8 +16,9 @@ from models.data.dataset import Dataset
 from models.data.images import binarise_once
 from models.errors import ConfigError
 from models.programs.program import LatentClasses, Program
-from models.runs.config import CHECKPOINT_NAME, RunConfig, build_elbo, build_program, check_same_run
+from models.runs.config import CHECKPOINT_NAME, RunConfig, build_elbo, build_program, check_resumable
 from models.runs.evaluation import Bounds, bounds, isolated, log_likelihood
+from models.runs.folder import refuse_used_folder, taken
 from models.runs.posterior import agreement
 from models.runs.recording import LOG_EVERY, Metrics, Recorder
 from pyro_discrete import fit
@@ -25,10 +26,7 @@ from pyro_discrete.checkpoints import load_checkpoint, write_atomically
 from pyro_discrete.diagnostics import Monitor
 from pyro_discrete.errors import CheckpointError
 
-__all__ = ["RUN_FILES", "RunResult", "Training", "refuse_used_folder", "run"]
-
-RUN_FILES = (CHECKPOINT_NAME, "config.json", "metrics.jsonl")
-"""What a run writes from its start on."""
+__all__ = ["RunResult", "Training", "run"]
 
 
 class Training:
@@ -133,26 +131,42 @@ def run(
         raise ConfigError(f"--checkpoint-every is {checkpoint_every}; expected at least 1.")
     if bound_samples < 1:
         raise ConfigError(f"--bound-samples is {bound_samples}; expected at least 1.")
-    if out is not None and not resume:
-        refuse_used_folder(out)
-    path = None if out is None else out / CHECKPOINT_NAME
-    saved = load_checkpoint(path)["metadata"] if path is not None and resume else None
     test = binarise_once(data.test, config.binarisation)
+    with taken(out):
+        return _run(config, data, out, test, resume, checkpoint_every, bound_samples, monitor_every)
+
+
+def _run(
+    config: RunConfig,
+    data: Dataset,
+    out: Path | None,
+    test: Tensor,
+    resume: bool,
+    checkpoint_every: int,
+    bound_samples: int,
+    monitor_every: int,
+) -> RunResult:
+    """What `run` does, in a folder that is its own."""
+    path = None if out is None else out / CHECKPOINT_NAME
     metrics = Metrics(out / "metrics.jsonl" if out is not None else None)
     with isolated(config.seed):
         training = Training(config, data)
         recorder = Recorder(metrics, training.program, test, config.evaluate_every, config.steps)
         program = training.program
         monitor = Monitor(program.model, program.guide, training.elbo, every=monitor_every or config.steps + 1)
-        if saved is not None and path is not None and out is not None:
-            check_same_run(saved["config"], config, out)
-            if saved["data"] != training.fingerprint:
-                raise CheckpointError(
-                    f"The run in {out} was trained on other data: {saved['data']}, now {training.fingerprint}."
-                )
-            metrics.resume(load_checkpoint(path)["step"])
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
+        if path is not None and out is not None:
+            if resume:
+                saved = load_checkpoint(path)
+                check_resumable(saved, config, out)
+                if saved["metadata"]["data"] != training.fingerprint:
+                    raise CheckpointError(
+                        f"The run in {out} was trained on other data: {saved['metadata']['data']}, now "
+                        f"{training.fingerprint}."
+                    )
+                metrics.resume(saved["step"])
+            else:
+                refuse_used_folder(out)
+                (out / "metrics.jsonl").unlink(missing_ok=True)  # of a run that ended before its first checkpoint
             write_atomically(out / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
         training.run([recorder, monitor], path, checkpoint_every, resume)
     found = {}
@@ -162,14 +176,3 @@ def run(
     if out is not None:
         write_atomically(out / "summary.json", json.dumps(result.summary, indent=2) + "\n")
     return result
-
-
-def refuse_used_folder(out: Path, signs: Sequence[str] = RUN_FILES) -> None:
-    """Raise `ConfigError` if the folder already holds a run, of which one of these files is the sign."""
-    held = [name for name in signs if (out / name).exists()]
-    if held:
-        raise ConfigError(
-            f"{out} already holds a run ({held[0]}); add --resume to go on with it, or choose another --out."
-        )
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file; --out names a folder.")

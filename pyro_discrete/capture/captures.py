@@ -14,7 +14,7 @@ from pyro_discrete.capture.captured_step import Call, CapturedStep, NotFiniteSte
 from pyro_discrete.capture.graph import Capture, why_not
 from pyro_discrete.capture.rewriting import NotCapturableError
 from pyro_discrete.capture.watch import Run, Watch, foreign_handlers, observed_run
-from pyro_discrete.errors import DiscreteInferenceError, SettingError
+from pyro_discrete.errors import DiscreteInferenceError, SettingError, shown
 from pyro_discrete.planning.plan import Exact, Plan, StructureChangedError
 from pyro_discrete.programs.pair import Pair, set_torch_random_state, torch_random_state
 from pyro_discrete.steps.outcome import StepGradients
@@ -64,7 +64,7 @@ class Captures:
 
     def __init__(self, compile: bool | str) -> None:
         if compile is not True and compile != "graph":
-            raise SettingError(f'compile={compile!r} given; False, True or "graph" expected.')
+            raise SettingError(f'compile={shown(compile)} given; False, True or "graph" expected.')
         self.mode = "graph" if compile == "graph" else "inductor"
         self.check_every, self.most_operations = 1024, 5000
         self._begin()

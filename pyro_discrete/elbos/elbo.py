@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.elbos.engine import DiscreteELBO
-from pyro_discrete.errors import SettingError
+from pyro_discrete.errors import SettingError, refuses_unknown_keywords, shown
 from pyro_discrete.objectives.evidence import EvidenceBound
 from pyro_discrete.planning.select import Spec
 
@@ -69,6 +69,7 @@ class TraceELBO(DiscreteELBO):
     objective: EvidenceBound
     weight: Tensor
 
+    @refuses_unknown_keywords
     def __init__(
         self,
         estimator: Spec = "auto",
@@ -109,7 +110,7 @@ def checked_weight(weight: float | Callable[[Any], Any], name: str) -> float | C
     """`weight` itself; `SettingError` unless it is a number that is not negative, or a function of the step."""
     if callable(weight) or (isinstance(weight, int | float) and 0 <= weight < math.inf):
         return weight
-    raise SettingError(f"{name}={weight!r} given; a number >= 0, or a schedule from the step to one, is expected.")
+    raise SettingError(f"{name}={shown(weight)} given; a number >= 0, or a schedule from the step to one, is expected.")
 
 
 def advance_weight(buffer: Tensor, weight: float | Callable[[Any], Any], step: Tensor, name: str) -> None:

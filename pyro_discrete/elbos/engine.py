@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from pyro_discrete.capture.captures import Captures
 from pyro_discrete.elbos.failures import check_gradients, explained, fresh_traces, loss_not_finite, surrogate_not_finite
-from pyro_discrete.errors import SettingError, is_whole
+from pyro_discrete.errors import SettingError, is_number, is_whole, shown
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.inspection.dependencies import Dependencies
-from pyro_discrete.inspection.trial import Trial
+from pyro_discrete.inspection.trial import Trial, names_of_guide
 from pyro_discrete.objectives.base import Objective
 from pyro_discrete.planning.baseline_inputs import Contexts
 from pyro_discrete.planning.make_plan import make_plan
@@ -65,11 +65,14 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
     ) -> None:
         nn.Module.__init__(self)
         if not is_whole(num_particles):
-            raise SettingError(f"num_particles={num_particles!r} given, a positive whole number expected.")
-        if max_plate_nesting != math.inf and (max_plate_nesting < 0 or int(max_plate_nesting) != max_plate_nesting):
-            raise SettingError(f"max_plate_nesting={max_plate_nesting} given, a whole number >= 0 expected.")
+            raise SettingError(f"num_particles={shown(num_particles)} given, a positive whole number expected.")
+        nesting = is_number(max_plate_nesting, least=0) and int(max_plate_nesting) == max_plate_nesting
+        if max_plate_nesting is not math.inf and max_plate_nesting != math.inf and not nesting:
+            raise SettingError(f"max_plate_nesting={shown(max_plate_nesting)} given, a whole number >= 0 expected.")
         if row_chunk is not None and (not is_whole(row_chunk) or compile is not False):
-            raise SettingError(f"row_chunk={row_chunk!r}, compile={compile!r} given; a number >= 1 without compile.")
+            raise SettingError(
+                f"row_chunk={shown(row_chunk)}, compile={compile!r} given; a number >= 1 without compile."
+            )
         self.row_chunk = row_chunk
         ELBO.__init__(
             self,
@@ -114,6 +117,12 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The loss that was optimised, after one backward that adds its gradient to every parameter's `.grad`."""
         pair = Pair(model, guide, args, kwargs)
+        if not torch.is_grad_enabled():
+            warnings.warn(
+                "loss_and_grads was called with gradients off (torch.no_grad, inference_mode): no parameter gets one. "
+                "Call it outside of these, or loss(...) for the loss alone.",
+                stacklevel=2,
+            )
         with self._errors(pair):
             if self.captures is not None and torch.is_grad_enabled():
                 return self.captures.step(_Stepper(self), pair, register=True).accumulate()
@@ -222,6 +231,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
             for name, estimator in kept.items():
                 if estimator is not None:
                     self._prepare(name, estimator, contexts, trial)
+            self.estimators.warn_of_strangers(latent_sites(trial.guide_trace), lambda: names_of_guide(pair))
         self._plan, self._pair, self._leaves = plan, (pair.model, pair.guide), KnownLeaves()
 
     def _prepare(self, name: str, estimator: Estimator, contexts: Contexts, trial: Trial) -> None:

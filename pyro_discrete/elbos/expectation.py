@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_discrete.elbos.elbo import advance_weight, checked_weight
 from pyro_discrete.elbos.engine import DiscreteELBO
+from pyro_discrete.errors import refuses_unknown_keywords
 from pyro_discrete.objectives.reward import ExpectedReward
 from pyro_discrete.planning.select import Spec
 
@@ -56,6 +57,7 @@ class TraceExpectation(DiscreteELBO):
     objective: ExpectedReward
     weight: Tensor
 
+    @refuses_unknown_keywords
     def __init__(
         self,
         estimator: Spec = "auto",

@@ -11,7 +11,15 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_discrete.errors import DiscreteInferenceError, EmptyBatchError, MissingDataError, NonFiniteError, SettingError
+from pyro_discrete.elbos.inquiry import FurtherRuns, reason_of
+from pyro_discrete.errors import (
+    DiscreteInferenceError,
+    EmptyBatchError,
+    EnumerationError,
+    MissingDataError,
+    NonFiniteError,
+    SettingError,
+)
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, trace_pair
 from pyro_discrete.programs.parameters import leaf_parameters
 from pyro_discrete.programs.sites import base_distribution, latent_sites, sample_sites, site_log_prob
@@ -50,34 +58,43 @@ def explained(pair: Pair, step: Callable[[], int]) -> Iterator[None]:
         first: BaseException = error
         while isinstance(first.__cause__, type(error)):
             first = first.__cause__
+        below = first.__cause__
+        if isinstance(first, EnumerationError) and isinstance(below, Exception):
+            meant = _meaning(below, pair, step())  # what stopped the sum may be no matter of sums
+            if meant is not None:
+                raise meant from below
         if first is error:
             raise
         raise first from None
-    except ValueError as error:
-        invalid = invalid_parameters(error, pair, step())
-        if invalid is None:
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, RuntimeError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        meant = _meaning(error, pair, step())
+        if meant is None:
             raise
-        raise invalid from error
-    except RuntimeError as error:
-        if "Can't call numpy() on Tensor that requires grad" not in str(error):
-            raise
-        raise SettingError(
+        raise meant from error
+
+
+def _meaning(error: Exception, pair: Pair, step: int) -> DiscreteInferenceError | None:
+    """What an error from below means for the user, None if it is one of the program's own."""
+    if isinstance(error, ValueError):
+        invalid = invalid_parameters(error, pair, step)
+        if invalid is not None:
+            return invalid
+    if isinstance(error, RuntimeError) and "Can't call numpy() on Tensor that requires grad" in str(error):
+        return SettingError(
             "The program leaves torch (a tensor's .numpy()), but what it is given there is to be differentiated: by "
             "an estimator that wants slopes or relaxed values, or for a reparameterised site. Use 'rloo', 'reinforce' "
             "or 'nvil' ('disarm' for bits), or write it in torch."
-        ) from error
-    except ZeroDivisionError as error:
-        if "size cannot be zero" not in str(error):
-            raise
-        raise EmptyBatchError(
-            "A plate of the program has size 0: the batch holds no data. Leave empty batches out."
-        ) from error
+        )
+    if isinstance(error, ZeroDivisionError) and "size cannot be zero" in str(error):
+        return EmptyBatchError("A plate of the program has size 0: the batch holds no data. Leave empty batches out.")
+    return reason_of(error, pair, step)
 
 
-def fresh_traces(pair: Pair) -> list[tuple[str, Trace]]:
-    """The guide's and the model's traces of a new plain run, for a step that has none to show."""
-    with on_trial():
-        return list(zip(("guide", "model"), trace_pair(pair, KeepSubsamples()), strict=True))
+def fresh_traces(pair: Pair) -> FurtherRuns:
+    """Traces of further runs, at other values of the discrete sites, for a step that has none to show."""
+    return FurtherRuns(pair)
 
 
 def loss_not_finite(loss: float, traces: Iterable[tuple[str, Trace]], step: int) -> NonFiniteError:
@@ -86,11 +103,19 @@ def loss_not_finite(loss: float, traces: Iterable[tuple[str, Trace]], step: int)
         for name, msg in sample_sites(trace).items():
             culprit = _culprit(msg)
             if culprit:
+                at = traces.at if isinstance(traces, FurtherRuns) else ""
                 return NonFiniteError(
-                    f"The loss is {loss} at step {step}: site {name!r} of the {where} has {culprit}. No parameter was "
-                    "changed. Look at the site's parameters and data; a lower learning rate or clipped "
-                    "gradients often help."
+                    f"The loss is {loss} at step {step}: site {name!r} of the {where} has {culprit}"
+                    + (f", where {at}" if at else "")
+                    + ". No parameter was changed. Look at the site's parameters and data; a lower learning rate or "
+                    "clipped gradients often help."
                 )
+    if isinstance(traces, FurtherRuns):
+        return NonFiniteError(
+            f"The loss is {loss} at step {step}, a sum over values of discrete sites. At none of those that were "
+            "looked at one by one is a site's log-probability NaN or infinite: it is at others, or the sum overflows. "
+            "No parameter was changed."
+        )
     return NonFiniteError(
         f"The loss is {loss} at step {step}, though each site's log-probability is finite: their sum overflows. "
         "No parameter was changed."

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from pyro_discrete.elbos.engine import DiscreteELBO
-from pyro_discrete.errors import SettingError, is_whole
+from pyro_discrete.errors import SettingError, is_whole, refuses_unknown_keywords, shown
 from pyro_discrete.objectives.importance import ImportanceBound
 from pyro_discrete.planning.select import Spec
 
@@ -61,6 +61,7 @@ class TraceIWELBO(DiscreteELBO):
     >>> bound = -TraceIWELBO(num_particles=5_000).loss(model, guide, x)
     """
 
+    @refuses_unknown_keywords
     def __init__(
         self,
         estimator: Spec = "auto",
@@ -77,7 +78,7 @@ class TraceIWELBO(DiscreteELBO):
         row_chunk: int | None = None,
     ) -> None:
         if not is_whole(num_outer_samples):
-            raise SettingError(f"num_outer_samples={num_outer_samples!r} given, a positive whole number expected.")
+            raise SettingError(f"num_outer_samples={shown(num_outer_samples)} given, a positive whole number expected.")
         plates = (datum_plates,) if isinstance(datum_plates, str) else datum_plates
         self.objective = ImportanceBound(
             num_particles, num_outer_samples, None if plates is None else tuple(plates), dreg

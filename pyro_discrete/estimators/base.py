@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_discrete.draws.soft_scores import Point
+from pyro_discrete.errors import refuses_unknown_keywords
 from pyro_discrete.families import ANY_FAMILY, FINITE, PATHWISE, RELAXABLE, Family  # what estimators are written with
 
 __all__ = [
@@ -230,6 +231,15 @@ class SoftRows:
     differentiates_costs: bool = False
     relaxed_divergence: bool = False
     draws_from_guide: bool = True
+
+    @refuses_unknown_keywords
+    def __init__(self) -> None:
+        super().__init__()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):  # a misspelt setting is told of by name
+            cls.__init__ = refuses_unknown_keywords(cls.__init__)
 
     @property
     def slope_rows(self) -> tuple[int, ...]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+import pickle
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from copy import copy
+from copy import copy, deepcopy
 from operator import attrgetter
 from typing import Any
 
@@ -16,9 +17,9 @@ from pyro.infer.autoguide import AutoGuide, AutoNormal
 from pyro.infer.autoguide.utils import deep_setattr
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 
-from pyro_discrete.errors import SettingError, SiteShapeError
+from pyro_discrete.errors import SettingError, SiteShapeError, is_number, refuses_unknown_keywords, shown
 from pyro_discrete.families import Family
 from pyro_discrete.guides.networks import LogitNetworks, trace_on_data
 from pyro_discrete.guides.variational import VariationalSite
@@ -41,11 +42,16 @@ class AutoDiscreteMeanField(AutoGuide):
     model; `poutine.scale` is not copied, as in Pyro's autoguides: put it around the guide too. Any estimator can train
     it, also beside guides of one's own in an `AutoGuideList`.
 
+    Continuous sites are drawn first, then discrete ones, those in fewer plates before those in more, so that what a
+    datum has of its own can be summed out datum by datum.
+
     - `amortize`: False for free logits, `[*plates, ...]`: a subsampled plate has them for all of its elements, and a
       step trains those of the subsample. True, or a number of hidden units, for networks with one hidden layer that
-      read all observed values; sites in the same plates share one. An `nn.Module` from `[..., features]` to
-      `[..., logits]` is a network of one's own for all discrete sites, which then have to be in the same plates.
-      With a network, plates may have another size at every call.
+      read all observed values, and the tensors among the model's arguments that are not observed (covariates): their
+      first dims are matched with the plates by size, those behind are features. Numbers and other arguments are not
+      read. Sites in the same plates share one network. An `nn.Module` from `[..., features]` to `[..., logits]` is a
+      network of one's own for all discrete sites, which then have to be in the same plates; it reads observed values
+      alone, and a warning tells of arguments beside them. With a network, plates may have another size at every call.
     - `input`: a function of the model's arguments that returns what networks read, `[*plates, features]`. Without it
       the guide runs the model once more at every call, to see the observed values; with it, it does not.
     - `continuous`: makes the guide of the continuous sites from a model without the discrete ones; None leaves these
@@ -76,6 +82,7 @@ class AutoDiscreteMeanField(AutoGuide):
     (torch.Size([3]), ['high', 'low', 'z'])
     """
 
+    @refuses_unknown_keywords
     def __init__(
         self,
         model: Callable[..., Any],
@@ -88,17 +95,25 @@ class AutoDiscreteMeanField(AutoGuide):
         create_plates: Callable[..., Any] | None = None,
     ) -> None:
         if not isinstance(amortize, nn.Module) and (not isinstance(amortize, int) or amortize < 0):
-            raise SettingError(f"amortize={amortize!r} given; True, False, a number of units or a module is expected.")
+            raise SettingError(
+                f"amortize={shown(amortize)} given; True, False, a number of units or a module expected."
+            )
         if not callable(init) and init not in ("uniform", "prior"):
-            raise SettingError(f"init={init!r} given; 'uniform', 'prior' or a function of a site is expected.")
-        if not 0 <= init_scale < math.inf:
-            raise SettingError(f"init_scale={init_scale!r} given; a number of at least 0 is expected.")
+            raise SettingError(f"init={shown(init)} given; 'uniform', 'prior' or a function of a site is expected.")
+        if not callable(model):
+            raise SettingError(f"model={shown(model)} given; a function that is a Pyro program is expected.")
+        for what, given in (("input", input), ("continuous", continuous), ("create_plates", create_plates)):
+            if given is not None and not callable(given):
+                raise SettingError(f"{what}={shown(given)} given; a function is expected.")
+        if not is_number(init_scale, least=0):
+            raise SettingError(f"init_scale={shown(init_scale)} given; a number of at least 0 is expected.")
         if input is not None and amortize is False:
             raise SettingError("input= is what a network reads, and amortize=False has none: set amortize=True.")
         super().__init__(model, create_plates=create_plates)
         self.amortized = amortize is not False
         self.input, self.init, self.init_scale = input, init, init_scale
         self._make_continuous = continuous
+        self._copies = 0
         self.logits = PyroModule()
         if self.amortized:
             self.networks = LogitNetworks(amortize, input)
@@ -113,6 +128,7 @@ class AutoDiscreteMeanField(AutoGuide):
         latent = latent_sites(trace)
         discrete = {n: m for n, m in latent.items() if _is_discrete(m)}
         self._sites = {n: VariationalSite.of(m, discrete) for n, m in discrete.items()}
+        self._order = _drawing_order(self._sites)
         others = [n for n in latent if n not in self._sites]
         self._prototype_frames = {f.name: f for m in latent.values() for f in m["cond_indep_stack"] if f.vectorized}
         self._batch_dims = max([0, *(-f.dim for m in trace.nodes.values() if m["type"] == "sample"
@@ -123,7 +139,7 @@ class AutoDiscreteMeanField(AutoGuide):
         self._shapes = _shapes(args, kwargs)
         if self.amortized:
             start = {name: self._start(site) for name, site in self._sites.items()}
-            self.networks.make(self._sites, start, self._batch_dims, (trace, args, kwargs))
+            self.networks.make(self.model, self._sites, start, self._batch_dims, (trace, args, kwargs))
         else:
             for name, site in self._sites.items():
                 start = self._start(site)
@@ -135,7 +151,72 @@ class AutoDiscreteMeanField(AutoGuide):
                 start = start + self.init_scale * torch.randn_like(start)
                 deep_setattr(self.logits, name, PyroParam(start, constraints.real, site.event_dim))
         if others and self._make_continuous is not None:
-            self.continuous = self._make_continuous(poutine.block(self.model, hide=list(self._sites)))
+            self.continuous = self._make_continuous(self._continuous_part())
+            with torch.no_grad():  # what it keeps of the model's run can then be copied
+                self.continuous._setup_prototype(*args, **kwargs)
+        for part in self.modules():
+            if isinstance(part, AutoGuide) and part.prototype_trace is not None:
+                _free_of_parameters(part.prototype_trace)
+
+    def _continuous_part(self) -> Any:
+        """The model without the discrete sites."""
+        return poutine.block(self.model, hide=list(self._sites))
+
+    def _hold_continuous(self) -> None:
+        """Put back what Pyro's guides forget of a copied one, in the original as in the copy: model and plates."""
+        if not self._has_continuous or self.continuous.master is not None:
+            return
+        self.continuous._update_master(weakref.ref(self) if self.master is None else self.master)
+        if self.continuous._model is None:
+            self.continuous._model = (self._continuous_part(),)
+
+    @property
+    def model(self) -> Any:
+        """The model that this is a guide for."""
+        if self._model is None:
+            raise SettingError(
+                f"This {type(self).__name__} was unpickled without its model, a function that no other process finds "
+                "by its name. Define the model at the top of a module, or make a new guide of it, run it once, and let "
+                "it load this one's state_dict."
+            )
+        return self._model[0]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AutoDiscreteMeanField:
+        """A guide of its own for the same model, whose parameters have names of their own in Pyro's store."""
+        guides = [part for part in self.modules() if isinstance(part, AutoGuide)]
+        held = [(part, part._model, part.master) for part in guides]
+        for part, model, _ in held:
+            memo[id(part.prototype_trace)] = part.prototype_trace  # read alone; may hold what cannot be copied
+            if model is not None:
+                memo[id(model[0])] = model[0]
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        try:
+            state = {**vars(self), "master": None}
+            made.__setstate__({name: deepcopy(value, memo) for name, value in state.items()})
+        finally:
+            for part, model, master in held:
+                part._model, part.master = model, master  # Pyro's guides empty themselves when they are copied
+        made._hold_continuous()
+        self._copies += 1
+        old, new = self._pyro_name, f"{self._pyro_name}_{self._copies + 1}"
+        for part in made.modules():
+            if isinstance(part, PyroModule):
+                part._pyro_name = new + part._pyro_name.removeprefix(old)
+        made._copies = 0
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything, but no reference to a guide around it, and the model only if it can be pickled."""
+        for parameter in self.parameters():
+            # a weak reference, which no file holds; Pyro's store puts it back whenever it hands the parameter out
+            vars(parameter).pop("unconstrained", None)
+        model = self._model
+        try:
+            pickle.dumps(model)
+        except (pickle.PicklingError, AttributeError, TypeError):
+            model = None
+        return {**vars(self), "master": None, "_model": model, "plates": {}}
 
     def _start(self, site: VariationalSite) -> Tensor:
         """Where the site's logits start, in the shape that they had in the first run."""
@@ -207,10 +288,11 @@ class AutoDiscreteMeanField(AutoGuide):
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw every latent site, in the plates that the model has; returns the values by name."""
         trace = self._enter_plates(args, kwargs)
-        result: dict[str, Tensor] = {}
+        self._hold_continuous()
+        result: dict[str, Tensor] = dict(self.continuous(*args, **kwargs)) if self._has_continuous else {}
         logits = self._all_logits(trace, args, kwargs)
-        for name, site in self._sites.items():
-            node = trace.nodes[name]
+        for name in self._order:
+            site, node = self._sites[name], trace.nodes[name]
             infer: Any = {key: copy(value) for key, value in site.infer.items()}
             with ExitStack() as stack:
                 for frame in site.plates:
@@ -219,14 +301,12 @@ class AutoDiscreteMeanField(AutoGuide):
                     stack.enter_context(poutine.mask(mask=node["mask"]))
                 own = logits[name] if self.amortized else attrgetter(name)(self.logits)  # the plates' subsample of it
                 result[name] = pyro.sample(name, site.distribution(own, node["fn"]), infer=infer)
-        if self._has_continuous:
-            result |= self.continuous(*args, **kwargs)
         return result
 
     def _all_logits(self, trace: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
         """The logits of every discrete site: of all elements where they are free, of this call's with a network."""
         if self.amortized:
-            return self.networks((trace, args, kwargs))
+            return self.networks(self.model, (trace, args, kwargs))
         return {name: attrgetter(name)(self.logits) for name in self._sites}
 
     @torch.no_grad()
@@ -275,12 +355,35 @@ class AutoDiscreteMeanField(AutoGuide):
         return "continuous" in self._modules
 
 
+def _drawing_order(sites: Mapping[str, VariationalSite]) -> list[str]:
+    """Sites in fewer plates first, else in the model's order; those of chains stay together, as one is drawn given all
+    that went before it."""
+    chained = [len(site.plates) for site in sites.values() if "_markov_scope" in site.infer]
+    return sorted(sites, key=lambda n: min(chained) if "_markov_scope" in sites[n].infer else len(sites[n].plates))
+
+
 def _latent_part(trace: Any) -> Any:
     """The trace without what is no latent site."""
     part = trace.copy()
     for name in set(trace.nodes) - set(latent_sites(trace)):
         part.remove_node(name)
     return part
+
+
+def _free_of_parameters(trace: Any) -> None:
+    """Take out of a trace that is kept what cannot be copied: params, which Pyro's store holds by weak references."""
+    for name in trace.param_nodes:
+        trace.remove_node(name)
+    for msg in trace.nodes.values():
+        _detach(msg.get("fn"))
+
+
+def _detach(part: Any) -> None:
+    """Detach the tensors of a distribution, and of those that it is made of."""
+    for name, value in vars(part).items() if isinstance(part, Distribution) else ():
+        if isinstance(value, Tensor):
+            vars(part)[name] = value.detach()
+        _detach(value)
 
 
 def _is_discrete(msg: Any) -> bool:

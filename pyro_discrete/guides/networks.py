@@ -1,9 +1,9 @@
-"""The networks of a guide, and what they read: a run's observed values, aligned with the plates of its sites."""
+"""A guide's networks, and what they read: observed values and arguments, aligned with the plates of their sites."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Independent
 
 from pyro_discrete.errors import SettingError, SiteShapeError
+from pyro_discrete.guides.arguments import Reading, read, readings
 from pyro_discrete.guides.variational import VariationalSite
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.sites import base_distribution, is_random_observation, sample_sites
@@ -45,18 +46,19 @@ class _Subsampled(Messenger):
             msg["value"], msg["done"] = self.subsamples[msg["name"]], True
 
 
-def features_of(trace: Any, plates: Collection[str], batch_dims: int) -> Tensor:
+def features_of(trace: Any, plates: Collection[str], batch_dims: int, more: Sequence[Tensor] = ()) -> Tensor:
     """All observed values of the run as `[*batch, features]`, averaged over plates that are not in `plates`.
 
     There are `batch_dims` batch dims, of size 1 where none of the plates is. Categories are one-hot, what is masked or
-    not a number is zero. Raises `SettingError` if the model observes nothing.
+    not a number is zero. `more` are features of the same kind. Raises `SettingError` if there is nothing at all.
     """
     parts = [_aligned(msg, plates, batch_dims) for msg in sample_sites(trace).values() if is_random_observation(msg)]
+    parts += [part.to(parts[0]) for part in more] if parts else more
     if not parts:
         raise SettingError(
-            "amortize=... given for a model that observes nothing (or hides it by poutine.block): there are no data "
-            "for a network to read. Give the data by input=, a function of the model's arguments, or use "
-            "amortize=False."
+            "amortize=... given for a model that observes nothing (or hides it by poutine.block) and is given no "
+            "tensor: there are no data for a network to read. Give them by input=, a function of the model's "
+            "arguments, or use amortize=False."
         )
     batch = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
     return torch.cat([part.expand(*batch, part.shape[-1]) for part in parts], -1)
@@ -130,9 +132,10 @@ class LogitNetworks(nn.Module):
         self.hidden = HIDDEN if amortize is True else amortize
         self.networks = nn.ModuleList([amortize] if isinstance(amortize, nn.Module) else [])
         self.groups: list[list[VariationalSite]] = []
+        self.reads: list[list[Reading]] = []
 
     def make(
-        self, sites: Mapping[str, VariationalSite], start: Mapping[str, Tensor], batch_dims: int, call: Call
+        self, model: Any, sites: Mapping[str, VariationalSite], start: Mapping[str, Tensor], batch_dims: int, call: Call
     ) -> None:
         """Group the sites by their plates and make the networks, whose biases give the mean of the logits `start`."""
         groups: dict[tuple[str, ...], list[VariationalSite]] = {}
@@ -146,7 +149,9 @@ class LogitNetworks(nn.Module):
                 "network cannot serve them. Use amortize=True or a number of units."
             )
         for group in self.groups:
-            features = self.features(group, call)
+            plates = [f.name for f in group[0].plates]
+            self.reads.append([] if self.input is not None else readings(model, *call, plates, not self.own))
+            features = self.features(model, len(self.reads) - 1, call)
             if not self.own:
                 continue
             assert isinstance(self.hidden, int)
@@ -157,19 +162,20 @@ class LogitNetworks(nn.Module):
                 nn.Sequential(nn.Linear(features.shape[-1], self.hidden), nn.ReLU(), last).to(features)
             )
 
-    def features(self, group: list[VariationalSite], call: Call) -> Tensor:
+    def features(self, model: Any, group: int, call: Call) -> Tensor:
         """What the network of a group reads, `[*batch, features]`."""
         trace, args, kwargs = call
-        plates = group[0].plates
+        plates = self.groups[group][0].plates
         if self.input is not None:
             return pooled(self.input(*args, **kwargs), [f.dim for f in plates], self.batch_dims)
-        return features_of(trace, [f.name for f in plates], self.batch_dims)
+        more = [read(reading, model, *call, self.batch_dims) for reading in self.reads[group]]
+        return features_of(trace, [f.name for f in plates], self.batch_dims, more)
 
-    def forward(self, call: Call) -> dict[str, Tensor]:
+    def forward(self, model: Any, call: Call) -> dict[str, Tensor]:
         """The logits of each discrete site, `[*batch, *event]`."""
         found: dict[str, Tensor] = {}
-        for group, network in zip(self.groups, self.networks, strict=True):
-            features = self.features(group, call)
+        for i, (group, network) in enumerate(zip(self.groups, self.networks, strict=True)):
+            features = self.features(model, i, call)
             logits, sizes = network(features), [_numbers(site) for site in group]
             expected = (*features.shape[:-1], sum(sizes))
             if tuple(logits.shape) != expected:

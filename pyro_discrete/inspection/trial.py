@@ -18,11 +18,13 @@ from pyro_discrete.errors import (
     DiscreteInferenceError,
     EmptyBatchError,
     MissingDataError,
+    SettingError,
     SiteMatchError,
     SiteShapeError,
     in_a_line,
 )
 from pyro_discrete.families import Family
+from pyro_discrete.inspection.observations import wrong_observation
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, trace_pair
 from pyro_discrete.programs.parameters import leaf_parameters, parameter_names
@@ -139,6 +141,12 @@ def check_pair(trial: Trial) -> None:
     check_batch_dims(trial)
     for name in in_guide.keys() & in_model.keys():
         _check_same_shape(name, in_guide[name], in_model[name])
+    seen = [n for n, m in sample_sites(trial.guide_trace).items() if is_random_observation(m)]
+    if seen and not any(m["is_observed"] for m in sample_sites(trial.model_trace).values()):
+        raise SettingError(
+            f"The guide has observed sites ({', '.join(map(repr, seen[:4]))}) and the model has none: are the "
+            "two swapped? The order is model, guide."
+        )
 
 
 def check_batch_dims(trial: Trial) -> None:
@@ -193,10 +201,16 @@ def _as_wide(one: Any, other: Any) -> bool:
 
 
 def check_data(pair: Pair, trial: Trial) -> None:
-    """Refuse observed values that are empty, or that hold NaN which their distribution does not leave out by itself.
+    """Refuse observed values that are no tensors, of another shape than their distribution, outside of its support,
+    empty, or that hold NaN which their distribution does not leave out by itself.
 
     A mask hides the value of a NaN term, but not its gradient (zero times NaN), if it has one.
     """
+    for trace, where in ((trial.guide_trace, "guide"), (trial.model_trace, "model")):
+        for msg in sample_sites(trace).values():
+            wrong = wrong_observation(msg, where, pair)
+            if wrong is not None:
+                raise wrong
     for msg in sample_sites(trial.model_trace).values():
         if not is_random_observation(msg) or not torch.is_tensor(msg["value"]):
             continue

@@ -14,6 +14,7 @@ from pyro_discrete.errors import (
     UnsupportedObjectiveError,
     UnsupportedSiteError,
     near_matches,
+    shown,
 )
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.registry import AUTO, available_estimators, named_estimator
@@ -64,7 +65,7 @@ class Selection:
             self._check(spec, "")
         elif not callable(spec):
             raise SettingError(
-                f"estimator={spec!r} given; a name, an Estimator, a dict from site names or globs to these, or a "
+                f"estimator={shown(spec)} given; a name, an Estimator, a dict from site names or globs to these, or a "
                 "function of a site is expected."
             )
         self.spec = spec
@@ -77,7 +78,9 @@ class Selection:
         elif isinstance(choice, Estimator):
             self.objective.check_estimator(choice, where, self.particles)
         else:
-            raise SettingError(f"{choice!r} {where} is neither the name of an estimator nor an Estimator instance.")
+            raise SettingError(
+                f"{shown(choice)} {where} is neither the name of an estimator nor an Estimator instance."
+            )
 
     def wanted(self, site: Site) -> tuple[Choice, str]:
         """What the user asked for at this site, and where they said it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -24,6 +24,13 @@ __all__ = [
 def _key(name: str) -> str:
     """A site name as a module name, which may hold no dot."""
     return name.replace(".", "/")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """A few sites for a message."""
+    if not names:
+        return "no latent sites"
+    return ("sites " if len(names) > 1 else "site ") + ", ".join(map(repr, names[:6])) + " ..." * (len(names) > 6)
 
 
 class _Owner:
@@ -50,6 +57,7 @@ class SiteEstimators(nn.Module):
         self._waiting: dict[str, dict[str, Any]] = {}
         self._prefix: str | None = None
         self._watched: list[tuple[str, nn.Parameter, Tensor]] = []
+        self._told: set[str] = set()
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and _key(name) in self._modules
@@ -83,6 +91,21 @@ class SiteEstimators(nn.Module):
                     "Choose the estimator that the state was saved under, or do not load it."
                 ) from error
         return estimator
+
+    def warn_of_strangers(self, names: Collection[str], more_names: Callable[[], Collection[str]]) -> None:
+        """Say once if a loaded state holds what was learned at sites that the guide has in none of its runs."""
+        waiting = {key.replace("/", ".") for key in self._waiting if self._waiting[key]} - self._told
+        if not waiting - set(names):
+            return
+        known = set(names) | set(more_names())
+        strangers = sorted(waiting - known)
+        self._told |= set(strangers)
+        if strangers:
+            warnings.warn(
+                f"The loaded state holds what estimators learned at {_listed(strangers)}, which the guide does not "
+                f"have; it has {_listed(sorted(known))}. That part of the state is kept, and not used.",
+                stacklevel=6,
+            )
 
     def state_tensors(self) -> list[Tensor]:
         """Everything that the estimators may change or learn in a step."""

@@ -19,6 +19,7 @@ from pyro.poutine.util import site_is_subsample
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
+from pyro_discrete.errors import SettingError, shown
 from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.parameters import modules_of
 from pyro_discrete.programs.sites import is_deterministic, is_latent
@@ -139,6 +140,11 @@ class Pair:
     guide: Program
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        for what, program in (("model", self.model), ("guide", self.guide)):
+            if not callable(program):
+                raise SettingError(f"The {what} is {shown(program)}; a function that is a Pyro program is expected.")
 
     @property
     def guide_runs_model(self) -> bool:

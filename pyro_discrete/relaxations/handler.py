@@ -12,7 +12,13 @@ from pyro.poutine.runtime import _PYRO_STACK
 
 from pyro_discrete.draws.schedules import Temperature, checked_temperature, temperature_at
 from pyro_discrete.draws.soft_scores import Point
-from pyro_discrete.errors import SettingError, UnknownSiteError, UnsupportedSiteError, near_matches
+from pyro_discrete.errors import (
+    SettingError,
+    UnknownSiteError,
+    UnsupportedSiteError,
+    near_matches,
+    refuses_unknown_keywords,
+)
 from pyro_discrete.families import PATHWISE, Family
 from pyro_discrete.programs.sites import Site, family_of, is_latent
 from pyro_discrete.relaxations.relaxed_distribution import Relaxed, extended, rebuilt
@@ -153,6 +159,7 @@ def relax(
 ) -> Callable[..., Any]: ...
 
 
+@refuses_unknown_keywords
 def relax(
     fn: Callable[..., Any] | None = None,
     *,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_discrete.errors import EmptyBatchError, SettingError
+from pyro_discrete.errors import EmptyBatchError, SettingError, is_whole, shown
 
 __all__ = [
     "Arguments",
@@ -55,7 +56,7 @@ def make_batches(
     """The stream that `data` stands for. Raises `SettingError` for what is none of the kinds that `fit` documents."""
     if isinstance(data, Batches):
         return data
-    data = () if data is None else data
+    data = () if data is None else _with_tensors(data)
     if _in_memory(data):
         return TensorBatches(data, batch_size, shuffle, drop_last, seed, device)
     if isinstance(data, Iterable) and not isinstance(data, str | Mapping | tuple):
@@ -66,10 +67,34 @@ def make_batches(
         if batch_size is not None:
             raise SettingError("batch_size is for tensors in memory; a loader makes its batches by itself.")
         return LoaderBatches(data, device)
+    if isinstance(data, Mapping | tuple):
+        parts = data.items() if isinstance(data, Mapping) else enumerate(data)
+        name, other = next((n, v) for n, v in parts if not isinstance(v, Tensor))
+        raise SettingError(
+            f"data[{name!r}] is {shown(other)}; tensors alone are expected in a tuple or dict. Give other arguments "
+            "of the program by functools.partial."
+        )
     raise SettingError(
-        f"data is {type(data).__name__}; a tensor, a tuple or dict of tensors, a DataLoader (or another iterable of "
-        "batches), or an object with next_batch, state_dict and load_state_dict is expected."
+        f"data is {type(data).__name__} ({shown(data)}); a tensor, a tuple or dict of tensors, a DataLoader (or "
+        "another iterable of batches), or an object with next_batch, state_dict and load_state_dict is expected."
     )
+
+
+def _with_tensors(data: Any) -> Any:
+    """NumPy arrays, also within a tuple, list or dict, as tensors that share their numbers where they can."""
+    if isinstance(data, np.ndarray):
+        if data.dtype.kind not in "biufc":
+            raise SettingError(f"The data hold an array of dtype {data.dtype}; numbers are expected.")
+        array = data if data.flags.writeable and all(s >= 0 for s in data.strides) else data.copy()
+        try:
+            return torch.as_tensor(array)
+        except TypeError as error:
+            raise SettingError(f"The data hold an array of dtype {data.dtype}, which torch does not have.") from error
+    if isinstance(data, Mapping):
+        return {name: _with_tensors(value) for name, value in data.items()}
+    if type(data) is tuple:
+        return tuple(_with_tensors(value) for value in data)
+    return data
 
 
 def _in_memory(data: Any) -> bool:
@@ -77,11 +102,21 @@ def _in_memory(data: Any) -> bool:
     return all(isinstance(value, Tensor) for value in tensors)
 
 
+def _checked(batch: Any) -> Any:
+    """A loader's batch. Raises `SettingError` for what is more likely a datum, or the name of a column."""
+    if isinstance(batch, int | float | complex | str | np.generic):
+        raise SettingError(
+            f"data were gone through for batches, and one is {shown(batch)}. Numbers in a list are not one batch: give "
+            "torch.tensor(data). A batch is a tensor, a tuple or list of arguments, or a dict of them by name."
+        )
+    return [_with_tensors(value) for value in batch] if type(batch) is list else _with_tensors(batch)
+
+
 def one_epoch(data: Any, batch_size: int | None) -> Iterator[Any]:
     """Each batch of `data` once, in their order: of tensors in memory, a loader, or another iterable of batches."""
     batches = make_batches(data, batch_size if _in_memory(data) else None, False, False, 0, None)
     if isinstance(batches, LoaderBatches):
-        yield from batches.loader
+        yield from map(_checked, batches.loader)
     elif isinstance(batches, TensorBatches):
         for _ in range(batches.steps_per_epoch):
             yield batches.next_batch()
@@ -129,8 +164,8 @@ class TensorBatches:
         self.length = lengths.pop()
         if self.length == 0:
             raise EmptyBatchError("The data hold nothing to take batches from.")
-        if not 1 <= batch_size <= self.length:
-            raise SettingError(f"batch_size={batch_size} given, 1 to {self.length} (the data) expected.")
+        if not is_whole(batch_size) or not 1 <= batch_size <= self.length:
+            raise SettingError(f"batch_size={shown(batch_size)} given, 1 to {self.length} (the data) expected.")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -199,7 +234,7 @@ class LoaderBatches:
             if batch is _END:
                 raise EmptyBatchError("The loader gives no batch the second time that it is gone through.")
         self.position += 1
-        args, kwargs = as_arguments(batch, self.device)
+        args, kwargs = as_arguments(_checked(batch), self.device)
         return kwargs or args
 
     def _begin(self) -> None:
@@ -213,6 +248,8 @@ class LoaderBatches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to the saved place; leaves torch's global random state as it is."""
+        if "now" not in state:
+            raise ValueError("it is no loader's")
         self._iterator, self.position = None, 0
         if "global" not in state:
             return

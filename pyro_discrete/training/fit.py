@@ -8,21 +8,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyro
 import torch
 import xarray as xr
+from pyro.infer import ELBO
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from pyro_discrete.checkpoints import load_checkpoint, save_checkpoint
 from pyro_discrete.elbos.elbo import TraceELBO
 from pyro_discrete.elbos.engine import DiscreteELBO
-from pyro_discrete.errors import DiscreteInferenceError, SettingError
+from pyro_discrete.errors import DiscreteInferenceError, SettingError, refuses_unknown_keywords, shown
 from pyro_discrete.interrupts import Interrupted, StopRequest
 from pyro_discrete.planning.select import Spec
 from pyro_discrete.training.batches import Arguments, as_arguments, make_batches
 from pyro_discrete.training.loop import FitState, Loop
 from pyro_discrete.training.optimisation import OptimizerSpec, Rates, build_optimizer
+from pyro_discrete.training.settings import check_settings
 
 __all__ = [
     "FitResult",
@@ -54,6 +57,7 @@ class FitResult:
     optimizer: Optimizer = field(repr=False)
 
 
+@refuses_unknown_keywords
 def fit(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -94,12 +98,12 @@ def fit(
 
     - `data`: a tensor, or a tuple (arguments) or dict (keyword arguments) of tensors, with `batch_size` taken by index
       (in a seeded order, unless `shuffle` is off; `drop_last` leaves out an epoch's last, smaller batch) and otherwise
-      whole; a `DataLoader` or another iterable of batches; or an object with
+      whole (NumPy arrays count as tensors); a `DataLoader` or another iterable of batches; or an object with
       `next_batch`, `state_dict` and `load_state_dict`; None for a program without arguments.
     - `elbo`: an ELBO of this package, or what `TraceELBO` takes as its estimator.
-    - `optimizer`: a name in `torch.optim`, a class or function of parameter groups (fused where torch can), or an
-      optimiser. `lr` is its rate, `rates` maps names or globs of parameters to other rates, or to a group's settings
-      (`{"estimators.*": 1e-2}`).
+    - `optimizer`: a name in `torch.optim`, a class or function of parameter groups (fused where torch can), an
+      optimiser, or one of `pyro.optim` with fixed settings. `lr` is its rate, `rates` maps names or globs of parameters
+      to other rates, or to a group's settings (`{"estimators.*": 1e-2}`).
     - `steps` or `epochs`: when it ends (one of them). `transform`: applied to each batch's tensors (`torch.bernoulli`
       binarises anew). `device`: where batches go. `seed`: of torch, NumPy and Python, and of the order of batches.
     - `scheduler`: a function of the optimiser that makes a torch schedule, stepped after every step
@@ -117,9 +121,10 @@ def fit(
       goes on as if it had never stopped: bit for bit, eagerly and with `compile="graph"`.
     - `progress`: whether a terminal shows a bar, or what to call it.
 
-    Raises `SettingError` for settings that contradict each other, `CheckpointError` for a checkpoint that is absent,
-    damaged or another program's, `Interrupted` on SIGINT or SIGTERM after the step and the save; and what the ELBO
-    raises, the last checkpoint being kept.
+    Raises `SettingError` for settings out of their range or that contradict each other, `CheckpointError` for a
+    checkpoint that is absent, damaged, another program's or cannot be written, `Interrupted` (a `KeyboardInterrupt`, no
+    `Exception`) on SIGINT or SIGTERM after the step and the save; and what the ELBO raises, the last checkpoint being
+    kept.
 
     >>> import pyro, pyro.distributions as dist, torch
     >>> def model(x):
@@ -133,23 +138,55 @@ def fit(
     >>> result.step, result.history["loss"].dims, list(result.parameters)
     (200, ('step',), ['slope'])
     """
-    intervals = {"log_every": log_every, "validate_every": validate_every, "checkpoint_every": checkpoint_every}
-    for name, value in (intervals | {"steps": steps, "epochs": epochs, "patience": patience}).items():
-        if value is not None and value < 1:
-            raise SettingError(f"{name}={value} given, at least 1 expected.")
+    check_settings(
+        {
+            "steps": steps,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "log_every": log_every,
+            "validate_every": validate_every,
+            "checkpoint_every": checkpoint_every,
+            "patience": patience,
+            "seed": seed,
+            "lr": lr,
+            "rates": rates,
+            "clip_norm": clip_norm,
+            "clip_value": clip_value,
+            "min_delta": min_delta,
+            "device": device,
+            "transform": transform,
+            "scheduler": scheduler,
+            "callbacks": callbacks,
+            "checkpoint": checkpoint,
+            "resume": resume,
+            "metadata": metadata,
+        }
+    )
     if (steps is None) == (epochs is None):
         raise SettingError("Give either steps or epochs, to say when training ends.")
-    elbo = elbo if isinstance(elbo, DiscreteELBO) else TraceELBO(elbo)
+    if not torch.is_grad_enabled():
+        raise SettingError("fit was called with gradients off (torch.no_grad or inference_mode): call it outside.")
+    elbo = _objective(elbo)
     path = None if checkpoint is None else Path(checkpoint)
     saved = _saved(path, resume)
     if seed is not None:
         pyro.set_rng_seed(seed)
     batches = make_batches(data, batch_size, shuffle, drop_last, seed or 0, device)
     last = _last_step(batches, steps, epochs)
+    if saved is not None and saved.get("step", 0) > last:
+        raise SettingError(
+            f"The checkpoint {path} is at step {saved['step']} already, and the run was to end at step {last}: ask for "
+            "more steps (those made before count), or start anew with another checkpoint."
+        )
 
     def prepare(batch: Any) -> Arguments:
         args, kwargs = as_arguments(batch, device)
-        return (args, kwargs) if transform is None else as_arguments(transform(*args, **kwargs))
+        if transform is None:
+            return args, kwargs
+        changed = transform(*args, **kwargs)
+        if changed is None:
+            raise SettingError("transform returned None; the batch that the program is to be given is expected.")
+        return as_arguments(changed)
 
     state = FitState(model, guide, elbo)
     loop = Loop(
@@ -164,7 +201,6 @@ def fit(
 
     def save() -> None:
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
             save_checkpoint(path, {**loop.state_dict(), "metadata": dict(metadata or {})})
 
     def after_step() -> None:
@@ -196,7 +232,7 @@ def fit(
             while state.step < last and not state.stopped and stop.number is None:
                 loop.advance(recorded=(state.step + 1) % log_every == 0)
                 after_step()
-        except DiscreteInferenceError as error:
+        except (DiscreteInferenceError, OSError) as error:
             kept = f"; {path} keeps the last checkpoint before it" if path is not None and path.exists() else ""
             error.add_note(f"Training stopped at step {state.step}{kept}.")
             raise
@@ -207,9 +243,26 @@ def fit(
     if patience is not None:
         loop.restore_best()
     result = _result(loop)
-    if stop.number is not None and state.step < last:
+    if stop.number is not None:
         raise Interrupted(state.step, stop.number, result)
     return result
+
+
+def _objective(elbo: Any) -> DiscreteELBO:
+    """The ELBO that was given, or that of the estimator that was. Raises `SettingError` for what is neither."""
+    if isinstance(elbo, DiscreteELBO):
+        return elbo
+    if isinstance(elbo, torch.Tensor | np.ndarray):
+        raise SettingError(
+            f"elbo is {shown(elbo)}: data? A program's arguments go together: fit(model, guide, data=(X, y), ...)."
+        )
+    if isinstance(elbo, type) and issubclass(elbo, DiscreteELBO):
+        raise SettingError(f"elbo={elbo.__name__} is a class; an ELBO is expected: {elbo.__name__}().")
+    if isinstance(elbo, ELBO):
+        raise SettingError(
+            f"elbo is Pyro's {type(elbo).__name__}; an ELBO of pyro_discrete is expected, or an estimator's name."
+        )
+    return TraceELBO(elbo)
 
 
 def _last_step(batches: Any, steps: int | None, epochs: int | None) -> int:
@@ -228,6 +281,8 @@ def _saved(path: Path | None, resume: bool | str) -> dict[str, Any] | None:
         if resume is True:
             raise SettingError("resume=True needs a checkpoint to go on from: give checkpoint=path.")
         return None
+    if path.is_dir():
+        raise SettingError(f"checkpoint={path} is a folder; the path of a file is expected.")
     if resume == "auto":
         resume = path.exists()
     if resume:

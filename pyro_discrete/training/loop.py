@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +17,17 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pyro_discrete.elbos.engine import DiscreteELBO
-from pyro_discrete.errors import CheckpointError, NonFiniteError
+from pyro_discrete.errors import (
+    CheckpointError,
+    DiscreteInferenceError,
+    EmptyBatchError,
+    NonFiniteError,
+    SettingError,
+    shown,
+)
 from pyro_discrete.programs.parameters import modules_of
 from pyro_discrete.training.batches import Arguments, Batches, one_epoch
-from pyro_discrete.training.optimisation import clip_gradients, named_parameters
+from pyro_discrete.training.optimisation import clip_gradients, make_step, named_parameters
 
 __all__ = [
     "FitState",
@@ -104,6 +112,11 @@ class Loop:
         self._accelerated = any(parameter.device.type != "cpu" for parameter in parameters)
         state.optimizer = self.optimise(state.parameters)
         self.scheduler = None if self.schedule is None else self.schedule(state.optimizer)
+        if self.scheduler is not None and not all(hasattr(self.scheduler, name) for name in ("step", "state_dict")):
+            raise SettingError(
+                f"scheduler= made {shown(self.scheduler)}; one of torch.optim.lr_scheduler is expected, made of the "
+                "optimiser that it is given."
+            )
         if saved is not None:
             self.load_state_dict(saved)
         else:
@@ -128,7 +141,7 @@ class Loop:
             parameter.grad = gradient
         if self.clip != (None, None):
             clip_gradients(parameters, *self.clip)
-        optimizer.step()
+        make_step(optimizer)
         for parameter in parameters:
             parameter.grad = None
         if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
@@ -182,6 +195,8 @@ class Loop:
             args, kwargs = self.prepare(batch)
             losses.append(state.elbo.loss(state.model, state.guide, *args, **kwargs))
         pyro.util.set_rng_state(before)
+        if not losses:
+            raise EmptyBatchError("validation_data gives no batch at all.")
         state.validation_loss = math.fsum(losses) / len(losses)
         state.validations.append({"step": state.step, "validation_loss": state.validation_loss})
         if isinstance(self.scheduler, ReduceLROnPlateau):
@@ -234,42 +249,124 @@ class Loop:
 
     @torch.no_grad()
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Go on from there. Raises `CheckpointError` if it belongs to another program."""
+        """Go on from there. Raises `CheckpointError` if it belongs to another program, or to a run set up otherwise."""
         state = self.state
         assert state.optimizer is not None
-        then = {name: tuple(value.shape) for name, value in saved["parameters"].items()}
-        now = {name: tuple(value.shape) for name, value in state.parameters.items()}
-        if then != now:
-            differing = sorted(n for n in then.keys() | now.keys() if then.get(n) != now.get(n))
-            shown = ", ".join(f"{n} ({then.get(n, 'absent')} then, {now.get(n, 'absent')} now)" for n in differing[:4])
-            raise CheckpointError(f"The checkpoint belongs to another program: its parameters differ: {shown}.")
+        self._check_fits(saved)
         for name, parameter in state.parameters.items():
             parameter.copy_(saved["parameters"][name])
-        for module, buffers in zip(self.modules, saved["buffers"], strict=True):
-            for name, buffer in module.named_buffers():
-                buffer.copy_(buffers[name])
-        state.elbo.load_state_dict(saved["elbo"])
-        state.optimizer.load_state_dict(saved["optimizer"])
+        with _fitting("buffers"):
+            for module, buffers in zip(self.modules, saved["buffers"], strict=True):
+                for name, buffer in module.named_buffers():
+                    buffer.copy_(buffers[name])
+        with _fitting("state of the ELBO"):
+            state.elbo.load_state_dict(saved["elbo"])
+        with _fitting("state of the optimiser"):
+            state.optimizer.load_state_dict(saved["optimizer"])
         if self.scheduler is not None:
-            self.scheduler.load_state_dict(saved["scheduler"])
-        self.batches.load_state_dict(saved["batches"])
+            with _fitting("state of the scheduler"):
+                self.scheduler.load_state_dict(saved["scheduler"])
+        with _fitting("place in the data"):
+            self.batches.load_state_dict(saved["batches"])
         state.step, (state.loss, state.validation_loss) = saved["step"], saved["losses"]
         state.records, state.validations = list(saved["records"]), list(saved["validations"])
         self._total, self._count = saved["unrecorded"]
         self.best = dict(saved["best"])
         for callback, own in zip(self.callbacks, saved["callbacks"], strict=True):
             if own is not None:
-                callback.load_state_dict(own)
-        random, numpy = saved["random"], list(saved["random"]["numpy"])
-        python = tuple(tuple(part) if isinstance(part, list | tuple) else part for part in random["python"])
-        pyro.util.set_rng_state(
-            {
-                "torch": random["torch"],
-                "random": python,
-                "numpy": (numpy[0], numpy[1].numpy().astype("uint32"), *numpy[2:]),
-            }
-        )
-        torch.cuda.set_rng_state_all(random["cuda"])
+                with _fitting(f"state of the callback {type(callback).__name__}"):
+                    callback.load_state_dict(own)
+        with _fitting("random states"):
+            _set_random_states(saved["random"])
+
+    def _check_fits(self, saved: Mapping[str, Any]) -> None:
+        """Raise `CheckpointError` for another run's state, before anything is changed by it."""
+        state = self.state
+        assert state.optimizer is not None
+        absent = [part for part in PARTS if part not in saved]
+        if absent:
+            raise CheckpointError(f"The checkpoint is none of fit's: it has no {absent[0]!r}.")
+        then = {name: tuple(value.shape) for name, value in saved["parameters"].items()}
+        now = {name: tuple(value.shape) for name, value in state.parameters.items()}
+        if then != now:
+            differing = sorted(n for n in then.keys() | now.keys() if then.get(n) != now.get(n))
+            listed = ", ".join(f"{n} ({then.get(n, 'absent')} then, {now.get(n, 'absent')} now)" for n in differing[:4])
+            raise CheckpointError(f"The checkpoint belongs to another program: its parameters differ: {listed}.")
+        with _fitting("state of the optimiser"):
+            old, new = (set(groups[0]) - {"params"} for groups in _groups(saved["optimizer"], state.optimizer))
+        if old - new and new - old:
+            raise CheckpointError(
+                f"The checkpoint was made with another optimiser, with settings such as {min(old - new)!r}; this run's "
+                f"is {type(state.optimizer).__name__}. Resume with the optimiser of then."
+            )
+        if (saved["scheduler"] is None) != (self.scheduler is None):
+            there = "without" if saved["scheduler"] is None else "with"
+            raise CheckpointError(f"The checkpoint was made {there} a scheduler; resume {there} one.")
+        if len(saved["callbacks"]) != len(self.callbacks):
+            raise CheckpointError(
+                f"The checkpoint was made with {len(saved['callbacks'])} callbacks, this run has "
+                f"{len(self.callbacks)}; resume with those of then, in their order."
+            )
+        for callback, own in zip(self.callbacks, saved["callbacks"], strict=True):
+            if own is not None and not hasattr(callback, "load_state_dict"):
+                raise CheckpointError(
+                    f"The checkpoint holds the state of a callback, in the place of which {shown(callback)} has none."
+                )
+
+
+PARTS = (
+    "step",
+    "parameters",
+    "buffers",
+    "elbo",
+    "optimizer",
+    "scheduler",
+    "batches",
+    "random",
+    "records",
+    "validations",
+    "losses",
+    "unrecorded",
+    "best",
+    "callbacks",
+)
+"""What the state of a loop consists of."""
+
+
+@contextmanager
+def _fitting(part: str) -> Iterator[None]:
+    """Say of which part of a checkpoint it is that it does not fit this run."""
+    try:
+        yield
+    except DiscreteInferenceError:
+        raise
+    except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        why = shown(str(error), 200) if isinstance(error, ValueError | RuntimeError) else type(error).__name__
+        raise CheckpointError(
+            f"The {part} in the checkpoint does not fit this run ({why}). Resume with the data, the estimator and the "
+            "settings that it was made with."
+        ) from error
+
+
+def _groups(saved: Mapping[str, Any], optimizer: Optimizer) -> tuple[list[Any], list[Any]]:
+    """The optimiser's groups then and now, equally many."""
+    then, now = saved["param_groups"], optimizer.param_groups
+    if len(then) != len(now):
+        raise ValueError(f"{len(then)} groups of parameters then, {len(now)} now")
+    return then, now
+
+
+def _set_random_states(random: Mapping[str, Any]) -> None:
+    numpy = list(random["numpy"])
+    python = tuple(tuple(part) if isinstance(part, list | tuple) else part for part in random["python"])
+    pyro.util.set_rng_state(
+        {
+            "torch": random["torch"],
+            "random": python,
+            "numpy": (numpy[0], numpy[1].numpy().astype("uint32"), *numpy[2:]),
+        }
+    )
+    torch.cuda.set_rng_state_all(random["cuda"])
 
 
 def _outermost(modules: Sequence[nn.Module], elbo: nn.Module) -> list[nn.Module]:

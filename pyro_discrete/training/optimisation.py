@@ -9,11 +9,12 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+from pyro.optim import PyroLRScheduler, PyroOptim
 from pyro.params.param_store import normalize_param_name
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pyro_discrete.errors import SettingError, near_matches
+from pyro_discrete.errors import DiscreteInferenceError, SettingError, near_matches, shown
 from pyro_discrete.programs.parameters import parameter_names
 
 __all__ = [
@@ -21,11 +22,12 @@ __all__ = [
     "Rates",
     "build_optimizer",
     "clip_gradients",
+    "make_step",
     "named_parameters",
 ]
 
 
-OptimizerSpec = str | type[Optimizer] | Callable[..., Optimizer] | Optimizer
+OptimizerSpec = str | type[Optimizer] | Callable[..., Optimizer] | Optimizer | PyroOptim
 
 
 Rates = Mapping[str, float | Mapping[str, Any]]
@@ -57,32 +59,95 @@ def build_optimizer(
     Raises `SettingError` for an unknown name, a rate that matches nothing, or settings that cannot be given so.
     """
     if isinstance(optimizer, Optimizer):
+        _check_steps_alone(optimizer)
         if rates or lr is not None:
             raise SettingError("An optimiser that is made already has its rates: give its class to set lr or rates.")
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         left = [name for name, parameter in named.items() if id(parameter) not in held]
         if left:
+            listed = ", ".join(left[:5]) + (" and others" if len(left) > 5 else "")
             warnings.warn(
-                f"The optimiser does not hold {', '.join(left)}: these stay as they are. Give its class instead, for "
+                f"The optimiser does not hold {listed}: these stay as they are. Give its class instead, for "
                 "fit to hand it all parameters.",
                 stacklevel=4,
             )
         return optimizer
-    make = _optimizer_class(optimizer) if isinstance(optimizer, str) else optimizer
     settings: dict[str, Any] = {} if lr is None else {"lr": lr}
+    if isinstance(optimizer, PyroOptim):
+        optimizer, own = _of_pyro(optimizer)
+        settings = own | settings
+    make = _optimizer_class(optimizer) if isinstance(optimizer, str) else optimizer
+    if not callable(make):
+        raise SettingError(f"optimizer={shown(make)} given; a name, a class or an optimiser of torch is expected.")
     groups = parameter_groups(named, rates or {})
     if isinstance(make, type) and "fused" in inspect.signature(make).parameters:
         try:
-            return make(groups, **{"fused": True, **settings})
-        except RuntimeError:  # a dtype or device for which there is no fused kernel
-            pass
+            return _checked(make(groups, **{"fused": True, **settings}), rates)
+        except (RuntimeError, TypeError, ValueError) as error:  # no fused kernel, or what the next call says better
+            if isinstance(error, DiscreteInferenceError):
+                raise
     try:
         made = make(groups, **settings)
-    except TypeError as error:
-        raise SettingError(f"optimizer={optimizer!r} could not be made: {error}.") from error
+    except (TypeError, ValueError) as error:
+        if isinstance(error, DiscreteInferenceError):
+            raise
+        raise SettingError(f"optimizer={shown(optimizer)} could not be made: {shown(str(error), 300)}.") from error
     if not isinstance(made, Optimizer):
-        raise SettingError(f"optimizer={optimizer!r} made {type(made).__name__}; a torch.optim.Optimizer is expected.")
-    return made
+        raise SettingError(f"optimizer={shown(optimizer)} made {shown(made)}; a torch.optim.Optimizer is expected.")
+    return _checked(made, rates)
+
+
+def _checked(optimizer: Optimizer, rates: Rates | None) -> Optimizer:
+    """The optimiser itself, if it can be stepped and knows the settings of its groups."""
+    _check_steps_alone(optimizer)
+    for pattern, settings in (rates or {}).items():
+        unknown = [name for name in settings if name not in optimizer.defaults] if isinstance(settings, Mapping) else []
+        if unknown:
+            raise SettingError(
+                f"rates[{pattern!r}] has {unknown[0]!r}, which {type(optimizer).__name__} does not. "
+                f"{near_matches(unknown[0], optimizer.defaults)}"
+            )
+    return optimizer
+
+
+def _check_steps_alone(optimizer: Optimizer) -> None:
+    """Refuse one that evaluates the loss by itself, such as LBFGS."""
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise SettingError(
+            f"optimizer {type(optimizer).__name__} evaluates the loss by itself, several times a step (a closure), "
+            "which fit does not offer, as the loss is drawn anew each time. Give another one, such as 'adam'."
+        )
+
+
+def _of_pyro(optimizer: PyroOptim) -> tuple[Callable[..., Optimizer], dict[str, Any]]:
+    """What one of Pyro's optimisers makes for each parameter: torch's class, and its settings."""
+    name = getattr(optimizer.pt_optim_constructor, "__name__", "Adam")
+    if isinstance(optimizer, PyroLRScheduler):
+        raise SettingError(
+            "optimizer is a schedule of pyro.optim; give fit torch's: "
+            f"optimizer={name!r}, scheduler=lambda optimizer: ... ."
+        )
+    if not isinstance(optimizer.pt_optim_args, dict) or optimizer.pt_clip_args:
+        raise SettingError(
+            "optimizer is one of pyro.optim whose settings depend on the parameter, or which clips gradients; give fit "
+            f"torch's: optimizer={name!r}, with rates={{name or glob: settings}}, clip_norm or clip_value."
+        )
+    make: Any = optimizer.pt_optim_constructor
+    return make, dict(optimizer.pt_optim_args)
+
+
+def make_step(optimizer: Optimizer) -> None:
+    """One step. Raises `SettingError` where the optimiser cannot take gradients of this kind (sparse or dense ones)."""
+    try:
+        optimizer.step()
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError) as error:
+        raise SettingError(
+            f"optimizer {type(optimizer).__name__} could not make a step: {shown(str(error), 300)}. Give one that "
+            "serves such parameters and gradients, such as 'adam'."
+        ) from error
 
 
 def _optimizer_class(name: str) -> type[Optimizer]:

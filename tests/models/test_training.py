@@ -126,6 +126,7 @@ def test_an_interrupted_run_saves_and_says_how_to_go_on(tmp_path: Path, digits: 
 
 
 def test_a_second_signal_acts_as_usual() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored in the background
     with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.number == signal.SIGINT

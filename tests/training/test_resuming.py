@@ -55,6 +55,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(name: str, tmp_path: Path) ->
 
 
 def test_an_interrupt_waits_for_the_step_and_saves(tmp_path: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored in the background
+
     class Interrupting:
         every = 13
 

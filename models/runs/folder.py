@@ -1,0 +1,83 @@
+"""The folder of a run: whose it is while it runs, and whether it holds one already."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import fields
+from pathlib import Path
+
+from models.errors import ConfigError
+from models.runs.config import CHECKPOINT_NAME, RunConfig
+
+try:
+    import fcntl
+except ImportError:  # not on every system; two runs on one folder are then told apart by its files alone
+    fcntl = None
+
+__all__ = ["RUN_FILES", "refuse_used_folder", "taken"]
+
+RUN_FILES = (CHECKPOINT_NAME, "config.json", "metrics.jsonl")
+"""What a run writes from its start on."""
+
+
+@contextmanager
+def taken(out: Path | None) -> Iterator[None]:
+    """Within, the folder (made if need be) is this run's: a second one is refused by a `ConfigError` before it writes.
+
+    The mark is the system's and ends with the process, however that ends.
+    """
+    if out is None:
+        yield
+        return
+    refuse_a_file(out)
+    made = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        if fcntl is not None:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(f"Another run is at work in {out}; wait for it, or choose another --out.") from error
+            except OSError:  # a file system without such marks
+                pass
+        yield
+    finally:
+        os.close(descriptor)
+        if made:
+            with suppress(OSError):
+                out.rmdir()  # only if nothing was written
+
+
+def refuse_used_folder(out: Path, signs: Sequence[str] = RUN_FILES) -> None:
+    """Raise `ConfigError` if the folder already holds a run, of which one of these files is the sign.
+
+    A run that ended before its first checkpoint is none: there is nothing to go on with, and nothing lost by a new one.
+    """
+    refuse_a_file(out)
+    held = [name for name in signs if (out / name).exists()]
+    if held and not (set(held) <= set(RUN_FILES) and _ended_at_once(out)):
+        raise ConfigError(
+            f"{out} already holds a run ({held[0]}); add --resume to go on with it, or choose another --out."
+        )
+
+
+def refuse_a_file(out: Path) -> None:
+    """Raise `ConfigError` if that is no folder, nor can become one."""
+    for path in (out, *out.parents):
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path} is a file; --out names a folder.")
+
+
+def _ended_at_once(out: Path) -> bool:
+    """Whether a run has written its settings there, and no checkpoint."""
+    if (out / CHECKPOINT_NAME).exists():
+        return False
+    try:
+        config = json.loads((out / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.keys() == {field.name for field in fields(RunConfig)}
