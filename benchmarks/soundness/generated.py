@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
@@ -55,7 +56,7 @@ def examined(task: tuple[int, tuple[str, ...], bool]) -> Found | None:
     seed, without, shrinking = task
     torch.set_num_threads(1)
     description = random_pair(seed)
-    if any(f in w or w in f for w in without for f in description.features):
+    if any(fnmatchcase(f, w) for w in without for f in description.features):
         return None
     found = check(description)
     if not found.wrong or not shrinking:
@@ -83,7 +84,7 @@ def main(
     programs: Annotated[int, typer.Option(help="How many.", min=1)] = 2000,
     seed: Annotated[int, typer.Option(help="Of the first program; the next has the next.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
-    without: Annotated[list[str] | None, typer.Option(help="Leave out programs with this feature.")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="Leave out programs with such a feature (a glob; see `Description.features`).")] = None,
     shrinking: Annotated[bool, typer.Option(help="Make what disagrees smaller.")] = True,
     show: Annotated[bool, typer.Option(help="Print every program.")] = False,
     out: Annotated[Path | None, typer.Option(help="A JSON file for what disagreed.")] = None,

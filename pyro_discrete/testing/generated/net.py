@@ -20,7 +20,7 @@ from pyro_discrete.elbos.elbo import TraceELBO
 from pyro_discrete.elbos.iwelbo import TraceIWELBO
 from pyro_discrete.errors import DiscreteInferenceError
 from pyro_discrete.posterior.discrete_posterior import DiscretePosterior
-from pyro_discrete.testing.generated.description import Description
+from pyro_discrete.testing.generated.description import Chain, Description
 from pyro_discrete.testing.generated.oracle import Answer, NoAnswerError, Spread, answers
 from pyro_discrete.testing.generated.source import build
 from pyro_discrete.testing.small_programs.program import Pair
@@ -30,7 +30,7 @@ __all__ = ["CHECKS", "Engine", "Finding", "Verdict", "check"]
 TOLERANCE = 1e-6
 SAMPLED = ("reinforce", "rloo", "nvil", "disarm", "coupled", "sum_and_sample", "double_cv", "indecater", "arms")
 """Estimators that are looked at by statistics; a program's seed says which."""
-DRAWS, BATCHES = 20, 30
+DRAWS, BATCHES = 50, 30
 """Particles of a step, and steps, of a statistical check; ten times the steps before an alarm counts."""
 ALARM, CONFIRMED = 6.0, 7.0
 """Standard errors at which a statistical check is repeated, and at which it then counts.
@@ -39,6 +39,7 @@ With 30 steps, whose means have nearly normal errors, a right estimator alarms a
 29 degrees of freedom: 1.6e-6); the repetition has fresh draws and 300 steps (1.7e-11). Both happen by chance in one of
 10^16 numbers, and with errors far from normal the second alone is what is counted on: below 1e-6 a program.
 """
+WIDEST = "pair_of_categoricals"
 POSTERIOR_DRAWS = 100
 UNLIKELY = 1e-7
 """Probability of a false alarm at a number of an averaged marginal (Bernstein's inequality), before its repetition."""
@@ -184,6 +185,19 @@ class _Case:
             raise _DisagreementError(f"loss {loss:.6f}, right is {best.loss:.6f}{several}")
         return best
 
+    def ordered(self) -> Iterator[Answer]:
+        """The answers, for the two orders in which the elements of a random subsample may stand."""
+        yield from self.right
+        thinned = [p for p in self.description.plates if p.subsample == "random"]
+        for plate in thinned:
+            dims = {}
+            for site in self.description.sites():
+                if plate.name in site.plates:
+                    of_features = 0 if site.family in ("bernoulli", "binomial") else 1 + (site.family == WIDEST)
+                    names = [f"{site.name}_{t}" for t in range(site.length)] if isinstance(site, Chain) else [site.name]
+                    dims |= dict.fromkeys(names, plate.dim - of_features)
+            yield from (answer.turned(dims) for answer in self.right)
+
     def compare(self, loss: float, found: Mapping[str, Tensor]) -> None:
         """Raise where the loss and the gradients are not those of an answer."""
         best = self.nearest(loss)
@@ -259,12 +273,12 @@ def _marginals(case: _Case) -> None:
     for name in sorted(case.right[0].certain):
         if name not in found:
             raise _DisagreementError(f"site {name!r} has no marginal")
-    problems = [_wrong_marginal(a, found, POSTERIOR_DRAWS) for a in case.right]
+    problems = [_wrong_marginal(a, found, POSTERIOR_DRAWS) for a in case.ordered()]
     if not all(problems):
         return
     more = case.engine.posterior(case.pair.model, case.pair.guide, num_samples=10 * POSTERIOR_DRAWS)
     found = {n: _mean(d) for n, d in more.marginals(*case.pair.args).items()}
-    problems = [_wrong_marginal(a, found, 10 * POSTERIOR_DRAWS) for a in case.right]
+    problems = [_wrong_marginal(a, found, 10 * POSTERIOR_DRAWS) for a in case.ordered()]
     if all(problems):
         raise _DisagreementError(problems[0])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,17 @@ class Answer:
     guided: dict[str, Spread] = field(default_factory=dict)
     own: dict[str, Spread] = field(default_factory=dict)
     certain: frozenset[str] = frozenset()
+
+
+    def turned(self, dims: Mapping[str, int]) -> Answer:
+        """With the elements of some sites' marginals in the other order along a dim, counted from the right."""
+
+        def turn(spreads: Mapping[str, Spread]) -> dict[str, Spread]:
+            return {
+                n: Spread(s.mean.flip(dims[n]), s.variance.flip(dims[n])) if n in dims else s for n, s in spreads.items()
+            }
+
+        return replace(self, guided=turn(self.guided), own=turn(self.own))
 
 
 @dataclass

@@ -22,6 +22,8 @@ def shrink(description: Description, disagrees: Callable[[Description], bool], m
     while found:
         found = False
         for candidate in simpler(description):
+            if not candidate.body:
+                continue
             tries += 1
             if tries > most_tries:
                 return description

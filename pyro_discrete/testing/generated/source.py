@@ -136,9 +136,18 @@ class _Writer:
 
     def term(self, read: Read, child: str, plates: tuple[str, ...]) -> str:
         """What a read site adds to a linear predictor."""
-        held, name, how = self.variables[read.site], read.site, read.how
-        _, letter, table = self.letters
-        coefficient = self.parameter(f"{letter}_{child}_{name}")
+        held, name, letter = self.variables[read.site], read.site, self.letters[1]
+        coefficient = f"{letter}_{child}_{name}"
+        taken = self.parameters[self.side]
+        self.parameter(coefficient)
+        found = self._term(read, held, child, plates, coefficient)
+        if coefficient not in found.replace("(", " ").replace(",", " ").split():
+            taken.pop(coefficient)
+        return found
+
+    def _term(self, read: Read, held: _Variable, child: str, plates: tuple[str, ...], coefficient: str) -> str:
+        name, how = read.site, read.how
+        table = self.letters[2]
         missing = [d for d in self.dims(held.plates) if d not in self.dims(plates)]
         if missing or (how == "flip" and held.plates):
             return f"{coefficient} * {self.across(self.scalar(name), how, held.plates, plates, missing)}"
@@ -395,7 +404,7 @@ class _Writer:
         lines += ["", "", *self.handlers(), f"arguments = ({names}{',' * bool(names)})"]
         head = ["import functools", "import pyro", "import torch", "import pyro.distributions as dist"]
         head += ["from pyro import poutine", "from pyro.infer import config_enumerate", "from pyro.nn import PyroModule"]
-        head = [x for x in head if x.split()[-1].split(".")[0] in "\n".join(lines) or x.endswith("dist")]
+        head = [x for x in head if x.split()[-1] in "\n".join(lines) or x.endswith(("dist", "torch"))]
         return "\n".join([*head, "", "torch.set_default_dtype(torch.float64)", *lines, ""])
 
     def handlers(self) -> list[str]:
