@@ -77,6 +77,16 @@ class _Run:
     own: dict[str, Tensor]
 
 
+@dataclass
+class _OwnRun:
+    """A joint value of the model's own sites: its log-probability with and without scales, and their scale."""
+
+    joint: Tensor
+    plain: Tensor
+    values: dict[str, Tensor]
+    scale: float
+
+
 def answers(pair: Pair) -> list[Answer]:
     """The right answers, one for each choice of subsamples (those that a program draws; else a single one)."""
     groups: dict[Any, list[_Run]] = {}
@@ -102,10 +112,11 @@ def answers(pair: Pair) -> list[Answer]:
 def _evidence(pair: Pair, given: Mapping[str, Tensor]) -> dict[Any, tuple[Tensor, dict[str, Tensor]]]:
     """log p(data, given) by the model's own subsamples, with the means of the features of the model's own sites.
 
+    Means are left out where scales change them: a posterior is of probabilities, not of powers of them.
     The model's own sites are summed out: s log sum p(own) prod p(rest)^(s' / s), where s is the scale around them and s'
     that of another term. A mask of theirs does not change what they are drawn from.
     """
-    groups: dict[Any, list[tuple[Tensor, dict[str, Tensor], float]]] = {}
+    groups: dict[Any, list[_OwnRun]] = {}
     choices, more = Choices(BUDGET), True
     while more:
         choices.restart()
@@ -117,27 +128,32 @@ def _evidence(pair: Pair, given: Mapping[str, Tensor]) -> dict[Any, tuple[Tensor
         if len(scales) > 1:
             raise NoAnswerError(f"the model's own sites have several scales: {scales}")
         scale = scales.pop() if scales else 1.0
-        total = torch.zeros(())
+        total = plain = torch.zeros(())
         for name, site in trace.nodes.items():
             if site["type"] != "sample":
                 continue
             if name in assign.enumerated:
-                total = total + innermost(site["fn"]).log_prob(site["value"]).sum()
+                prior = innermost(site["fn"]).log_prob(site["value"]).sum()
+                total, plain = total + prior, plain + prior
             else:
                 factor = torch.as_tensor(site["scale"]) / scale
                 total = total + scale_and_mask(site["unscaled_log_prob"], factor, site["mask"]).sum()
+                plain = plain + scale_and_mask(site["unscaled_log_prob"], 1.0, site["mask"]).sum()
         values = {n: assign.values[n] for n in assign.enumerated}
-        groups.setdefault(tuple(assign.subsets), []).append((total, values, scale))
+        groups.setdefault(tuple(assign.subsets), []).append(_OwnRun(total, plain.detach(), values, scale))
         more = choices.advance()
     found = {}
     for subsets, runs in groups.items():
-        if len({scale for *_, scale in runs}) > 1:
+        if len({run.scale for run in runs}) > 1:
             raise NoAnswerError("the scale of the model's own sites changes with their values")
-        joint = torch.stack([total for total, *_ in runs])
-        shares = joint.detach().softmax(0)
-        names = set.intersection(*(set(values) for _, values, _ in runs))
-        means = {n: sum(p * features(v[n]) for p, (_, v, _) in zip(shares, runs, strict=True)) for n in names}
-        found[subsets] = (runs[0][2] * joint.logsumexp(0), {n: torch.as_tensor(m) for n, m in means.items()})
+        joint = torch.stack([run.joint for run in runs])
+        shares, plain = joint.detach().softmax(0), torch.stack([run.plain for run in runs]).softmax(0)
+        names = set.intersection(*(set(run.values) for run in runs)) if torch.allclose(shares, plain) else set()
+        means = {
+            n: torch.stack([p * features(run.values[n]) for p, run in zip(shares, runs, strict=True)]).sum(0)
+            for n in names
+        }
+        found[subsets] = (runs[0].scale * joint.logsumexp(0), means)
     return found
 
 
