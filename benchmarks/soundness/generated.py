@@ -84,7 +84,10 @@ def main(
     programs: Annotated[int, typer.Option(help="How many.", min=1)] = 2000,
     seed: Annotated[int, typer.Option(help="Of the first program; the next has the next.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
-    without: Annotated[list[str] | None, typer.Option(help="Leave out programs with such a feature (a glob; see `Description.features`).")] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave out programs with such a feature (a glob; see `Description.features`)."),
+    ] = None,
     shrinking: Annotated[bool, typer.Option(help="Make what disagrees smaller.")] = True,
     show: Annotated[bool, typer.Option(help="Print every program.")] = False,
     out: Annotated[Path | None, typer.Option(help="A JSON file for what disagreed.")] = None,

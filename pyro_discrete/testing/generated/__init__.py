@@ -9,8 +9,9 @@ disagrees.
 'passed'
 """
 
+from pyro_discrete.testing.generated.checks import CHECKS, Engine
 from pyro_discrete.testing.generated.description import Branch, Chain, Description, Plate, Read, Site
-from pyro_discrete.testing.generated.net import CHECKS, Engine, Finding, Verdict, check, reason
+from pyro_discrete.testing.generated.net import Finding, Verdict, check, reason
 from pyro_discrete.testing.generated.oracle import Answer, NoAnswerError, answers
 from pyro_discrete.testing.generated.random_pairs import random_pair
 from pyro_discrete.testing.generated.shrinking import shrink, simpler

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from math import comb
-from typing import TypeVar
+from typing import Any, TypeVar
 
 __all__ = [
     "VALUES",
@@ -209,7 +209,9 @@ class Description:
             if statement.name == name or (isinstance(statement, Branch) and statement.on == name):
                 continue
             if isinstance(statement, Branch):
-                arms = [tuple(_forget(s, name) for s in a if s.name != name) for a in (statement.then, statement.otherwise)]
+                arms = [
+                    tuple(_forget(s, name) for s in a if s.name != name) for a in (statement.then, statement.otherwise)
+                ]
                 if any(arms):
                     body.append(replace(statement, then=arms[0], otherwise=arms[1]))
             else:
@@ -218,18 +220,13 @@ class Description:
         return replace(self, body=tuple(body), order=tuple(n for n in self.order if n in kept))
 
 
-OneSite = TypeVar("OneSite", Site, Chain)
+OneSite = TypeVar("OneSite", bound=Site | Chain)
 
 
 def _forget(site: OneSite, name: str) -> OneSite:
     """The site without whatever refers to another one."""
-    reads = tuple(r for r in site.reads if r.site != name)
-    if isinstance(site, Chain):
-        return replace(site, reads=reads)
-    return replace(
-        site,
-        reads=reads,
-        guide_reads=tuple(r for r in site.guide_reads if r.site != name),
-        mask="" if site.mask == name else site.mask,
-        scale="" if site.scale == name else site.scale,
-    )
+    changes: dict[str, Any] = {"reads": tuple(r for r in site.reads if r.site != name)}
+    if isinstance(site, Site):
+        changes["guide_reads"] = tuple(r for r in site.guide_reads if r.site != name)
+        changes |= {field: "" for field in ("mask", "scale") if getattr(site, field) == name}
+    return replace(site, **changes)

@@ -54,13 +54,13 @@ class Answer:
     own: dict[str, Spread] = field(default_factory=dict)
     certain: frozenset[str] = frozenset()
 
-
     def turned(self, dims: Mapping[str, int]) -> Answer:
         """With the elements of some sites' marginals in the other order along a dim, counted from the right."""
 
         def turn(spreads: Mapping[str, Spread]) -> dict[str, Spread]:
             return {
-                n: Spread(s.mean.flip(dims[n]), s.variance.flip(dims[n])) if n in dims else s for n, s in spreads.items()
+                n: Spread(s.mean.flip(dims[n]), s.variance.flip(dims[n])) if n in dims else s
+                for n, s in spreads.items()
             }
 
         return replace(self, guided=turn(self.guided), own=turn(self.own))
@@ -113,8 +113,8 @@ def _evidence(pair: Pair, given: Mapping[str, Tensor]) -> dict[Any, tuple[Tensor
     """log p(data, given) by the model's own subsamples, with the means of the features of the model's own sites.
 
     Means are left out where scales change them: a posterior is of probabilities, not of powers of them.
-    The model's own sites are summed out: s log sum p(own) prod p(rest)^(s' / s), where s is the scale around them and s'
-    that of another term. A mask of theirs does not change what they are drawn from.
+    The model's own sites are summed out: s log sum p(own) prod p(rest)^(s' / s), where s is the scale around them and
+    s' that of another term. A mask of theirs does not change what they are drawn from.
     """
     groups: dict[Any, list[_OwnRun]] = {}
     choices, more = Choices(BUDGET), True
@@ -136,7 +136,7 @@ def _evidence(pair: Pair, given: Mapping[str, Tensor]) -> dict[Any, tuple[Tensor
                 prior = innermost(site["fn"]).log_prob(site["value"]).sum()
                 total, plain = total + prior, plain + prior
             else:
-                factor = torch.as_tensor(site["scale"]) / scale
+                factor: Any = torch.as_tensor(site["scale"]) / scale
                 total = total + scale_and_mask(site["unscaled_log_prob"], factor, site["mask"]).sum()
                 plain = plain + scale_and_mask(site["unscaled_log_prob"], 1.0, site["mask"]).sum()
         values = {n: assign.values[n] for n in assign.enumerated}
@@ -203,6 +203,4 @@ def _gradients(value: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Ten
     if not value.requires_grad:
         return {n: torch.zeros_like(p) for n, p in parameters.items()}
     found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, retain_graph=True)
-    return {
-        n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), found, strict=True)
-    }
+    return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), found, strict=True)}

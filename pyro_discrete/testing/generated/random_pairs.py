@@ -15,7 +15,16 @@ MOST_VALUES = 64
 MOST_SITES = 12
 """Sites of a run."""
 
-FAMILIES = ("bernoulli", "bernoulli", "categorical", "categorical", "one_hot", "binomial", "bits", "pair_of_categoricals")
+FAMILIES = (
+    "bernoulli",
+    "bernoulli",
+    "categorical",
+    "categorical",
+    "one_hot",
+    "binomial",
+    "bits",
+    "pair_of_categoricals",
+)
 OBSERVED = ("normal", "normal", "bernoulli", "poisson", "categorical", "one_hot", "bits", "factor")
 ALIKE = ("value", "value", "lookup", "lookup", "where", "equal", "gather", "rows", "item")
 ACROSS = ("sum", "sum", "first", "element", "loop")
@@ -83,9 +92,7 @@ class _Drawing:
         """Whether a site in plates `held` can be summed up for one in others: not of a subsample, nor in one dim."""
         dims = {p.name: p.dim for p in self.plates}
         taken = {dims[n] for n in plates}
-        return not any(p.subsample for p in self.plates) and not any(
-            dims[n] in taken for n in held if n not in plates
-        )
+        return not any(p.subsample for p in self.plates) and not any(dims[n] in taken for n in held if n not in plates)
 
     def site(self, name: str, role: str, plates: tuple[str, ...] | None = None) -> Site:
         plates = self.stream.choice(self.groups) if plates is None else plates
@@ -99,7 +106,11 @@ class _Drawing:
             mask = self.stream.choice(("constant", "own", *drawn))
         if self.chance(0.08):
             scale = self.stream.choice(("constant", *drawn)) if role != "own" else ""
-        sides = "model" if role in ("own", "observed") or drawn_by(mask, scale) else self.stream.choice(("model", "guide", "both"))
+        sides = (
+            "model"
+            if role in ("own", "observed") or drawn_by(mask, scale)
+            else self.stream.choice(("model", "guide", "both"))
+        )
         covariate = bool(plates) and self.chance(0.5)
         return Site(name, role, family, plates, reads, (), mask, scale, sides, covariate, self.chance(0.15))
 
@@ -113,7 +124,9 @@ class _Drawing:
         role, family = self.stream.choice(("latent", "own")), self.stream.choice(("bernoulli", "categorical"))
         how = self.stream.choice(("value", "lookup", "lookup", "where"))
         length = self.stream.choice((2, 2, 3))
-        return Chain("s", role, family, length, way, order, history, how, plates, reads, self.chance(0.8), self.chance(0.5))
+        return Chain(
+            "s", role, family, length, way, order, history, how, plates, reads, self.chance(0.8), self.chance(0.5)
+        )
 
     def branch(self, number: int) -> Branch | None:
         scalar = [s for s in self.known if s.role in ("latent", "own") and not s.plates and s.family != "normal"]
@@ -125,9 +138,8 @@ class _Drawing:
             switch = self.stream.choice(scalar)
             on, of_own = switch.name, switch.role == "own"
         roles = ("observed", "own") if of_own else ("observed", "observed", "own", "latent")
-        arms = []
-        for arm in "ab"[: self.stream.randint(1, 2)]:
-            arms.append((self.site(f"y{number}{arm}", self.stream.choice(roles)),))
+        names = "ab"[: self.stream.randint(1, 2)]
+        arms = [(self.site(f"y{number}{arm}", self.stream.choice(roles)),) for arm in names]
         return Branch(f"branch{number}", on, arms[0], arms[1] if len(arms) > 1 else ())
 
     def description(self) -> Description | None:
