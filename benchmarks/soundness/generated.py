@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from pyro_discrete.testing.generated import CHECKS, Description, Finding, check, random_pair, reason, shrink, source
 
-__all__ = ["Found", "examined"]
+__all__ = ["Found", "Task", "examined"]
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,34 @@ def sort_of(finding: Finding) -> str:
     return finding.text.split(":")[0] if finding.text.startswith("raised") else finding.text.split()[0]
 
 
-def examined(task: tuple[int, tuple[str, ...], bool]) -> Found | None:
-    """Check the program of a seed, None if it has a feature that is left out, and shrink what disagrees."""
-    seed, without, shrinking = task
+@dataclass(frozen=True)
+class Task:
+    """A program to look at: its seed, globs of features that it may not have or has to have, names of checks."""
+
+    seed: int
+    without: tuple[str, ...] = ()
+    having: tuple[str, ...] = ()
+    checks: tuple[str, ...] = tuple(CHECKS)
+    shrinking: bool = True
+
+    def takes(self, description: Description) -> bool:
+        """Whether the program is one of those to look at."""
+
+        def has(glob: str) -> bool:
+            return any(fnmatchcase(f, glob) for f in description.features)
+
+        return not any(map(has, self.without)) and (not self.having or any(map(has, self.having)))
+
+
+def examined(task: Task) -> Found | None:
+    """Check the program of a seed, None if it is left out, and shrink what disagrees."""
+    seed = task.seed
     torch.set_num_threads(1)
     description = random_pair(seed)
-    if any(fnmatchcase(f, w) for w in without for f in description.features):
+    if not task.takes(description):
         return None
-    found = check(description)
-    if not found.wrong or not shrinking:
+    found = check(description, only=task.checks)
+    if not found.wrong or not task.shrinking:
         return Found(seed, found.findings, description.features)
     first = found.wrong[0]
 
@@ -72,7 +91,7 @@ def examined(task: tuple[int, tuple[str, ...], bool]) -> Found | None:
     return Found(seed, found.findings, small.features, source(small), again)
 
 
-def _all(tasks: list[tuple[int, tuple[str, ...], bool]], workers: int) -> Iterator[Found | None]:
+def _all(tasks: list[Task], workers: int) -> Iterator[Found | None]:
     if workers == 1:
         yield from map(examined, tasks)
         return
@@ -88,12 +107,15 @@ def main(
         list[str] | None,
         typer.Option(help="Leave out programs with such a feature (a glob; see `Description.features`)."),
     ] = None,
+    having: Annotated[list[str] | None, typer.Option(help="Only programs with one of these features.")] = None,
+    checks: Annotated[list[str] | None, typer.Option(help=f"Only these checks, of {', '.join(CHECKS)}.")] = None,
     shrinking: Annotated[bool, typer.Option(help="Make what disagrees smaller.")] = True,
     show: Annotated[bool, typer.Option(help="Print every program.")] = False,
     out: Annotated[Path | None, typer.Option(help="A JSON file for what disagreed.")] = None,
 ) -> None:
     """Run the net over generated programs."""
-    tasks = [(seed + i, tuple(without or ()), shrinking) for i in range(programs)]
+    settings = (tuple(without or ()), tuple(having or ()), tuple(checks or CHECKS), shrinking)
+    tasks = [Task(seed + i, *settings) for i in range(programs)]
     kinds: dict[str, Counter[str]] = {name: Counter() for name in ("oracle", *CHECKS)}
     reasons: Counter[str] = Counter()
     wrong: list[Found] = []
