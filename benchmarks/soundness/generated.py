@@ -83,11 +83,11 @@ def examined(task: Task) -> Found | None:
     first = found.wrong[0]
 
     def disagrees(smaller: Description) -> bool:
-        again = check(smaller, only=(first.check,), sampled=True).wrong
+        again = check(smaller, only=(first.check,), every=True).wrong
         return any(sort_of(f) == sort_of(first) and "oracle" not in f.check for f in again)
 
     small = shrink(description, disagrees) if first.check != "oracle" else description
-    again = tuple(check(small, only=(first.check,), sampled=True).wrong)
+    again = tuple(check(small, only=(first.check,), every=True).wrong)
     return Found(seed, found.findings, small.features, source(small), again)
 
 

@@ -149,8 +149,8 @@ class PriorOfOwn(DiscretePosterior):
 )
 def test_a_wrong_engine_is_caught(engine, caught):
     """By the check that is to catch it; the right engine passes that check."""
-    assert not check(LAYERS, only=(caught,), sampled=True).wrong
-    assert [f.check for f in check(LAYERS, engine, only=(caught,), sampled=True).wrong] == [caught]
+    assert not check(LAYERS, only=(caught,), every=True).wrong
+    assert [f.check for f in check(LAYERS, engine, only=(caught,), every=True).wrong] == [caught]
 
 
 def test_refusals_are_no_faults():

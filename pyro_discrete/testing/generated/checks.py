@@ -15,14 +15,25 @@ from pyro_discrete.elbos.elbo import TraceELBO
 from pyro_discrete.elbos.iwelbo import TraceIWELBO
 from pyro_discrete.estimators.score.nvil import NVIL
 from pyro_discrete.posterior.discrete_posterior import DiscretePosterior
-from pyro_discrete.testing.generated.description import Chain, Description
+from pyro_discrete.testing.generated.description import Chain, Description, Site
 from pyro_discrete.testing.generated.oracle import Answer, Spread
 from pyro_discrete.testing.small_programs.program import Pair
 
-__all__ = ["CHECKS", "STATISTICAL", "Case", "DisagreementError", "Engine", "SkippedError"]
+__all__ = ["CHECKS", "EVERY", "Case", "DisagreementError", "Engine", "SkippedError"]
 
 TOLERANCE = 1e-6
-SAMPLED = ("reinforce", "rloo", "nvil", "disarm", "coupled", "sum_and_sample", "double_cv", "indecater", "arms")
+SAMPLED = (
+    "reinforce",
+    "rloo",
+    "nvil",
+    "disarm",
+    "coupled",
+    "sum_and_sample",
+    "double_cv",
+    "indecater",
+    "arms",
+    "mixed",
+)
 """Estimators that are looked at by statistics; a program's seed says which."""
 DRAWS, BATCHES = 50, 30
 """Particles of a step, and steps, of a statistical check; ten times the steps before an alarm counts."""
@@ -126,6 +137,18 @@ def _exact(case: Case) -> None:
     case.nearest(case.loss(elbo))
 
 
+def _beside(case: Case) -> None:
+    """The same with two particles beside each other."""
+    case.compare(*case.gradients(case.engine.elbo("enumerate", num_particles=2)))
+
+
+def _captured(case: Case) -> None:
+    """The same as a captured graph, the second time by the graph alone."""
+    elbo = case.engine.elbo("enumerate", compile="graph")
+    for _ in range(2):
+        case.compare(*case.gradients(elbo))
+
+
 def _automatic(case: Case) -> None:
     """Under "auto" the same where its plan is exact, else a loss that some draw has."""
     elbo = case.engine.elbo()
@@ -184,6 +207,20 @@ def _marginals(case: Case) -> None:
         raise DisagreementError(problems[0])
 
 
+def _mode(case: Case) -> None:
+    """The most probable joint values, where there is a clear one."""
+    if any(s.mask or s.scale for s in case.description.sites() if isinstance(s, Site)) or len(case.right) > 1:
+        raise SkippedError("masked terms do not count there, and scaled ones are no probabilities")
+    answer = case.right[0]
+    if answer.clear < 1e-6:
+        raise SkippedError("several values are as probable")
+    found = case.engine.posterior(case.pair.model, case.pair.guide).most_probable(*case.pair.args)
+    for name, right in answer.mode.items():
+        if name not in found or not torch.equal(found[name].to(right), right):
+            now = _written(found[name]) if name in found else "not given"
+            raise DisagreementError(f"most probable {name} {now}, right is {_written(right)}")
+
+
 def _mean(distribution: Any) -> Tensor:
     """The means of the features of a marginal."""
     base = innermost(distribution)
@@ -219,7 +256,11 @@ def _estimate(case: Case) -> None:
     name = SAMPLED[(case.description.seed // 10) % len(SAMPLED)]
     if len(case.right) > 1:
         raise SkippedError("subsamples are drawn")
-    setting = NVIL(variance_normalisation=False) if name == "nvil" else name
+    setting: Any = NVIL(variance_normalisation=False) if name == "nvil" else name
+    if name == "mixed":
+        setting = {"z1": "enumerate", "*": "reinforce"}
+        if "z1" not in case.right[0].guided:
+            raise SkippedError("nothing is mixed")
     elbo = case.engine.elbo(setting, num_particles=DRAWS)
     _by_statistics(case, elbo, case.right[0].loss, case.right[0].gradients, name)
 
@@ -257,13 +298,16 @@ def _by_statistics(case: Case, elbo: Any, loss: float, gradients: Mapping[str, T
 
 CHECKS: dict[str, Callable[[Case], None]] = {
     "exact": _exact,
+    "particles": _beside,
+    "captured": _captured,
     "auto": _automatic,
     "draw": _drawn_loss,
     "bound": _bound,
     "posterior": _marginals,
+    "mode": _mode,
     "estimate": _estimate,
     "bound estimate": _bound_estimate,
 }
 """What is checked, by name."""
-STATISTICAL = ("estimate", "bound estimate")
-"""Those that are run on every tenth program."""
+EVERY = {"particles": 3, "captured": 10, "estimate": 10, "bound estimate": 10}
+"""What is run on every so-manyth program alone."""

@@ -122,7 +122,7 @@ class Description:
     - `order`: names of statements, in the order in which the guide draws them.
     - `parameters`: "leaf" (tensors that the functions close over), "param" (`pyro.param`) or "module" (`PyroModule`).
     - `shared`: whether guide and model read the same parameters. `arguments`: whether data are arguments.
-    - `handlers`: of "scale", "condition", "config_enumerate", "partial".
+    - `handlers`: of "scale", "mask", "condition", "config_enumerate", "partial".
     """
 
     seed: int

@@ -9,10 +9,12 @@ from typing import Any
 
 from pyro_discrete.testing.generated.description import VALUES, Description, Read
 
-__all__ = ["Expressions", "Variable"]
+__all__ = ["NEIGHBOURS", "Expressions", "Variable"]
 
 SCALARS = ("bernoulli", "categorical", "binomial", "normal")
 """Families whose values have no event dims."""
+NEIGHBOURS = ("flip", "cumsum", "centred")
+"""Ways to read other elements of a plate that reader and read are both in."""
 
 
 @dataclass
@@ -113,12 +115,16 @@ class Expressions:
         name, how = read.site, read.how
         table = self.letters[2]
         missing = [d for d in self.dims(held.plates) if d not in self.dims(plates)]
-        if missing or (how == "flip" and held.plates):
+        if missing or (how in NEIGHBOURS and held.plates):
             return f"{coefficient} * {self.across(self.scalar(name), how, held.plates, plates, missing)}"
         values = {"bits": 2, "pair_of_categoricals": 3}.get(held.family) or VALUES.get(held.family, 2)
         whole = "" if held.family == "categorical" else ".long()"
         if how == "item" and not held.plates:
             return f"{coefficient} * float({self.scalar(name)})"
+        if how == "stack":
+            return f"{coefficient} * torch.stack([{self.scalar(name)}, 0.3 + {self.scalar(name)}]).sum(0)"
+        if how == "escape":
+            return f"{coefficient} * torch.as_tensor({self.scalar(name)}.tolist())"
         if how == "where":
             return f"torch.where({self.scalar(name)} > 0, {coefficient}, 0.2)"
         if how == "equal":
@@ -145,9 +151,11 @@ class Expressions:
 
     def across(self, value: str, how: str, held: tuple[str, ...], plates: tuple[str, ...], missing: list[int]) -> str:
         """A value in plates that its reader is not in, or turned round in them."""
-        if how == "flip" and not missing:
-            return f"{value}.flip({self.dims(held)[-1]})"
-        depth = -min(self.dims(held))
+        depth, last = -min(self.dims(held)), self.dims(held)[-1]
+        if not missing:
+            return {"flip": f"{value}.flip({last})", "cumsum": f"{value}.cumsum({last})"}.get(
+                how, f"({value} - 0.5 * {value}.sum({last}, keepdim=True))"
+            )
         if plates:
             if how == "first":
                 return value + "".join(f".narrow({d}, 0, 1)" for d in missing)
@@ -156,6 +164,9 @@ class Expressions:
             return f"{value}[{', '.join(['0'] * depth)}]"
         if how == "first":
             return f"{value}[..., {', '.join(['0'] * depth)}]"
+        if depth == 1 and how in ("prod", "logsumexp", "unbind", "plain"):
+            form = {"prod": "(0.5 + {}).prod(-1)", "logsumexp": "(1.0 * {}).logsumexp(-1)", "plain": "{}.sum(-1)"}
+            return form.get(how, "sum({}.unbind(-1))").format(value)
         if how == "loop" and depth == 1:
             return f"sum({value}[..., i] for i in range({self.description.plate(held[0]).kept}))"
         return f"{value}.sum({tuple(range(-depth, 0))})"

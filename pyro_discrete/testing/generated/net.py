@@ -13,7 +13,7 @@ import pyro
 import torch
 
 from pyro_discrete.errors import DiscreteInferenceError
-from pyro_discrete.testing.generated.checks import CHECKS, STATISTICAL, Case, DisagreementError, Engine, SkippedError
+from pyro_discrete.testing.generated.checks import CHECKS, EVERY, Case, DisagreementError, Engine, SkippedError
 from pyro_discrete.testing.generated.description import Description
 from pyro_discrete.testing.generated.oracle import NoAnswerError, answers
 from pyro_discrete.testing.generated.source import build
@@ -53,14 +53,13 @@ def check(
     description: Description,
     engine: Engine | None = None,
     only: tuple[str, ...] | None = None,
-    sampled: bool | None = None,
+    every: bool = False,
 ) -> Verdict:
     """Run the checks on a program.
 
-    - `only`: names of `CHECKS`; all by default. `sampled`: whether statistical ones are run (of every tenth seed).
+    - `only`: names of `CHECKS`; all by default. `every`: also those that are else run on every third or tenth seed.
     """
     engine = Engine() if engine is None else engine
-    sampled = description.seed % 10 == 0 if sampled is None else sampled
     verdict = Verdict(description)
     with _on_its_own(description.seed):
         try:
@@ -74,7 +73,7 @@ def check(
             return verdict
         case = Case(description, engine, pair, right)
         for name, run in CHECKS.items():
-            if (only is not None and name not in only) or (name in STATISTICAL and not sampled):
+            if (only is not None and name not in only) or (not every and description.seed % EVERY.get(name, 1)):
                 continue
             torch.manual_seed(description.seed)
             try:

@@ -40,7 +40,8 @@ class Answer:
     - `losses`: the loss at each joint value of the guide's sites, `[assignments]`; `weights`: their probabilities.
     - `bound`: minus the bound of two particles, all data jointly; `bounds`: of each pair, `[assignments^2]`.
     - `guided`, `own`: marginals of the guide's sites and of those that the model alone has.
-    - `certain`: names of sites that every run has.
+    - `certain`: names of sites that every run has. `mode`: the most probable values of the guide's sites under q, and
+      given these of the model's own; `clear`: by how much, in logarithms, these are more probable than others.
     """
 
     loss: float
@@ -53,6 +54,8 @@ class Answer:
     guided: dict[str, Spread] = field(default_factory=dict)
     own: dict[str, Spread] = field(default_factory=dict)
     certain: frozenset[str] = frozenset()
+    mode: dict[str, Tensor] = field(default_factory=dict)
+    clear: float = 0.0
 
     def turned(self, dims: Mapping[str, int]) -> Answer:
         """With the elements of some sites' marginals in the other order along a dim, counted from the right."""
@@ -74,7 +77,16 @@ class _Run:
     log_p: Tensor
     log_q: Tensor
     values: dict[str, Tensor]
-    own: dict[str, Tensor]
+    own: _Own
+
+
+@dataclass
+class _Own:
+    """The model's own sites given the guide's: means of features, most probable values, and how clearly these are."""
+
+    means: dict[str, Tensor]
+    best: dict[str, Tensor]
+    clear: float
 
 
 @dataclass
@@ -109,7 +121,7 @@ def answers(pair: Pair) -> list[Answer]:
     return [_answer(runs, pair.parameters) for runs in groups.values()]
 
 
-def _evidence(pair: Pair, given: Mapping[str, Tensor]) -> dict[Any, tuple[Tensor, dict[str, Tensor]]]:
+def _evidence(pair: Pair, given: Mapping[str, Tensor]) -> dict[Any, tuple[Tensor, _Own]]:
     """log p(data, given) by the model's own subsamples, with the means of the features of the model's own sites.
 
     Means are left out where scales change them: a posterior is of probabilities, not of powers of them.
@@ -153,8 +165,17 @@ def _evidence(pair: Pair, given: Mapping[str, Tensor]) -> dict[Any, tuple[Tensor
             n: torch.stack([p * features(run.values[n]) for p, run in zip(shares, runs, strict=True)]).sum(0)
             for n in names
         }
-        found[subsets] = (runs[0].scale * joint.logsumexp(0), means)
+        best = runs[int(plain.argmax())].values
+        found[subsets] = (runs[0].scale * joint.logsumexp(0), _Own(means, best, _clearness(plain)))
     return found
+
+
+def _clearness(probabilities: Tensor) -> float:
+    """By how much the greatest exceeds the next, in logarithms."""
+    if len(probabilities) < 2:
+        return float("inf")
+    first, second = probabilities.log().topk(2).values
+    return (first - second).item()
 
 
 def features(value: Tensor) -> Tensor:
@@ -176,8 +197,9 @@ def _answer(runs: list[_Run], parameters: Mapping[str, Tensor]) -> Answer:
     for name in set.intersection(*(set(r.values) for r in runs)):
         guided[name] = _spread(plain, [features(r.values[name].detach()) for r in runs])
     own = {}
-    for name in set.intersection(*(set(r.own) for r in runs)):
-        own[name] = _spread(plain, [r.own[name] for r in runs])
+    for name in set.intersection(*(set(r.own.means) for r in runs)):
+        own[name] = _spread(plain, [r.own.means[name] for r in runs])
+    best = runs[int(plain.argmax())]
     certain = frozenset(guided) | frozenset(own)
     return Answer(
         loss.item(),
@@ -190,6 +212,8 @@ def _answer(runs: list[_Run], parameters: Mapping[str, Tensor]) -> Answer:
         guided,
         own,
         certain,
+        best.values | best.own.best,
+        min(_clearness(plain), best.own.clear),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pyro_discrete.testing.generated.description import Branch, Chain, Description, Plate, Read, Site, Statement
+from pyro_discrete.testing.generated.expressions import NEIGHBOURS
 
 __all__ = ["MOST_SITES", "MOST_VALUES", "random_pair"]
 
@@ -26,8 +27,8 @@ FAMILIES = (
     "pair_of_categoricals",
 )
 OBSERVED = ("normal", "normal", "bernoulli", "poisson", "categorical", "one_hot", "bits", "factor")
-ALIKE = ("value", "value", "lookup", "lookup", "where", "equal", "gather", "rows", "item")
-ACROSS = ("sum", "sum", "first", "element", "loop")
+ALIKE = ("value", "value", "lookup", "lookup", "where", "equal", "gather", "rows", "item", "stack", "escape")
+ACROSS = ("sum", "sum", "plain", "first", "element", "loop", "prod", "logsumexp", "unbind")
 
 
 def random_pair(seed: int) -> Description:
@@ -82,9 +83,10 @@ class _Drawing:
         found = []
         for parent in chosen:
             if set(parent.plates) <= set(plates):
-                how = "flip" if parent.plates and self.chance(0.06) else self.stream.choice(ALIKE)
+                near = parent.plates and self.chance(0.12)
+                how = self.stream.choice(NEIGHBOURS if near else ALIKE)
                 found.append(Read(parent.name, how))
-            elif self._may_look_across(parent.plates, plates) and self.chance(0.35):
+            elif self._may_look_across(parent.plates, plates) and self.chance(0.7):
                 found.append(Read(parent.name, self.stream.choice(ACROSS)))
         return tuple(found)
 
@@ -114,18 +116,18 @@ class _Drawing:
         covariate = bool(plates) and self.chance(0.5)
         return Site(name, role, family, plates, reads, (), mask, scale, sides, covariate, self.chance(0.15))
 
-    def chain(self) -> Chain:
+    def chain(self, name: str) -> Chain:
         way = self.stream.choice(("markov", "markov", "markov", "range", "plate"))
         order = 2 if self.chance(0.2) and way != "plate" else 1
         history = 2 if order == 2 and self.chance(0.8) else 1
         plates = self.stream.choice([(), (), *self.groups])
         readable = [s for s in self.known if set(s.plates) <= set(plates) and s.role in ("latent", "own", "point")]
-        reads = self.reads(plates, readable, 1) if self.chance(0.4) else ()
+        reads = self.reads(plates, readable, 1) if self.chance(0.7) else ()
         role, family = self.stream.choice(("latent", "own")), self.stream.choice(("bernoulli", "categorical"))
         how = self.stream.choice(("value", "lookup", "lookup", "where"))
         length = self.stream.choice((2, 2, 3))
         return Chain(
-            "s", role, family, length, way, order, history, how, plates, reads, self.chance(0.8), self.chance(0.5)
+            name, role, family, length, way, order, history, how, plates, reads, self.chance(0.8), self.chance(0.5)
         )
 
     def branch(self, number: int) -> Branch | None:
@@ -153,8 +155,11 @@ class _Drawing:
             )[0]
             number = counts[kind] = counts.get(kind, 0) + 1
             if kind == "chain":
-                if number == 1:
-                    body.append(self.chain())
+                if number <= 2:
+                    chain = self.chain("sr"[number - 1])
+                    body.append(chain)
+                    if self.chance(0.4):  # later sites may read its last value
+                        self.known.append(Site(chain.name, chain.role, chain.family, chain.plates))
             elif kind == "branch":
                 found = self.branch(number)
                 body += [found] if found else []
@@ -168,7 +173,7 @@ class _Drawing:
         guided = self._guided(body)
         if guided is None:
             return None
-        handlers = tuple(h for h in ("scale", "condition", "config_enumerate", "partial") if self.chance(0.06))
+        handlers = tuple(h for h in ("scale", "mask", "condition", "config_enumerate", "partial") if self.chance(0.06))
         order = tuple(s.name for s in guided)
         by_name = {s.name: s for s in guided}
         body = [by_name[s.name] for s in body]

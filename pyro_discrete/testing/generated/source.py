@@ -243,6 +243,8 @@ class _Writer:
                 lines.append(f"model = poutine.condition(model, data={{{values}}})")
             elif handler == "scale":
                 lines.append("model, guide = poutine.scale(model, scale=0.5), poutine.scale(guide, scale=0.5)")
+            elif handler == "mask":
+                lines.append("model, guide = poutine.mask(model, mask=True), poutine.mask(guide, mask=True)")
             elif handler == "config_enumerate":
                 lines.append("model = config_enumerate(model)")
             elif handler == "partial":
