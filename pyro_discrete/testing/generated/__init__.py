@@ -9,7 +9,8 @@ disagrees.
 'passed'
 """
 
-from pyro_discrete.testing.generated.checks import CHECKS, Engine
+from pyro_discrete.testing.generated.case import Engine
+from pyro_discrete.testing.generated.checks import CHECKS
 from pyro_discrete.testing.generated.description import Branch, Chain, Description, Plate, Read, Site
 from pyro_discrete.testing.generated.net import Finding, Verdict, check, reason
 from pyro_discrete.testing.generated.oracle import Answer, NoAnswerError, answers

@@ -13,7 +13,8 @@ import pyro
 import torch
 
 from pyro_discrete.errors import DiscreteInferenceError
-from pyro_discrete.testing.generated.checks import CHECKS, EVERY, Case, DisagreementError, Engine, SkippedError
+from pyro_discrete.testing.generated.case import Case, DisagreementError, Engine, SkippedError
+from pyro_discrete.testing.generated.checks import CHECKS, EVERY
 from pyro_discrete.testing.generated.description import Description
 from pyro_discrete.testing.generated.oracle import NoAnswerError, answers
 from pyro_discrete.testing.generated.source import build
