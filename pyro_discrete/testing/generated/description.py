@@ -183,19 +183,22 @@ class Description:
         """What is in it, in words, by which programs can be left out or counted."""
         found = {f"parameters:{self.parameters}", *(f"handler:{h}" for h in self.handlers)}
         found |= {f"subsample:{p.subsample}" for p in self.plates if p.subsample}
-        found |= {"shared"} & ({"shared"} if self.shared else set())
+        found |= {"shared"} if self.shared else set()
         for site in self.sites():
             found |= {f"role:{site.role}", f"family:{site.family}"}
             if isinstance(site, Chain):
                 found |= {f"chain:{site.way}"} | ({"chain:short"} if site.order > site.history else set())
                 found |= {"chain:reads"} if site.reads else set()
+                others = [s for s in self.sites() if s != site and s.role in ("latent", "own", "auxiliary")]
+                found |= {"chain:beside"} if site.way == "markov" and site.role == "latent" and others else set()
                 reads = (*site.reads, Read("", site.how))
             else:
                 reads = site.reads + site.guide_reads
                 for kind, value in (("mask", site.mask), ("scale", site.scale)):
                     if value:
                         found.add(f"{kind}:{value if value in ('constant', 'own') else 'drawn'}")
-                found |= {"marked"} if site.marked else set()
+                if site.marked:
+                    found.add("marked:event" if site.family in ("bits", "pair_of_categoricals") else "marked")
             found |= {f"reads:{r.how}" for r in reads}
         for statement in self.body:
             if isinstance(statement, Branch):
