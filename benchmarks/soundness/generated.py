@@ -25,7 +25,12 @@ import torch
 import typer
 from tqdm import tqdm
 
-from pyro_discrete.testing.generated import CHECKS, Description, Finding, check, random_pair, reason, shrink, source
+from pyro_discrete.testing.generated import Finding, check, reason
+from pyro_discrete.testing.generated_programs.checks import CHECKS
+from pyro_discrete.testing.generated_programs.description import Description
+from pyro_discrete.testing.generated_programs.random_pairs import random_pair
+from pyro_discrete.testing.generated_programs.shrinking import shrink
+from pyro_discrete.testing.generated_programs.source import source
 
 __all__ = ["Found", "Task", "examined"]
 

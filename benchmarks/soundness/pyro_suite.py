@@ -1,7 +1,7 @@
 """Pyro's own inference tests with our ELBO in the place of `TraceEnum_ELBO`, `Trace_ELBO` and `TraceGraph_ELBO`.
 
     python -m benchmarks.soundness.pyro_suite --source pyro        # a checkout of pyro-ppl/pyro that you have
-    python -m benchmarks.soundness.pyro_suite --source pyro --file tests/infer/test_enum.py --select "hmm"
+    python -m benchmarks.soundness.pyro_suite --source pyro --select "hmm"
 
 Each test is run twice, by the Pyro that is installed: as it stands, and with our classes under Pyro's names. What came
 of it is one of: passed by both; refused (passed by Pyro alone, ours an error of the package's own, whose reason is
@@ -26,7 +26,7 @@ import typer
 
 __all__ = ["FILES", "compared", "ran"]
 
-FILES = ("tests/infer/test_enum.py", "tests/infer/test_gradient.py", "tests/infer/test_valid_models.py")
+FILES = tuple(f"tests/infer/{name}.py" for name in ("test_enum", "test_gradient", "test_valid_models"))
 ROOT = Path(__file__).parents[2]
 Results = dict[str, dict[str, str]]
 

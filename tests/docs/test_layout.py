@@ -41,6 +41,7 @@ FLOORS = {
         guides posterior training
         diagnostics
         testing/small_programs
+        testing/generated_programs
         testing
         .
     """,

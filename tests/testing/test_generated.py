@@ -1,7 +1,7 @@
 """Generated programs: the engine agrees with a run for every joint value, and engines with a planted fault do not.
 
 The exact checks need no luck. Of the 60 seeds six have statistical checks, whose numbers alarm falsely with a
-probability of less than 1e-10 each (see `net`); seeds are fixed.
+probability of less than 1e-10 each (see `sampled_checks`); seeds are fixed.
 """
 
 from __future__ import annotations
@@ -11,19 +11,12 @@ import torch
 from pyro import poutine
 
 from pyro_discrete import DiscretePosterior, TraceELBO, TraceIWELBO
-from pyro_discrete.testing.generated import (
-    Branch,
-    Description,
-    Engine,
-    Plate,
-    Read,
-    Site,
-    build,
-    check,
-    random_pair,
-    shrink,
-    source,
-)
+from pyro_discrete.testing.generated import check
+from pyro_discrete.testing.generated_programs.case import Engine
+from pyro_discrete.testing.generated_programs.description import Branch, Description, Plate, Read, Site
+from pyro_discrete.testing.generated_programs.random_pairs import random_pair
+from pyro_discrete.testing.generated_programs.shrinking import shrink
+from pyro_discrete.testing.generated_programs.source import build, source
 
 SEEDS = range(60)
 PENDING: dict[int, str] = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.estimators.score.nvil import NVIL
-from pyro_discrete.testing.generated.case import TOLERANCE, Case, DisagreementError, SkippedError
+from pyro_discrete.testing.generated_programs.case import TOLERANCE, Case, DisagreementError, SkippedError
 
 __all__ = ["bound_estimate", "estimate"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pyro_discrete.testing.generated.description import VALUES, Description, Read
+from pyro_discrete.testing.generated_programs.description import VALUES, Description, Read
 
 __all__ = ["NEIGHBOURS", "Expressions", "Variable"]
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.diagnostics.assignments import innermost
-from pyro_discrete.testing.generated.case import TOLERANCE, Case, DisagreementError, SkippedError, written
-from pyro_discrete.testing.generated.description import Site
-from pyro_discrete.testing.generated.oracle import Answer, Spread
-from pyro_discrete.testing.generated.sampled_checks import bound_estimate, estimate
+from pyro_discrete.testing.generated_programs.case import TOLERANCE, Case, DisagreementError, SkippedError, written
+from pyro_discrete.testing.generated_programs.description import Site
+from pyro_discrete.testing.generated_programs.oracle import Answer, Spread
+from pyro_discrete.testing.generated_programs.sampled_checks import bound_estimate, estimate
 
 __all__ = ["CHECKS", "EVERY"]
 

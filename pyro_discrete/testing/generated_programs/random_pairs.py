@@ -6,8 +6,16 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pyro_discrete.testing.generated.description import Branch, Chain, Description, Plate, Read, Site, Statement
-from pyro_discrete.testing.generated.expressions import NEIGHBOURS
+from pyro_discrete.testing.generated_programs.description import (
+    Branch,
+    Chain,
+    Description,
+    Plate,
+    Read,
+    Site,
+    Statement,
+)
+from pyro_discrete.testing.generated_programs.expressions import NEIGHBOURS
 
 __all__ = ["MOST_SITES", "MOST_VALUES", "random_pair"]
 

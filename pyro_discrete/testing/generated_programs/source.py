@@ -9,8 +9,8 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
-from pyro_discrete.testing.generated.description import Branch, Chain, Description, Read, Site
-from pyro_discrete.testing.generated.expressions import Expressions, Variable
+from pyro_discrete.testing.generated_programs.description import Branch, Chain, Description, Read, Site
+from pyro_discrete.testing.generated_programs.expressions import Expressions, Variable
 from pyro_discrete.testing.small_programs.program import Pair
 
 __all__ = ["build", "source"]

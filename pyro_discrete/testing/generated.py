@@ -1,4 +1,14 @@
-"""The net: whether what the engine says of a generated pair is what the oracle says."""
+"""The net: whether what the engine says of a generated pair is what a run for every joint value says.
+
+`random_pair` draws a small pair from a seed, `source` writes it as a program to read, `check` compares the engine with
+an oracle that runs the plain program once for every joint value, and `shrink` makes a pair smaller as long as something
+disagrees.
+
+>>> from pyro_discrete.testing.generated import check
+>>> from pyro_discrete.testing.generated_programs.random_pairs import random_pair
+>>> check(random_pair(3)).kind
+'passed'
+"""
 
 from __future__ import annotations
 
@@ -13,11 +23,11 @@ import pyro
 import torch
 
 from pyro_discrete.errors import DiscreteInferenceError
-from pyro_discrete.testing.generated.case import Case, DisagreementError, Engine, SkippedError
-from pyro_discrete.testing.generated.checks import CHECKS, EVERY
-from pyro_discrete.testing.generated.description import Description
-from pyro_discrete.testing.generated.oracle import NoAnswerError, answers
-from pyro_discrete.testing.generated.source import build
+from pyro_discrete.testing.generated_programs.case import Case, DisagreementError, Engine, SkippedError
+from pyro_discrete.testing.generated_programs.checks import CHECKS, EVERY
+from pyro_discrete.testing.generated_programs.description import Description
+from pyro_discrete.testing.generated_programs.oracle import NoAnswerError, answers
+from pyro_discrete.testing.generated_programs.source import build
 
 __all__ = ["Finding", "Verdict", "check", "reason"]
 

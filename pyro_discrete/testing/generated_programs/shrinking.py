@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from pyro_discrete.testing.generated.description import Branch, Chain, Description, Plate, Site, Statement, sites_of
+from pyro_discrete.testing.generated_programs.description import (
+    Branch,
+    Chain,
+    Description,
+    Plate,
+    Site,
+    Statement,
+    sites_of,
+)
 
 __all__ = ["shrink", "simpler"]
 
@@ -13,7 +21,7 @@ __all__ = ["shrink", "simpler"]
 def shrink(description: Description, disagrees: Callable[[Description], bool], most_tries: int = 300) -> Description:
     """Greedily the smallest program found for which `disagrees` is still true, after so many tries at most.
 
-    >>> from pyro_discrete.testing.generated import random_pair
+    >>> from pyro_discrete.testing.generated_programs.random_pairs import random_pair
     >>> small = shrink(random_pair(1), lambda d: any(s.role == "latent" for s in d.sites()))
     >>> [(site.name, site.family, site.plates) for site in small.sites()]
     [('z1', 'bernoulli', ())]

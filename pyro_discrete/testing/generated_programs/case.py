@@ -13,8 +13,8 @@ from torch import Tensor
 from pyro_discrete.elbos.elbo import TraceELBO
 from pyro_discrete.elbos.iwelbo import TraceIWELBO
 from pyro_discrete.posterior.discrete_posterior import DiscretePosterior
-from pyro_discrete.testing.generated.description import Chain, Description
-from pyro_discrete.testing.generated.oracle import Answer
+from pyro_discrete.testing.generated_programs.description import Chain, Description
+from pyro_discrete.testing.generated_programs.oracle import Answer
 from pyro_discrete.testing.small_programs.program import Pair
 
 __all__ = ["TOLERANCE", "Case", "DisagreementError", "Engine", "SkippedError", "written"]
