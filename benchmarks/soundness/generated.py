@@ -6,7 +6,7 @@
 
 Program i of a run is that of seed + i, whatever the number of programs and workers. Each disagreement is made smaller
 as long as it stays one, and printed as a program that runs by itself. Ends with status 1 if anything was wrong. A
-refusal (an error of the package's own) is no fault; the reasons are counted.
+refusal (an error of the package's own) is no fault; the reasons are counted. An interrupt ends it with what was found.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from multiprocessing import get_context
@@ -125,7 +126,7 @@ def main(
     reasons: Counter[str] = Counter()
     wrong: list[Found] = []
     started, examples, verdicts = time.perf_counter(), {}, Counter()
-    with tqdm(total=programs, unit="program", mininterval=1.0) as bar:
+    with suppress(KeyboardInterrupt), tqdm(total=programs, unit="program", mininterval=1.0) as bar:
         for found in _all(tasks, workers):
             bar.update()
             if found is None:
@@ -150,7 +151,10 @@ def main(
     for name, counted in kinds.items():
         if counted:
             print(f"{name:15s} " + ", ".join(f"{n} {k}" for k, n in sorted(counted.items())))
-    print(f"{programs} programs in {took:.0f} s: " + ", ".join(f"{n} {k}" for k, n in sorted(verdicts.items())))
+    print(
+        f"{sum(verdicts.values())} programs in {took:.0f} s: "
+        + ", ".join(f"{n} {k}" for k, n in sorted(verdicts.items()))
+    )
     if out is not None:
         out.write_text(json.dumps([_as_json(f) for f in wrong], indent=1))
     raise typer.Exit(bool(wrong))

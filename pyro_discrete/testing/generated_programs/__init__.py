@@ -1,1 +1,1 @@
-"""The generated programs: descriptions, their source, their right answers, and the checks that hold the engine to these."""
+"""Generated programs: descriptions, their source, their right answers, and the checks against these."""
