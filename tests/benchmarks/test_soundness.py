@@ -58,7 +58,7 @@ def doubles():
     torch.set_default_dtype(before)
 
 
-@pytest.mark.parametrize("name", pyro_examples.EXAMPLES)
+@pytest.mark.parametrize("name", pyro_examples.names())
 def test_the_loss_of_an_example_is_pyros(name, doubles):
     """And its gradients."""
     kind, text = pyro_examples.verdict(name)
