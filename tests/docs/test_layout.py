@@ -42,6 +42,7 @@ FLOORS = {
         guides training
         diagnostics
         testing/small_programs
+        testing/generated_programs
         testing
         .
     """,

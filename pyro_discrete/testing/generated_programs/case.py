@@ -1,0 +1,110 @@
+"""A generated program with its right answers, and how an answer of the engine is held against them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_discrete.elbos.elbo import TraceELBO
+from pyro_discrete.elbos.iwelbo import TraceIWELBO
+from pyro_discrete.posterior.discrete_posterior import DiscretePosterior
+from pyro_discrete.testing.generated_programs.description import Chain, Description
+from pyro_discrete.testing.generated_programs.oracle import Answer
+from pyro_discrete.testing.small_programs.program import Pair
+
+__all__ = ["TOLERANCE", "Case", "DisagreementError", "Engine", "SkippedError", "written"]
+
+TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What is tested; tests put wrong ones here."""
+
+    elbo: Callable[..., Any] = TraceELBO
+    bound: Callable[..., Any] = TraceIWELBO
+    posterior: Callable[..., Any] = DiscretePosterior
+
+
+class DisagreementError(Exception):
+    """A check met another answer than the right one."""
+
+
+class SkippedError(Exception):
+    """A check does not apply."""
+
+
+@dataclass
+class Case:
+    """A program with its right answers."""
+
+    description: Description
+    engine: Engine
+    pair: Pair
+    right: list[Answer]
+
+    def gradients(self, elbo: Any) -> tuple[float, dict[str, Tensor]]:
+        """Loss and gradients of a step."""
+        for leaf in self.pair.parameters.values():
+            leaf.grad = None
+        loss = elbo.loss_and_grads(self.pair.model, self.pair.guide, *self.pair.args)
+        found = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.pair.parameters.items()}
+        return loss, found
+
+    def loss(self, elbo: Any) -> float:
+        return elbo.loss(self.pair.model, self.pair.guide, *self.pair.args)
+
+    def nearest(self, loss: float) -> Answer:
+        """The answer, of those for each subsample, whose loss it is."""
+        best = min(self.right, key=lambda a: abs(a.loss - loss))
+        if not math.isclose(loss, best.loss, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
+            several = f" (or another of {len(self.right)} subsamples)" if len(self.right) > 1 else ""
+            raise DisagreementError(f"loss {loss:.6f}, right is {best.loss:.6f}{several}")
+        return best
+
+    def ordered(self) -> Iterator[Answer]:
+        """The answers, for the two orders in which the elements of a random subsample may stand."""
+        yield from self.right
+        thinned = [p for p in self.description.plates if p.subsample == "random"]
+        for plate in thinned:
+            dims = {}
+            for site in self.description.sites():
+                if plate.name in site.plates:
+                    of_features = (
+                        0 if site.family in ("bernoulli", "binomial") else 1 + (site.family == "pair_of_categoricals")
+                    )
+                    names = [f"{site.name}_{t}" for t in range(site.length)] if isinstance(site, Chain) else [site.name]
+                    dims |= dict.fromkeys(names, plate.dim - of_features)
+            yield from (answer.turned(dims) for answer in self.right)
+
+    def compare(self, loss: float, found: Mapping[str, Tensor]) -> None:
+        """Raise where the loss and the gradients are not those of an answer."""
+        best = self.nearest(loss)
+        alike = [a for a in self.right if math.isclose(a.loss, best.loss, rel_tol=1e-5, abs_tol=1e-5)]
+        problems = [first_difference(found, a.gradients) for a in alike]
+        if all(problems):
+            raise DisagreementError(f"the loss is right, {problems[0]}")
+
+    def needs_bound(self) -> None:
+        """Raise SkippedError where no bound of all data jointly can be compared with."""
+        if any(p.subsample for p in self.description.plates) or "scale" in self.description.handlers:
+            raise SkippedError("scales of the whole program stand outside of a bound")
+        if len(self.right) > 1 or len(self.right[0].losses) > 32:
+            raise SkippedError("too many pairs of joint values")
+
+
+def first_difference(found: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> str:
+    for name, gradient in right.items():
+        if not torch.allclose(found[name], gradient, rtol=TOLERANCE, atol=TOLERANCE):
+            return f"gradient of {name} {written(found[name])}, right is {written(gradient)}"
+    return ""
+
+
+def written(value: Tensor) -> str:
+    """The numbers of a tensor, to be read."""
+    return str([round(v, 6) for v in value.flatten().tolist()])

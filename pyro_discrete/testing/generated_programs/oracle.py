@@ -1,0 +1,230 @@
+"""What a generated pair has to give: by a run of the plain program for every joint value, without the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions import Unit
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+
+from pyro_discrete.diagnostics.assignments import AssignValues, Choices, innermost
+from pyro_discrete.testing.small_programs.program import Pair
+
+__all__ = ["Answer", "NoAnswerError", "Spread", "answers"]
+
+BUDGET = 4096
+
+
+class NoAnswerError(ValueError):
+    """The program has no right answer that could be compared with."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A marginal, as means of features of the values: the mean, and the variance over the guide's draws."""
+
+    mean: Tensor
+    variance: Tensor
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is right for one choice of subsamples.
+
+    - `loss`: minus the evidence lower bound. `gradients`: by the parameters' names, zero where nothing depends on it.
+    - `losses`: the loss at each joint value of the guide's sites, `[assignments]`; `weights`: their probabilities.
+    - `bound`: minus the bound of two particles, all data jointly; `bounds`: of each pair, `[assignments^2]`.
+    - `guided`, `own`: marginals of the guide's sites and of those that the model alone has.
+    - `certain`: names of sites that every run has. `mode`: the most probable values of the guide's sites under q, and
+      given these of the model's own; `clear`: by how much, in logarithms, these are more probable than others.
+    """
+
+    loss: float
+    gradients: dict[str, Tensor]
+    losses: Tensor
+    weights: Tensor
+    bound: float
+    bound_gradients: dict[str, Tensor]
+    bounds: Tensor
+    guided: dict[str, Spread] = field(default_factory=dict)
+    own: dict[str, Spread] = field(default_factory=dict)
+    certain: frozenset[str] = frozenset()
+    mode: dict[str, Tensor] = field(default_factory=dict)
+    clear: float = 0.0
+
+    def turned(self, dims: Mapping[str, int]) -> Answer:
+        """With the elements of some sites' marginals in the other order along a dim, counted from the right."""
+
+        def turn(spreads: Mapping[str, Spread]) -> dict[str, Spread]:
+            return {
+                n: Spread(s.mean.flip(dims[n]), s.variance.flip(dims[n])) if n in dims else s
+                for n, s in spreads.items()
+            }
+
+        return replace(self, guided=turn(self.guided), own=turn(self.own))
+
+
+@dataclass
+class _Run:
+    """A joint value of the guide's sites: its probability, log p less log q, and what the sites are there."""
+
+    weight: Tensor
+    log_p: Tensor
+    log_q: Tensor
+    values: dict[str, Tensor]
+    own: _Own
+
+
+@dataclass
+class _Own:
+    """The model's own sites given the guide's: means of features, most probable values, and how clearly these are."""
+
+    means: dict[str, Tensor]
+    best: dict[str, Tensor]
+    clear: float
+
+
+@dataclass
+class _OwnRun:
+    """A joint value of the model's own sites: its log-probability with and without scales, and their scale."""
+
+    joint: Tensor
+    plain: Tensor
+    values: dict[str, Tensor]
+    scale: float
+
+
+def answers(pair: Pair) -> list[Answer]:
+    """The right answers, one for each choice of subsamples (those that a program draws; else a single one)."""
+    groups: dict[Any, list[_Run]] = {}
+    choices, more = Choices(BUDGET), True
+    while more:
+        choices.restart()
+        assign = AssignValues(choices, nodes=0)
+        with assign:
+            trace = poutine.trace(pair.guide).get_trace(*pair.args)
+        trace.compute_log_prob()
+        log_q = torch.zeros(())
+        for site in trace.nodes.values():
+            if site["type"] == "sample" and (not site["is_observed"] or isinstance(site["fn"], Unit)):
+                log_q = log_q + torch.as_tensor(site["log_prob"]).sum()
+        drawn = {n: assign.values[n] for n in assign.enumerated}
+        for subsets, (log_p, own) in _evidence(pair, assign.values).items():
+            key = (tuple(assign.subsets), subsets)
+            groups.setdefault(key, []).append(_Run(assign.weight, log_p, log_q, drawn, own))
+        more = choices.advance()
+    return [_answer(runs, pair.parameters) for runs in groups.values()]
+
+
+def _evidence(pair: Pair, given: Mapping[str, Tensor]) -> dict[Any, tuple[Tensor, _Own]]:
+    """log p(data, given) by the model's own subsamples, with the means of the features of the model's own sites.
+
+    Means are left out where scales change them: a posterior is of probabilities, not of powers of them.
+    The model's own sites are summed out: s log sum p(own) prod p(rest)^(s' / s), where s is the scale around them and
+    s' that of another term. A mask of theirs does not change what they are drawn from.
+    """
+    groups: dict[Any, list[_OwnRun]] = {}
+    choices, more = Choices(BUDGET), True
+    while more:
+        choices.restart()
+        assign = AssignValues(choices, 0, given)
+        with assign:
+            trace = poutine.trace(pair.model).get_trace(*pair.args)
+        trace.compute_log_prob()
+        scales = {float(trace.nodes[n]["scale"]) for n in assign.enumerated}
+        if len(scales) > 1:
+            raise NoAnswerError(f"the model's own sites have several scales: {scales}")
+        scale = scales.pop() if scales else 1.0
+        total = plain = torch.zeros(())
+        for name, site in trace.nodes.items():
+            if site["type"] != "sample":
+                continue
+            if name in assign.enumerated:
+                prior = innermost(site["fn"]).log_prob(site["value"]).sum()
+                total, plain = total + prior, plain + prior
+            else:
+                factor: Any = torch.as_tensor(site["scale"]) / scale
+                total = total + scale_and_mask(site["unscaled_log_prob"], factor, site["mask"]).sum()
+                plain = plain + scale_and_mask(site["unscaled_log_prob"], 1.0, site["mask"]).sum()
+        values = {n: assign.values[n] for n in assign.enumerated}
+        groups.setdefault(tuple(assign.subsets), []).append(_OwnRun(total, plain.detach(), values, scale))
+        more = choices.advance()
+    found = {}
+    for subsets, runs in groups.items():
+        if len({run.scale for run in runs}) > 1:
+            raise NoAnswerError("the scale of the model's own sites changes with their values")
+        joint = torch.stack([run.joint for run in runs])
+        shares, plain = joint.detach().softmax(0), torch.stack([run.plain for run in runs]).softmax(0)
+        names = set.intersection(*(set(run.values) for run in runs)) if torch.allclose(shares, plain) else set()
+        means = {
+            n: torch.stack([p * features(run.values[n]) for p, run in zip(shares, runs, strict=True)]).sum(0)
+            for n in names
+        }
+        best = runs[int(plain.argmax())].values
+        found[subsets] = (runs[0].scale * joint.logsumexp(0), _Own(means, best, _clearness(plain)))
+    return found
+
+
+def _clearness(probabilities: Tensor) -> float:
+    """By how much the greatest exceeds the next, in logarithms."""
+    if len(probabilities) < 2:
+        return float("inf")
+    first, second = probabilities.log().topk(2).values
+    return (first - second).item()
+
+
+def features(value: Tensor) -> Tensor:
+    """Indicators of an integer's values 0, 1 and 2; other values as they are."""
+    if value.is_floating_point():
+        return value
+    return torch.nn.functional.one_hot(value, 3).to(torch.get_default_dtype())
+
+
+def _answer(runs: list[_Run], parameters: Mapping[str, Tensor]) -> Answer:
+    weights = torch.stack([r.weight for r in runs])
+    weights = weights / weights.detach().sum()
+    log_w = torch.stack([r.log_p - r.log_q for r in runs])
+    loss = -(weights * log_w).sum()
+    pairs = -(torch.logaddexp(log_w[:, None], log_w) - torch.tensor(2.0).log())
+    bound = (weights[:, None] * weights * pairs).sum()
+    plain = weights.detach()
+    guided = {}
+    for name in set.intersection(*(set(r.values) for r in runs)):
+        guided[name] = _spread(plain, [features(r.values[name].detach()) for r in runs])
+    own = {}
+    for name in set.intersection(*(set(r.own.means) for r in runs)):
+        own[name] = _spread(plain, [r.own.means[name] for r in runs])
+    best = runs[int(plain.argmax())]
+    certain = frozenset(guided) | frozenset(own)
+    return Answer(
+        loss.item(),
+        _gradients(loss, parameters),
+        -log_w.detach(),
+        plain,
+        bound.item(),
+        _gradients(bound, parameters),
+        pairs.detach().flatten(),
+        guided,
+        own,
+        certain,
+        best.values | best.own.best,
+        min(_clearness(plain), best.own.clear),
+    )
+
+
+def _spread(weights: Tensor, values: list[Tensor]) -> Spread:
+    stacked = torch.stack(values)
+    mean = torch.tensordot(weights, stacked, dims=1)
+    return Spread(mean, torch.tensordot(weights, (stacked - mean) ** 2, dims=1))
+
+
+def _gradients(value: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if not value.requires_grad:
+        return {n: torch.zeros_like(p) for n, p in parameters.items()}
+    found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, retain_graph=True)
+    return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), found, strict=True)}
