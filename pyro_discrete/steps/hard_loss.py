@@ -37,7 +37,7 @@ def hard_loss_of_rows(plan: Plan, pair: Pair, objective: Objective, known: Depen
     def place(block: Layout, given: Mapping[str, Tensor]) -> PlaceRows:
         return PlaceRows(choice, Columns(), block, plan.batch_dims, given=given)
 
-    rows = max(1, AT_ONCE // plan.elements)
+    rows = max(1, AT_ONCE // max(1, plan.elements))
     if 1 < layout.size <= rows:
         evaluation = _evaluated(plan, pair, objective, place(layout, {}), known)
         return Outcome(evaluation.loss / plan.particles, 0.0, [evaluation])

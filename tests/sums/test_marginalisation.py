@@ -178,7 +178,7 @@ def test_what_cannot_be_summed_is_refused():
 
     def plate_guide(x):
         with pyro.plate("rows", 40, dim=-1):
-            pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
+            pyro.sample("z", dist.Bernoulli(logits=pyro.param("b", torch.tensor(0.3))))
 
     def stacked(x):
         with pyro.plate("data", 3):

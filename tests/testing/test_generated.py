@@ -19,10 +19,7 @@ from pyro_discrete.testing.generated_programs.shrinking import shrink
 from pyro_discrete.testing.generated_programs.source import build, source
 
 SEEDS = range(60)
-PENDING: dict[int, str] = {
-    18: "a sum over a plate's elements is taken value by value, all elements at one value",
-    35: "a sum over a plate's elements, read outside of it",
-}
+PENDING: dict[int, str] = {}
 """Seeds whose programs the engine is still wrong on, and how."""
 
 LAYERS = Description(

@@ -25,7 +25,7 @@ from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.inspection.trial import check_matched
 from pyro_discrete.planning.plan import Exact, OneByOne, Parallel, Plan, StructureChangedError
-from pyro_discrete.programs.pair import Pair
+from pyro_discrete.programs.pair import KeepSubsamples, Pair
 from pyro_discrete.programs.sites import (
     family_of,
     guide_terms,
@@ -69,6 +69,9 @@ def enumerated_loss(plan: Plan, pair: Pair, known: Dependencies = UNKNOWN) -> Te
     seen: set[str] = set()
     guide = _Configure(settings, parallel, seen=seen)(pair.guide)
     model = _Configure(settings, parallel, drawn=seen)(pair.model)
+    if not parallel:  # every value's run sees the subsample of the first one
+        kept = KeepSubsamples()
+        guide, model = kept(guide), kept(model)
     try:
         with warnings.catch_warnings():  # sites that need not be in the model may be there
             warnings.filterwarnings("ignore", message="Found auxiliary vars in the model")
