@@ -22,6 +22,7 @@ from pyro_discrete.errors import (
     SettingError,
     SiteMatchError,
     SiteShapeError,
+    in_a_line,
     is_whole,
 )
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
@@ -216,10 +217,6 @@ def _draws_nothing(*args: Any, **kwargs: Any) -> None:
     """A guide without sites."""
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-
-
 class NotSummed(Exception):  # caught within the package
     """Sums over values side by side cannot be had, or are not what plain runs give."""
 
@@ -314,7 +311,7 @@ class PosteriorRuns:
         except DiscreteInferenceError:
             raise
         except Exception as error:
-            raise NotSummed(_first_line(error)) from error
+            raise NotSummed(in_a_line(error)) from error
         if reason:
             raise NotSummed(reason)
         return run
@@ -353,7 +350,7 @@ class PosteriorRuns:
                     within_budget(component, self.settings)
                 reason = disagreement(run, found, names, own, traced, own_terms_alone)
         except Exception as error:
-            raise NotSummed(_first_line(error)) from error
+            raise NotSummed(in_a_line(error)) from error
         if reason:
             raise NotSummed(reason)
         return run
@@ -445,7 +442,7 @@ class PosteriorRuns:
         named = ", ".join(map(repr, listed[:5])) + (", ..." if len(listed) > 5 else "")
         return EnumerationError(
             f"Sites {named} cannot be summed over: not side by side ({first}), nor one joint value after another "
-            f"({_first_line(last)})"
+            f"({in_a_line(last)})"
         )
 
     # -------------------------------------------------------------------------------------------- the model's sites

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,13 @@ from pyro_discrete.posterior.discrete_posterior import outside_of_inference_mode
 from pyro_discrete.posterior.draws import PosteriorDraws, draw_posterior
 from pyro_discrete.posterior.pareto import k_hat
 from pyro_discrete.programs.dims import plates_of
-from pyro_discrete.programs.pair import Pair
+from pyro_discrete.programs.pair import Pair, Program
 from pyro_discrete.programs.sites import is_random_observation, latent_sites
 
 __all__ = [
     "pareto_k",
     "to_inference_data",
 ]
-
-
-Program = Callable[..., Any]
 
 
 @outside_of_inference_mode

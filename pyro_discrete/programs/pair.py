@@ -105,7 +105,7 @@ class KeepSubsamples(SiteMessenger):
         kept = KeepSubsamples()
         for trace in traces:
             for name, msg in trace.nodes.items() if trace is not None else ():
-                if site_is_subsample(msg):
+                if site_is_subsample(msg) and name != ROWS_PLATE:
                     kept.indices.setdefault(name, msg["value"])  # type: ignore[arg-type]
         return kept
 
@@ -114,7 +114,7 @@ class KeepSubsamples(SiteMessenger):
             msg["value"] = self.indices.get(msg["name"])
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg):
+        if site_is_subsample(msg) and msg["name"] != ROWS_PLATE:  # rows are as many as a run wants
             self.indices.setdefault(msg["name"], msg["value"])
 
 
