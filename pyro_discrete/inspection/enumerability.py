@@ -125,9 +125,22 @@ def marked_trial(pair: Pair, max_plate_nesting: float) -> Trial | None:
             continue
         sites = [*sample_sites(guide_trace).values(), *sample_sites(model_trace).values()]
         deepest = max((-f.dim for m in sites for f in m["cond_indep_stack"] if f.dim is not None), default=0)
+        if any(_is_too_wide(m, sites) for m in sites):
+            continue
         if deepest <= nesting and any(m["infer"].get("_enumerate_dim") is not None for m in sites):
             return Trial(guide_trace, model_trace, subsamples, nesting)
     return None
+
+
+def _is_too_wide(msg: Any, sites: Iterable[Any]) -> bool:
+    """Whether a term has a dim of a size that neither a plate around it nor an enumerated site's values have."""
+    sizes = {f.dim: {f.size} for f in plates_of(msg) if f.dim is not None}
+    for other in sites:
+        dim = other["infer"].get("_enumerate_dim")
+        if dim is not None:
+            sizes.setdefault(dim, set()).add(other["value"].shape[dim - other["fn"].event_dim])
+    shape = site_log_prob(msg).shape
+    return any(size != 1 and size not in sizes.get(d, ()) for d, size in enumerate(shape, start=-len(shape)))
 
 
 @torch.no_grad()

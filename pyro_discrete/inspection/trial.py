@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -275,12 +275,12 @@ def _leaves_of(msg: Any) -> list[Tensor]:
 
 @torch.no_grad()
 def crossing_site(pair: Pair, trial: Trial, sites: Iterable[Site]) -> tuple[str, Site] | None:
-    """A model site outside a plate that depends on one of `sites` inside it, as far as other values of them show.
+    """A site outside a plate that depends on one of `sites` inside it, as far as other values of them show.
 
-    Sites of the same plates are given other values together, so that a long program is run few times.
+    In the guide or the model. Sites of the same plates are given other values together, so that a long program is run
+    few times.
     """
-    nodes = sample_sites(trial.model_trace)
-    order = {name: i for i, name in enumerate(nodes)}
+    traces = sample_sites(trial.guide_trace), sample_sites(trial.model_trace)
     fixed = {n: m["value"] for n, m in (latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)).items()}
     groups: dict[frozenset[Any], list[Site]] = {}
     for site in sites:
@@ -288,17 +288,32 @@ def crossing_site(pair: Pair, trial: Trial, sites: Iterable[Site]) -> tuple[str,
         if plates:
             groups.setdefault(plates, []).append(site)
     for plates, group in groups.items():
-        first = min(order.get(s.name, -1) for s in group)
-        outside = [n for n, i in order.items() if i > first and not plates <= plates_of(nodes[n])]
-        if not outside:
+        outside = [_after(nodes, group, plates, where) for where, nodes in enumerate(traces)]
+        if not any(outside):
             continue
         for attempt in range(4):
             others = {s.name: _value_of_attempt(s, attempt) for s in group}
-            again = sample_sites(trace_pair(pair, trial.subsamples, fixed | others)[1])
-            for name in outside:
-                if name not in again or not torch.equal(weighed_log_prob(again[name]), weighed_log_prob(nodes[name])):
-                    return name, group[0]
+            runs = [map(sample_sites, trace_pair(pair, trial.subsamples, fixed | others)) for _ in range(2)]
+            for nodes, names, once, again in zip(traces, outside, *runs, strict=True):
+                for name in names:
+                    if name not in once or name not in again:
+                        return name, group[0]
+                    term = weighed_log_prob(once[name])
+                    noisy = not _same(term, weighed_log_prob(again[name]))  # it has noise of its own, and shows nothing
+                    if not noisy and not _same(term, weighed_log_prob(nodes[name])):
+                        return name, group[0]
     return None
+
+
+def _after(nodes: Mapping[str, Any], group: Iterable[Site], plates: frozenset[Any], in_model: int) -> list[str]:
+    """Sites after the first one of a group, not in all of its plates; all of the model's, if the guide alone has it."""
+    order = {name: i for i, name in enumerate(nodes)}
+    first = min((order.get(s.name, -1 if in_model else len(order)) for s in group), default=len(order))
+    return [n for n, i in order.items() if i > first and not plates <= plates_of(nodes[n])]
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def _value_of_attempt(site: Site, attempt: int) -> Tensor:

@@ -249,8 +249,6 @@ class Weighed:
 
     def loss(self) -> tuple[Tensor, Tensor]:
         """Minus the bound of the first column, summed over outer samples: differentiable, and its plain value."""
-        if not self.log_weights:  # a program without a term has the bound 0
-            return torch.as_tensor(self.pathwise), torch.zeros(())
         bounds = torch.stack([log_mean(w[:1]).sum() for w in self.log_weights.values()])
         weighted = -self.scale * bounds.sum()
         value = weighted.detach() + sum((t.value.detach()[: self.layout.particles].sum() for t in self.shared), 0.0)

@@ -27,7 +27,8 @@ from pyro_discrete.errors import (
 )
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
-from pyro_discrete.inspection.trial import Trial, check_data, check_rows, plain_trial
+from pyro_discrete.inspection.enumerability import joined_elements
+from pyro_discrete.inspection.trial import Trial, check_data, check_rows, crossing_site, plain_trial
 from pyro_discrete.posterior.conditional import Conditional, check_same_shapes, decoded_shares, joined, of_shares
 from pyro_discrete.posterior.mixtures import Part, averaged
 from pyro_discrete.posterior.modes import AtCentre, FiniteCounts, modes, standing_alone
@@ -253,16 +254,34 @@ class PosteriorRuns:
         return self._takes_rows(Pair(_draws_nothing, self.pair.guide, self.pair.args, self.pair.kwargs))
 
     def _takes_rows(self, pair: Pair) -> bool:
-        trial = Trial(
-            self.trial.guide_trace,
-            self.trial.model_trace if pair is self.pair else Trace(),
-            self.trial.subsamples,
-            self.trial.batch_dims,
-        )
         with on_trial(), torch.no_grad():
             try:
-                return self.num_samples > 1 and bool(check_rows(pair, trial, self.num_samples))
+                return self.num_samples > 1 and bool(check_rows(pair, self._trial_of(pair), self.num_samples))
             except DiscreteInferenceError:
+                return False
+
+    def _trial_of(self, pair: Pair) -> Trial:
+        model = self.trial.model_trace if pair is self.pair else Trace()
+        return Trial(self.trial.guide_trace, model, self.trial.subsamples, self.trial.batch_dims)
+
+    @cached_property
+    def _own_hang_together(self) -> bool:
+        """Whether elements of a plate of the model's own sites are not to be summed over by themselves."""
+        return self._hang_together(self.pair, self.model_sites.values())
+
+    @cached_property
+    def _guides_hang_together(self) -> bool:
+        """The same of the guide's."""
+        alone = Pair(_draws_nothing, self.pair.guide, self.pair.args, self.pair.kwargs)
+        return self._hang_together(alone, (s for n, s in self.guide_sites.items() if n in self.discrete))
+
+    def _hang_together(self, pair: Pair, sites: Iterable[Site]) -> bool:
+        small = [s for s in sites if s.cardinality <= SMALL]
+        with on_trial():
+            try:
+                crossed = crossing_site(pair, self._trial_of(pair), small)
+                return crossed is not None or bool(joined_elements(pair, self._trial_of(pair), small))
+            except Exception:  # at values that are never drawn, perhaps: what is believed is checked anyway
                 return False
 
     def rowed(self, program: Callable[..., Any], rows: int | None) -> Callable[..., Any]:
@@ -279,6 +298,10 @@ class PosteriorRuns:
 
     # -------------------------------------------------------------------------------------------- sums
 
+    def _check_apart(self, guides: bool) -> None:
+        if self._guides_hang_together if guides else self._own_hang_together:
+            raise NotSummed("elements of a plate hang together")
+
     def _in_parallel(
         self,
         program: Callable[..., Any],
@@ -289,6 +312,7 @@ class PosteriorRuns:
         own_terms_alone: bool = False,
     ) -> EnumeratedRun:
         """A run with values side by side, and checked. Raises `NotSummed`, or `EnumerationError` beyond the budget."""
+        self._check_apart(own_terms_alone)
         batch_dims = self.trial.batch_dims - (rows is None)
         enumerated = Marginalise(drawn, self.settings, batch_dims, masked=masked)
         try:
@@ -337,6 +361,7 @@ class PosteriorRuns:
         own_terms_alone: bool = False,
     ) -> EnumeratedRun:
         """Tables from a run for each value, and checked."""
+        self._check_apart(own_terms_alone)
         plain = self.rowed(program, None)
 
         def traced(*handlers: Any) -> Trace:
@@ -721,8 +746,8 @@ def _refuse_swapped(trial: Trial) -> None:
     ]
     if seen[0] and not seen[1]:
         raise SettingError(
-            f"The guide observes {', '.join(map(repr, seen[0][:3]))} and the model observes nothing: the model comes "
-            "first, the guide second, as in DiscretePosterior(model, guide)."
+            f"The guide observes {', '.join(map(repr, seen[0][:3]))} and the model observes nothing, as if swapped: the "
+            "model comes first, the guide second, as in DiscretePosterior(model, guide)."
         )
 
 

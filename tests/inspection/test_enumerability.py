@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from typing import ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -100,8 +99,8 @@ def test_continuous_sites_may_stand_in_matrix_products(estimator, particles):
 class NoBatch(dist.TorchDistribution):
     """A log-probability that takes a scale without batch alone."""
 
-    arg_constraints: ClassVar[dict] = {}
-    support = dist.constraints.real_vector
+    arg_constraints = {}  # noqa: RUF012  # pyright: ignore[reportAssignmentType]
+    support = dist.constraints.real_vector  # pyright: ignore[reportAssignmentType]
 
     def __init__(self, mean, scale):
         self.mean_, self.scale = mean, scale

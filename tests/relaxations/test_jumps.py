@@ -267,7 +267,7 @@ def test_a_draw_of_another_site_in_the_guide_is_followed_through_both_programs()
 
 def test_terms_that_jump_by_themselves():
     class Edge(dist.TorchDistribution):
-        arg_constraints, support, has_rsample = {}, dist.constraints.real, False
+        arg_constraints, support, has_rsample = {}, dist.constraints.real, False  # pyright: ignore
 
         def __init__(self, at):
             self.at = at
