@@ -746,8 +746,8 @@ def _refuse_swapped(trial: Trial) -> None:
     ]
     if seen[0] and not seen[1]:
         raise SettingError(
-            f"The guide observes {', '.join(map(repr, seen[0][:3]))} and the model observes nothing, as if swapped: the "
-            "model comes first, the guide second, as in DiscretePosterior(model, guide)."
+            f"The guide observes {', '.join(map(repr, seen[0][:3]))} and the model observes nothing, as if swapped: "
+            "the model comes first, the guide second, as in DiscretePosterior(model, guide)."
         )
 
 

@@ -248,7 +248,7 @@ def test_a_program_that_reads_all_values_at_once_beside_a_site_of_the_guide():
 
 def test_a_batch_shape_is_judged_by_the_log_probability():
     class Carrier(dist.TorchDistribution):
-        arg_constraints, support, has_rsample = {}, dist.constraints.real, True
+        arg_constraints, support, has_rsample = {}, dist.constraints.real, True  # pyright: ignore
 
         def __init__(self, v):
             self.v = v
