@@ -9,7 +9,7 @@ from pyro_discrete import DiscretePosterior, Enumerate, TraceELBO
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.sums.elimination import Elimination, SizesAlone, named
 from pyro_discrete.sums.plates import PlatedTerm, contract_plates
-from tests.sums.test_weights import agrees, nothing
+from tests.support.exact_sums import agrees, nothing
 
 RATINGS = torch.tensor([[0.3, -1.0], [0.8, 0.2], [-0.5, 1.4]])
 

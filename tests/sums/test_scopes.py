@@ -12,7 +12,7 @@ from pyro_discrete import DiscretePosterior, TraceELBO, TraceIWELBO
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.sums.enumerated_sites import SPARE, EnumerationDims
 from pyro_discrete.testing import exact_loss
-from tests.sums.test_weights import agrees, nothing
+from tests.support.exact_sums import agrees, nothing
 
 Y = torch.tensor([0.4, -0.3, 1.2, 0.8, 0.1, 0.3])
 TABLE = torch.tensor([[0.2, 0.7], [0.6, 0.9]])

@@ -8,14 +8,9 @@ from pyro import poutine
 
 from pyro_discrete import DiscretePosterior, TraceELBO, TraceIWELBO
 from pyro_discrete.errors import EnumerationError
-from pyro_discrete.testing import exact_gradient, exact_loss
-from tests.support.pairs import gradients
+from tests.support.exact_sums import agrees, nothing
 
 X = torch.tensor([0.3, 2.0, -1.0])
-
-
-def nothing():
-    """A guide without sites."""
 
 
 def weights():
@@ -61,19 +56,6 @@ def masked_sites_too():
         with poutine.mask(mask=z > 0):
             y = pyro.sample("y", dist.Bernoulli(0.6))
             pyro.sample("x", dist.Normal(2 * y, 1.0), obs=X)
-
-
-def agrees(model, guide, estimator="enumerate", **settings):
-    elbo = TraceELBO(estimator, **settings)
-    exact, wanted = float(exact_loss(model, guide)), exact_gradient(model, guide)
-    assert elbo.loss(model, guide) == pytest.approx(exact, abs=1e-4)
-    for _ in range(2):  # a captured step, from the second on
-        for value in pyro.get_param_store().values():
-            value.unconstrained().grad = None
-        assert elbo.loss_and_grads(model, guide) == pytest.approx(exact, abs=1e-4)
-        for name, gradient in gradients().items():
-            assert torch.allclose(gradient, wanted[name].to(gradient), atol=1e-4)
-    return elbo.plan
 
 
 @pytest.mark.parametrize("model", [masked, masked_within, factored, nested, masked_sites_too])
