@@ -23,6 +23,10 @@ UNROLLED = 64
 """So many elements of a plate are taken one by one, at most: of two values each, no table would hold more."""
 
 
+SMALL_TABLE = 2**20
+"""Elements of a table that need be no smaller."""
+
+
 @dataclass(frozen=True, eq=False)
 class PlatedTerm:
     """A log-probability with its dims' symbols, and the symbols of the plates that it is in."""
@@ -161,6 +165,8 @@ def _to_unroll(
                 continue
             if best is None or ring.largest < best[0]:
                 best = ring.largest, plates
+        if best is not None and best[0] <= SMALL_TABLE:
+            break  # more elements one by one would take longer
     if best is None:
         raise CrossedPlatesError(min((n for n in sizes.values() if n > UNROLLED), default=UNROLLED))
     return best[1]
