@@ -89,6 +89,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         self._plan: Plan | None = None
         self._pair: tuple[Program, Program] | None = None
         self._replans = self._calls = 0
+        self._takes_gradients = False
         self._leaves = KnownLeaves()
         self.captures = Captures(compile) if compile is not False else None
 
@@ -107,8 +108,19 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The discrete objective with hard draws (exact sums under "enumerate"), whatever the estimator."""
         pair = Pair(model, guide, args, kwargs)
-        with self._errors(pair), torch.no_grad():
-            outcome = self._retried(pair, lambda plan: evaluate_step(plan, pair, self.objective))
+
+        def evaluate(plan: Plan) -> Outcome:
+            with torch.set_grad_enabled(self._takes_gradients):
+                return evaluate_step(plan, pair, self.objective)
+
+        with self._errors(pair):
+            try:
+                outcome = self._retried(pair, evaluate)
+            except RuntimeError as error:
+                if self._takes_gradients or "does not require grad" not in str(error):
+                    raise
+                self._takes_gradients = True  # the program differentiates something by itself
+                outcome = self._retried(pair, evaluate)
             value = float(outcome.loss)
             if math.isnan(value):
                 raise self._not_finite(pair, outcome)

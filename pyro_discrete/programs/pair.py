@@ -194,7 +194,23 @@ def trace_pair(
     around: Around | None = None,
 ) -> tuple[Trace, Trace]:
     """Run the guide, then the model against it: with these values, over a leading plate of rows, the model inside of
-    `around`."""
+    `around`. A program that differentiates something by itself is run with gradients on, whatever is around."""
+    try:
+        return _traced(pair, subsamples, values, rows, around)
+    except RuntimeError as error:
+        if torch.is_grad_enabled() or "does not require grad" not in str(error):
+            raise
+        with torch.enable_grad():
+            return _traced(pair, subsamples, values, rows, around)
+
+
+def _traced(
+    pair: Pair,
+    subsamples: KeepSubsamples,
+    values: Mapping[str, Tensor] | None,
+    rows: Rows | None,
+    around: Around | None,
+) -> tuple[Trace, Trace]:
     guide = _over_rows(pair.guide, rows)
     with subsamples:
         if pair.guide_runs_model:

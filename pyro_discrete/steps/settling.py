@@ -189,6 +189,6 @@ def _beside_each_other(plan: Plan, pair: Pair, trial: Trial) -> Exact:
         return replace(plan.way, at_once=False)
 
 
-@torch.no_grad()
 def _try(plan: Plan, pair: Pair, objective: Objective, known: Dependencies) -> None:
-    WAYS[type(plan.way)].evaluate(plan, pair, objective, known)
+    with torch.enable_grad():  # as in training: a program may differentiate something by itself
+        WAYS[type(plan.way)].evaluate(plan, pair, objective, known)
