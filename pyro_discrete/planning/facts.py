@@ -1,0 +1,100 @@
+"""What a plan takes from a trial run: what each fact rests on, where it is checked, and what happens if it fails.
+
+A plan is a hypothesis: it is made from one trial, and a program may do something else in the next run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["FACTS", "Fact"]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Something that a plan believes of a program.
+
+    - `rests_on`: how it was found. `may_change_with`: what could make it false later.
+    - `checked`: where, and how often. `otherwise`: the way on where it does not hold.
+    """
+
+    name: str
+    rests_on: str
+    may_change_with: str
+    checked: str
+    otherwise: str
+
+
+FACTS = (
+    Fact(
+        "sites",
+        "the names and plates of a trial's traces",
+        "a branch on a draw, an argument, Python's state",
+        "every run: `steps.choice`, `steps.run.run_pair`, `Dependencies.fit`",
+        "planned anew; row by row if it happens often, each run with the sites that it has",
+    ),
+    Fact(
+        "matched",
+        "the guide's latent sites are the model's",
+        "the same",
+        "every run: `inspection.trial.check_matched`",
+        "SiteMatchError that names the site",
+    ),
+    Fact(
+        "plate_dims",
+        "the deepest plate of a trial",
+        "the same",
+        "every run: the dims of all sites",
+        "planned for more dims",
+    ),
+    Fact(
+        "rows",
+        "rows of differing values give each row's own terms",
+        "a shape or a branch that hangs on a value",
+        "where a plan is made: `inspection.trial.check_rows`",
+        "row by row, with a warning",
+    ),
+    Fact(
+        "values",
+        "rows of differing values at the sites that are summed out, and at these alone",
+        "the same",
+        "where a plan is made: `inspection.enumerability.why_not_over_values`",
+        "one value after another, each with the shape of a draw",
+    ),
+    Fact(
+        "elements",
+        "terms of a plate's elements, and terms outside of it, at values that differ by halves of the plate",
+        "the same",
+        "where a plan is made: `joined_elements`, `crossing_site`; in every exact sum by the dims of its terms",
+        "joint values of all elements, or EnumerationError",
+    ),
+    Fact(
+        "enumerated_dims",
+        "every term shows the dims of the draws that reach it: by value, distribution, mask or scale",
+        "a chain that looks further back than its history",
+        "every run: `sums.enumerated_sites.EnumerateSites`",
+        "EnumerationError that names history and the site",
+    ),
+    Fact(
+        "dependencies",
+        "which terms a site's draw moves, by operations traced and by other values",
+        "whatever Python reads",
+        "every run: values and versions of all that the code can see, `inspection.wiring`",
+        "looked at anew; unknown, so that costs are whole, where something cannot be watched",
+    ),
+    Fact(
+        "smoothness",
+        "a relaxed value is used smoothly",
+        "comparisons, casts, rounding, indices of sorts",
+        "once for each state of the dependencies and at every 64th run: `relaxations.jumps`",
+        "an error from estimators that rest on slopes, one warning from relaxations",
+    ),
+    Fact(
+        "trials",
+        "the largest number of trials of a relaxed Binomial",
+        "the data",
+        "every run that is not captured: `state_trials`",
+        "the relaxation goes up to the larger number from then on",
+    ),
+)
+"""The facts of a plan."""

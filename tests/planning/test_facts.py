@@ -1,0 +1,158 @@
+"""Every fact that a plan takes from a trial is broken on purpose, and its fallback seen."""
+
+from __future__ import annotations
+
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_discrete import TraceELBO
+from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SiteMatchError
+from pyro_discrete.planning.facts import FACTS
+from pyro_discrete.planning.plan import Jointly, OneByOne
+from pyro_discrete.programs.pair import Pair
+
+X = torch.tensor([0.4, -1.3, 2.1])
+
+
+def model_of(read, name="z"):
+    """Three bits in a plate, and data about what is read of them."""
+
+    def model(*args):
+        with pyro.plate("data", 3):
+            z = pyro.sample(name, dist.Bernoulli(0.4))
+            pyro.sample("x", dist.Normal(read(z, *args), 1.0), obs=X)
+
+    return model
+
+
+def guide(*args):
+    with pyro.plate("data", 3):
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
+
+
+def guide_of_more(more):
+    with pyro.plate("data", 3):
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
+        if more:
+            pyro.sample("w", dist.Bernoulli(0.3))
+
+
+def break_sites():
+    model = model_of(lambda z, more: z + (pyro.sample("w", dist.Bernoulli(0.5)) if more else 0.0))
+    elbo = TraceELBO("rloo", num_particles=2)
+    elbo.loss_and_grads(model, guide_of_more, False)
+    elbo.loss_and_grads(model, guide_of_more, True)
+    assert set(elbo.plan.choices) == {"z", "w"}
+
+
+def break_matched():
+    model = model_of(lambda z, more: z)
+    elbo = TraceELBO("rloo", num_particles=2)
+    elbo.loss_and_grads(model, guide_of_more, False)
+    with pytest.raises(SiteMatchError, match="'w'"):
+        elbo.loss_and_grads(model, guide_of_more, True)
+
+
+def break_plate_dims():
+    def model(deep):
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Bernoulli(0.4))
+            if deep:
+                with pyro.plate("outer", 2, dim=-2):
+                    pyro.sample("x", dist.Normal(z, 1.0), obs=X.expand(2, 3))
+            else:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=X)
+
+    elbo = TraceELBO("rloo", num_particles=2)
+    elbo.loss_and_grads(model, guide, False)
+    elbo.loss_and_grads(model, guide, True)
+    assert elbo.plan.batch_dims == 2
+
+
+def break_rows():
+    model = model_of(lambda z: z.mean() + 0 * z)
+    elbo = TraceELBO("rloo", num_particles=2)
+    with pytest.warns(UserWarning, match="a row's log-probability changes"):
+        elbo.loss_and_grads(model, guide)
+    assert elbo.plan.path == "sequential"
+
+
+def break_values():
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(0.4))
+        pyro.sample("x", dist.Normal(1.0 if z.item() else 0.0, 1.0), obs=X[0])
+
+    elbo = TraceELBO("enumerate")
+    elbo.loss_and_grads(model, lambda: pyro.sample("z", dist.Bernoulli(0.3)))
+    assert isinstance(elbo.plan.way, OneByOne)
+
+
+def break_elements():
+    model = model_of(lambda z: z + z.roll(1, -1))
+    elbo = TraceELBO("enumerate")
+    elbo.loss_and_grads(model, guide)
+    assert isinstance(elbo.plan.way, Jointly)
+
+
+def break_enumerated_dims():
+    def model():
+        z = [torch.tensor(0.0), torch.tensor(0.0)]
+        for t in pyro.markov(range(5)):
+            z.append(pyro.sample(f"z{t}", dist.Bernoulli(0.2 + 0.3 * z[-1] + 0.3 * z[-2])))
+            pyro.sample(f"x{t}", dist.Normal(z[-1], 1.0), obs=X[0])
+
+    with pytest.raises(EnumerationError, match="history"):
+        TraceELBO().loss(model, lambda: None)
+
+
+class Held:
+    """A setting where no list of what can be watched has it."""
+
+    def __init__(self) -> None:
+        self.read = iter([True] * 99).__next__
+
+
+def break_dependencies():
+    held = Held()
+    model = model_of(lambda z: z if held.read() else torch.zeros(3))
+    elbo = TraceELBO("nvil")
+    elbo.loss_and_grads(model, guide)
+    assert not elbo.plan.dependencies(Pair(model, guide, (), {})).known
+    assert "costs: " in str(elbo.plan)
+
+
+def break_smoothness():
+    model = model_of(lambda z: torch.where(z > 0.5, 1.0, 0.0))
+    with pytest.raises(DiscreteInferenceError, match="'z'"):
+        TraceELBO("rebar").loss_and_grads(model, guide)
+    with pytest.warns(UserWarning, match="'z'"):
+        TraceELBO("gumbel_softmax").loss_and_grads(model, guide)
+
+
+def break_trials():
+    def model(n):
+        z = pyro.sample("z", dist.Binomial(n, torch.tensor(0.4)))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=X[0])
+
+    def guided(n):
+        pyro.sample("z", dist.Binomial(n, torch.sigmoid(pyro.param("a", torch.tensor(0.3)))))
+
+    elbo = TraceELBO("gumbel_softmax")
+    elbo.loss_and_grads(model, guided, 2)
+    elbo.loss_and_grads(model, guided, 5)
+    assert elbo.plan.met.largest["z"] == 5
+
+
+@pytest.mark.parametrize("fact", FACTS, ids=lambda fact: fact.name)
+def test_a_fact_that_fails_has_its_fallback(fact):
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        globals()[f"break_{fact.name}"]()
+    assert fact.rests_on
+    assert fact.may_change_with
+    assert fact.checked
+    assert fact.otherwise
