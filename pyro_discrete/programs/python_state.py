@@ -27,7 +27,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sized
 from datetime import date, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from re import Pattern
 from types import (
     BuiltinFunctionType,
@@ -158,6 +158,7 @@ _NAMESPACES = (SimpleNamespace, argparse.Namespace)
 
 
 _ItemOfNamedTuple = type(vars(namedtuple("_", "item"))["item"])
+_Cached = type(cache(int))
 
 
 _CONSTRUCTORS = frozenset(("__init__", "__new__", "__post_init__"))
@@ -577,6 +578,9 @@ class PythonState:
             return
         if kind is ReferenceType:
             self._weak.append(found)
+            return
+        if kind is _Cached:  # gives what its function gave: as long as that reads the same, it is the same
+            self._pending.append(found.__wrapped__)
             return
         if root not in _TRUSTED or stateful:
             raise UnknownStateError(f"it reads an object of type {kind.__module__}.{name}, which cannot be watched")

@@ -13,6 +13,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.enum_messenger import enumerate_site
 from torch import Tensor
 from torch.distributions import constraints
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyro_discrete.errors import EnumerationError, SiteMatchError, SiteShapeError
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
@@ -96,7 +97,7 @@ def refuse_unguided(name: str, fn: Any, infer: Mapping[str, Any]) -> None:
         )
 
 
-SPARE = 16
+SPARE = 5
 """So many dims stay unused before one that `pyro.markov` has let go of is given again."""
 
 
@@ -129,9 +130,10 @@ class EnumerationDims:
         number, dim = self.number, self.following
         self.number += 1
         free = [] if in_use is None else [d for d in self._local if d not in in_use]
-        if len(free) >= SPARE:
+        spare = SPARE if get_proxy_mode() is None else 1  # a graph is of a run that was looked at before
+        if len(free) >= spare:
             # not always the oldest: a program that looks back equally far every time would meet its own dim
-            dim = free[number * number % min(5, SPARE)]
+            dim = free[number * number % spare]
             self._local.remove(dim)
         else:
             self.following -= 1

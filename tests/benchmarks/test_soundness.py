@@ -88,7 +88,7 @@ def test_a_suite_is_run_with_either_elbo(tmp_path):
     folder = tmp_path / "tests" / "infer"
     folder.mkdir(parents=True)
     (folder / "test_small.py").write_text(SUITE)
-    stock, ours = (ran(tmp_path, ("tests/infer/test_small.py",), whose) for whose in ("stock", "ours"))
+    stock, ours = (ran(tmp_path, ("tests/" + "infer/test_small.py",), whose) for whose in ("stock", "ours"))
     found = {name.split("::")[1]: kind for name, (kind, _) in compared(stock, ours).items()}
     assert found == {
         "test_both[TraceEnum_ELBO]": "passed by both",
