@@ -579,7 +579,9 @@ class PythonState:
         if kind is ReferenceType:
             self._weak.append(found)
             return
-        if kind is _Cached:  # gives what its function gave: as long as that reads the same, it is the same
+        if kind is _Cached:  # gives what its function gave, until it is called anew
+            calls = _Calls(found)
+            self._slots.append((calls, "made", calls.made))
             self._pending.append(found.__wrapped__)
             return
         if root not in _TRUSTED or stateful:
@@ -673,6 +675,18 @@ def described(value: Any, depth: int = 0) -> Any:
         keys = [*value] if isinstance(value, dict | MappingProxyType) else []
         return kind, keys, [described(each, depth + 1) for each in _parts(value)]
     return kind, _Is(value)
+
+
+class _Calls:
+    """The calls of a cached function that its cache did not answer, and the answers that it holds."""
+
+    def __init__(self, cached: Any) -> None:
+        self._cached = cached
+
+    @property
+    def made(self) -> tuple[int, int]:
+        info = self._cached.cache_info()
+        return info.misses, info.currsize
 
 
 def closed_over(program: Any) -> dict[str, Any]:

@@ -315,6 +315,10 @@ def watched():
 
         return see()[0]
 
+    @functools.cache
+    def cached():
+        return FLAGS["use"]
+
     return {
         "attribute of an object": (lambda: body(bare.use), lambda: setattr(bare, "use", True)),
         "through a decorated function": (lambda: body(decorated()), lambda: setattr(bare, "use", True)),
@@ -395,6 +399,7 @@ def watched():
             lambda: body(hooked(torch.zeros(2)).numel() > 2),
             lambda: hooked.register_forward_pre_hook(lambda *_: (torch.zeros(3),)),
         ),
+        "cache": (lambda: body(cached()), lambda: (FLAGS.update(use=True), cached.cache_clear())),
     }
 
 
@@ -445,10 +450,6 @@ def unwatched(path):
     many = list(range(20_000))
     now, clock = datetime.datetime(1900, 1, 1), time.time
 
-    @functools.cache
-    def cached():
-        return FLAGS["use"]
-
     def written():
         with open(path) as stream:
             return stream.read() == "on"
@@ -480,7 +481,6 @@ def unwatched(path):
         "thread's own": (lambda: local.use, lambda: setattr(local, "use", True), "local"),
         "weak reference": (lambda: lost() is None, lambda: gone.clear(), "weakref"),
         "proxy": (lambda: referred.use, None, "weakref"),
-        "cache": (lambda: cached(), lambda: (cached.cache_clear(), FLAGS.update(use=True)), "lru_cache"),
         "large array": (lambda: huge[9], lambda: huge.fill(1.0), "NumPy"),
         "array of objects": (lambda: objects[0]["use"], lambda: objects[0].update(use=True), "NumPy"),
         "too long a list": (lambda: many[0], lambda: many.__setitem__(0, 1), "20000 items"),
