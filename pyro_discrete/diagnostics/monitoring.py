@@ -7,12 +7,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import xarray as xr
-from matplotlib.figure import Figure
 from pyro import poutine
 from torch import Tensor
 
@@ -24,6 +23,9 @@ from pyro_discrete.estimators.base import Estimator, ScoredDraw, Surrogate
 from pyro_discrete.families import Family
 from pyro_discrete.programs.pair import Pair, undisturbed
 from pyro_discrete.programs.sites import base_distribution, family_of, latent_sites
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = [
     "Monitor",
@@ -282,6 +284,8 @@ def picture(history: xr.Dataset, path: str | Path | None = None) -> Figure:
         "temperature": "temperature",
     }
     shown = [key for key in by_site if bool(np.isfinite(history[key]).any())]
+    from matplotlib.figure import Figure  # of the extra "plots"
+
     figure = Figure(figsize=(9, 1.0 + 2.0 * (1 + len(shown))), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1 + len(shown), 1, sharex=True))
     steps = history["step"].values

@@ -53,7 +53,14 @@ from pyro_discrete.programs.dims import Columns, Layout, plates_of
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import Site, latent_sites, number_of_values, sample_sites, why_not_enumerable
 from pyro_discrete.sums.enumerated_sites import check_table, refuse_unguided
-from pyro_discrete.sums.marginalisation import NoLeadingDimsError, absorbed, marginal_sites, settle, settle_marginals
+from pyro_discrete.sums.marginalisation import (
+    NoLeadingDimsError,
+    absorbed,
+    check_elements,
+    marginal_sites,
+    settle,
+    settle_marginals,
+)
 
 __all__ = [
     "make_plan",
@@ -288,12 +295,19 @@ def _enumeration_plan(
     for site in everything:
         if site.name not in separated:
             _check_support(site, settings, joined)
-    joint = not separated and crossing_site(pair, trial, everything) is not None
+    if marginal:
+        try:
+            check_elements(pair, trial, marginal)
+        except EnumerationError as error:
+            if explicit:
+                raise
+            return str(error)
+    joint = not separated and crossing_site(pair, trial, discrete) is not None
     if explicit and not joint and not separated:
         joint = _small_jointly(trial, discrete, settings, selection.particles)
     coupling = ESCAPES
     if not separated and not joint:
-        joined_by = joined_elements(pair, trial, everything)
+        joined_by = joined_elements(pair, trial, discrete)
         joint, coupling = bool(joined_by), f"share terms ({joined_by})"
     if joint and not explicit:
         return f"its sites {coupling}"

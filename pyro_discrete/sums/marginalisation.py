@@ -7,7 +7,7 @@ term stands for its members goes on to the objective, for which it is an observe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -41,6 +41,7 @@ __all__ = [
     "SCALES_DIFFER",
     "Known",
     "absorbed",
+    "check_elements",
     "collapsed",
     "common_scale",
     "from_first",
@@ -244,15 +245,8 @@ def marginal_sites(trial: Trial) -> list[Site]:
     return [Site(m) for n, m in latent_sites(trial.model_trace).items() if n not in drawn]
 
 
-def settle_marginals(
-    pair: Pair, trial: Trial, settings: Mapping[str, Enumerate], rows: bool = False
-) -> tuple[SumCost, frozenset[str]]:
-    """Try the sum once, without contracting it: what it will cost for one row, and the sites whose terms are in it.
-
-    `rows`: whether there is to be a dim for them between plates and values. Raises `EnumerationError` if the program
-    mixes values in leading dims, if a plate's elements hang together, or if the cost is beyond the budget.
-    """
-    sites = [s for s in marginal_sites(trial) if s.name in settings]
+def check_elements(pair: Pair, trial: Trial, sites: Sequence[Site]) -> None:
+    """Raise `EnumerationError` where plate elements of these sites of the model alone hang together."""
     crossed = crossing_site(pair, trial, sites)
     if crossed is not None:
         outer, inner = crossed
@@ -268,6 +262,18 @@ def settle_marginals(
             f"Sites {listed} are in the model alone, and {joined}: all joint values of the plate's elements would have "
             "to be summed over. Draw them in the guide too."
         )
+
+
+def settle_marginals(
+    pair: Pair, trial: Trial, settings: Mapping[str, Enumerate], rows: bool = False
+) -> tuple[SumCost, frozenset[str]]:
+    """Try the sum once, without contracting it: what it will cost for one row, and the sites whose terms are in it.
+
+    `rows`: whether there is to be a dim for them between plates and values. Raises `EnumerationError` if the program
+    mixes values in leading dims, if a plate's elements hang together, or if the cost is beyond the budget.
+    """
+    sites = [s for s in marginal_sites(trial) if s.name in settings]
+    check_elements(pair, trial, sites)
     names = ", ".join(repr(s.name) for s in sites[:5]) + (", ..." if len(sites) > 5 else "")
     reason = why_not_over_values(pair, trial, settings.keys())
     cost, members = SumCost(), frozenset[str]()

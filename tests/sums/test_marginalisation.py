@@ -192,6 +192,23 @@ def test_what_cannot_be_summed_is_refused():
     refused("leading dims, which the program cannot take.*Index from the right", stacked)
 
 
+@pytest.mark.parametrize("estimator", ["rloo", "enumerate"])
+def test_elements_of_a_site_of_the_model_alone_that_hang_together_are_refused(estimator):
+    """A term in the plate that reads the other elements too: sums over each by itself would be silently wrong."""
+
+    def model(x):
+        with pyro.plate("data", 3):
+            y = pyro.sample("y", dist.Bernoulli(0.3))
+        z = pyro.sample("z", dist.Bernoulli(0.3))
+        with pyro.plate("data again", 3):
+            pyro.sample("x", dist.Normal(y - 0.5 * y.sum(-1, keepdim=True) + z, 1.0), obs=x)
+
+    def scalar(x):
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("c", torch.tensor(0.3))))
+
+    refused("'y'.*all joint values of the plate's elements", model, scalar, estimator)
+
+
 def test_too_large_a_sum_is_refused_before_work():
     def model(x):
         total = 0.0
