@@ -18,10 +18,10 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
 from pyro_discrete.errors import DiscreteInferenceError, in_a_line
-from pyro_discrete.inspection.trial import Trial, check_rows, spread_values, unused_size
+from pyro_discrete.inspection.trial import Trial, check_rows, spread_values, unused_size, value_of_attempt
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, trace_pair
-from pyro_discrete.programs.sites import Site, joint_support, latent_sites, sample_sites, site_log_prob
+from pyro_discrete.programs.sites import Site, latent_sites, sample_sites, site_log_prob
 
 __all__ = [
     "joined_elements",
@@ -155,19 +155,17 @@ def joined_elements(pair: Pair, trial: Trial, sites: Iterable[Site]) -> str:
     fixed = {n: m["value"] for n, m in (latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)).items()}
     for plate in sorted(plates, key=lambda p: p.dim or 0):
         group = [s for s in drawn.values() if plate in s.plates]
-        one, other = (fixed | {s.name: _shifted(s, k) for s in group} for k in (0, 1))
-
-        def mixed(moved: Tensor, plate: Any = plate, group: Any = group, one: Any = one, other: Any = other) -> Any:
-            given = {s.name: torch.where(_along(moved, plate, s), other[s.name], one[s.name]) for s in group}
-            return trace_pair(pair, trial.subsamples, fixed | given)
-
-        ends = [trace_pair(pair, trial.subsamples, values) for values in (one, other)]
-        for number, moved in enumerate(_halves(plate.size)):
-            runs = [*ends, mixed(moved), mixed(moved) if number == 0 else None]
-            for where in (0, 1):
-                found = _joined([None if run is None else run[where] for run in runs], plate, moved)
-                if found:
-                    return found
+        for first in (0, 2):
+            one, other = (fixed | {s.name: value_of_attempt(s, first + k) for s in group} for k in (0, 1))
+            ends = [trace_pair(pair, trial.subsamples, values) for values in (one, other)]
+            for number, moved in enumerate(_halves(plate.size)):
+                given = {s.name: torch.where(_along(moved, plate, s), other[s.name], one[s.name]) for s in group}
+                mixed = [trace_pair(pair, trial.subsamples, fixed | given) for _ in range(2 if number == 0 else 1)]
+                runs = [*ends, mixed[0], mixed[1] if number == 0 else None]
+                for where in (0, 1):
+                    found = _joined([None if run is None else run[where] for run in runs], plate, moved)
+                    if found:
+                        return found
     return ""
 
 
@@ -176,15 +174,6 @@ def _halves(size: int) -> list[Tensor]:
     if size <= 16:
         return [torch.arange(size) // 2**bit % 2 == 1 for bit in range((size - 1).bit_length())]
     return [torch.rand(size) < 0.5 for _ in range(4)]
-
-
-def _shifted(site: Site, shift: int) -> Tensor:
-    """A value of the site of differing elements; another one for another shift."""
-    fn = site.distribution
-    support = joint_support(fn).reshape(-1, *fn.event_shape)
-    index = torch.arange(fn.batch_shape.numel(), device=support.device)
-    index = (index * (index + 1) // 2 + shift) % len(support)
-    return support[index].reshape(fn.shape())
 
 
 def _along(moved: Tensor, plate: Any, site: Site) -> Tensor:

@@ -58,6 +58,7 @@ __all__ = [
     "plain_trial",
     "spread_values",
     "unused_size",
+    "value_of_attempt",
     "warn_of_observations",
 ]
 
@@ -292,7 +293,7 @@ def crossing_site(pair: Pair, trial: Trial, sites: Iterable[Site]) -> tuple[str,
         if not any(outside):
             continue
         for attempt in range(4):
-            others = {s.name: _value_of_attempt(s, attempt) for s in group}
+            others = {s.name: value_of_attempt(s, attempt) for s in group}
             runs = [map(sample_sites, trace_pair(pair, trial.subsamples, fixed | others)) for _ in range(2)]
             for nodes, names, once, again in zip(traces, outside, *runs, strict=True):
                 for name in names:
@@ -316,7 +317,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.allclose(one, other, rtol=0.0, atol=0.0, equal_nan=True)
 
 
-def _value_of_attempt(site: Site, attempt: int) -> Tensor:
+def value_of_attempt(site: Site, attempt: int) -> Tensor:
     """All elements at the first value, all at the last one, then values that go through the support.
 
     What an element is compared with may be a sum over all of them: the first two attempts differ in it.

@@ -175,6 +175,28 @@ def test_a_term_that_reads_another_element_is_summed_jointly(form):
     assert "joins elements of plate 'data'" in str(auto.plan)
 
 
+def test_a_term_that_reads_one_part_of_other_elements_events():
+    q = torch.tensor([[0.3, 0.6], [0.8, 0.4]])
+
+    def model():
+        with pyro.plate("data", 2):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor([0.4, 0.7])).to_event(1))
+            pyro.sample("x", dist.Normal(0.8 - 0.6 * z[..., 0].cumsum(-1), 1.0), obs=X[:2])
+
+    def guide():
+        with pyro.plate("data", 2):
+            pyro.sample("z", dist.Bernoulli(q).to_event(1))
+
+    loss = 0.0
+    for bits in itertools.product((0.0, 1.0), repeat=4):
+        z = torch.tensor(bits).reshape(2, 2)
+        log_q = dist.Bernoulli(q).log_prob(z).sum()
+        prior = dist.Bernoulli(torch.tensor([0.4, 0.7])).log_prob(z).sum()
+        x = dist.Normal(0.8 - 0.6 * z[:, 0].cumsum(-1), 1.0).log_prob(X[:2]).sum()
+        loss += float(log_q.exp() * (log_q - prior - x))
+    assert isinstance(agrees(TraceELBO("enumerate"), model, guide, loss).way, Jointly)
+
+
 def test_one_dim_more_than_needed_goes_value_by_value():
     data, times = torch.tensor([4.0, 5.0, 1.0, 0.0]), torch.arange(4)
 
