@@ -36,6 +36,7 @@ from pyro_discrete.capture.rewriting import (
     separate_biases,
     share_repeated,
 )
+from pyro_discrete.errors import first_line
 from pyro_discrete.inspection.provenance import classes_stated
 
 __all__ = [
@@ -199,7 +200,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 def why_not(error: Exception) -> str:
     """What an error says about why a step cannot be captured."""
-    text = str(error).splitlines()[0].strip() if str(error) else ""
+    text = first_line(error).strip()
     if "get value out of a tracing tensor" in text or "data-dependent" in text.lower():
         return (
             "it decides in Python by a tensor's value (`if`, `.item()`, `float()`); use tensor operations such as "

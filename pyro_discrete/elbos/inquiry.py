@@ -26,6 +26,7 @@ from pyro_discrete.errors import (
     SettingError,
     SiteMatchError,
     SiteShapeError,
+    first_line,
     shown,
 )
 from pyro_discrete.inspection.observations import arguments_of, described, wrong_observation
@@ -144,7 +145,7 @@ def _argument_with_nan(pair: Pair) -> str | None:
 
 def _plate_error(error: Exception) -> DiscreteInferenceError | None:
     """Pyro's own words on a site that does not fit a plate around it."""
-    text = str(error).splitlines()[0] if str(error) else ""
+    text = first_line(error)
     if re.match(r"Shape mismatch inside plate|.*plate.*(dim|size).*(conflict|collision|mismatch)", text):
         return SiteShapeError(
             f"{text.rstrip('.')}. Make the batch shape of the site's parameters that of the plates around it."

@@ -361,20 +361,19 @@ class RowsVerdict:
         return self.model_trace is not None
 
 
-def check_rows(pair: Pair, trial: Trial, rows: int, only: Collection[str] | None = None) -> RowsVerdict:
+def check_rows(pair: Pair, trial: Trial, rows: int) -> RowsVerdict:
     """Try the pair with a leading dim.
 
     A program that raises, or in which a row's log-probabilities are not those of a run with that row's values alone
     (`view(B, -1)`, control flow on a value, batch statistics), is to be run row by row. One that broadcasts rows into
     another dim is refused with `SiteShapeError`. Rows are tried in a number that is no size in the program, so that
-    they cannot pass for another dim, and with values from all over the support, so that they differ. With `only`, rows
-    differ at these sites alone.
+    they cannot pass for another dim, and with values from all over the support, so that they differ.
     """
     trial_rows = unused_size(trial)
     dim = -1 - trial.batch_dims
     try:
         guide_trace, model_trace = trace_pair(
-            pair, trial.subsamples, spread_values(trial, trial_rows, only), rows=(trial_rows, dim)
+            pair, trial.subsamples, spread_values(trial, trial_rows), rows=(trial_rows, dim)
         )
     except DiscreteInferenceError:
         raise

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from pyro_discrete.errors import EnumerationError, SiteMatchError
+from pyro_discrete.errors import EnumerationError, SiteMatchError, in_a_line
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.registry import AUTO
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
@@ -59,7 +59,7 @@ from pyro_discrete.sums.marginalisation import (
     check_elements,
     marginal_sites,
     settle,
-    settle_marginals,
+    try_sums,
 )
 
 __all__ = [
@@ -347,8 +347,8 @@ def _plan_by_marks(trial: Trial, selection: Selection, objective: Objective, err
     if not objective.may_enumerate or not (explicit or all(map(selection.left_to_auto, discrete))):
         raise EnumerationError(
             f"The program runs only while sites {names} are enumerated in parallel, as it marks them: on single values "
-            f"it raises {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. Choose 'enumerate' "
-            "for every discrete site, or index from the right so that single values can be read too."
+            f"it raises {in_a_line(error)}. Choose 'enumerate' for every discrete site, or index from the "
+            "right so that single values can be read too."
         ) from error
     planned, chosen = [], {}
     for site in sites:
@@ -417,7 +417,7 @@ def _choose_way(
     reason = verdict.reason if verdict is not None else ""
     if verdict and marginals.settings and not marginals.one_by_one:
         try:
-            settle_marginals(pair, trial, marginals.settings, rows=True)
+            try_sums(pair, trial, marginals.settings, rows=True)
         except NoLeadingDimsError as error:
             verdict, reason = None, str(error)
     if not verdict:

@@ -127,9 +127,14 @@ class OneByOne(Exact):
 
 @dataclass(frozen=True)
 class Jointly(Exact):
-    """Joint values of all plate elements as rows. `why`: what the sites do that elements do not go by themselves."""
+    """Joint values of all plate elements as rows.
+
+    - `why`: what the sites do that elements do not go by themselves.
+    - `one_by_one`: whether each has a run of its own, where the program takes no rows.
+    """
 
     why: str = ESCAPES
+    one_by_one: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.inspection.enumerability import why_not_over_values
 from pyro_discrete.inspection.trial import Trial, check_rows, spread_values, unused_size
 from pyro_discrete.objectives.base import Objective
-from pyro_discrete.planning.plan import Exact, Jointly, OneByOne, Parallel, Plan
+from pyro_discrete.planning.plan import ESCAPES, Exact, Jointly, OneByOne, Parallel, Plan
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair, trace_pair
 from pyro_discrete.programs.sites import Site, family_of, latent_sites
+from pyro_discrete.steps.enumerated.jointly import joint_values
 from pyro_discrete.steps.enumerated.parallel import CoupledPlatesError
 from pyro_discrete.steps.step import WAYS
 from pyro_discrete.sums.packed_terms import CoupledElementsError
@@ -63,10 +64,17 @@ def settled(plan: Plan, pair: Pair, objective: Objective, trial: Trial) -> Plan 
             f"'nvil', index from the right so that dims on the left broadcast, or draw {coupled[1]!r} in the guide too."
         )
     if isinstance(way, Jointly):
-        raise EnumerationError(
-            "The elements of a plate have to be enumerated jointly, over a leading dim that the program cannot take "
-            f"({found}). Use 'rloo' or 'nvil', or index from the right."
-        )
+        drawn = latent_sites(trial.guide_trace).values()
+        number = joint_values(m for m in drawn if family_of(m["fn"]) not in (None, Family.CONTINUOUS))
+        if way.why == ESCAPES or number > ONE_BY_ONE:
+            raise EnumerationError(
+                "The elements of a plate have to be enumerated jointly, over a leading dim that the program cannot "
+                f"take ({found}). Use 'rloo' or 'nvil', or index from the right."
+            )
+        reason = f"{plan.reason}; one after another: {found}"
+        plan = replace(plan, way=replace(way, one_by_one=True), reason=reason)
+        _try(plan, pair, objective, known)
+        return plan
     if joint > ONE_BY_ONE:
         raise EnumerationError(
             f"The discrete sites cannot be enumerated in parallel ({found}), and their {joint:.3g} joint values are "

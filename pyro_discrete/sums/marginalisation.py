@@ -50,6 +50,7 @@ __all__ = [
     "settle",
     "settle_marginals",
     "summed_one_by_one",
+    "try_sums",
 ]
 
 
@@ -264,34 +265,41 @@ def check_elements(pair: Pair, trial: Trial, sites: Sequence[Site]) -> None:
         )
 
 
-def settle_marginals(
-    pair: Pair, trial: Trial, settings: Mapping[str, Enumerate], rows: bool = False
-) -> tuple[SumCost, frozenset[str]]:
-    """Try the sum once, without contracting it: what it will cost for one row, and the sites whose terms are in it.
+def settle_marginals(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate]) -> tuple[SumCost, frozenset[str]]:
+    """What the sum will cost for one row, and the sites whose terms are in it: checked, and tried once.
 
-    `rows`: whether there is to be a dim for them between plates and values. Raises `EnumerationError` if the program
-    mixes values in leading dims, if a plate's elements hang together, or if the cost is beyond the budget.
+    Raises `EnumerationError` if the program mixes values in leading dims, if a plate's elements hang together, or if
+    the cost is beyond the budget.
     """
-    sites = [s for s in marginal_sites(trial) if s.name in settings]
-    check_elements(pair, trial, sites)
-    names = ", ".join(repr(s.name) for s in sites[:5]) + (", ..." if len(sites) > 5 else "")
+    check_elements(pair, trial, [s for s in marginal_sites(trial) if s.name in settings])
     reason = why_not_over_values(pair, trial, settings.keys())
+    if reason:
+        raise _no_leading_dims(trial, settings, reason)
+    return try_sums(pair, trial, settings, rows=False)
+
+
+def try_sums(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate], rows: bool) -> tuple[SumCost, frozenset[str]]:
+    """Try the sum once, without contracting it; `rows`: with a dim for them between plates and values."""
     cost, members = SumCost(), frozenset[str]()
-    if not reason:
-        try:
-            with torch.no_grad(), trial.subsamples:
-                marginalise = Marginalise(latent_sites(trial.guide_trace), settings, trial.batch_dims, rows=rows)
-                replayed = pair.replayed(trial.guide_trace, marginalise)
-                trace = poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
-                for component in components(trace, marginalise)[0]:
-                    cost = cost.beside(within_budget(component, settings))
-                    members = members.union(f.name for f in component.factors)
-            return cost, members
-        except DiscreteInferenceError:
-            raise
-        except Exception as error:
-            reason = in_a_line(error)
-    raise NoLeadingDimsError(
+    try:
+        with torch.no_grad(), trial.subsamples:
+            marginalise = Marginalise(latent_sites(trial.guide_trace), settings, trial.batch_dims, rows=rows)
+            replayed = pair.replayed(trial.guide_trace, marginalise)
+            trace = poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
+            for component in components(trace, marginalise)[0]:
+                cost = cost.beside(within_budget(component, settings))
+                members = members.union(f.name for f in component.factors)
+        return cost, members
+    except DiscreteInferenceError:
+        raise
+    except Exception as error:
+        raise _no_leading_dims(trial, settings, in_a_line(error)) from error
+
+
+def _no_leading_dims(trial: Trial, settings: Mapping[str, Enumerate], reason: str) -> NoLeadingDimsError:
+    sites = [s for s in marginal_sites(trial) if s.name in settings]
+    names = ", ".join(repr(s.name) for s in sites[:5]) + (", ..." if len(sites) > 5 else "")
+    return NoLeadingDimsError(
         f"Sites of the model alone ({names}) are summed out over leading dims, which the program cannot take "
         f"({reason}). Index from the right so that dims on the left broadcast, or draw them in the guide too."
     )

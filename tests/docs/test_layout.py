@@ -102,9 +102,6 @@ NAMES_OF_NOTHING = """
     utils
 """.split()  # noqa: SIM905
 
-PRIVATE_YET: frozenset[str] = frozenset()
-"""Private names that other modules import still."""
-
 
 @dataclass(frozen=True)
 class Import:
@@ -265,7 +262,7 @@ def _of_import(module: Module, line: Import, modules: Mapping[str, Module]) -> I
         yield f"imports a test: {target.name}"
     if line.name is None or target.name != line.module or line.name == "*":
         return
-    if _is_private(line.name) and line.name not in PRIVATE_YET:
+    if _is_private(line.name):
         yield f"imports the private {line.name} of {target.name}"
     if line.name in target.defined:
         return

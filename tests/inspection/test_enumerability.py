@@ -197,6 +197,33 @@ def test_a_term_that_reads_one_part_of_other_elements_events():
     assert isinstance(agrees(TraceELBO("enumerate"), model, guide, loss).way, Jointly)
 
 
+def test_elements_that_a_branch_joins_go_through_all_joint_values():
+    """No rows can be had, and elements do not go by themselves: a run for each joint value of all of them."""
+    q = torch.tensor([0.3, 0.6, 0.8])
+
+    def read(z):
+        return z if z.sum() > 1.5 else 1 - 2 * z
+
+    def model():
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Bernoulli(0.4))
+            pyro.sample("x", dist.Normal(read(z), 1.0), obs=X[:3])
+
+    def guide():
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Bernoulli(q))
+
+    loss = 0.0
+    for bits in itertools.product((0.0, 1.0), repeat=3):
+        z = torch.tensor(bits)
+        log_q = dist.Bernoulli(q).log_prob(z).sum()
+        terms = dist.Bernoulli(0.4).log_prob(z) + dist.Normal(read(z), 1.0).log_prob(X[:3])
+        loss += float(log_q.exp() * (log_q - terms.sum()))
+    plan = agrees(TraceELBO("enumerate"), model, guide, loss)
+    assert isinstance(plan.way, Jointly)
+    assert plan.way.one_by_one
+
+
 def test_one_dim_more_than_needed_goes_value_by_value():
     data, times = torch.tensor([4.0, 5.0, 1.0, 0.0]), torch.arange(4)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import Dependencies
-from pyro_discrete.inspection.trial import plain_trial
+from pyro_discrete.inspection.trial import Trial, plain_trial
 from pyro_discrete.planning.plan import Jointly, Plan
 from pyro_discrete.programs.pair import Pair, hidden_from_traces, trace_pair
 from pyro_discrete.programs.sites import (
@@ -71,6 +71,8 @@ def joint_loss(plan: Plan, pair: Pair, known: Dependencies) -> Tensor:
         values[name] = table.expand((rows, plan.particles, *batch, *fn.event_shape)).flatten(0, 1)
     plan.met.cost = SumCost(total * largest * plan.particles, total * largest * plan.particles)
     marginalise = Marginalise(latent_sites(trial.guide_trace), dict.fromkeys(extra, settings), plan.batch_dims)
+    if plan.way.one_by_one:
+        return _one_by_one(plan, pair, trial, known, values, sites)
     leading = rows * plan.particles, -1 - plan.batch_dims
     guide_trace, model_trace = trace_pair(pair, trial.subsamples, values, leading, marginalise)
     if extra:
@@ -80,18 +82,49 @@ def joint_loss(plan: Plan, pair: Pair, known: Dependencies) -> Tensor:
     return _weighted((guide_trace, model_trace), sites, plan.particles, closed)
 
 
-def _weighted(
-    rowed: tuple[Trace, Trace], sites: Mapping[str, Any], particles: int, closed: Mapping[str, Tensor]
+def _one_by_one(
+    plan: Plan,
+    pair: Pair,
+    trial: Trial,
+    known: Dependencies,
+    values: Mapping[str, Tensor],
+    sites: Mapping[str, Any],
 ) -> Tensor:
+    """The same by a run for each joint value (and particle)."""
+    extra = latent_sites(trial.model_trace).keys() - latent_sites(trial.guide_trace).keys()
+    assert isinstance(plan.way, Jointly)
+    settings = dict.fromkeys(extra, plan.way.settings)
+    losses = []
+    for row in range(len(next(iter(values.values())))):
+        marginalise = Marginalise(latent_sites(trial.guide_trace), settings, plan.batch_dims, rows=False)
+        own = {name: value[row].reshape(sites[name]["value"].shape) for name, value in values.items()}
+        guide_trace, model_trace = trace_pair(pair, trial.subsamples, own, around=marginalise)
+        if extra:
+            model_trace = collapsed(model_trace, marginalise, plan.batch_dims)[0]
+        closed = plan.closed_terms(guide_trace, model_trace, known)
+        losses.append(_weighted((guide_trace, model_trace), sites, plan.particles, closed, rows=False))
+    return torch.stack(losses).sum()
+
+
+def _weighted(
+    rowed: tuple[Trace, Trace],
+    sites: Mapping[str, Any],
+    particles: int,
+    closed: Mapping[str, Tensor],
+    rows: bool = True,
+) -> Tensor:
+    def total(term: Tensor) -> Tensor:
+        return term.flatten(1).sum(1) if rows else term.sum()
+
     guide_trace, model_trace = rowed
     guide_trace.compute_log_prob()
     model_trace.compute_log_prob()
     weight: Tensor | float = 0.0
-    f = -sum(term.flatten(1).sum(1) for term in closed.values())
+    f = -sum(total(term) for term in closed.values())
     for terms, sign in ((sample_sites(model_trace), 1.0), (guide_terms(guide_trace), -1.0)):
         for name, msg in terms.items():
             if name not in closed:
-                f = f + sign * msg["log_prob"].flatten(1).sum(1)
+                f = f + sign * total(msg["log_prob"])
             if sign < 0 and name in sites:
-                weight = weight + without_mask(msg["fn"]).log_prob(msg["value"]).flatten(1).sum(1)
+                weight = weight + total(without_mask(msg["fn"]).log_prob(msg["value"]))
     return -(torch.as_tensor(weight).exp() * f).sum() / particles
