@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from pyro.ops.rings import LogRing
-from pyro.ops.special import safe_log
 from torch import Tensor
+
+from pyro_discrete.draws.log_space import log_sum_exp
 
 __all__ = [
     "Elimination",
@@ -18,7 +19,6 @@ __all__ = [
     "SizesAlone",
     "Table",
     "dims_of",
-    "log_sum_exp",
     "named",
     "selected",
 ]
@@ -32,13 +32,6 @@ LONG = 16
 
 SCAN_TABLE = 2**15
 """Elements of the table by which two links of a chain are joined; beyond it, one link after another is faster."""
-
-
-def log_sum_exp(table: Tensor, dim: int) -> Tensor:
-    """`log(sum(exp(table)))` over one dim; -inf where all is, with a gradient that is finite there."""
-    limits = torch.finfo(table.dtype)
-    shift = table.detach().amax(dim, keepdim=True).clamp(limits.min, limits.max)
-    return safe_log((table - shift).exp().sum(dim)) + shift.squeeze(dim)
 
 
 class Elimination(LogRing):

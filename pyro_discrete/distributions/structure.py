@@ -1,0 +1,274 @@
+"""What a structured discrete distribution is to an estimator: values, vertices, noise that brings a value, and mass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints, register_kl
+
+from pyro_discrete.errors import EnumerationError, SettingError, UnsupportedSiteError
+
+__all__ = ["LARGEST_SUPPORT", "GibbsStructure", "Structure", "float_or_inf"]
+
+S = TypeVar("S", bound="Structure")
+T = TypeVar("T")
+
+LARGEST_SUPPORT = 2**20
+"""A support is not listed beyond so many values."""
+
+
+def float_or_inf(log_size: float, size: Callable[[], int]) -> float:
+    """A number that is counted exactly while a float holds it, and inf beyond: `log_size` is about its logarithm."""
+    return float(size()) if log_size < 700 else math.inf
+
+
+class Structure(TorchDistribution):
+    """A discrete distribution over rankings, subsets, matchings, trees, paths: the protocol that estimators rely on.
+
+    Shapes: logits `[*batch, *param]`, a value `[*batch, *event]`, its vertex `[*batch, *vertex]` (indicators, 0 or 1),
+    noise flat, `[*batch, M]`. Every method takes values, vertices and noise with more dims on the left, and none
+    loops over them.
+
+    A subclass writes `param_dim`, `soft_value`, `event_shape_of`, `_draw`, `log_prob`, `cardinality`, `_support_list`,
+    `vertex`, `value_of`, `support`, `small`, and of the rest what it can: `defines` reads its capabilities off the
+    class, and what is not written raises `UnsupportedSiteError`, which names it.
+    """
+
+    has_enumerate_support = True
+    arg_constraints: ClassVar[dict[str, Any]] = {"logits": constraints.real}
+    param_dim: ClassVar[int] = 1
+    """Dims of one element's logits."""
+    soft_value: ClassVar[Literal["index", "weights"]] = "index"
+    """What a program sees under relaxation: an index (integers when hard), or the vertex itself."""
+
+    logits: Tensor
+
+    def __init__(self, logits: Tensor, *, validate_args: bool | None = None) -> None:
+        self._check_shape(logits)
+        self.logits = logits
+        self._cache: dict[str, Any] = {}
+        batch = logits.shape[: logits.dim() - self.param_dim]
+        super().__init__(batch, self.event_shape_of(logits), validate_args=validate_args)
+        if self._validate_args:
+            self._check_logits()
+
+    def _check_shape(self, logits: Tensor) -> None:
+        """Raise `SettingError` if these logits have not the dims that the structure needs."""
+        if logits.dim() < self.param_dim:
+            raise SettingError(
+                f"{type(self).__name__}: logits {list(logits.shape)} given, at least {self.param_dim} dims expected."
+            )
+        if not logits.is_floating_point():
+            raise SettingError(f"{type(self).__name__}: logits of {logits.dtype} given, floating ones expected.")
+
+    def _check_logits(self) -> None:
+        """Under validation, raise `SettingError` if these logits have no law."""
+        if bool((self.logits == math.inf).any()):
+            raise SettingError(f"{type(self).__name__}: logits of +inf given, numbers or -inf expected.")
+
+    def event_shape_of(self, logits: Tensor) -> torch.Size:
+        """Shape of one value."""
+        raise NotImplementedError
+
+    # ---------------------------------------------------------------------------------------------------- as in Pyro
+
+    def like(self: S, logits: Tensor) -> S:
+        """The same structure at other logits, of any batch shape."""
+        return type(self)(logits, validate_args=False, **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        """What `__init__` takes besides the logits."""
+        return {}
+
+    def expand(self: S, batch_shape: Sequence[int], _instance: Any = None) -> S:
+        param = self.logits.shape[self.logits.dim() - self.param_dim :]
+        wide = self.like(self.logits.expand(torch.Size(batch_shape) + param))
+        wide._validate_args = self._validate_args
+        return wide
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        self._prepare()
+        with torch.no_grad():
+            return self._draw(torch.Size(sample_shape) + self.batch_shape)
+
+    def _prepare(self) -> None:
+        """Make tables that draws and scores share, where gradients still flow."""
+
+    def _draw(self, shape: torch.Size) -> Tensor:
+        """Values `[*shape, *event]`, where `shape` ends in the batch shape."""
+        raise NotImplementedError
+
+    @property
+    def cardinality(self) -> float:
+        """The number of values, by formula; inf where no float holds it."""
+        raise NotImplementedError
+
+    def _support_list(self) -> Tensor:
+        """All values, `[V, *event]`."""
+        raise NotImplementedError
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """All values, `[V, *batch, *event]` or (`expand=False`) with batch dims of size 1."""
+        if self.cardinality > LARGEST_SUPPORT:
+            raise EnumerationError(
+                f"{type(self).__name__} has {self.cardinality:.4g} values, more than the {LARGEST_SUPPORT} that are "
+                "listed. Take an estimator that draws, such as 'rloo'."
+            )
+        every = self._support_list().to(self.logits.device)
+        every = every.reshape(every.shape[:1] + (1,) * len(self.batch_shape) + self.event_shape)
+        return every.expand(every.shape[:1] + self.batch_shape + self.event_shape) if expand else every
+
+    # ------------------------------------------------------------------------------------------------- what it can do
+
+    @classmethod
+    def defines(cls, *names: str) -> bool:
+        """Whether the class has these capabilities: it writes each of these methods, or a class between does.
+
+        >>> from pyro_discrete.distributions import PlackettLuce
+        >>> PlackettLuce.defines("perturb", "perturb_given"), PlackettLuce.defines("marginals")
+        (True, False)
+        """
+        return all(getattr(cls, name, None) is not getattr(Structure, name, None) for name in names)
+
+    def _lacks(self, what: str) -> UnsupportedSiteError:
+        return UnsupportedSiteError(f"{type(self).__name__} has no {what}.")
+
+    @property
+    def vertex_shape(self) -> torch.Size:
+        """Shape of one value's vertex."""
+        raise NotImplementedError
+
+    @property
+    def possible(self) -> Tensor:
+        """Which coordinates of a vertex can be one: `[*batch, *vertex]`."""
+        return torch.ones(self.batch_shape + self.vertex_shape, dtype=torch.bool, device=self.logits.device)
+
+    def vertex(self, value: Tensor) -> Tensor:
+        """A value's indicators, `[..., *vertex]`, in the logits' dtype."""
+        raise NotImplementedError
+
+    def value_of(self, vertex: Tensor) -> Tensor:
+        """The value whose vertex this is."""
+        raise NotImplementedError
+
+    def log_mass(self, vertex: Tensor) -> Tensor:
+        """`log_prob` of the value at a vertex, and a smooth function between vertices: `[...]`."""
+        raise self._lacks("log-mass between its values")
+
+    def perturb(self) -> Tensor:
+        """Noise that stands for a value, `[*batch, M]`: differentiable in the logits, with what is drawn held."""
+        raise self._lacks("noise that stands for a value")
+
+    def read(self, noise: Tensor) -> Tensor:
+        """The value that noise stands for: `[..., *event]`, of `[..., M]`."""
+        raise self._lacks("noise that stands for a value")
+
+    def perturb_given(self, value: Tensor) -> Tensor:
+        """Noise given that it stands for this value, `[..., M]`: differentiable in the logits."""
+        raise self._lacks("noise given a value")
+
+    def soft(self, noise: Tensor, temperature: Tensor | float) -> Tensor:
+        """A soft vertex `[..., *vertex]` of noise `[..., M]`; its limit at temperature 0 is the vertex of `read`."""
+        raise self._lacks("soft value")
+
+    def marginals(self) -> Tensor:
+        """The mean of the vertex: `[*batch, *vertex]`."""
+        raise self._lacks("marginals")
+
+    def argmax(self, scores: Tensor) -> Tensor:
+        """The value of the largest total of scores, which are like the logits."""
+        raise self._lacks("best value that can be found")
+
+    @property
+    def mode(self) -> Tensor:
+        """The most probable value."""
+        return self.argmax(self.logits.detach())
+
+    def top_k(self, k: int) -> Tensor:
+        """The k most probable values, `[k, *batch, *event]`, the best first."""
+        raise self._lacks("list of the k best values")
+
+    @classmethod
+    def small(cls) -> list[Structure]:
+        """Small instances, of some 30 values at most, that `check_structure` looks at."""
+        raise NotImplementedError
+
+    # -------------------------------------------------------------------------------------------------------- tables
+
+    def _cached(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` gives, kept until the logits change in place, or gradients are asked for that it has not."""
+        logits = self.logits
+        version = None if logits.is_inference() else logits._version
+        key = (version, torch.is_grad_enabled() and logits.requires_grad)
+        held = self._cache.get(name)
+        if held is None or (held[0] != key and held[0] != (version, True)):
+            held = key, make()
+            self._cache[name] = held
+        return held[1]
+
+
+class GibbsStructure(Structure):
+    r"""A structure whose log-probability is linear in the vertex: an exponential family.
+
+    .. math:: \log p(z) = \langle \mathrm{vertex}(z), \mathrm{logits} \rangle - \log Z(\mathrm{logits})
+
+    Vertices have the shape of the logits. A subclass writes `log_partition`; marginals are its gradient, and
+    entropies and divergences follow from them.
+    """
+
+    @property
+    def log_partition(self) -> Tensor:
+        """log Z, `[*batch]`, differentiable (twice) in the logits."""
+        raise NotImplementedError
+
+    @property
+    def vertex_shape(self) -> torch.Size:
+        return self.logits.shape[self.logits.dim() - self.param_dim :]
+
+    @property
+    def possible(self) -> Tensor:
+        return self.logits > -math.inf
+
+    def weight(self, vertex: Tensor) -> Tensor:
+        """Inner product of vertices and logits, `[...]`; a weight of zero at a logit of -inf makes zero."""
+        read = vertex != 0
+        term = vertex * torch.where(read, self.logits, 0.0)
+        return term.flatten(term.dim() - self.param_dim).sum(-1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        return self.log_mass(self.vertex(value))
+
+    def log_mass(self, vertex: Tensor) -> Tensor:
+        return self.weight(vertex) - self.log_partition
+
+    def marginals(self) -> Tensor:
+        with torch.enable_grad():
+            tracked = self.logits.requires_grad
+            at = self if tracked else self.like(self.logits.detach().requires_grad_())
+            (found,) = torch.autograd.grad(at.log_partition.sum(), at.logits, create_graph=tracked, retain_graph=True)
+        return found
+
+    def cross_entropy(self, other: GibbsStructure) -> Tensor:
+        """`E_self[-log other]`, `[*batch]`."""
+        return other.log_partition - other.weight(self.marginals())
+
+    def entropy(self) -> Tensor:
+        return self.cross_entropy(self)
+
+    def kl(self, other: GibbsStructure) -> Tensor:
+        """KL divergence to another of the same class, `[*batch]`."""
+        return self.cross_entropy(other) - self.entropy()
+
+
+@register_kl(GibbsStructure, GibbsStructure)
+def _kl(p: GibbsStructure, q: GibbsStructure) -> Tensor:
+    if type(p) is not type(q) or p.event_shape != q.event_shape:
+        raise NotImplementedError
+    return p.kl(q)

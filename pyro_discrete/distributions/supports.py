@@ -1,0 +1,44 @@
+"""Constraints that say which tensors are rankings, subsets, matchings and trees."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions.constraints import Constraint
+
+__all__ = ["Lists", "Subsets"]
+
+
+class Lists(Constraint):
+    """`length` different items of n, as integers `[..., length]`; with `length` n, the permutations."""
+
+    is_discrete = True
+    event_dim = 1
+
+    def __init__(self, n: int, length: int) -> None:
+        self.n, self.length = n, length
+
+    def check(self, value: Tensor) -> Tensor:
+        ordered = value.sort(-1).values
+        whole = (value == value.round()) if value.is_floating_point() else torch.ones_like(value, dtype=torch.bool)
+        inside = (ordered[..., 0] >= 0) & (ordered[..., -1] < self.n)
+        return inside & whole.all(-1) & (ordered[..., 1:] > ordered[..., :-1]).all(-1)
+
+    def __repr__(self) -> str:
+        return f"permutations of {self.n}" if self.length == self.n else f"lists of {self.length} of {self.n} items"
+
+
+class Subsets(Constraint):
+    """Vectors `[..., n]` of zeros and k ones."""
+
+    is_discrete = True
+    event_dim = 1
+
+    def __init__(self, n: int, k: int) -> None:
+        self.n, self.k = n, k
+
+    def check(self, value: Tensor) -> Tensor:
+        return ((value == 0) | (value == 1)).all(-1) & (value.sum(-1) == self.k)
+
+    def __repr__(self) -> str:
+        return f"vectors of {self.n} zeros and ones, {self.k} of them ones"
