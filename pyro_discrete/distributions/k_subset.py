@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_discrete.distributions.decision_graph import best_paths
 from pyro_discrete.distributions.structure import GibbsStructure, Structure, float_or_inf
 from pyro_discrete.distributions.supports import Subsets
 from pyro_discrete.draws.gumbel import conditional_gumbel, gumbel_like, gumbel_max
@@ -50,12 +52,8 @@ class KSubset(GibbsStructure):
         self.k = k
         super().__init__(logits, validate_args=validate_args)
 
-    def _check_logits(self) -> None:
-        super()._check_logits()
-        if bool(((self.logits > -math.inf).sum(-1) < self.k).any()):
-            raise SettingError(
-                f"KSubset: an element with fewer than {self.k} logits above -inf given: no value has mass."
-            )
+    def _no_mass(self) -> str:
+        return f"at least {self.k} logits above -inf expected."
 
     def event_shape_of(self, logits: Tensor) -> torch.Size:
         return logits.shape[-1:]
@@ -94,9 +92,9 @@ class KSubset(GibbsStructure):
         """`[..., n]` filled up to a power of two, of at least two items."""
         return F.pad(x, (0, 2 ** max(1, (self.n - 1).bit_length()) - self.n), value=fill)
 
-    def _tables(self) -> tuple[Tensor, list[Tensor]]:
+    def _make_tables(self, logits: Tensor) -> tuple[Tensor, ...]:
         """log Z; and from the whole down to pairs, log-probabilities `[*batch, blocks, r, a]` of a left given r."""
-        leaves = self._padded(self.logits, -math.inf)
+        leaves = self._padded(logits, -math.inf)
         block = torch.stack([torch.zeros_like(leaves), leaves], -1)
         levels = []
         while block.shape[-2] > 1:
@@ -111,18 +109,11 @@ class KSubset(GibbsStructure):
             score = left.unsqueeze(-2) + torch.where(fits, right[..., other.clamp(0, most)], -math.inf)
             block = log_sum_exp(score, -1)
             levels.append(score - torch.where(block > -math.inf, block, 0.0).unsqueeze(-1))
-        return block[..., 0, -1], levels[::-1]
-
-    def _prepare(self) -> None:
-        self._cached("tables", self._tables)
+        return block[..., 0, -1], *levels[::-1]
 
     @property
-    def _levels(self) -> list[Tensor]:
-        return self._cached("tables", self._tables)[1]
-
-    @property
-    def log_partition(self) -> Tensor:
-        return self._cached("tables", self._tables)[0]
+    def _levels(self) -> tuple[Tensor, ...]:
+        return self.tables[1:]
 
     def _rows(self, level: int, table: Tensor, r: Tensor) -> Tensor:
         """Of `[..., blocks, r, a]` the rows at `r` `[..., blocks]`: `[..., blocks, a]`."""
@@ -131,7 +122,7 @@ class KSubset(GibbsStructure):
         table = table.expand(r.shape[:-1] + table.shape[-3:])
         return table.gather(-2, r[..., None, None].expand(r.shape + (1, table.shape[-1]))).squeeze(-2)
 
-    def _descend(self, shape: torch.Size, choose: Any) -> Tensor:
+    def _descend(self, shape: torch.Size, choose: Callable[[int, Tensor], Tensor]) -> Tensor:
         r = torch.full(shape + (1,), self.k, device=self.logits.device)
         for level in range(len(self._levels)):
             a = choose(level, r)
@@ -173,25 +164,42 @@ class KSubset(GibbsStructure):
         return self._descend(noise.shape[:-1], lambda level, r: self._rows(level, best[level], r).squeeze(-1))
 
     def soft(self, noise: Tensor, temperature: Tensor | float) -> Tensor:
-        """Answers softened: for each block the weights of how many items it has, down to those of one."""
-        mass = torch.ones(noise.shape[:-1] + (1, 1), dtype=noise.dtype, device=noise.device)  # [..., blocks, r]
-        for level, part in enumerate(self._split(noise)):
-            flow = (part / temperature).softmax(-1) * mass[..., : part.shape[-2]].unsqueeze(-1)
-            most = part.shape[-1] - 1
-            r = (
-                torch.arange(part.shape[-2], device=noise.device)
-                if level
-                else torch.tensor([self.k], device=noise.device)
-            )
-            other = (r.unsqueeze(-1) - torch.arange(most + 1, device=noise.device)).clamp(0, most)
+        return self._flow([(part / temperature).softmax(-1) for part in self._split(noise)])
+
+    def _flow(self, shares: Sequence[Tensor]) -> Tensor:
+        """For each block the weights of how many items it has, by the shares of all answers, down to those of one."""
+        first = shares[0]
+        mass = torch.ones(first.shape[:-3] + (1, 1), dtype=first.dtype, device=first.device)  # [..., blocks, r]
+        for level, share in enumerate(shares):
+            flow = share * mass[..., : share.shape[-2]].unsqueeze(-1)
+            r = torch.arange(share.shape[-2], device=first.device)
+            if level == 0:
+                r = r + self.k
+            most = share.shape[-1] - 1
+            other = (r.unsqueeze(-1) - torch.arange(most + 1, device=first.device)).clamp(0, most)
             right = torch.zeros_like(flow[..., 0, :]).index_add(-1, other.flatten(), flow.flatten(-2))
             mass = torch.stack([flow.sum(-2), right], -2).flatten(-3, -2)
         return mass[..., : self.n, 1]
+
+    def marginals(self) -> Tensor:
+        return self._flow([level.exp() for level in self._levels])
 
     # ------------------------------------------------------------------------------------------------------------ best
 
     def argmax(self, scores: Tensor) -> Tensor:
         return torch.zeros_like(scores).scatter(-1, scores.topk(self.k, -1).indices, 1.0)
+
+    def top_k(self, k: int) -> Tensor:
+        self.check_top_k(k)
+        chosen = torch.arange(self.k + 1, device=self.logits.device)
+        more = torch.where(chosen < self.k, chosen + 1, -1)
+        target = torch.stack([chosen, more], -1)  # states: how many are chosen so far; arcs: leave the item, take it
+        logits = self.logits.detach()
+        arcs = torch.stack([torch.zeros_like(logits), logits], -1).unsqueeze(-2).expand(logits.shape + target.shape)
+        arcs = list(torch.where(target < 0, -math.inf, arcs).unbind(-3))
+        arcs[-1] = torch.where(target == self.k, arcs[-1], -math.inf)
+        taken = best_paths(arcs, [target] * self.n, k, type(self).__name__)[1]
+        return torch.stack(taken, -1).movedim(-2, 0).to(logits.dtype)
 
     @classmethod
     def small(cls) -> list[Structure]:

@@ -14,6 +14,7 @@ from pyro_discrete.distributions.structure import Structure, float_or_inf
 from pyro_discrete.distributions.supports import Lists
 from pyro_discrete.draws.gumbel import gumbel_like, uniform_like
 from pyro_discrete.draws.log_space import LARGEST
+from pyro_discrete.draws.soft_scores import log_left
 from pyro_discrete.draws.softening import one_hot_vector
 from pyro_discrete.errors import SettingError, is_whole
 
@@ -124,10 +125,7 @@ class PlackettLuce(Structure):
         if self.length < self.n:
             left = left + (1 - vertex.sum(-2, keepdim=True)).clamp(min=0)
         logits = self._floored().unsqueeze(-2)
-        top = torch.where(left > 0, logits, -math.inf).detach().amax(-1, keepdim=True)
-        # an item that is gone weighs nothing and still has its slope, which must not overflow
-        most = math.log(torch.finfo(logits.dtype).max) / 2
-        remaining = (left * (logits - top).clamp(max=most).exp()).sum(-1).log() + top.squeeze(-1)
+        remaining = log_left(left, logits)
         impossible = (vertex > 0) & ~self.possible
         return torch.where(impossible.any(-1).any(-1), -math.inf, ((vertex * logits).sum(-1) - remaining).sum(-1))
 

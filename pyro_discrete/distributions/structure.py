@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -11,12 +12,11 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints, register_kl
 
-from pyro_discrete.errors import EnumerationError, SettingError, UnsupportedSiteError
+from pyro_discrete.errors import EnumerationError, SettingError, UnsupportedSiteError, is_whole
 
-__all__ = ["LARGEST_SUPPORT", "GibbsStructure", "Structure", "float_or_inf"]
+__all__ = ["LARGEST_SUPPORT", "GibbsStructure", "Structure", "first_element", "float_or_inf"]
 
 S = TypeVar("S", bound="Structure")
-T = TypeVar("T")
 
 LARGEST_SUPPORT = 2**20
 """A support is not listed beyond so many values."""
@@ -51,7 +51,7 @@ class Structure(TorchDistribution):
     def __init__(self, logits: Tensor, *, validate_args: bool | None = None) -> None:
         self._check_shape(logits)
         self.logits = logits
-        self._cache: dict[str, Any] = {}
+        self._kept: tuple[int | None, bool, tuple[Tensor, ...]] | None = None
         batch = logits.shape[: logits.dim() - self.param_dim]
         super().__init__(batch, self.event_shape_of(logits), validate_args=validate_args)
         if self._validate_args:
@@ -92,12 +92,9 @@ class Structure(TorchDistribution):
         return wide
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        self._prepare()
+        _ = self.tables  # made outside of `no_grad`, so that a score finds them
         with torch.no_grad():
             return self._draw(torch.Size(sample_shape) + self.batch_shape)
-
-    def _prepare(self) -> None:
-        """Make tables that draws and scores share, where gradients still flow."""
 
     def _draw(self, shape: torch.Size) -> Tensor:
         """Values `[*shape, *event]`, where `shape` ends in the batch shape."""
@@ -180,6 +177,10 @@ class Structure(TorchDistribution):
         """The mean of the vertex: `[*batch, *vertex]`."""
         raise self._lacks("marginals")
 
+    def index_weights(self, vertex: Tensor) -> Tensor:
+        """Of a soft vertex the weights of a value's integers, `[..., *event, integers]`, if `soft_value` is "index"."""
+        return vertex
+
     def argmax(self, scores: Tensor) -> Tensor:
         """The value of the largest total of scores, which are like the logits."""
         raise self._lacks("best value that can be found")
@@ -190,8 +191,16 @@ class Structure(TorchDistribution):
         return self.argmax(self.logits.detach())
 
     def top_k(self, k: int) -> Tensor:
-        """The k most probable values, `[k, *batch, *event]`, the best first."""
+        """The k most probable values, `[k, *batch, *event]`, the best first.
+
+        Raises `SettingError` unless k is 1 to the number of values that have mass.
+        """
         raise self._lacks("list of the k best values")
+
+    def check_top_k(self, k: int) -> None:
+        """Raise `SettingError` unless k is a number of values that there are."""
+        if not is_whole(k) or k > self.cardinality:
+            raise SettingError(f"{type(self).__name__}: the best k={k!r} asked for, of {self.cardinality:.4g} values.")
 
     @classmethod
     def small(cls) -> list[Structure]:
@@ -200,16 +209,55 @@ class Structure(TorchDistribution):
 
     # -------------------------------------------------------------------------------------------------------- tables
 
-    def _cached(self, name: str, make: Callable[[], T]) -> T:
-        """What `make` gives, kept until the logits change in place, or gradients are asked for that it has not."""
+    def _make_tables(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """What draws and scores share, each tensor with the batch dims of these logits first."""
+        return ()
+
+    @property
+    def tables(self) -> tuple[Tensor, ...]:
+        """What `_make_tables` gives, kept on the instance: made anew where logits were written to or gradients are due.
+
+        A backward pass that goes through them, and may have freed what they need for another, empties the store.
+        """
         logits = self.logits
         version = None if logits.is_inference() else logits._version
-        key = (version, torch.is_grad_enabled() and logits.requires_grad)
-        held = self._cache.get(name)
-        if held is None or (held[0] != key and held[0] != (version, True)):
-            held = key, make()
-            self._cache[name] = held
-        return held[1]
+        tracked = torch.is_grad_enabled() and logits.requires_grad
+        if self._kept is None or self._kept[0] != version or self._kept[1] < tracked:
+            if tracked:
+                entry = logits.view_as(logits)
+                own = weakref.ref(self)
+                entry.register_hook(lambda _: _forget(own))
+                made = self._make_tables(entry)
+            else:
+                made = self._of_distinct(logits)
+            self._kept = version, tracked, made
+        return self._kept[2]
+
+    def _of_distinct(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """The tables, where no gradients are due: made once for elements that `expand` repeats."""
+        batch = logits.shape[: logits.dim() - self.param_dim]
+        narrow = logits
+        for dim in range(len(batch)):
+            if batch[dim] > 1 and logits.stride(dim) == 0:
+                narrow = narrow.narrow(dim, 0, 1)
+        made = self._make_tables(narrow)
+        if narrow is logits:
+            return made
+        return tuple(table.expand(batch + table.shape[len(batch) :]) for table in made)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
+
+
+def first_element(which: Tensor) -> str:
+    """ " in element (2,)", the first where this batch of conditions holds; nothing without a batch."""
+    return f" in element {tuple(which.nonzero()[0].tolist())}" if which.dim() else ""
+
+
+def _forget(reference: Any) -> None:
+    structure = reference()
+    if structure is not None:
+        structure._kept = None
 
 
 class GibbsStructure(Structure):
@@ -223,8 +271,18 @@ class GibbsStructure(Structure):
 
     @property
     def log_partition(self) -> Tensor:
-        """log Z, `[*batch]`, differentiable (twice) in the logits."""
-        raise NotImplementedError
+        """log Z, `[*batch]`, differentiable (twice) in the logits: by default the first of `tables`."""
+        return self.tables[0]
+
+    def _check_logits(self) -> None:
+        super()._check_logits()
+        empty = self.log_partition.detach() == -math.inf
+        if bool(empty.any()):
+            raise SettingError(f"{type(self).__name__}: no value has mass{first_element(empty)}; {self._no_mass()}")
+
+    def _no_mass(self) -> str:
+        """Which logits of -inf leave nothing, for a message."""
+        return "fewer logits of -inf expected."
 
     @property
     def vertex_shape(self) -> torch.Size:
@@ -249,15 +307,17 @@ class GibbsStructure(Structure):
         return self.weight(vertex) - self.log_partition
 
     def marginals(self) -> Tensor:
+        tracked = self.logits.requires_grad and torch.is_grad_enabled()
         with torch.enable_grad():
-            tracked = self.logits.requires_grad
             at = self if tracked else self.like(self.logits.detach().requires_grad_())
-            (found,) = torch.autograd.grad(at.log_partition.sum(), at.logits, create_graph=tracked, retain_graph=True)
+            total, kept = at.log_partition.sum(), at._kept
+            (found,) = torch.autograd.grad(total, at.logits, create_graph=tracked, retain_graph=True)
+            at._kept = kept  # nothing was freed
         return found
 
     def cross_entropy(self, other: GibbsStructure) -> Tensor:
         """`E_self[-log other]`, `[*batch]`."""
-        return other.log_partition - other.weight(self.marginals())
+        return -other.log_mass(self.marginals())
 
     def entropy(self) -> Tensor:
         return self.cross_entropy(self)

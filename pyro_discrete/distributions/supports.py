@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-__all__ = ["Lists", "Subsets"]
+from pyro_discrete.errors import SettingError
+
+__all__ = ["Lists", "States", "Subsets", "check_square"]
 
 
 class Lists(Constraint):
@@ -20,9 +22,8 @@ class Lists(Constraint):
 
     def check(self, value: Tensor) -> Tensor:
         ordered = value.sort(-1).values
-        whole = (value == value.round()) if value.is_floating_point() else torch.ones_like(value, dtype=torch.bool)
         inside = (ordered[..., 0] >= 0) & (ordered[..., -1] < self.n)
-        return inside & whole.all(-1) & (ordered[..., 1:] > ordered[..., :-1]).all(-1)
+        return inside & _whole(value).all(-1) & (ordered[..., 1:] > ordered[..., :-1]).all(-1)
 
     def __repr__(self) -> str:
         return f"permutations of {self.n}" if self.length == self.n else f"lists of {self.length} of {self.n} items"
@@ -42,3 +43,30 @@ class Subsets(Constraint):
 
     def __repr__(self) -> str:
         return f"vectors of {self.n} zeros and ones, {self.k} of them ones"
+
+
+def check_square(logits: Tensor, name: str) -> None:
+    """Raise `SettingError` if the last two dims of these logits differ, or are empty."""
+    rows, columns = logits.shape[-2:]
+    if rows != columns or not rows:
+        raise SettingError(f"{name}: logits [.., {rows}, {columns}] given, a square last two dims expected.")
+
+
+class States(Constraint):
+    """Integers `[..., T]` from 0 to n - 1."""
+
+    is_discrete = True
+    event_dim = 1
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def check(self, value: Tensor) -> Tensor:
+        return ((value >= 0) & (value < self.n) & _whole(value)).all(-1)
+
+    def __repr__(self) -> str:
+        return f"integers from 0 to {self.n - 1}"
+
+
+def _whole(value: Tensor) -> Tensor:
+    return value == value.round() if value.is_floating_point() else torch.ones_like(value, dtype=torch.bool)

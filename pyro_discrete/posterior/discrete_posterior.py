@@ -16,7 +16,7 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_discrete.draws.log_space import log_sum_exp
+from pyro_discrete.draws.log_space import Reduce, log_sum_exp
 from pyro_discrete.errors import (
     DiscreteInferenceError,
     EnumerationError,
@@ -70,7 +70,7 @@ from pyro_discrete.sums.components import (
     shares,
     within_budget,
 )
-from pyro_discrete.sums.elimination import Elimination, Reduce
+from pyro_discrete.sums.elimination import Elimination
 from pyro_discrete.sums.enumerated_sites import Marginalise
 from pyro_discrete.sums.marginalisation import Known, collapsed, marginal_sites
 

@@ -12,11 +12,11 @@ from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-from pyro_discrete.draws.log_space import log_sum_exp
+from pyro_discrete.draws.log_space import Reduce, log_sum_exp
 from pyro_discrete.errors import EnumerationError, SiteShapeError
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.programs.sites import sample_sites, site_log_prob
-from pyro_discrete.sums.elimination import Elimination, Reduce, SizesAlone
+from pyro_discrete.sums.elimination import Elimination, SizesAlone
 from pyro_discrete.sums.enumerated_sites import Marginalise
 from pyro_discrete.sums.plates import CrossedPlatesError, PlatedTerm, connected, contract_plates
 
