@@ -4,11 +4,14 @@ from pyro_discrete.distributions.decision_graph import DecisionGraph, DecisionLa
 from pyro_discrete.distributions.gibbs_matching import GibbsMatching
 from pyro_discrete.distributions.k_subset import KSubset
 from pyro_discrete.distributions.linear_chain import LinearChain
+from pyro_discrete.distributions.permutations import inverse, k_hot, precedence
 from pyro_discrete.distributions.plackett_luce import PlackettLuce
 from pyro_discrete.distributions.sequential_matching import SequentialMatching
 from pyro_discrete.distributions.structure import GibbsStructure, Structure
+from pyro_discrete.distributions.trees import Arborescence, SpanningTree
 
 __all__ = [
+    "Arborescence",
     "DecisionGraph",
     "DecisionLayer",
     "GibbsMatching",
@@ -17,5 +20,9 @@ __all__ = [
     "LinearChain",
     "PlackettLuce",
     "SequentialMatching",
+    "SpanningTree",
     "Structure",
+    "inverse",
+    "k_hot",
+    "precedence",
 ]

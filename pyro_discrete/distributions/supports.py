@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from pyro_discrete.errors import SettingError
 
-__all__ = ["Lists", "States", "Subsets", "check_square"]
+__all__ = ["Lists", "Parents", "States", "Subsets", "check_square"]
 
 
 class Lists(Constraint):
@@ -70,3 +71,23 @@ class States(Constraint):
 
 def _whole(value: Tensor) -> Tensor:
     return value == value.round() if value.is_floating_point() else torch.ones_like(value, dtype=torch.bool)
+
+
+class Parents(Constraint):
+    """Parents `[..., n - 1]` of nodes 1 to n - 1 that all lead to node 0."""
+
+    is_discrete = True
+    event_dim = 1
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def check(self, value: Tensor) -> Tensor:
+        inside = ((value >= 0) & (value < self.n) & _whole(value)).all(-1)
+        ancestor = F.pad(value.long().clamp(0, self.n - 1), (1, 0))
+        for _ in range((self.n - 1).bit_length()):  # twice as far at each round
+            ancestor = ancestor.gather(-1, ancestor)
+        return inside & (ancestor == 0).all(-1)
+
+    def __repr__(self) -> str:
+        return f"parents of nodes 1 to {self.n - 1} in a tree whose root is node 0"
