@@ -111,14 +111,23 @@ class Arborescence(GibbsStructure):
             weights, scale = self._scaled(logits)
             laplacian = _laplacian(weights)
             inverse = torch.linalg.inv_ex(laplacian).inverse
-            own = inverse.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)
-            marginals = weights * (own - F.pad(inverse.mT, (0, 0, 1, 0)))
-            lost = torch.finfo(weights.dtype).eps * self.n * own.abs() * weights.sum(-2, keepdim=True)
-            error = (marginals.sum(-2, keepdim=True) - 1).abs() + lost
-            if bool((error < EXACT.get(logits.dtype, COARSE)).all()):
+            if bool((self._error(weights, laplacian, inverse) < EXACT.get(logits.dtype, COARSE)).all()):
+                own = inverse.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)
+                marginals = weights * (own - F.pad(inverse.mT, (0, 0, 1, 0)))
                 total = torch.linalg.slogdet(laplacian).logabsdet + scale
                 return total.to(logits.dtype), marginals.to(logits.dtype), weights, inverse
         return (_by_elimination(self._weights(logits), log_sum_exp),)
+
+    def _error(self, weights: Tensor, laplacian: Tensor, inverse: Tensor) -> Tensor:
+        """How far the inverse may be off, `[*batch]`.
+
+        Infinite where an edge is too light beside the others into its node to be a number: it may yet be in the only
+        heavy tree.
+        """
+        lost = (weights < torch.finfo(weights.dtype).tiny) & self.possible[..., 1:]
+        identity = torch.eye(self.n - 1, dtype=inverse.dtype, device=inverse.device)
+        missed = _missed(inverse.detach(), laplacian.detach(), identity)
+        return torch.where(lost.flatten(-2).any(-1), math.inf, missed)
 
     def _scaled(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Weights into nodes 1 to n - 1, `[*batch, n, n - 1]`, each column over its largest, and the logs of these.
@@ -226,7 +235,7 @@ class SpanningTree(Arborescence):
 
     @classmethod
     def from_edges(cls, edge_logits: Tensor, *, validate_args: bool | None = None) -> SpanningTree:
-        """Of logits of the edges (0, 1), (0, 2), (1, 2), (0, 3), ..., as Pyro's class has them: `[*batch, n (n - 1) / 2]`.
+        """Of the logits `[*batch, n (n - 1) / 2]` of edges (0, 1), (0, 2), (1, 2), (0, 3), ..., as in Pyro's class.
 
         Raises `SettingError` for another number of them.
         """
@@ -267,22 +276,30 @@ def _laplacian(weights: Tensor) -> Tensor:
 
 
 def _chained(weights: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    """Parents of 1, 2, ... given those before; the inverse is mended in rank one. And how far chances miss one."""
+    """Parents of 1, 2, ... given those before; the inverse is mended in rank one. And how far its rows may be off."""
+    laplacian = _laplacian(weights)
+    identity = torch.eye(laplacian.shape[-1], dtype=weights.dtype, device=weights.device)
     parents, errors = [], []
-    nodes = weights.shape[-1]
-    for v in range(nodes):
-        chances = weights[..., v] * (inverse[..., v, v].unsqueeze(-1) - F.pad(inverse[..., v, :], (1, 0)))
-        errors.append((chances.sum(-1) - 1).abs())
+    for v in range(laplacian.shape[-1]):
+        row = inverse[..., v, :]
+        errors.append(_missed(row.unsqueeze(-2), laplacian, identity[v]))
+        chances = weights[..., v] * (row[..., v : v + 1] - F.pad(row, (1, 0)))
         parent = gumbel_max(masked_log(chances))
         parents.append(parent)
-        column = -one_hot_vector(parent - 1, chances[..., 1:])  # the root has no row
-        column[..., v] += 1
-        change = column + weights[..., 1:, v]
-        change[..., v] -= weights[..., v].sum(-1)
-        moved = (inverse @ change.unsqueeze(-1)).squeeze(-1)
-        row = inverse[..., v, :] / (1 + moved[..., v]).unsqueeze(-1)
-        inverse = inverse - moved.unsqueeze(-1) * row.unsqueeze(-2)
+        column = identity[v] - one_hot_vector(parent - 1, row)  # the root has no row
+        moved = (inverse @ (column - laplacian[..., v]).unsqueeze(-1)).squeeze(-1)
+        inverse = inverse - moved.unsqueeze(-1) * (row / (1 + moved[..., v : v + 1])).unsqueeze(-2)
+        laplacian[..., v] = column
     return torch.stack(parents, -1), torch.stack(errors, -1)
+
+
+def _missed(inverse: Tensor, laplacian: Tensor, identity: Tensor) -> Tensor:
+    """How far the worst of these rows of an inverse may be off, `[...]`: what they miss the identity by, in sum.
+
+    With the rounding of that product itself.
+    """
+    rounding = torch.finfo(inverse.dtype).eps * laplacian.shape[-1] * (inverse.abs() @ laplacian.abs())
+    return ((inverse @ laplacian - identity).abs() + rounding).sum(-1).amax(-1)
 
 
 def _by_elimination(weights: Tensor, reduce: Reduce) -> Tensor:
