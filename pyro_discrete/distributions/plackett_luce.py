@@ -12,8 +12,8 @@ from torch.distributions import constraints
 
 from pyro_discrete.distributions.structure import Structure, float_or_inf
 from pyro_discrete.distributions.supports import Lists
-from pyro_discrete.draws.gumbel import gumbel_like, uniform_like
-from pyro_discrete.draws.log_space import LARGEST
+from pyro_discrete.draws.gumbel import gumbel_like, truncated, uniform_like
+from pyro_discrete.draws.log_space import LARGEST, log_cumsum_exp
 from pyro_discrete.draws.soft_scores import log_left
 from pyro_discrete.draws.softening import one_hot_vector
 from pyro_discrete.errors import SettingError, is_whole
@@ -114,7 +114,7 @@ class PlackettLuce(Structure):
             self._validate_sample(value)
         order = self._complete(value.long())
         logits = self._floored().expand(order.shape).gather(-1, order)
-        left = logits.flip(-1).logcumsumexp(-1).flip(-1)
+        left = log_cumsum_exp(logits.flip(-1)).flip(-1)
         total = (logits - left)[..., : self.length].sum(-1)
         impossible = (self.logits == -math.inf).expand(order.shape).gather(-1, order)[..., : self.length]
         return torch.where(impossible.any(-1), -math.inf, total)
@@ -144,10 +144,10 @@ class PlackettLuce(Structure):
         order = self._complete(value.long())
         logits = self._floored().expand(order.shape).gather(-1, order)
         log_e = (-uniform_like(logits).log()).log()
-        left = logits.flip(-1).logcumsumexp(-1).flip(-1)
-        log_time = (log_e - left)[..., : self.length].logcumsumexp(-1)
-        after = torch.logaddexp(log_time[..., -1:], (log_e - logits)[..., self.length :])
-        return torch.empty_like(logits).scatter(-1, order, -torch.cat([log_time, after], -1))
+        left = log_cumsum_exp(logits.flip(-1)).flip(-1)
+        log_time = log_cumsum_exp((log_e - left)[..., : self.length])
+        after = truncated((logits - log_e)[..., self.length :], -log_time[..., -1:])
+        return torch.empty_like(logits).scatter(-1, order, torch.cat([-log_time, after], -1))
 
     def soft(self, noise: Tensor, temperature: Tensor | float) -> Tensor:
         top = noise.sort(-1, descending=True).values[..., : self.length]

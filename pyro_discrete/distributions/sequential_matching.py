@@ -6,6 +6,7 @@ import itertools
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -124,13 +125,14 @@ class SequentialMatching(Structure):
 
     def soft(self, noise: Tensor, temperature: Tensor | float) -> Tensor:
         """The greedy reading softened: a row's softmax, over what earlier rows left of the columns."""
-        left, rows = None, []
-        tiny = torch.finfo(noise.dtype).tiny
+        left, rows = torch.zeros_like(noise[..., : self.n]), []
+        least = torch.finfo(noise.dtype).tiny ** 0.4  # whose slope has a slope that is a number
         for row in noise.unflatten(-1, (self.n, self.n)).unbind(-2):
-            scores = row / temperature if left is None else (row + left) / temperature
-            rows.append(scores.softmax(-1))
-            gone = (1 - rows[-1]).clamp(min=tiny).log()
-            left = gone if left is None else left + gone
+            share = ((row + left) / temperature).softmax(-1)
+            rows.append(share)
+            before = F.pad(share.cumsum(-1)[..., :-1], (1, 0))
+            after = F.pad(share.flip(-1).cumsum(-1)[..., :-1], (1, 0)).flip(-1)
+            left = left + (before + after).clamp(min=least).log()  # 1 - share, in all its digits
         return torch.stack(rows, -2)
 
     @classmethod

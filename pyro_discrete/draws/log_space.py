@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["LARGEST", "Reduce", "log_product", "log_sum_exp", "masked_log", "near_zero", "running"]
+__all__ = [
+    "LARGEST",
+    "Reduce",
+    "log_cumsum_exp",
+    "log_product",
+    "log_sum_exp",
+    "masked_log",
+    "near_zero",
+    "running",
+]
 
 
 Reduce = Callable[[Tensor, int], Tensor]
@@ -90,3 +100,45 @@ def running(
         after = apply(states[:pairs], level[0 : 2 * pairs : 2])
         states = torch.cat([torch.stack([states[:pairs], after], 1).flatten(0, 1), states[pairs:]])
     return states
+
+
+def log_cumsum_exp(x: Tensor) -> Tensor:
+    """`log(cumsum(exp(x)))` over the last dim, of numbers above -inf, that can be differentiated twice.
+
+    The slope of torch's own goes by the logarithm of the gradient that arrives, whose slope is no number where that is
+    zero: as where a control variate starts at zero.
+
+    >>> log_cumsum_exp(torch.tensor([0.0, 0.0])).exp()
+    tensor([1., 2.])
+    """
+    return _LogCumsumExp.apply(x)  # type: ignore[return-value]
+
+
+class _LogCumsumExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.logcumsumexp(-1)
+        ctx.save_for_backward(x, total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Of each x the sum over totals from its own on of gradient times exp(x - total), by a recursion from the end.
+
+        Its factors, exp(total - next total), are at most one, so that nothing overflows.
+        """
+        x, total = ctx.saved_tensors
+        shrunk = (total[..., :-1] - total[..., 1:]).exp()
+        shrunk = torch.cat([shrunk, torch.zeros_like(total[..., :1])], -1)  # the last one has none after it
+        maps = torch.stack([shrunk, gradient], -1).movedim(-2, 0).flip(0)  # [n, ..., 2]: c = factor * c + gradient
+        start = torch.zeros_like(gradient[..., 0])
+        before = running(start, maps, _affine, _after_each_other)
+        return (x - total).exp() * _affine(before, maps).flip(0).movedim(0, -1)
+
+
+def _affine(c: Tensor, maps: Tensor) -> Tensor:
+    return maps[..., 0] * c + maps[..., 1]
+
+
+def _after_each_other(first: Tensor, second: Tensor) -> Tensor:
+    return torch.stack([first[..., 0] * second[..., 0], second[..., 0] * first[..., 1] + second[..., 1]], -1)
