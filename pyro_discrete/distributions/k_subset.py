@@ -206,4 +206,4 @@ class KSubset(GibbsStructure):
         logits = torch.tensor([0.3, -0.9, 1.1, 0.2, -0.4, 0.8], dtype=torch.float64)
         masked = logits.index_fill(0, torch.tensor([1, 4]), -math.inf)
         batch = torch.stack([logits[:5], logits[1:]])
-        return [KSubset(logits, 3), KSubset(masked, 3), KSubset(batch, 2), KSubset(logits[:3], 3)]
+        return [cls(logits, 3), cls(masked, 3), cls(batch, 2), cls(logits[:3], 3)]

@@ -216,6 +216,7 @@ class LinearChain(GibbsStructure):
             for share in maps[:-1].unbind(0):
                 steps.append((steps[-1].unsqueeze(-2) @ share).squeeze(-2))
             mass = torch.stack(steps)
+        mass = mass / mass.detach().sum(-1, keepdim=True)  # one, but for the rounding of as many links as there are
         return torch.cat([start, mass.movedim(0, -2).unsqueeze(-1) * shares], -3)
 
     def marginals(self) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_discrete.distributions.structure import Structure, float_or_inf
+from pyro_discrete.distributions.structure import Structure, first_element, float_or_inf
 from pyro_discrete.distributions.supports import Lists
 from pyro_discrete.draws.gumbel import gumbel_like, truncated, uniform_like
 from pyro_discrete.draws.log_space import LARGEST, log_cumsum_exp
@@ -52,10 +52,11 @@ class PlackettLuce(Structure):
 
     def _check_logits(self) -> None:
         super()._check_logits()
-        if bool(((self.logits > -math.inf).sum(-1) < self.length).any()):
+        few = (self.logits > -math.inf).sum(-1) < self.length
+        if bool(few.any()):
             raise SettingError(
-                f"PlackettLuce: an element with fewer than {self.length} logits above -inf given; the order of items "
-                f"that cannot be drawn has no law. {self.length} finite ones expected."
+                f"PlackettLuce: fewer than {self.length} logits above -inf{first_element(few)} given: the order of "
+                f"items that cannot be drawn has no law. {self.length} finite ones expected."
             )
 
     def event_shape_of(self, logits: Tensor) -> torch.Size:
@@ -161,4 +162,4 @@ class PlackettLuce(Structure):
         logits = torch.tensor([0.3, -0.9, 1.1, 0.2, -0.4], dtype=torch.float64)
         masked = logits.index_fill(0, torch.tensor([1]), -math.inf)
         batch = torch.stack([logits[:3], logits[2:]])
-        return [PlackettLuce(logits[:4]), PlackettLuce(logits, 2), PlackettLuce(masked, 2), PlackettLuce(batch)]
+        return [cls(logits[:4]), cls(logits, 2), cls(masked, 2), cls(batch)]

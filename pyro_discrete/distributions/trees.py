@@ -17,7 +17,7 @@ from pyro_discrete.draws.log_space import Reduce, log_sum_exp, masked_log
 from pyro_discrete.draws.softening import one_hot_vector
 from pyro_discrete.errors import SettingError
 
-__all__ = ["Arborescence", "SpanningTree"]
+__all__ = ["Arborescence", "SpanningTree", "sum_by_elimination"]
 
 
 EXACT = {torch.float64: 1e-9}
@@ -116,7 +116,7 @@ class Arborescence(GibbsStructure):
                 marginals = weights * (own - F.pad(inverse.mT, (0, 0, 1, 0)))
                 total = torch.linalg.slogdet(laplacian).logabsdet + scale
                 return total.to(logits.dtype), marginals.to(logits.dtype), weights, inverse
-        return (_by_elimination(self._weights(logits), log_sum_exp),)
+        return (sum_by_elimination(self._weights(logits), log_sum_exp),)
 
     def _error(self, weights: Tensor, laplacian: Tensor, inverse: Tensor) -> Tensor:
         """How far the inverse may be off, `[*batch]`.
@@ -169,7 +169,7 @@ class Arborescence(GibbsStructure):
             with torch.enable_grad():
                 column = weights[..., v].detach().requires_grad_()
                 given = torch.cat([weights[..., :v], column.unsqueeze(-1), weights[..., v + 1 :]], -1)
-                (into,) = torch.autograd.grad(_by_elimination(given, log_sum_exp).sum(), column)
+                (into,) = torch.autograd.grad(sum_by_elimination(given, log_sum_exp).sum(), column)
             parent = gumbel_max(masked_log(into))
             parents.append(parent)
             chosen = torch.where(one_hot_vector(parent, column) > 0, column.detach(), -math.inf)
@@ -185,7 +185,7 @@ class Arborescence(GibbsStructure):
         scores = scores + 1e-9 * size * _apart(self.n, scores.device)
         with torch.enable_grad():
             scores = scores.requires_grad_()
-            best = _by_elimination(self._weights(scores), lambda table, dim: table.amax(dim))
+            best = sum_by_elimination(self._weights(scores), lambda table, dim: table.amax(dim))
             (edges,) = torch.autograd.grad(best.sum(), scores)
         return self.value_of(edges)
 
@@ -302,7 +302,7 @@ def _missed(inverse: Tensor, laplacian: Tensor, identity: Tensor) -> Tensor:
     return ((inverse @ laplacian - identity).abs() + rounding).sum(-1).amax(-1)
 
 
-def _by_elimination(weights: Tensor, reduce: Reduce) -> Tensor:
+def sum_by_elimination(weights: Tensor, reduce: Reduce) -> Tensor:
     """log Z of weights `[..., n, n]`, by taking out node after node: what leads through one is added to what does not.
 
     No subtraction, so no digit is lost; with maxima for sums it is the weight of the best tree.

@@ -151,13 +151,13 @@ class _Instance:
         flat = self.listed.flatten(1)
         self.note("no value is listed twice", len(flat.unique(dim=0)), len(flat.unique(dim=0)) == count)
         self.near("log-masses sum to one", self.p.sum(0), torch.ones(d.batch_shape, dtype=self.p.dtype), 1e-9)
-        self.note("all values are in the support", d.support, d.support.check(self.listed).all())
+        self.note("all values are in the support", d.support, _inside(d, self.listed).all())
         entries = flat.unique()
         every = torch.cartesian_prod(*[entries] * flat.shape[-1]).reshape((-1,) + d.event_shape)
-        inside = every[d.support.check(every)]
+        inside = every[_inside(d, every)]
         self.note("nothing else of the same numbers is", f"{len(inside)} of {len(every)}", len(inside) == count)
         strict = type(d)(d.logits, validate_args=True, **d._settings())
-        outside = [self.listed[0] + 1000, self.listed[0] - 1000, *every[~d.support.check(every)][:20]]
+        outside = [self.listed[0] + 1000, self.listed[0] - 1000, *every[~_inside(d, every)][:20]]
         self.note("validation refuses other values", f"{len(outside)} tried", all(_refused(strict, v) for v in outside))
         self.note("and takes all of these", "", not any(_refused(strict, v) for v in self.listed))
 
@@ -175,7 +175,9 @@ class _Instance:
         wide = d.expand((2, *d.batch_shape))
         self.near("log-masses of an expanded one", wide.log_prob(self.support.unsqueeze(1)),
                   self.log_p.unsqueeze(1).expand(len(self.listed), *wide.batch_shape), 1e-12)  # fmt: skip
-        self.note("draws of an expanded one", wide.sample((3,)).shape, wide.sample((3,)).shape == wide.shape((3,)))
+        self.note(
+            "draws of an expanded one", wide.sample((3,)).shape, wide.sample((3,)).shape == wide.shape(torch.Size((3,)))
+        )
         hidden = wide.mask(torch.tensor([[True], [False]]).reshape((2,) + (1,) * len(d.batch_shape)))
         found = hidden.log_prob(self.support[0].expand((2,) + self.support.shape[1:]))
         self.near(
@@ -343,7 +345,7 @@ class _Instance:
     def _frequencies(self, what: str, drawn: Tensor) -> Iterator[_Law]:
         batch = self.p.reshape(len(self.listed), -1)
         values = drawn.reshape((len(drawn), -1) + self.d.event_shape)
-        inside = self.d.support.check(drawn).all()
+        inside = _inside(self.d, drawn).all()
         self.note(f"{what} are of the support", "", inside)
         for place in range(batch.shape[1]):
             counts = torch.bincount(self._index(values[:, place]), minlength=len(self.listed)).double()
@@ -396,6 +398,11 @@ class _Instance:
         worst = torch.where(moving, slope.mean(0) / spread.clamp(min=1e-12), 0.0).abs().max().item()
         what = f"slope of a mean over noise, pathwise and given the value, {self.label}"
         return _Law(what, max(int(moving.sum()), 1), z=worst)
+
+
+def _inside(structure: Structure, value: Tensor) -> Tensor:
+    """Whether each value is in the support: `[...]`."""
+    return structure.support.check(value)  # type: ignore[union-attr]
 
 
 def _refused(structure: Structure, value: Tensor) -> bool:
