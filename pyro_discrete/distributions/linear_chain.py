@@ -262,8 +262,10 @@ def _sums_after(links: Tensor) -> Tensor:
         return near_zero(log_sum_exp(link + after.unsqueeze(-2), -1), (-1,))[0]
 
     def joined(second: Tensor, first: Tensor) -> Tensor:
-        table = first.unsqueeze(-1) + second.unsqueeze(-3)
-        return near_zero(log_sum_exp(table, -2), (-2, -1))[0]
+        # states first in memory: sums over the few of them then run along all links at once
+        left, right = (matrix.movedim((-2, -1), (0, 1)).contiguous() for matrix in (first, second))
+        table = left.unsqueeze(2) + right.unsqueeze(0)
+        return near_zero(log_sum_exp(table, 1), (0, 1))[0].movedim((0, 1), (-2, -1))
 
     end = links.new_zeros(links.shape[1:-1])
     if _by_scan(links):

@@ -34,10 +34,10 @@ class Arborescence(GibbsStructure):
     - A value: the parents of nodes 1 to n - 1, integers `[*batch, n - 1]`. Its vertex: edges `[*batch, parent, node]`.
 
     log Z is the determinant of a Laplacian (in double precision), marginals come from its inverse, and a draw goes
-    node after node, by what is left of the trees: n^3. Where logits are so peaked that a determinant loses digits,
-    which the marginals into each node show, nodes are eliminated one by one without a subtraction: the same answers, at
-    some 20 times the cost (of a draw n times). There is no noise given a tree, as the logits of each parent depend on
-    those before.
+    node after node, by what is left of the trees: n^3. Where logits are so peaked that these lose digits, which what
+    the inverse misses the identity by shows, nodes are eliminated one by one without a subtraction: some ten times the
+    cost, and n^4 for a draw. A step that is traced into a graph, which cannot choose, always goes that way. There is
+    no noise given a tree, as the logits of each parent depend on those before.
 
     Raises `SettingError` for logits that are not square or of a single node and, under validation, where no tree has
     mass.
