@@ -46,7 +46,8 @@ class KSubset(GibbsStructure):
     soft_value = "weights"
 
     def __init__(self, logits: Tensor, k: int, *, validate_args: bool | None = None) -> None:
-        n = logits.shape[-1] if logits.dim() else 1
+        self._check_shape(logits)
+        n = logits.shape[-1]
         if not is_whole(k) or k > n:
             raise SettingError(f"KSubset: k={k!r} given, 1 to {n} (the number of items) expected.")
         self.k = k

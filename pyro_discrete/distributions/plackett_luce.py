@@ -43,7 +43,8 @@ class PlackettLuce(Structure):
     """
 
     def __init__(self, logits: Tensor, length: int | None = None, *, validate_args: bool | None = None) -> None:
-        n = logits.shape[-1] if logits.dim() else 1
+        self._check_shape(logits)
+        n = logits.shape[-1]
         length = n if length is None else length
         if not is_whole(length) or length > n:
             raise SettingError(f"PlackettLuce: length={length!r} given, 1 to {n} (the number of items) expected.")

@@ -12,7 +12,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints, register_kl
 
-from pyro_discrete.errors import EnumerationError, SettingError, UnsupportedSiteError, is_whole
+from pyro_discrete.errors import EnumerationError, SettingError, UnsupportedSiteError, is_whole, shown
 
 __all__ = ["LARGEST_SUPPORT", "GibbsStructure", "Structure", "first_element", "float_or_inf"]
 
@@ -59,9 +59,10 @@ class Structure(TorchDistribution):
 
     def _check_shape(self, logits: Tensor) -> None:
         """Raise `SettingError` if these logits have not the dims that the structure needs."""
-        if logits.dim() < self.param_dim:
+        if not isinstance(logits, Tensor) or logits.dim() < self.param_dim:
             raise SettingError(
-                f"{type(self).__name__}: logits {list(logits.shape)} given, at least {self.param_dim} dims expected."
+                f"{type(self).__name__}: logits {_shape_of(logits)} given, a tensor of at least {self.param_dim} dims "
+                "expected."
             )
         if not logits.is_floating_point():
             raise SettingError(f"{type(self).__name__}: logits of {logits.dtype} given, floating ones expected.")
@@ -84,6 +85,13 @@ class Structure(TorchDistribution):
     def _settings(self) -> dict[str, Any]:
         """What `__init__` takes besides the logits."""
         return {}
+
+    def same_values(self, other: Structure) -> bool:
+        """Whether another structure is of the same class, and has the same values: settings and sizes are alike."""
+        if type(self) is not type(other) or self.event_shape != other.event_shape:
+            return False
+        own, others = self._settings(), other._settings()
+        return all(one is others[name] or bool(torch.tensor(one == others[name]).all()) for name, one in own.items())
 
     def expand(self: S, batch_shape: Sequence[int], _instance: Any = None) -> S:
         param = self.logits.shape[self.logits.dim() - self.param_dim :]
@@ -249,8 +257,12 @@ class Structure(TorchDistribution):
         return {**self.__dict__, "_kept": None}
 
 
+def _shape_of(logits: object) -> object:
+    return list(logits.shape) if isinstance(logits, Tensor) else shown(logits)
+
+
 def first_element(which: Tensor) -> str:
-    """ " in element (2,)", the first where this batch of conditions holds; nothing without a batch."""
+    """Where this batch of conditions first holds, in words for a message; nothing if it is a single one."""
     return f" in element {tuple(which.nonzero()[0].tolist())}" if which.dim() else ""
 
 
@@ -323,12 +335,17 @@ class GibbsStructure(Structure):
         return self.cross_entropy(self)
 
     def kl(self, other: GibbsStructure) -> Tensor:
-        """KL divergence to another of the same class, `[*batch]`."""
+        """KL divergence to another with the same values, `[*batch]`. Raises `SettingError` for any other."""
+        if not self.same_values(other):
+            raise SettingError(
+                f"{type(self).__name__}: the divergence to {other} asked for, one of the same class, sizes and "
+                "settings expected."
+            )
         return self.cross_entropy(other) - self.entropy()
 
 
 @register_kl(GibbsStructure, GibbsStructure)
 def _kl(p: GibbsStructure, q: GibbsStructure) -> Tensor:
-    if type(p) is not type(q) or p.event_shape != q.event_shape:
+    if not p.same_values(q):
         raise NotImplementedError
     return p.kl(q)

@@ -34,8 +34,8 @@ def masked_log(x: Tensor) -> Tensor:
     >>> masked_log(torch.tensor([1.0, 0.0]))
     tensor([0., -inf])
     """
-    some = x > 0
-    return torch.where(some, torch.where(some, x, 1.0).log(), -math.inf)
+    nothing = x <= 0
+    return torch.where(nothing, -math.inf, torch.where(nothing, 1.0, x).log())
 
 
 def log_sum_exp(table: Tensor, dim: int) -> Tensor:
@@ -115,11 +115,15 @@ def log_cumsum_exp(x: Tensor) -> Tensor:
 
 
 class _LogCumsumExp(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.logcumsumexp(-1)
-        ctx.save_for_backward(x, total)
-        return total
+    def forward(x: Tensor) -> Tensor:
+        return x.logcumsumexp(-1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], output)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:

@@ -40,9 +40,14 @@ SETTINGS: dict[str, tuple[Callable[[], object], str]] = {
     "a length that is no number": (lambda: PlackettLuce(torch.zeros(3), 1.5), "length=1.5 given"),
     "a k of zero": (lambda: KSubset(torch.zeros(3), 0), "k=0 given, 1 to 3"),
     "a k above n": (lambda: KSubset(torch.zeros(3), 4), "k=4 given, 1 to 3"),
-    "no dims": (lambda: PlackettLuce(torch.zeros(())), "at least 1 dims expected"),
-    "no dims of a subset": (lambda: KSubset(torch.zeros(()), 1), "at least 1 dims expected"),
-    "too few dims": (lambda: GibbsMatching(torch.zeros(3)), r"logits \[3\] given, at least 2 dims"),
+    "a list": (lambda: PlackettLuce([0.0, 1.0]), r"logits \[0.0, 1.0\] given, a tensor"),
+    "a divergence of other sizes": (
+        lambda: KSubset(torch.zeros(4), 2).kl(KSubset(torch.zeros(4), 3)),
+        "the divergence to KSubset.*same class, sizes and settings",
+    ),
+    "no dims": (lambda: PlackettLuce(torch.zeros(())), "a tensor of at least 1 dims expected"),
+    "no dims of a subset": (lambda: KSubset(torch.zeros(()), 1), "a tensor of at least 1 dims expected"),
+    "too few dims": (lambda: GibbsMatching(torch.zeros(3)), r"logits \[3\] given, a tensor of at least 2 dims"),
     "not square": (lambda: GibbsMatching(torch.zeros(2, 3, 4)), r"\[.., 3, 4\] given, a square last two dims expected"),
     "not square, sequential": (
         lambda: SequentialMatching(torch.zeros(3, 4)),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+import pickle
 from collections.abc import Callable
 
 import pytest
 import torch
+from torch.distributions import kl_divergence
 
 import pyro_discrete.distributions as distributions
 from pyro_discrete.distributions import (
@@ -137,3 +140,50 @@ def test_log_masses_by_hand(name: str, make: Callable, shape: tuple[int, ...], n
     torch.testing.assert_close(found, right if normalised else right.log_softmax(0), rtol=1e-10, atol=1e-10)
     if not normalised:
         torch.testing.assert_close(structure.log_partition, right.logsumexp(0), rtol=1e-10, atol=1e-10)
+
+
+def test_divergences_that_torch_and_pyro_find() -> None:
+    torch.manual_seed(0)
+    p, q = (KSubset(torch.randn(3, 5, dtype=torch.float64), 2) for _ in range(2))
+    right = (
+        p.log_prob(p.enumerate_support()).exp()
+        * (p.log_prob(p.enumerate_support()) - q.log_prob(p.enumerate_support()))
+    ).sum(0)
+    torch.testing.assert_close(kl_divergence(p, q), right)
+    torch.testing.assert_close(kl_divergence(p.to_event(1), q.to_event(1)), right.sum())
+    hidden = torch.tensor([True, False, True])
+    torch.testing.assert_close(kl_divergence(p.mask(hidden), q.mask(hidden)), right * hidden)
+    torch.testing.assert_close(kl_divergence(p.expand((2, 3)), q.expand((2, 3))), right.expand(2, 3))
+
+
+@pytest.mark.parametrize(
+    "other", [KSubset(torch.zeros(5), 3), KSubset(torch.zeros(4), 2), GibbsMatching(torch.zeros(5, 5))]
+)
+def test_divergences_between_other_values_are_not_found(other: Structure) -> None:
+    """Of the subsets of 2 and those of 3 the divergence is infinite, and the formula would give a number."""
+    with pytest.raises(NotImplementedError):
+        kl_divergence(KSubset(torch.zeros(5), 2), other)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_structures_are_copied_and_pickled_with_tables_made(structure: type[Structure]) -> None:
+    for d in structure.small():
+        leaf = d.like(d.logits.clone().requires_grad_())
+        value = leaf.sample()
+        log_p = leaf.log_prob(value)
+        for again in (copy.deepcopy(leaf), pickle.loads(pickle.dumps(leaf))):
+            torch.testing.assert_close(again.log_prob(value), log_p)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_transforms_of_torch(structure: type[Structure]) -> None:
+    """`torch.func.grad` is autograd, and a batch by `vmap` a batch; but trees choose their way by values."""
+    d = structure.small()[0]
+    value = d.sample()
+    leaf = d.logits.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(d.like(leaf).log_prob(value), leaf)
+    torch.testing.assert_close(torch.func.grad(lambda logits: d.like(logits).log_prob(value))(d.logits), slope)
+    if not issubclass(structure, Arborescence):
+        batch = torch.stack([d.logits, 0.5 * d.logits])
+        found = torch.vmap(lambda logits: d.like(logits).log_prob(value))(batch)
+        torch.testing.assert_close(found, d.like(batch).log_prob(value))
