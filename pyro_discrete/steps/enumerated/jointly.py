@@ -125,6 +125,10 @@ def _weighted(
         for name, msg in terms.items():
             if name not in closed:
                 f = f + sign * total(msg["log_prob"])
-            if sign < 0 and name in sites:
-                weight = weight + total(without_mask(msg["fn"]).log_prob(msg["value"]))
+    for name, msg in latent_sites(guide_trace).items():
+        log_q = total(without_mask(msg["fn"]).log_prob(msg["value"])) if family_of(msg["fn"]) is not None else 0.0
+        if name in sites:
+            weight = weight + log_q
+        elif torch.is_tensor(log_q):  # drawn, without a derivative of its own: the score function's
+            weight = weight + log_q - log_q.detach()
     return -(torch.as_tensor(weight).exp() * f).sum() / particles
