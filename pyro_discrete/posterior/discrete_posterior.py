@@ -613,8 +613,8 @@ class PosteriorRuns:
             draws = min(draws, max(2, MOST_RUNS // runs))
         made: dict[str, Any] = {}
         noisy = bool(large)
-        for name in dict.fromkeys(n for shares, _ in found for n in shares):
-            each = [(fns[name], shares[name]) for shares, fns in found if name in shares]
+        for name in dict.fromkeys(n for values, _ in found for n in values):
+            each = [(fns[name], values[name]) for values, fns in found if name in values]
             if len(each) == len(found) and all(_alike(share, each[0][1]) for _, share in each[1:]):
                 made[name] = of_shares(name, each[:1])
             elif draws == num_samples:
