@@ -52,9 +52,10 @@ from pyro_discrete.planning.select import Selection
 from pyro_discrete.programs.dims import Columns, Layout, plates_of
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import Site, latent_sites, number_of_values, sample_sites, why_not_enumerable
-from pyro_discrete.sums.enumerated_sites import check_table, refuse_unguided
+from pyro_discrete.sums.enumerated_sites import BudgetError, check_table, refuse_unguided
 from pyro_discrete.sums.marginalisation import (
     NoLeadingDimsError,
+    Summed,
     absorbed,
     check_elements,
     marginal_sites,
@@ -137,13 +138,11 @@ def make_plan(
         return replace(enumerated, wiring=known_by, closed_terms=objective.closed_terms), trial
     wanted = objective.reads_dependencies or any(s.family is not None for s in sites)
     known = wiring.of(given) if wanted else UNKNOWN
-    elements, layout = numbers_of(trial), objective.layout(pair, trial, known, selection.particles)
+    sums = settle(pair, trial, settings) if marginal else Summed()
+    marginals = Marginals(settings, sums.cost, sums.one_by_one) if marginal else Marginals()
+    elements, layout = numbers_of(trial), objective.layout(pair, trial, known, selection.particles, sums.groups)
     order = Order({n: plates_of(m) for n, m in sample_sites(trial.guide_trace).items()}, {}, known)
-    marginals, summed = Marginals(), frozenset()
-    if marginal:
-        cost, summed, one_by_one = settle(pair, trial, settings)
-        marginals = Marginals(settings, cost, one_by_one)
-    situation = situations(pair, trial, sites, known, vectorise, summed)
+    situation = situations(pair, trial, sites, known, vectorise, sums.members)
     columns, planned, chosen = Columns(), [], {}
     for site in sites:
         line, chosen[site.name] = plan_site(site, selection, layout, situation[site.name], order)
@@ -152,7 +151,7 @@ def make_plan(
             columns.give(site.name, line.rows - 1)
         planned.append(line)
     settle_products(planned, chosen, columns, sites, elements * layout.size)
-    scored = absorbed(trial.model_trace, summed)
+    scored = absorbed(trial.model_trace, sums.members)
     notes = objective.notes(trial.guide_trace, scored, known)
     kl_notes = analytic_notes(chosen, trial.guide_trace, scored, known, _never_analytic(pair, objective))
     for line in planned:
@@ -252,7 +251,7 @@ def _check_support(site: Site, settings: Enumerate, joined: str = "") -> None:
         )
     elements = size * math.prod(site.distribution.shape())
     if elements > settings.max_elements:
-        raise EnumerationError(
+        raise BudgetError(
             f"Enumerating site {site.name!r} needs {size:.3g} joint values of event shape "
             f"{tuple(site.distribution.event_shape)}, a table of {elements:.3g} elements; at most "
             f"{settings.max_elements:.3g} are allowed (Enumerate(max_elements=...))"
@@ -295,12 +294,10 @@ def _enumeration_plan(
     for site in everything:
         if site.name not in separated:
             _check_support(site, settings, joined)
-    if marginal:
+    if marginal and not explicit:  # what was asked for can be had slowly
         try:
             check_elements(pair, trial, marginal)
         except EnumerationError as error:
-            if explicit:
-                raise
             return str(error)
     joint = not separated and crossing_site(pair, trial, discrete) is not None
     if explicit and not joint and not separated:
@@ -398,9 +395,10 @@ def _choose_way(
     wants_data = any(e is not None and e.reads_context for e in chosen.values())
     verdict: RowsVerdict | None = None
     drawn = any(e is not None for e in chosen.values())
-    if total > 1 and vectorise and drawn:  # rows of discrete draws that pass for another dim: said, not run slowly
+    wanted = total > 1 and vectorise and not marginals.one_by_one
+    if wanted and drawn:  # rows of discrete draws that pass for another dim: said, not run slowly
         verdict = check_rows(pair, trial, total)
-    elif (total > 1 and vectorise) or wants_data:
+    elif wanted or wants_data:
         verdict = _try_rows(pair, trial)
     observed = {}
     if wants_data:
@@ -411,11 +409,15 @@ def _choose_way(
         return Sequential(), "", observed
     if not vectorise:
         return Sequential(), "vectorize_particles=False", observed
+    if marginals.one_by_one:
+        reason = "sites of the model alone are summed out by a run for each joint value"
+        warnings.warn(f"The {total} rows x particles are run one by one, more slowly, as {reason}.", stacklevel=2)
+        return Sequential(), reason, observed
     cost = marginals.cost
     if cost is not None and not any(map(cost.times(total).fits, marginals.settings.values())):
         return Sequential(), f"{total} rows at once would be beyond the budget of exact sums", observed
     reason = verdict.reason if verdict is not None else ""
-    if verdict and marginals.settings and not marginals.one_by_one:
+    if verdict and marginals.settings:
         try:
             try_sums(pair, trial, marginals.settings, rows=True)
         except NoLeadingDimsError as error:
