@@ -3,7 +3,8 @@
 torch-struct is looked for in a folder of its own:
 
     pip install --no-deps --target FOLDER torch-struct==0.5
-    python -m benchmarks.steps.chains_beside_torch_struct --torch-struct FOLDER --out benchmarks/results/chains.json
+    python -m benchmarks.steps.chains_beside_torch_struct --torch-struct FOLDER \\
+        --out benchmarks/results/chains_beside_torch_struct.json
 
 Potentials of links are standard normal (torch-struct has none of a first state; ours are zero). Values are compared in
 double precision: the largest difference of log Z over its size, and of a marginal. Times are the processor's, of one

@@ -15,7 +15,7 @@ from pyro_discrete.draws.log_space import LARGEST, log_sum_exp
 from pyro_discrete.draws.softening import one_hot_vector
 from pyro_discrete.errors import SettingError
 
-__all__ = ["DecisionGraph", "DecisionLayer", "best_paths"]
+__all__ = ["DecisionGraph", "DecisionLayer", "PathStructure", "best_paths"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,22 @@ class DecisionLayer:
     label: Tensor
 
 
-class DecisionGraph(GibbsStructure):
+class PathStructure(GibbsStructure):
+    """A structure whose values are paths, of which the best are found by a recursion: a subclass writes `_best`."""
+
+    def argmax(self, scores: Tensor) -> Tensor:
+        return self._best(scores, 1)[0]
+
+    def top_k(self, k: int) -> Tensor:
+        self.check_top_k(k)
+        return self._best(self.logits.detach(), k)
+
+    def _best(self, scores: Tensor, k: int) -> Tensor:
+        """The k values of the largest totals of scores like the logits, `[k, *batch, *event]`."""
+        raise NotImplementedError
+
+
+class DecisionGraph(PathStructure):
     """A Gibbs distribution over the paths of a layered graph, from state 0 of the first layer through all layers.
 
     A subclass writes `layers`, and of the protocol what depends on how a value reads: here a value is the labels along
@@ -158,13 +173,6 @@ class DecisionGraph(GibbsStructure):
         return self._flow([table.exp() for table in self.tables[1:]])
 
     # ------------------------------------------------------------------------------------------------------------ best
-
-    def argmax(self, scores: Tensor) -> Tensor:
-        return self._best(scores, 1)[0]
-
-    def top_k(self, k: int) -> Tensor:
-        self.check_top_k(k)
-        return self._best(self.logits.detach(), k)
 
     def _best(self, scores: Tensor, k: int) -> Tensor:
         layers = self.layers()

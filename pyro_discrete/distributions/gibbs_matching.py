@@ -8,12 +8,10 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_discrete.distributions.decision_graph import DecisionGraph, DecisionLayer
-from pyro_discrete.distributions.structure import Structure, float_or_inf
-from pyro_discrete.distributions.supports import Lists, check_square
-from pyro_discrete.draws.softening import one_hot_vector
+from pyro_discrete.distributions.matching import Matching
+from pyro_discrete.distributions.structure import Structure
 from pyro_discrete.errors import SettingError
 
 __all__ = ["GibbsMatching"]
@@ -23,7 +21,7 @@ LARGEST_MATCHING = 14
 """Rows of a matching whose sets of columns are gone through."""
 
 
-class GibbsMatching(DecisionGraph):
+class GibbsMatching(Matching, DecisionGraph):
     r"""Matchings of rows and columns: :math:`p(m) \propto \exp \sum_i l_{i, m_i}`, over all permutations m.
 
     - `logits` `[*batch, n, n]`: of row and column. A value: the column of each row, integers `[*batch, n]`.
@@ -41,11 +39,8 @@ class GibbsMatching(DecisionGraph):
     (tensor([1, 2, 0]), tensor([1, 2, 0]), 6.0)
     """
 
-    param_dim = 2
-
     def _check_shape(self, logits: Tensor) -> None:
         super()._check_shape(logits)
-        check_square(logits, type(self).__name__)
         n = logits.shape[-1]
         if n > LARGEST_MATCHING:
             raise SettingError(
@@ -56,33 +51,8 @@ class GibbsMatching(DecisionGraph):
     def _no_mass(self) -> str:
         return "every row needs a column above -inf that no other row needs."
 
-    @property
-    def n(self) -> int:
-        """The number of rows."""
-        return self.logits.shape[-1]
-
-    def event_shape_of(self, logits: Tensor) -> torch.Size:
-        return logits.shape[-1:]
-
-    @constraints.dependent_property(is_discrete=True, event_dim=1)
-    def support(self) -> Lists:
-        return Lists(self.n, self.n)
-
-    @property
-    def cardinality(self) -> float:
-        return float_or_inf(math.lgamma(self.n + 1), lambda: math.factorial(self.n))
-
-    def _support_list(self) -> Tensor:
-        return torch.tensor(list(itertools.permutations(range(self.n))))
-
     def layers(self) -> tuple[DecisionLayer, ...]:
         return _sets_of_columns(self.n, self.logits.device)
-
-    def vertex(self, value: Tensor) -> Tensor:
-        return one_hot_vector(value, self.logits)
-
-    def value_of(self, vertex: Tensor) -> Tensor:
-        return vertex.argmax(-1)
 
     @classmethod
     def small(cls) -> list[Structure]:

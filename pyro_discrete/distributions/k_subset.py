@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_discrete.distributions.decision_graph import best_paths
-from pyro_discrete.distributions.structure import GibbsStructure, Structure, float_or_inf
+from pyro_discrete.distributions.decision_graph import PathStructure, best_paths
+from pyro_discrete.distributions.structure import Structure, float_or_inf
 from pyro_discrete.distributions.supports import Subsets
 from pyro_discrete.draws.gumbel import conditional_gumbel, gumbel_like, gumbel_max
 from pyro_discrete.draws.log_space import LARGEST, log_sum_exp
@@ -23,7 +23,7 @@ from pyro_discrete.errors import SettingError, is_whole
 __all__ = ["KSubset"]
 
 
-class KSubset(GibbsStructure):
+class KSubset(PathStructure):
     r"""Subsets of k of n items, in proportion to the product of their exp(logit): independent bits given their number.
 
     - `logits` `[*batch, n]`; `k`: how many items are chosen.
@@ -190,17 +190,15 @@ class KSubset(GibbsStructure):
     def argmax(self, scores: Tensor) -> Tensor:
         return torch.zeros_like(scores).scatter(-1, scores.topk(self.k, -1).indices, 1.0)
 
-    def top_k(self, k: int) -> Tensor:
-        self.check_top_k(k)
+    def _best(self, scores: Tensor, k: int) -> Tensor:
         chosen = torch.arange(self.k + 1, device=self.logits.device)
         more = torch.where(chosen < self.k, chosen + 1, -1)
         target = torch.stack([chosen, more], -1)  # states: how many are chosen so far; arcs: leave the item, take it
-        logits = self.logits.detach()
-        arcs = torch.stack([torch.zeros_like(logits), logits], -1).unsqueeze(-2).expand(logits.shape + target.shape)
+        arcs = torch.stack([torch.zeros_like(scores), scores], -1).unsqueeze(-2).expand(scores.shape + target.shape)
         arcs = list(torch.where(target < 0, -math.inf, arcs).unbind(-3))
         arcs[-1] = torch.where(target == self.k, arcs[-1], -math.inf)
         taken = best_paths(arcs, [target] * self.n, k, type(self).__name__)[1]
-        return torch.stack(taken, -1).movedim(-2, 0).to(logits.dtype)
+        return torch.stack(taken, -1).movedim(-2, 0).to(scores.dtype)
 
     @classmethod
     def small(cls) -> list[Structure]:

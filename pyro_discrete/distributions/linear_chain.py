@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_discrete.distributions.decision_graph import best_paths
-from pyro_discrete.distributions.structure import GibbsStructure, Structure, float_or_inf
+from pyro_discrete.distributions.decision_graph import PathStructure, best_paths
+from pyro_discrete.distributions.structure import Structure, float_or_inf
 from pyro_discrete.distributions.supports import States, check_square
 from pyro_discrete.draws.gumbel import conditional_gumbel, gumbel_like
 from pyro_discrete.draws.log_space import LARGEST, log_sum_exp, near_zero, running
@@ -26,7 +26,7 @@ SCAN_TABLE = 2**13
 """Elements of the table by which two links are joined; beyond it, one link after another is faster."""
 
 
-class LinearChain(GibbsStructure):
+class LinearChain(PathStructure):
     r"""Paths through T states: :math:`p(z) \propto \exp\big(l_{0, 0, z_0} + \sum_{t \ge 1} l_{t, z_{t-1}, z_t}\big)`.
 
     - `logits` `[*batch, T, S, S]`, `logits[t, from, to]`; of the first link row 0 alone is read.
@@ -224,13 +224,6 @@ class LinearChain(GibbsStructure):
         return self._flow(first.exp(), given.exp())
 
     # ------------------------------------------------------------------------------------------------------------ best
-
-    def argmax(self, scores: Tensor) -> Tensor:
-        return self._best(scores, 1)[0]
-
-    def top_k(self, k: int) -> Tensor:
-        self.check_top_k(k)
-        return self._best(self.logits.detach(), k)
 
     def _best(self, scores: Tensor, k: int) -> Tensor:
         target = torch.arange(self.states, device=scores.device).expand(self.states, self.states)

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributions import constraints
 
-from pyro_discrete.distributions.structure import Structure, first_element, float_or_inf
-from pyro_discrete.distributions.supports import Lists, check_square
+from pyro_discrete.distributions.matching import Matching
+from pyro_discrete.distributions.structure import Structure, first_element
 from pyro_discrete.draws.gumbel import conditional_gumbel, gumbel_like
 from pyro_discrete.draws.log_space import LARGEST
 from pyro_discrete.draws.soft_scores import log_left
-from pyro_discrete.draws.softening import one_hot_vector
 from pyro_discrete.errors import SettingError
 
 __all__ = ["SequentialMatching"]
 
 
-class SequentialMatching(Structure):
+class SequentialMatching(Matching):
     r"""Matchings of rows and columns: row after row takes one of the columns left, in proportion to exp(logit).
 
     .. math:: \log p(m) = \sum_i \Big(l_{i, m_i} - \log \sum_{j \notin m_1 \ldots m_{i-1}} e^{l_{ij}}\Big)
@@ -40,12 +37,6 @@ class SequentialMatching(Structure):
     (tensor([1, 2, 0]), 6.0)
     """
 
-    param_dim = 2
-
-    def _check_shape(self, logits: Tensor) -> None:
-        super()._check_shape(logits)
-        check_square(logits, type(self).__name__)
-
     def _check_logits(self) -> None:
         super()._check_logits()
         lost = (self.logits == -math.inf).flatten(-2).any(-1)
@@ -54,35 +45,6 @@ class SequentialMatching(Structure):
                 f"SequentialMatching: logits of -inf{first_element(lost)} given, finite ones expected: a row could "
                 "find its only column taken, and the law would lose mass. GibbsMatching takes them."
             )
-
-    @property
-    def n(self) -> int:
-        """The number of rows."""
-        return self.logits.shape[-1]
-
-    def event_shape_of(self, logits: Tensor) -> torch.Size:
-        return logits.shape[-1:]
-
-    @constraints.dependent_property(is_discrete=True, event_dim=1)
-    def support(self) -> Lists:
-        return Lists(self.n, self.n)
-
-    @property
-    def cardinality(self) -> float:
-        return float_or_inf(math.lgamma(self.n + 1), lambda: math.factorial(self.n))
-
-    def _support_list(self) -> Tensor:
-        return torch.tensor(list(itertools.permutations(range(self.n))))
-
-    @property
-    def vertex_shape(self) -> torch.Size:
-        return torch.Size((self.n, self.n))
-
-    def vertex(self, value: Tensor) -> Tensor:
-        return one_hot_vector(value, self.logits)
-
-    def value_of(self, vertex: Tensor) -> Tensor:
-        return vertex.argmax(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
