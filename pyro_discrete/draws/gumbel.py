@@ -69,9 +69,8 @@ def truncated(z: Tensor, bound: Tensor) -> Tensor:
     >>> truncated(torch.tensor([-1e4, 0.0, -torch.inf]), torch.tensor(0.0))
     tensor([-1.0000e+04, -6.9315e-01,        -inf])
     """
-    z, bound = torch.broadcast_tensors(z, bound)
     far = bound - z > math.log(torch.finfo(z.dtype).max) / 2
-    return torch.where(far, z, -torch.logaddexp(-bound, -torch.where(far, bound, z)))
+    return torch.where(far, z, -torch.logaddexp(-bound, -torch.where(far, bound.detach(), z)))
 
 
 def conditional_gumbel(logits: Tensor, hard: Tensor) -> Tensor:
