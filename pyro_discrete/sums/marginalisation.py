@@ -25,6 +25,7 @@ from pyro_discrete.inspection.enumerability import joined_elements, why_not_over
 from pyro_discrete.inspection.trial import Trial, crossing_site
 from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.pair import KeepSubsamples, Pair
+from pyro_discrete.programs.parameters import leaf_parameters
 from pyro_discrete.programs.sites import (
     Site,
     is_latent,
@@ -205,7 +206,10 @@ def _one_number(name: str, scale: Any) -> Any:
 
 
 def _outside(traces: Sequence[Trace], drawn: Collection[str], scale: Any) -> frozenset[str]:
-    """The sites of another scale than that of the sum: these may not depend on the values that are summed over."""
+    """The sites of another scale than that of the sum: these may not depend on the values that are summed over.
+
+    Raises `EnumerationError` where one does.
+    """
     found: dict[str, list[Trace]] = {}
     for trace in traces:
         for name in from_first(trace, drawn):
@@ -214,13 +218,29 @@ def _outside(traces: Sequence[Trace], drawn: Collection[str], scale: Any) -> fro
     for name, each in found.items():
         terms = [_term(t.nodes[name], name in drawn) for t in each]
         scales = [t.nodes[name]["scale"] for t in each]
-        alike = all(torch.equal(t, terms[0]) for t in terms) and all(_same_scale(s, scales[0]) for s in scales)
+        alike = _alike(terms) and all(_same_scale(s, scales[0]) for s in scales)
         if len(each) < len(traces) or not alike or (is_latent(each[0].nodes[name]) and name not in drawn):
             raise EnumerationError(
                 f"Site {name!r} ({_shown(scales[0])}) is summed over together with sites of the model alone "
                 f"({_shown(scale)}), but {SCALES_DIFFER}"
             )
     return frozenset(found)
+
+
+def _alike(terms: Sequence[Tensor]) -> bool:
+    """Whether terms have the same value and the same gradient: a weight of zero hides what a term depends on."""
+    if not all(torch.equal(term, terms[0]) for term in terms):
+        return False
+    leaves = {id(leaf): leaf for term in terms for leaf in leaf_parameters(term)}
+    if not leaves:
+        return True
+    slopes = []
+    for term in terms:
+        if not term.requires_grad:
+            return False
+        found = torch.autograd.grad(term, list(leaves.values()), retain_graph=True, allow_unused=True)
+        slopes.append([torch.zeros_like(x) if g is None else g for x, g in zip(leaves.values(), found, strict=True)])
+    return all(torch.equal(a, b) for each in slopes for a, b in zip(each, slopes[0], strict=True))
 
 
 def _same_scale(one: Any, other: Any) -> bool:
