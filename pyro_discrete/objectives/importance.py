@@ -237,6 +237,8 @@ class ImportanceBound(Objective[BoundEvaluation]):
                 weighed.add_shared(Term(-log_p, plates, True, position, name), -log_p)
             else:
                 weighed.add(log_p, plates)
+        if not weighed.log_weights:  # no term is the particles' own: each weighs as much
+            weighed.add(torch.zeros(()), frozenset())
         order = Order({name: plates_of(msg) for name, msg in guide.items()}, model_positions, dependencies)
         pathwise, loss = weighed.loss()
         costs = weighed.costs(order)
