@@ -9,6 +9,7 @@ from math import perm
 from typing import Any, TypeVar
 
 __all__ = [
+    "FIXED",
     "VALUES",
     "Branch",
     "Chain",
@@ -20,8 +21,22 @@ __all__ = [
     "sites_of",
 ]
 
-VALUES = {"bernoulli": 2, "categorical": 3, "one_hot": 3, "binomial": 3, "bits": 4, "pair_of_categoricals": 9}
+VALUES = {
+    "bernoulli": 2,
+    "coin": 2,
+    "categorical": 3,
+    "one_hot": 3,
+    "binomial": 3,
+    "beta_binomial": 3,
+    "bits": 4,
+    "pair_of_categoricals": 9,
+    "pair_of_one_hots": 9,
+}
 """Joint values of one element of a discrete family."""
+
+
+FIXED = ("constant", "own", "off", "each")
+"""Masks and scales that no draw decides."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +70,8 @@ class Site:
       (continuous, a point mass in the guide), "observed", "observed_in_guide".
     - `family`: of `VALUES`, or of an observed site also "normal", "poisson", "factor".
     - `plates`: names. `reads`: what the model's distribution depends on, `guide_reads`: the guide's.
-    - `mask`: "", "constant", "own" (`Distribution.mask`), or the name of the site that it is drawn by. `scale`: "",
-      "constant", or a name. `sides`: where these apply, "model", "guide" or "both".
+    - `mask`: "", "constant", "off" (False), "own" (`Distribution.mask`), or the name of the site that it is drawn by.
+      `scale`: "", "constant", "each" (an element's own), or a name. `sides`: where these apply, "model", "guide" or "both".
     - `covariate`: whether data enters the distribution. `marked`: whether it says `infer={"enumerate": "parallel"}`.
     """
 
@@ -120,9 +135,10 @@ class Description:
 
     - `seed`: of the numbers in it, each of which depends on the seed and its own name alone.
     - `order`: names of statements, in the order in which the guide draws them.
-    - `parameters`: "leaf" (tensors that the functions close over), "param" (`pyro.param`) or "module" (`PyroModule`).
+    - `parameters`: "leaf" (tensors that the functions close over), "method" (tensors of the object whose methods the
+      programs are), "param" (`pyro.param`), "module" (`PyroModule`) or "registered" (`pyro.module`).
     - `shared`: whether guide and model read the same parameters. `arguments`: whether data are arguments.
-    - `handlers`: of "scale", "mask", "condition", "config_enumerate", "partial".
+    - `handlers`: of "scale", "mask", "condition", "config_enumerate", "partial", "block", "trace", "wraps".
     """
 
     seed: int
@@ -196,9 +212,9 @@ class Description:
                 reads = site.reads + site.guide_reads
                 for kind, value in (("mask", site.mask), ("scale", site.scale)):
                     if value:
-                        found.add(f"{kind}:{value if value in ('constant', 'own') else 'drawn'}")
+                        found.add(f"{kind}:{value if value in FIXED else 'drawn'}")
                 if site.marked:
-                    found.add("marked:event" if site.family in ("bits", "pair_of_categoricals") else "marked")
+                    found.add("marked:event" if VALUES[site.family] in (4, 9) else "marked")
             found |= {f"reads:{r.how}" for r in reads}
         for statement in self.body:
             if isinstance(statement, Branch):

@@ -11,7 +11,7 @@ from pyro_discrete.testing.generated_programs.description import VALUES, Descrip
 
 __all__ = ["NEIGHBOURS", "Expressions", "Variable"]
 
-SCALARS = ("bernoulli", "categorical", "binomial", "normal")
+SCALARS = ("bernoulli", "coin", "categorical", "binomial", "beta_binomial", "normal")
 """Families whose values have no event dims."""
 NEIGHBOURS = ("flip", "cumsum", "centred")
 """Ways to read other elements of a plate that reader and read are both in."""
@@ -98,7 +98,8 @@ class Expressions:
 
     def scalar(self, name: str) -> str:
         """A variable without its event dim."""
-        return name if self.variables[name].family in SCALARS else f"{name}[..., 0]"
+        family = self.variables[name].family
+        return name if family in SCALARS else f"{name}[..., 0, 0]" if family == "pair_of_one_hots" else f"{name}[..., 0]"
 
     def term(self, read: Read, child: str, plates: tuple[str, ...]) -> str:
         """What a read site adds to a linear predictor."""
@@ -117,7 +118,8 @@ class Expressions:
         missing = [d for d in self.dims(held.plates) if d not in self.dims(plates)]
         if missing or (how in NEIGHBOURS and held.plates):
             return f"{coefficient} * {self.across(self.scalar(name), how, held.plates, plates, missing)}"
-        values = {"bits": 2, "pair_of_categoricals": 3}.get(held.family) or VALUES.get(held.family, 2)
+        values = {"bits": 2, "pair_of_categoricals": 3, "pair_of_one_hots": 3}.get(held.family)
+        values = values or VALUES.get(held.family, 2)
         whole = "" if held.family == "categorical" else ".long()"
         if how == "item" and not held.plates:
             return f"{coefficient} * float({self.scalar(name)})"
@@ -137,13 +139,13 @@ class Expressions:
             return f"{coefficient} * {rows}.gather(-1, {name}{whole}[:, None])[:, 0]"
         if how in ("lookup", "rows", "gather"):
             found = self.parameter(f"{table}_{child}_{name}", (values,))
-            if held.family == "one_hot":
-                return f"{name} @ {found}"
+            if held.family in ("one_hot", "pair_of_one_hots"):
+                return f"({name} @ {found})" + (".sum(-1)" if held.family == "pair_of_one_hots" else "")
             return f"{found}[{name}{whole}]" + ("" if held.family in SCALARS else ".sum(-1)")
         if held.family in SCALARS:
             return f"{coefficient} * {name}"
-        width = 3 if held.family == "one_hot" else 2
-        return f"({name} * {self.parameter(f'{table}_{child}_{name}', (width,))}).sum(-1)"
+        shape = {"one_hot": (3,), "pair_of_one_hots": (2, 3)}.get(held.family, (2,))
+        return f"({name} * {self.parameter(f'{table}_{child}_{name}', shape)}).sum({tuple(range(-len(shape), 0))})"
 
     def _is_line(self, plates: tuple[str, ...]) -> bool:
         """Whether values are vectors of a plate's elements, all of them."""
@@ -186,12 +188,17 @@ class Expressions:
         spread = f"{wide} * torch.tensor([1.0, -0.5, 0.3]) + torch.tensor([0.1, -0.4, 0.2])"
         return {
             "bernoulli": f"dist.Bernoulli(logits={predictor})",
+            "coin": f"dist.Bernoulli(({predictor}).sigmoid())",
             "categorical": f"dist.Categorical(logits={spread})",
             "one_hot": f"dist.OneHotCategorical(logits={spread})",
             "binomial": f"dist.Binomial(2, logits={predictor})",
+            "beta_binomial": f"dist.BetaBinomial(({predictor}).exp(), 1.5, total_count=2)",
             "bits": f"dist.Bernoulli(logits={wide} * torch.tensor([1.0, -0.7])).to_event(1)",
             "pair_of_categoricals": (
                 f"dist.Categorical(logits=({spread}).unsqueeze(-2) * torch.tensor([[1.0], [-0.6]])).to_event(1)"
+            ),
+            "pair_of_one_hots": (
+                f"dist.OneHotCategorical(logits=({spread}).unsqueeze(-2) * torch.tensor([[1.0], [-0.6]])).to_event(1)"
             ),
             "normal": f"dist.Normal({predictor}, 1.0)",
             "poisson": f"dist.Poisson(({predictor}).exp())",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pyro_discrete.testing.generated_programs.description import (
+    FIXED,
     Branch,
     Chain,
     Description,
@@ -31,10 +32,14 @@ FAMILIES = (
     "categorical",
     "one_hot",
     "binomial",
+    "coin",
+    "beta_binomial",
     "bits",
     "pair_of_categoricals",
+    "pair_of_one_hots",
 )
 OBSERVED = ("normal", "normal", "bernoulli", "poisson", "categorical", "one_hot", "bits", "factor")
+HANDLERS = ("scale", "mask", "condition", "config_enumerate", "partial", "block", "trace", "wraps")
 ALIKE = ("value", "value", "lookup", "lookup", "where", "equal", "gather", "rows", "item", "stack", "escape")
 ACROSS = ("sum", "sum", "plain", "first", "element", "loop", "prod", "logsumexp", "unbind")
 
@@ -113,9 +118,9 @@ class _Drawing:
         drawn = [s.name for s in readable if set(s.plates) <= set(plates) and s.family != "normal"]
         mask = scale = ""
         if self.chance(0.12) and family != "factor":
-            mask = self.stream.choice(("constant", "own", *drawn))
+            mask = self.stream.choice(("constant", "own", "off", *drawn))
         if self.chance(0.08):
-            scale = self.stream.choice(("constant", *drawn)) if role != "own" else ""
+            scale = self.stream.choice(("constant", "each", *drawn)) if role != "own" else ""
         sides = (
             "model"
             if role in ("own", "observed") or drawn_by(mask, scale)
@@ -181,12 +186,12 @@ class _Drawing:
         guided = self._guided(body)
         if guided is None:
             return None
-        handlers = tuple(h for h in ("scale", "mask", "condition", "config_enumerate", "partial") if self.chance(0.06))
+        handlers = tuple(h for h in HANDLERS if self.chance(0.05))
         order = tuple(s.name for s in guided)
         by_name = {s.name: s for s in guided}
         body = [by_name[s.name] for s in body]
-        parameters = self.stream.choice(("leaf", "leaf", "param", "module"))
-        if parameters == "module":
+        parameters = self.stream.choice(("leaf", "leaf", "method", "param", "module", "registered"))
+        if parameters in ("module", "registered"):
             body = [replace(s, on="data") if isinstance(s, Branch) and s.on == "parameter" else s for s in body]
         found = Description(
             self.seed, self.plates, tuple(body), order, parameters, self.chance(0.15), self.chance(0.5), handlers
@@ -231,4 +236,4 @@ class _Drawing:
 
 def drawn_by(*weights: str) -> bool:
     """Whether one of these masks and scales is that of a draw."""
-    return any(w not in ("", "constant", "own") for w in weights)
+    return any(w and w not in FIXED for w in weights)

@@ -40,6 +40,8 @@ def build(description: Description) -> Pair:
     for name, value in namespace.items():
         if isinstance(value, nn.Module):
             parameters |= {f"{name}.{n}": p for n, p in value.named_parameters()}
+        elif name.endswith("_module"):
+            parameters |= {f"{name}.{n}": p for n, p in vars(value).items()}
     model, guide, arguments = namespace["model"], namespace["guide"], namespace["arguments"]
     if description.parameters == "param":
         pyro.poutine.trace(guide).get_trace(*arguments)
@@ -100,9 +102,15 @@ class _Writer:
         """What stands behind `with`."""
         found = [self.plate(p) for p in site.plates]
         if site.sides in (self.write.side, "both") or site.role in ("own", "observed"):
-            if site.mask not in ("", "own"):
+            if site.mask == "off":
+                found.append("poutine.mask(mask=False)")
+            elif site.mask not in ("", "own"):
                 found.append(f"poutine.mask(mask={self.mask(site)})")
-            if site.scale == "constant":
+            if site.scale == "each":
+                shape = self.write.shape(site.plates)
+                each = self.write.datum(f"s_{site.name}", shape, lambda r: round(r.uniform(0.3, 1.7), 2))
+                found.append(f"poutine.scale(scale={self.write.picked(each, site.plates)})")
+            elif site.scale == "constant":
                 found.append("poutine.scale(scale=0.5)")
             elif site.scale in self.write.variables:
                 found.append(f"poutine.scale(scale=0.5 + {self.write.scalar(site.scale)})")
@@ -201,8 +209,10 @@ class _Writer:
         held = []
         if self.description.parameters == "param":
             held = [f'{n} = pyro.param("{n}", {v})' for n, v in self.write.parameters[side].items()]
-        elif self.description.parameters == "module":
+        elif self.description.parameters in ("module", "method"):
             held = [f"{n} = self.{n}" for n in self.write.parameters[side]]
+        elif self.description.parameters == "registered" and self.write.parameters[side]:
+            held = [f'pyro.module("{side}", {side}_net)', *(f"{n} = {side}_net.{n}" for n in self.write.parameters[side])]
         return [*held, *plates, *lines] or ["pass"]
 
     def whole(self) -> str:
@@ -214,13 +224,22 @@ class _Writer:
             every = self.write.parameters["model"] | self.write.parameters["guide"]
             lines += [f"{n} = {v[:-1]}, requires_grad=True)" for n, v in every.items()]
         for side, body in parts.items():
-            if kind == "module":
-                made = [f"self.{n} = torch.nn.Parameter({v})" for n, v in self.write.parameters[side].items()]
-                lines += ["", "", f"class {side.title()}(PyroModule):", "    def __init__(self):"]
-                lines += ["        super().__init__()", *(f"        {line}" for line in made), ""]
-                lines += [f"    def forward(self{', ' * bool(names)}{names}):", *(f"        {line}" for line in body)]
+            tensors = self.write.parameters[side].items()
+            if kind in ("module", "method"):
+                base = "(PyroModule)" if kind == "module" else ""
+                name = "forward" if kind == "module" else "run"
+                made = [f"self.{n} = torch.nn.Parameter({v})" for n, v in tensors]
+                begun = ["super().__init__()"] if kind == "module" else []
+                lines += ["", "", f"class {side.title()}{base}:", "    def __init__(self):"]
+                lines += [*(f"        {line}" for line in [*begun, *made] or ["pass"]), ""]
+                lines += [f"    def {name}(self{', ' * bool(names)}{names}):", *(f"        {line}" for line in body)]
                 lines += ["", "", f"{side} = {side}_module = {side.title()}()"]
+                if kind == "method":
+                    lines += [f"{side} = {side}_module.run"]
             else:
+                if kind == "registered":
+                    lines += ["", "", f"{side}_net = torch.nn.Module()"]
+                    lines += [f"{side}_net.{n} = torch.nn.Parameter({v})" for n, v in tensors]
                 lines += ["", "", f"def {side}({names}):", *(f"    {line}" for line in body)]
         lines += ["", "", *self.handlers(), f"arguments = ({names}{',' * bool(names)})"]
         head = ["import functools", "import pyro", "import torch", "import pyro.distributions as dist"]
@@ -247,6 +266,14 @@ class _Writer:
                 lines.append("model, guide = poutine.mask(model, mask=True), poutine.mask(guide, mask=True)")
             elif handler == "config_enumerate":
                 lines.append("model = config_enumerate(model)")
+            elif handler == "block":
+                lines.append('model, guide = poutine.block(model, hide=["nothing"]), poutine.block(guide, hide=["nothing"])')
+            elif handler == "trace":
+                lines.append("model, guide = poutine.trace(model), poutine.trace(guide)")
+            elif handler == "wraps":
+                for side in ("model", "guide"):
+                    lines += ["", "", f"def around_{side}(*args, program={side}):", "    return program(*args)", "", ""]
+                lines += ["model, guide = around_model, around_guide"]
             elif handler == "partial":
                 lines.append("model, guide = functools.partial(model), functools.partial(guide)")
         return lines
