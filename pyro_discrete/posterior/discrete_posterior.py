@@ -812,13 +812,10 @@ def _trial(pair: Pair) -> Trial:
 
 def _refuse_swapped(trial: Trial) -> None:
     """Refuse a model that observes nothing beside a guide that does."""
-    seen = [
-        [n for n, m in sample_sites(t).items() if is_random_observation(m)]
-        for t in (trial.guide_trace, trial.model_trace)
-    ]
-    if seen[0] and not seen[1]:
+    seen = [n for n, m in sample_sites(trial.guide_trace).items() if is_random_observation(m)]
+    if seen and not any(m["is_observed"] for m in sample_sites(trial.model_trace).values()):  # a pyro.factor counts
         raise SettingError(
-            f"The guide observes {', '.join(map(repr, seen[0][:3]))} and the model observes nothing, as if swapped: "
+            f"The guide observes {', '.join(map(repr, seen[:3]))} and the model observes nothing, as if swapped: "
             "the model comes first, the guide second, as in DiscretePosterior(model, guide)."
         )
 

@@ -22,7 +22,7 @@ from pyro_discrete.steps.enumerated.jointly import ONE_BY_ONE
 from pyro_discrete.steps.enumerated.parallel import CoupledPlatesError
 from pyro_discrete.steps.step import WAYS
 from pyro_discrete.sums.enumerated_sites import BudgetError
-from pyro_discrete.sums.marginalisation import check_elements, marginal_sites, settle
+from pyro_discrete.sums.marginalisation import check_elements, marginal_sites, nor_one_by_one, settle
 from pyro_discrete.sums.packed_terms import CoupledElementsError
 
 __all__ = [
@@ -105,7 +105,7 @@ def _one_after_another(
         except Exception as error:
             last = error
     if refused is not None:
-        raise refused
+        raise nor_one_by_one(refused, last or refused)
     raise EnumerationError(
         f"The program cannot be enumerated, neither at once ({found}) nor one joint value after another "
         f"({in_a_line(last)}). Use 'rloo' or 'nvil', or index from the right so that dims on the left broadcast."

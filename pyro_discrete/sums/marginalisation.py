@@ -51,6 +51,7 @@ __all__ = [
     "from_first",
     "joint_traces",
     "marginal_sites",
+    "nor_one_by_one",
     "settle",
     "settle_marginals",
     "summed_one_by_one",
@@ -265,7 +266,11 @@ def _term(msg: Any, drawn: bool) -> Tensor:
     return torch.as_tensor(scale_and_mask(site_log_prob(msg), mask=msg["mask"])).sum()
 
 
-class NoLeadingDimsError(EnumerationError):
+class NotAtOnceError(EnumerationError):
+    """Sites of the model alone cannot be summed out at once: there is a run for each joint value, if these are few."""
+
+
+class NoLeadingDimsError(NotAtOnceError):
     """A program that cannot take leading dims, over which its own sites are summed out."""
 
 
@@ -276,11 +281,11 @@ def marginal_sites(trial: Trial) -> list[Site]:
 
 
 def check_elements(pair: Pair, trial: Trial, sites: Sequence[Site]) -> None:
-    """Raise `EnumerationError` where plate elements of these sites of the model alone hang together."""
+    """Raise `NotAtOnceError` where plate elements of these sites of the model alone hang together."""
     crossed = crossing_site(pair, trial, sites)
     if crossed is not None:
         outer, inner = crossed
-        raise EnumerationError(
+        raise NotAtOnceError(
             f"Site {outer!r} outside a plate depends on site {inner.name!r} inside it, which is in the model alone: "
             f"all joint values of the plate's elements would have to be summed over. Draw {inner.name!r} in the guide "
             "too."
@@ -288,7 +293,7 @@ def check_elements(pair: Pair, trial: Trial, sites: Sequence[Site]) -> None:
     joined = joined_elements(pair, trial, sites)
     if joined:
         listed = ", ".join(repr(s.name) for s in sites)
-        raise EnumerationError(
+        raise NotAtOnceError(
             f"Sites {listed} are in the model alone, and {joined}: all joint values of the plate's elements would have "
             "to be summed over. Draw them in the guide too."
         )
@@ -357,6 +362,13 @@ def _no_leading_dims(trial: Trial, settings: Mapping[str, Enumerate], reason: st
     )
 
 
+def nor_one_by_one(refused: DiscreteInferenceError, other: Exception) -> DiscreteInferenceError:
+    """What to say of sums that can be had neither at once nor one joint value after another."""
+    if not isinstance(refused, NotAtOnceError):
+        return refused
+    return EnumerationError(f"{refused} One joint value after another cannot be had either: {first_line(other)}")
+
+
 def settle(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate]) -> Summed:
     """As `settle_marginals`, or else by a run for each joint value of all elements.
 
@@ -376,11 +388,7 @@ def settle(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate]) -> Summe
             traces = list(joint_traces(replayed, drawn, pair.args, pair.kwargs))
             summed_one_by_one(replayed, trial.guide_trace, pair.args, pair.kwargs)
     except EnumerationError as other:
-        if not isinstance(refused, NoLeadingDimsError):
-            raise refused from None
-        raise EnumerationError(
-            f"{refused} One joint value after another cannot be had either: {first_line(other)}"
-        ) from None
+        raise nor_one_by_one(refused, other) from None
     numbers = [sum(m["value"].numel() for m in sample_sites(trace).values()) for trace in traces]
     members = frozenset(from_first(traces[0], drawn))
     return Summed(SumCost(max(numbers), sum(numbers)), [(members, frozenset())], one_by_one=True)

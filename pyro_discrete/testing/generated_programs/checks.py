@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from pyro_discrete.diagnostics.assignments import innermost
-from pyro_discrete.testing.generated_programs.case import TOLERANCE, Case, DisagreementError, SkippedError, written
-from pyro_discrete.testing.generated_programs.description import Site
-from pyro_discrete.testing.generated_programs.oracle import Answer, Spread
+from pyro_discrete.testing.generated_programs.case import TOLERANCE, Case, DisagreementError, SkippedError
+from pyro_discrete.testing.generated_programs.oracle import data_bounds
+from pyro_discrete.testing.generated_programs.posterior_checks import computed, marginals, mode, samples
 from pyro_discrete.testing.generated_programs.sampled_checks import bound_estimate, estimate
 
 __all__ = ["CHECKS", "EVERY"]
-
-POSTERIOR_DRAWS = 100
-"""Draws of the guide of an averaged marginal; ten times as many before an alarm counts."""
-UNLIKELY = 1e-7
-"""Probability of a false alarm at a number of an averaged marginal (Bernstein's inequality), before its repetition."""
 
 
 def _exact(case: Case) -> None:
@@ -71,70 +64,31 @@ def _member(loss: float, possible: list[Tensor]) -> None:
 def _bound(case: Case) -> None:
     """The bound of two particles, all data jointly: of each draw that of some pair of joint values."""
     case.needs_bound()
-    elbo = case.engine.bound("reinforce", num_particles=2, datum_plates=())
+    elbo = case.takes_rows(
+        lambda **setting: case.engine.bound("reinforce", num_particles=2, datum_plates=(), **setting)
+    )
     for _ in range(2):
         _member(case.loss(elbo), [a.bounds for a in case.right])
 
 
-def _marginals(case: Case) -> None:
-    """The posterior's marginals: exact at the guide's sites, averages over draws at the model's own."""
-    posterior = case.engine.posterior(case.pair.model, case.pair.guide, num_samples=POSTERIOR_DRAWS)
-    found = {n: _mean(d) for n, d in posterior.marginals(*case.pair.args).items()}
-    for name in sorted(case.right[0].certain):
-        if name not in found:
-            raise DisagreementError(f"site {name!r} has no marginal")
-    problems = [_wrong_marginal(a, found, POSTERIOR_DRAWS) for a in case.right]
-    if not all(problems):
-        return
-    more = case.engine.posterior(case.pair.model, case.pair.guide, num_samples=10 * POSTERIOR_DRAWS)
-    found = {n: _mean(d) for n, d in more.marginals(*case.pair.args).items()}
-    problems = [_wrong_marginal(a, found, 10 * POSTERIOR_DRAWS) for a in case.right]
-    if all(problems):
-        raise DisagreementError(problems[0])
-
-
-def _mode(case: Case) -> None:
-    """The most probable joint values, where there is a clear one."""
-    if any(s.mask or s.scale for s in case.description.sites() if isinstance(s, Site)) or len(case.right) > 1:
-        raise SkippedError("masked terms do not count there, and scaled ones are no probabilities")
-    answer = case.right[0]
-    if answer.clear < 1e-6:
-        raise SkippedError("several values are as probable")
-    found = case.engine.posterior(case.pair.model, case.pair.guide).most_probable(*case.pair.args)
-    for name, right in answer.mode.items():
-        if name not in found or not torch.equal(found[name].to(right), right):
-            now = written(found[name]) if name in found else "not given"
-            raise DisagreementError(f"most probable {name} {now}, right is {written(right)}")
-
-
-def _mean(distribution: Any) -> Tensor:
-    """The means of the features of a marginal."""
-    base = innermost(distribution)
-    return base.probs if type(base).__name__ == "Categorical" else base.mean
-
-
-def _wrong_marginal(answer: Answer, found: Mapping[str, Tensor], draws: int) -> str:
-    for name, spread in (answer.guided | answer.own).items():
-        right = spread.mean
-        value = found[name]
-        if value.dim() == right.dim() + 1:  # a count's categorical
-            value = value @ torch.arange(value.shape[-1]).to(value)
-        if value.shape != right.shape:
-            return f"the marginal of {name} has shape {tuple(value.shape)}, not {tuple(right.shape)}"
-        allowed = torch.full_like(right, TOLERANCE)
-        if name in answer.own:
-            allowed = _allowed(spread, draws)
-        if ((value - right).abs() > allowed).any():
-            return f"marginal of {name} {written(value)}, right is {written(right)}"
-    return ""
-
-
-def _allowed(spread: Spread, draws: int) -> Tensor:
-    """By how much a mean of draws may be off (Bernstein); by nothing where the guide's draws do not matter."""
-    most = math.log(2 / UNLIKELY) / draws
-    reach = 2 * most / 3  # features lie between 0 and 2
-    off = reach + (reach**2 + 2 * spread.variance * most).sqrt()
-    return torch.where(spread.variance < 1e-14, torch.full_like(off, TOLERANCE), off)
+def _data_bound(case: Case) -> None:
+    """The bound of each datum, for the plates that are found to be those of the data: it is one, and a draw's is that
+    of some pair of joint values with the same values of what the particles share."""
+    case.needs_bound()
+    if any(s.role == "own" or getattr(s, "scale", "") for s in case.description.sites()):
+        raise SkippedError("the parts of a sum, or of a scaled program, by datum are not told apart")
+    elbo = case.takes_rows(lambda **setting: case.engine.bound("reinforce", num_particles=2, **setting))
+    loss = case.loss(elbo)
+    plates = elbo.plan.layout.datum
+    if not plates:
+        raise SkippedError("all data are bounded jointly")
+    expected, possible = data_bounds(case.pair, plates)
+    evidence = case.right[0].evidence
+    if expected < evidence - TOLERANCE:
+        raise DisagreementError(
+            f"a bound for each of {sorted(plates)} is {expected:.6f}, minus the evidence {evidence:.6f}"
+        )
+    _member(loss, [possible])
 
 
 CHECKS: dict[str, Callable[[Case], None]] = {
@@ -144,11 +98,14 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "auto": _automatic,
     "draw": _drawn_loss,
     "bound": _bound,
-    "posterior": _marginals,
-    "mode": _mode,
+    "data bound": _data_bound,
+    "posterior": marginals,
+    "computed": computed,
+    "mode": mode,
+    "samples": samples,
     "estimate": estimate,
     "bound estimate": bound_estimate,
 }
 """What is checked, by name."""
-EVERY = {"particles": 3, "captured": 10, "estimate": 10, "bound estimate": 10}
+EVERY = {"particles": 3, "captured": 10, "computed": 3, "samples": 10, "estimate": 10, "bound estimate": 10}
 """What is run on every so-manyth program alone."""

@@ -71,7 +71,8 @@ class Site:
     - `family`: of `VALUES`, or of an observed site also "normal", "poisson", "factor".
     - `plates`: names. `reads`: what the model's distribution depends on, `guide_reads`: the guide's.
     - `mask`: "", "constant", "off" (False), "own" (`Distribution.mask`), or the name of the site that it is drawn by.
-      `scale`: "", "constant", "each" (an element's own), or a name. `sides`: where these apply, "model", "guide" or "both".
+      `scale`: "", "constant", "each" (an element's own), or a name. `sides`: where these apply, "model", "guide" or
+      "both".
     - `covariate`: whether data enters the distribution. `marked`: whether it says `infer={"enumerate": "parallel"}`.
     """
 

@@ -99,7 +99,9 @@ class Expressions:
     def scalar(self, name: str) -> str:
         """A variable without its event dim."""
         family = self.variables[name].family
-        return name if family in SCALARS else f"{name}[..., 0, 0]" if family == "pair_of_one_hots" else f"{name}[..., 0]"
+        return (
+            name if family in SCALARS else f"{name}[..., 0, 0]" if family == "pair_of_one_hots" else f"{name}[..., 0]"
+        )
 
     def term(self, read: Read, child: str, plates: tuple[str, ...]) -> str:
         """What a read site adds to a linear predictor."""

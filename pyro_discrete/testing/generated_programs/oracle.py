@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Any
@@ -14,9 +14,10 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_discrete.diagnostics.assignments import AssignValues, Choices, innermost
+from pyro_discrete.programs.sites import sample_sites, site_log_prob
 from pyro_discrete.testing.small_programs.program import Pair
 
-__all__ = ["Answer", "NoAnswerError", "Spread", "answers"]
+__all__ = ["Answer", "NoAnswerError", "answers", "data_bounds", "features"]
 
 BUDGET = 4096
 
@@ -26,21 +27,15 @@ class NoAnswerError(ValueError):
 
 
 @dataclass(frozen=True)
-class Spread:
-    """A marginal, as means of features of the values: the mean, and the variance over the guide's draws."""
-
-    mean: Tensor
-    variance: Tensor
-
-
-@dataclass(frozen=True)
 class Answer:
     """What is right for one choice of subsamples.
 
     - `loss`: minus the evidence lower bound. `gradients`: by the parameters' names, zero where nothing depends on it.
     - `losses`: the loss at each joint value of the guide's sites, `[assignments]`; `weights`: their probabilities.
     - `bound`: minus the bound of two particles, all data jointly; `bounds`: of each pair, `[assignments^2]`.
-    - `guided`, `own`: marginals of the guide's sites and of those that the model alone has.
+    - `guided`, `own`: marginals, as means of features, of the guide's sites and of those that the model alone has.
+    - `products`: means of the products of the first features of two sites, one at least of the guide.
+    - `evidence`: minus the log evidence, as far as the guide's values reach.
     - `certain`: names of sites that every run has. `mode`: the most probable values of the guide's sites under q, and
       given these of the model's own; `clear`: by how much, in logarithms, these are more probable than others.
     """
@@ -52,11 +47,18 @@ class Answer:
     bound: float
     bound_gradients: dict[str, Tensor]
     bounds: Tensor
-    guided: dict[str, Spread] = field(default_factory=dict)
-    own: dict[str, Spread] = field(default_factory=dict)
+    guided: dict[str, Tensor] = field(default_factory=dict)
+    own: dict[str, Tensor] = field(default_factory=dict)
+    products: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    evidence: float = 0.0
     certain: frozenset[str] = frozenset()
     mode: dict[str, Tensor] = field(default_factory=dict)
     clear: float = 0.0
+
+    @property
+    def means(self) -> dict[str, Tensor]:
+        """Of the features of all sites."""
+        return self.guided | self.own
 
 
 @dataclass
@@ -198,10 +200,17 @@ def _answer(runs: list[_Run], parameters: Mapping[str, Tensor]) -> Answer:
     plain = weights.detach()
     guided = {}
     for name in set.intersection(*(set(r.values) for r in runs)):
-        guided[name] = _spread(plain, [features(r.values[name].detach()) for r in runs])
+        guided[name] = _mean(plain, [features(r.values[name].detach()) for r in runs])
     own = {}
     for name in set.intersection(*(set(r.own.means) for r in runs)):
-        own[name] = _spread(plain, [r.own.means[name] for r in runs])
+        own[name] = _mean(plain, [r.own.means[name] for r in runs])
+    products = {}
+    for one in guided:
+        first = torch.stack([features(r.values[one].detach()).flatten()[0] for r in runs])
+        for other in [*guided, *own]:
+            means = [r.own.means[other] if other in own else features(r.values[other].detach()) for r in runs]
+            if one != other:
+                products[one, other] = (plain * first * torch.stack([m.flatten()[0] for m in means])).sum()
     best = runs[int(plain.argmax())]
     certain = frozenset(guided) | frozenset(own)
     return Answer(
@@ -214,16 +223,16 @@ def _answer(runs: list[_Run], parameters: Mapping[str, Tensor]) -> Answer:
         pairs.detach().flatten(),
         guided,
         own,
+        products,
+        -(plain.log() + log_w.detach()).logsumexp(0).item(),
         certain,
         best.values | best.own.best,
         min(_clearness(plain), best.own.clear),
     )
 
 
-def _spread(weights: Tensor, values: list[Tensor]) -> Spread:
-    stacked = torch.stack(values)
-    mean = torch.tensordot(weights, stacked, dims=1)
-    return Spread(mean, torch.tensordot(weights, (stacked - mean) ** 2, dims=1))
+def _mean(weights: Tensor, values: list[Tensor]) -> Tensor:
+    return torch.tensordot(weights, torch.stack(values), dims=1)
 
 
 def _gradients(value: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -231,3 +240,56 @@ def _gradients(value: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Ten
         return {n: torch.zeros_like(p) for n, p in parameters.items()}
     found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, retain_graph=True)
     return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), found, strict=True)}
+
+
+def data_bounds(pair: Pair, plates: Collection[str]) -> tuple[float, Tensor]:
+    """Minus the bound of two particles for each datum, its elements those of `plates`: its mean, and that of each pair.
+
+    Sites outside of the plates are drawn once for both particles. No site of the model alone, subsample or scale.
+    """
+    groups: dict[Any, list[tuple[Tensor, Tensor, Tensor]]] = {}
+    choices, more = Choices(BUDGET), True
+    while more:
+        choices.restart()
+        assign = _AssignInOrder(choices, nodes=0)
+        with assign:
+            guide = poutine.trace(pair.guide).get_trace(*pair.args)
+        with AssignValues(choices, 0, assign.values):
+            model = poutine.trace(pair.model).get_trace(*pair.args)
+        shared, data = torch.zeros(()), torch.zeros(())
+        values = []
+        for sign, trace in ((1.0, model), (-1.0, guide)):
+            for name, site in sample_sites(trace).items():
+                if sign < 0 and site["is_observed"] and not isinstance(site["fn"], Unit):
+                    continue
+                term = sign * torch.as_tensor(scale_and_mask(site_log_prob(site), mask=site["mask"])).detach()
+                dims = {f.name: f.dim for f in site["cond_indep_stack"]}
+                if set(plates) <= dims.keys():
+                    data = data + _kept(term, [dims[p] for p in plates], site)
+                    continue
+                shared = shared + term.sum()
+                if name in assign.enumerated and sign < 0:
+                    values.append((name, tuple(site["value"].flatten().tolist())))
+        groups.setdefault(tuple(values), []).append((assign.weight.detach(), shared, data))
+        more = choices.advance()
+    total, mean, found = torch.zeros(()), torch.zeros(()), []
+    for runs in groups.values():
+        weights, outside, inside = (torch.stack(each) for each in zip(*runs, strict=True))
+        if not torch.allclose(outside, outside[0]):
+            raise NoAnswerError("what the particles share hangs on what each draws")
+        inside = inside.flatten(1)
+        bounds = -outside[0] - (torch.logaddexp(inside[:, None], inside) - torch.tensor(2.0).log()).sum(-1)
+        share = weights.sum()
+        mean = mean + (weights[:, None] * weights * bounds).sum() / share
+        total, found = total + share, [*found, bounds.flatten()]
+    return (mean / total).item(), torch.cat(found)
+
+
+def _kept(term: Tensor, dims: Sequence[int | None], site: Any) -> Tensor:
+    """A term, summed over all dims but some, `[elements of these]` in their order."""
+    sizes = {f.dim: f.size for f in site["cond_indep_stack"]}
+    kept = sorted(d for d in dims if d is not None)
+    shape = [sizes.get(d, 1) for d in range(min(sizes), 0)]
+    term = term.expand(shape)
+    others = [d for d in range(-term.dim(), 0) if d not in kept]
+    return term.sum(others) if others else term

@@ -212,7 +212,10 @@ class _Writer:
         elif self.description.parameters in ("module", "method"):
             held = [f"{n} = self.{n}" for n in self.write.parameters[side]]
         elif self.description.parameters == "registered" and self.write.parameters[side]:
-            held = [f'pyro.module("{side}", {side}_net)', *(f"{n} = {side}_net.{n}" for n in self.write.parameters[side])]
+            held = [
+                f'pyro.module("{side}", {side}_net)',
+                *(f"{n} = {side}_net.{n}" for n in self.write.parameters[side]),
+            ]
         return [*held, *plates, *lines] or ["pass"]
 
     def whole(self) -> str:
@@ -267,7 +270,9 @@ class _Writer:
             elif handler == "config_enumerate":
                 lines.append("model = config_enumerate(model)")
             elif handler == "block":
-                lines.append('model, guide = poutine.block(model, hide=["nothing"]), poutine.block(guide, hide=["nothing"])')
+                lines.append(
+                    'model, guide = poutine.block(model, hide=["nothing"]), poutine.block(guide, hide=["nothing"])'
+                )
             elif handler == "trace":
                 lines.append("model, guide = poutine.trace(model), poutine.trace(guide)")
             elif handler == "wraps":
