@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Any
@@ -14,10 +14,9 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_discrete.diagnostics.assignments import AssignValues, Choices, innermost
-from pyro_discrete.programs.sites import sample_sites, site_log_prob
 from pyro_discrete.testing.small_programs.program import Pair
 
-__all__ = ["Answer", "NoAnswerError", "answers", "data_bounds", "features"]
+__all__ = ["Answer", "NoAnswerError", "Run", "answers", "features"]
 
 BUDGET = 4096
 
@@ -38,6 +37,7 @@ class Answer:
     - `evidence`: minus the log evidence, as far as the guide's values reach.
     - `certain`: names of sites that every run has. `mode`: the most probable values of the guide's sites under q, and
       given these of the model's own; `clear`: by how much, in logarithms, these are more probable than others.
+    - `runs`: all of it, by joint values of the guide's sites.
     """
 
     loss: float
@@ -54,6 +54,7 @@ class Answer:
     certain: frozenset[str] = frozenset()
     mode: dict[str, Tensor] = field(default_factory=dict)
     clear: float = 0.0
+    runs: list[Run] = field(default_factory=list)
 
     @property
     def means(self) -> dict[str, Tensor]:
@@ -62,7 +63,7 @@ class Answer:
 
 
 @dataclass
-class _Run:
+class Run:
     """A joint value of the guide's sites: its probability, log p less log q, and what the sites are there."""
 
     weight: Tensor
@@ -106,7 +107,7 @@ class _AssignInOrder(AssignValues):
 
 def answers(pair: Pair) -> list[Answer]:
     """The right answers, one for each choice of subsamples (those that a program draws; else a single one)."""
-    groups: dict[Any, list[_Run]] = {}
+    groups: dict[Any, list[Run]] = {}
     choices, more = Choices(BUDGET), True
     while more:
         choices.restart()
@@ -121,7 +122,7 @@ def answers(pair: Pair) -> list[Answer]:
         drawn = {n: assign.values[n] for n in assign.enumerated}
         for subsets, (log_p, own) in _evidence(pair, assign.values).items():
             key = (tuple(assign.subsets), subsets)
-            groups.setdefault(key, []).append(_Run(assign.weight, log_p, log_q, drawn, own))
+            groups.setdefault(key, []).append(Run(assign.weight, log_p, log_q, drawn, own))
         more = choices.advance()
     return [_answer(runs, pair.parameters) for runs in groups.values()]
 
@@ -190,7 +191,7 @@ def features(value: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(value, 3).to(torch.get_default_dtype())
 
 
-def _answer(runs: list[_Run], parameters: Mapping[str, Tensor]) -> Answer:
+def _answer(runs: list[Run], parameters: Mapping[str, Tensor]) -> Answer:
     weights = torch.stack([r.weight for r in runs])
     weights = weights / weights.detach().sum()
     log_w = torch.stack([r.log_p - r.log_q for r in runs])
@@ -228,6 +229,7 @@ def _answer(runs: list[_Run], parameters: Mapping[str, Tensor]) -> Answer:
         certain,
         best.values | best.own.best,
         min(_clearness(plain), best.own.clear),
+        runs,
     )
 
 
@@ -240,56 +242,3 @@ def _gradients(value: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Ten
         return {n: torch.zeros_like(p) for n, p in parameters.items()}
     found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, retain_graph=True)
     return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), found, strict=True)}
-
-
-def data_bounds(pair: Pair, plates: Collection[str]) -> tuple[float, Tensor]:
-    """Minus the bound of two particles for each datum, its elements those of `plates`: its mean, and that of each pair.
-
-    Sites outside of the plates are drawn once for both particles. No site of the model alone, subsample or scale.
-    """
-    groups: dict[Any, list[tuple[Tensor, Tensor, Tensor]]] = {}
-    choices, more = Choices(BUDGET), True
-    while more:
-        choices.restart()
-        assign = _AssignInOrder(choices, nodes=0)
-        with assign:
-            guide = poutine.trace(pair.guide).get_trace(*pair.args)
-        with AssignValues(choices, 0, assign.values):
-            model = poutine.trace(pair.model).get_trace(*pair.args)
-        shared, data = torch.zeros(()), torch.zeros(())
-        values = []
-        for sign, trace in ((1.0, model), (-1.0, guide)):
-            for name, site in sample_sites(trace).items():
-                if sign < 0 and site["is_observed"] and not isinstance(site["fn"], Unit):
-                    continue
-                term = sign * torch.as_tensor(scale_and_mask(site_log_prob(site), mask=site["mask"])).detach()
-                dims = {f.name: f.dim for f in site["cond_indep_stack"]}
-                if set(plates) <= dims.keys():
-                    data = data + _kept(term, [dims[p] for p in plates], site)
-                    continue
-                shared = shared + term.sum()
-                if name in assign.enumerated and sign < 0:
-                    values.append((name, tuple(site["value"].flatten().tolist())))
-        groups.setdefault(tuple(values), []).append((assign.weight.detach(), shared, data))
-        more = choices.advance()
-    total, mean, found = torch.zeros(()), torch.zeros(()), []
-    for runs in groups.values():
-        weights, outside, inside = (torch.stack(each) for each in zip(*runs, strict=True))
-        if not torch.allclose(outside, outside[0]):
-            raise NoAnswerError("what the particles share hangs on what each draws")
-        inside = inside.flatten(1)
-        bounds = -outside[0] - (torch.logaddexp(inside[:, None], inside) - torch.tensor(2.0).log()).sum(-1)
-        share = weights.sum()
-        mean = mean + (weights[:, None] * weights * bounds).sum() / share
-        total, found = total + share, [*found, bounds.flatten()]
-    return (mean / total).item(), torch.cat(found)
-
-
-def _kept(term: Tensor, dims: Sequence[int | None], site: Any) -> Tensor:
-    """A term, summed over all dims but some, `[elements of these]` in their order."""
-    sizes = {f.dim: f.size for f in site["cond_indep_stack"]}
-    kept = sorted(d for d in dims if d is not None)
-    shape = [sizes.get(d, 1) for d in range(min(sizes), 0)]
-    term = term.expand(shape)
-    others = [d for d in range(-term.dim(), 0) if d not in kept]
-    return term.sum(others) if others else term
