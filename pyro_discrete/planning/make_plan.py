@@ -409,14 +409,12 @@ def _choose_way(
         return Sequential(), "", observed
     if not vectorise:
         return Sequential(), "vectorize_particles=False", observed
-    if marginals.one_by_one:
-        reason = "sites of the model alone are summed out by a run for each joint value"
-        warnings.warn(f"The {total} rows x particles are run one by one, more slowly, as {reason}.", stacklevel=2)
-        return Sequential(), reason, observed
     cost = marginals.cost
     if cost is not None and not any(map(cost.times(total).fits, marginals.settings.values())):
         return Sequential(), f"{total} rows at once would be beyond the budget of exact sums", observed
     reason = verdict.reason if verdict is not None else ""
+    if marginals.one_by_one:
+        verdict, reason = None, "sites of the model alone are summed out by a run for each joint value"
     if verdict and marginals.settings:
         try:
             try_sums(pair, trial, marginals.settings, rows=True)

@@ -21,7 +21,7 @@ from pyro_discrete.programs.sites import Site, family_of, latent_sites
 from pyro_discrete.steps.enumerated.jointly import ONE_BY_ONE
 from pyro_discrete.steps.enumerated.parallel import CoupledPlatesError
 from pyro_discrete.steps.step import WAYS
-from pyro_discrete.sums.enumerated_sites import BudgetError
+from pyro_discrete.sums.enumerated_sites import BudgetError, OutOfScopeError
 from pyro_discrete.sums.marginalisation import check_elements, marginal_sites, nor_one_by_one, settle
 from pyro_discrete.sums.packed_terms import CoupledElementsError
 
@@ -50,7 +50,7 @@ def settled(plan: Plan, pair: Pair, objective: Objective, trial: Trial) -> Plan 
         if way.explicit:  # what "auto" would take was looked at before
             check_elements(pair, trial, marginal_sites(trial))
         found = _at_once(plan, pair, objective, trial, known)
-    except BudgetError:
+    except (BudgetError, OutOfScopeError):
         raise
     except EnumerationError as error:  # of what was asked for
         found, refused = in_a_line(error), error

@@ -35,6 +35,7 @@ __all__ = [
     "EnumerateSites",
     "EnumerationDims",
     "Marginalise",
+    "OutOfScopeError",
     "check_table",
     "mark_for_enumeration",
     "refuse_unguided",
@@ -44,6 +45,10 @@ __all__ = [
 
 class BudgetError(EnumerationError):
     """A sum is larger than the settings of its sites allow."""
+
+
+class OutOfScopeError(EnumerationError):
+    """A site depends on a draw that `pyro.markov` does not let it see: with a longer history it may."""
 
 
 def check_table(msg: Any, settings: Enumerate, marginal: bool) -> None:
@@ -245,7 +250,7 @@ class EnumerateSites(SiteMessenger):
                 f"Site {name!r} has dim {dim} of a size other than 1, which is in no plate and belongs to no "
                 "enumerated site. Index from the right, so that dims on the left broadcast."
             )
-        raise EnumerationError(
+        raise OutOfScopeError(
             f"Site {name!r} depends on an enumerated draw (as it seems {other!r}) that pyro.markov does not let it "
             "see: it was drawn more steps before than the `history` of its pyro.markov, or in one that has ended. Give "
             "pyro.markov as long a history as the program looks back (history=2 for a chain of second order), in the "

@@ -35,7 +35,7 @@ from pyro_discrete.programs.sites import (
     without_mask,
 )
 from pyro_discrete.sums.components import Component, SumCost, components, contract, unpacked, within_budget
-from pyro_discrete.sums.enumerated_sites import BudgetError, Marginalise
+from pyro_discrete.sums.enumerated_sites import BudgetError, Marginalise, OutOfScopeError
 from pyro_discrete.sums.joint_values import GiveValues, JointValues
 
 __all__ = [
@@ -377,7 +377,7 @@ def settle(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate]) -> Summe
     refused: DiscreteInferenceError
     try:
         return settle_marginals(pair, trial, settings)
-    except BudgetError:
+    except (BudgetError, OutOfScopeError):
         raise
     except (EnumerationError, SiteShapeError) as error:
         refused = error

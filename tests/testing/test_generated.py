@@ -11,9 +11,11 @@ import torch
 from pyro import poutine
 
 from pyro_discrete import DiscretePosterior, TraceELBO, TraceIWELBO
+from pyro_discrete.posterior.discrete_posterior import PosteriorRuns
+from pyro_discrete.programs.pair import Pair
 from pyro_discrete.testing.generated import check
 from pyro_discrete.testing.generated_programs.case import Engine
-from pyro_discrete.testing.generated_programs.description import Branch, Description, Plate, Read, Site
+from pyro_discrete.testing.generated_programs.description import VALUES, Branch, Description, Plate, Read, Site
 from pyro_discrete.testing.generated_programs.random_pairs import random_pair
 from pyro_discrete.testing.generated_programs.shrinking import shrink
 from pyro_discrete.testing.generated_programs.source import build, source
@@ -50,8 +52,9 @@ def test_most_programs_are_judged_and_all_features_met():
     """A net of refusals would hold nothing."""
     features = frozenset().union(*(random_pair(seed).features for seed in range(400)))
     for expected in (
-        *(f"family:{f}" for f in ("bernoulli", "categorical", "one_hot", "binomial", "bits", "pair_of_categoricals")),
+        *(f"family:{f}" for f in VALUES),
         *("subsample:fixed", "subsample:random", "mask:drawn", "scale:drawn", "mask:constant", "scale:constant"),
+        *("mask:off", "mask:own", "scale:each", "parameters:method", "parameters:registered", "handler:trace"),
         *("role:own", "role:auxiliary", "role:point", "role:observed_in_guide", "chain:markov", "chain:short"),
         *("branch:data", "branch:parameter", "branch:draw", "reads:lookup", "reads:gather", "reads:sum"),
         *("parameters:module", "parameters:param", "handler:condition", "handler:scale", "marked", "shared"),
@@ -125,9 +128,33 @@ class PriorOfOwn(DiscretePosterior):
         return super().marginals(*args, **kwargs)
 
 
+class AlwaysTheMode(DiscretePosterior):
+    """The most probable values in the place of draws."""
+
+    def samples(self, *args, **kwargs):
+        return {n: v.expand(self.num_samples, *v.shape) for n, v in self.most_probable(*args, **kwargs).items()}
+
+
+class GuideAveraged(DiscretePosterior):
+    """Means of a few draws in the place of sums."""
+
+    def marginals(self, *args, **kwargs):
+        runs = PosteriorRuns(Pair(self.model, self.guide, args, kwargs), 5)
+        return runs.own_marginals(1) | runs._means_of_draws(5)
+
+
+class OneDraw(TraceELBO):
+    """The model's own marginals at one draw of the guide, as Pyro has them."""
+
+    def compute_marginals(self, model, guide, *args, **kwargs):
+        return PosteriorRuns(Pair(model, guide, args, kwargs), 1).own_marginals(1)
+
+
 @pytest.mark.parametrize(
     ("engine", "caught"),
     [
+        (Engine(posterior=AlwaysTheMode), "samples"),
+        (Engine(elbo=OneDraw), "computed"),
         (Engine(elbo=ScaledLoss), "exact"),
         (Engine(elbo=OneGradientOff), "exact"),
         (Engine(elbo=TermDropped), "exact"),
@@ -144,6 +171,41 @@ def test_a_wrong_engine_is_caught(engine, caught):
     """By the check that is to catch it; the right engine passes that check."""
     assert not check(LAYERS, only=(caught,), every=True).wrong
     assert [f.check for f in check(LAYERS, engine, only=(caught,), every=True).wrong] == [caught]
+
+
+def test_means_of_draws_are_caught():
+    """At a site that is drawn given another one."""
+    two = Description(
+        seed=4,
+        plates=(),
+        body=(
+            Site("z1", "latent", "bernoulli"),
+            Site("z2", "latent", "bernoulli", (), (Read("z1"),), (Read("z1"),)),
+            Site("end", "observed", "normal", (), (Read("z2"),)),
+        ),
+        order=("z1", "z2", "end"),
+    )
+    assert not check(two, only=("posterior",)).wrong
+    found = check(two, Engine(posterior=GuideAveraged), only=("posterior",)).wrong
+    assert found[0].text.startswith("marginal of z2")
+
+
+def test_a_bound_that_takes_joined_data_for_independent_ones_is_caught(monkeypatch):
+    """A sum over a site of the model alone, outside of the data's plate, joins them."""
+    joined = Description(
+        seed=4,
+        plates=(Plate("p", 2, -1),),
+        body=(
+            Site("w1", "own", "bernoulli"),
+            Site("z1", "latent", "bernoulli", ("p",)),
+            Site("end", "observed", "normal", ("p",), (Read("w1"), Read("z1"))),
+        ),
+        order=("w1", "z1", "end"),
+    )
+    assert [f.kind for f in check(joined, only=("data bound",)).findings] == ["skipped"]  # as one bound of all
+    assert check(joined.without("w1"), only=("data bound",)).kind == "passed"
+    monkeypatch.setattr("pyro_discrete.objectives.importance._joining", lambda *given: "")
+    assert "no independent data" in check(joined, only=("data bound",)).wrong[0].text
 
 
 def test_refusals_are_no_faults():

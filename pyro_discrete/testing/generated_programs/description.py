@@ -215,7 +215,7 @@ class Description:
                     if value:
                         found.add(f"{kind}:{value if value in FIXED else 'drawn'}")
                 if site.marked:
-                    found.add("marked:event" if VALUES[site.family] in (4, 9) else "marked")
+                    found.add("marked:event" if VALUES.get(site.family) in (4, 9) else "marked")
             found |= {f"reads:{r.how}" for r in reads}
         for statement in self.body:
             if isinstance(statement, Branch):
