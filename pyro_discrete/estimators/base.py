@@ -306,6 +306,12 @@ class Estimator(ForBound, SoftRows, ReadsData, nn.Module, ABC):
         claim it and read such rows, unless any number in the place of the slope would do."""
         return self.unbiased and any(row > 0 for row in self.relaxed)
 
+    def __getstate__(self) -> dict[str, Any]:
+        for parameter in self.parameters():
+            # a weak reference, which no file holds; Pyro's store puts it back whenever it hands the parameter out
+            vars(parameter).pop("unconstrained", None)
+        return dict(vars(self))
+
     def rows(self, site: SiteView) -> int:
         """How many coupled values a particle has at this site: the model is evaluated once for each."""
         return 1

@@ -195,9 +195,6 @@ class SiteEstimators(nn.Module):
         self._prefix = state["prefix"]
 
     def __getstate__(self) -> dict[str, Any]:
-        for parameter in self.parameters():
-            # a weak reference, which no file holds; Pyro's store puts it back whenever it hands the parameter out
-            vars(parameter).pop("unconstrained", None)
         return {**self.__dict__, "_watched": []}
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 
 import pyro
@@ -137,3 +138,40 @@ def test_a_whole_elbo_that_has_learned_is_copied_and_pickled(name, copied):
     expected = six_losses(LEARNED[name](), lambda: None)
     assert six_losses(elbo, examine) == expected
     SVI(mixture, mixture_guide, pyro.optim.Adam({"lr": 0.01}), loss=copied(elbo)).step(DATA)
+
+
+def test_plans_and_captures_are_copied_and_pickled():
+    """Sampled ways know a program's state, which is no part of a copy; it is looked for again."""
+    for elbo in (
+        TraceELBO("rloo", num_particles=2),
+        TraceELBO("gumbel_softmax", num_particles=2),
+        TraceELBO("enumerate"),
+        TraceELBO("rloo", num_particles=2, compile="graph"),
+        TraceIWELBO("vimco", num_particles=2),
+        TraceExpectation("nvil"),
+    ):
+        for _ in range(2):
+            elbo.loss_and_grads(layers, layers_guide, DATA)
+        for copied in (copy.deepcopy, pickled):
+            assert str(copied(elbo.plan)) == str(elbo.plan)
+            assert copied(elbo.plan).path == elbo.plan.path
+            assert math.isfinite(copied(elbo).loss_and_grads(layers, layers_guide, DATA))
+        if elbo.captures is not None:
+            pickled(elbo.captures)
+
+
+@pytest.mark.filterwarnings("ignore:This program cannot take")
+def test_a_copied_plan_is_a_plan():
+    """A step goes by it as by the first, where dependencies are looked for anew."""
+    elbo = TraceELBO("rloo", num_particles=2)
+    torch.manual_seed(3)
+    elbo.loss_and_grads(layers, layers_guide, DATA)
+    other = copy.deepcopy(elbo)
+    other._plan, other._pair = pickle.loads(pickle.dumps(elbo.plan)), elbo._pair
+    found = []
+    for each in (elbo, other):
+        gradients()
+        torch.manual_seed(5)
+        found.append((each.loss_and_grads(layers, layers_guide, DATA), gradients()))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(g, found[1][1][n]) for n, g in found[0][1].items())

@@ -13,7 +13,7 @@ import pytest
 import torch
 from pyro import poutine
 
-from pyro_discrete import DiscretePosterior
+from pyro_discrete import DiscretePosterior, TraceELBO
 from pyro_discrete.errors import EnumerationError, SettingError, SiteMatchError
 
 t = torch.tensor
@@ -484,3 +484,87 @@ def test_the_averages_of_modules_are_left_as_they_were():
     posterior.samples()
     posterior.most_probable()
     assert int(norm.num_batches_tracked) == before
+
+
+def two_bits(read, between=None):
+    """A guide whose second bit reads the first one in Python, `between()` drawn in the meantime."""
+
+    def program():
+        b = pyro.sample("b", dist.Bernoulli(t(0.45)))
+        shift = 0.0 if between is None else between()
+        pyro.sample("u", dist.Bernoulli(logits=shift + (1.5 if READS[read](b) else -0.5)))
+
+    return program
+
+
+@pytest.mark.parametrize("read", READS)
+def test_marginals_are_exact_beside_a_point_mass(read):
+    """The guide's, and those of a site of the model alone that reads one of them."""
+    guide = two_bits(read, lambda: pyro.sample("c", dist.Delta(t(0.3))))
+
+    def model():
+        pyro.sample("c", dist.Normal(0.0, 1.0))
+        b, u = pyro.sample("b", dist.Bernoulli(0.5)), pyro.sample("u", dist.Bernoulli(0.5))
+        w = pyro.sample("w", dist.Bernoulli(0.2 + 0.3 * float(b)))
+        pyro.sample("x", dist.Normal(2 * w + u, 1.0), obs=t(1.3))
+
+    q = {
+        (b, u): p_b * (p_u if u else 1 - p_u) for b, p_b in ((0, 0.55), (1, 0.45)) for u in (0, 1) for p_u in SECOND[b]
+    }
+    own = 0.0
+    for (b, u), weight in q.items():
+        prior = (0.8 - 0.3 * b, 0.2 + 0.3 * b)
+        prior = (0.8 - 0.3 * b, 0.2 + 0.3 * b)
+        seen = [p * dist.Normal(2.0 * w + u, 1.0).log_prob(t(1.3)).exp() for w, p in enumerate(prior)]
+        own = own + weight * seen[1] / (seen[0] + seen[1])
+    found = DiscretePosterior(model, guide).marginals()
+    assert close(found["u"].probs, q[0, 1] + q[1, 1], 1e-6)
+    assert close(found["w"].probs, own, 1e-6)
+    assert close(TraceELBO("reinforce").compute_marginals(model, guide)["w"].probs, own, 1e-6)
+
+
+SECOND = {b: [torch.sigmoid(t(0.3 + (1.5 if b else -0.5))).item()] for b in (0, 1)}
+
+
+def test_what_hangs_on_no_noise_is_exact_beside_drawn_sites():
+    """Bits that hang on each other alone; what hangs on the noise is averaged over its draws, and the noise is the same
+    at all of their values: each draw's distribution adds up to one."""
+
+    def guide(noisy):
+        b = pyro.sample("b", dist.Bernoulli(t(0.45)))
+        c = pyro.sample("c", dist.Normal(float(b), 1.0))
+        u = pyro.sample("u", dist.Bernoulli(logits=1.5 if b.item() > 0.5 else -0.5))
+        pyro.sample("v", dist.Categorical(logits=torch.stack([c * noisy, t(0.2), float(u) - t(0.1)])))
+
+    torch.manual_seed(0)
+    right = 0.45 * torch.sigmoid(t(1.5)) + 0.55 * torch.sigmoid(t(-0.5))
+    for noisy in (0.0, 1.0):
+        found = DiscretePosterior(guide, guide, num_samples=200).marginals(noisy)
+        assert close(found["b"].probs, 0.45, 1e-7)
+        assert close(found["u"].probs, right, 1e-6)
+        assert close(found["v"].probs.sum(), 1.0, 1e-6)
+        expected = torch.zeros(3)
+        nodes = torch.linspace(-6, 6, 2001)
+        weights = dist.Normal(0.0, 1.0).log_prob(nodes).softmax(0)
+        for b, p_b in ((0, 0.55), (1, 0.45)):
+            for u in (0, 1):
+                p_u = torch.sigmoid(t(1.5 if b else -0.5))
+                logits = torch.stack([(nodes + b) * noisy, t(0.2).expand(2001), t(u - 0.1).expand(2001)], -1)
+                expected = expected + p_b * (p_u if u else 1 - p_u) * (weights @ logits.softmax(-1))
+        # 200 draws of a probability whose standard deviation is at most 0.5: six standard errors
+        assert close(found["v"].probs, expected, 1e-5 if noisy == 0 else 6 * 0.5 / 200**0.5)
+
+
+def test_elements_that_read_each_other_have_a_mode_beside_continuous_sites():
+    def guide():
+        c = pyro.sample("c", dist.Normal(0.4, 1.0))
+        with pyro.plate("p", 2):
+            z = pyro.sample("z", dist.Bernoulli(t([0.6, 0.45])))
+        pyro.sample("w", dist.Bernoulli(logits=c + 5 * float(sum(z.unbind(-1))) - 4))
+
+    best = DiscretePosterior(guide, guide).most_probable()
+    joint = {}
+    for a, b, w in itertools.product((0, 1), repeat=3):
+        p_w = torch.sigmoid(t(0.4 + 5.0 * (a + b) - 4)).item()
+        joint[a, b, w] = (0.6 if a else 0.4) * (0.45 if b else 0.55) * (p_w if w else 1 - p_w)
+    assert (*best["z"].long().tolist(), int(best["w"])) == max(joint, key=joint.get)
