@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -73,6 +73,7 @@ class Dependencies:
     - `elements`: for terms of sites with independent elements, below their event, the dim from the right whose entry i
       depends on the elements i alone of the discrete draws in it; where that is known.
     - `reason`: why nothing is known, empty where all is.
+    - `plates`: names of plates whose elements share terms: a draw may change the terms of other elements too.
 
     A KL term (or entropy) in closed form is a term named `divergence_of(site)`.
     """
@@ -81,8 +82,10 @@ class Dependencies:
     parameters: Sources = field(default_factory=dict)
     elements: Mapping[Key, int] = field(default_factory=dict)
     reason: str = ""
+    plates: frozenset[str] = frozenset()
     _memory: dict[Any, tuple[int, ...]] = field(default_factory=dict, init=False, repr=False)
     _joined: dict[tuple[str, ...], Dependencies] = field(default_factory=dict, init=False, repr=False)
+    _sharing: dict[frozenset[str], Dependencies] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def known(self) -> bool:
@@ -130,8 +133,18 @@ class Dependencies:
                 ("model", name): frozenset[str]().union(*(self.terms[("model", m)] for m in each))
                 for name, each in members.items()
             }
-            self._joined[key] = Dependencies({**self.terms, **sources}, self.parameters, self.elements)
+            self._joined[key] = Dependencies(
+                {**self.terms, **sources}, self.parameters, self.elements, plates=self.plates
+            )
         return self._joined[key]
+
+    def sharing(self, plates: frozenset[str]) -> Dependencies:
+        """The same, with plates of these names whose elements share terms."""
+        if plates <= self.plates:
+            return self
+        if plates not in self._sharing:
+            self._sharing[plates] = replace(self, plates=self.plates | plates)
+        return self._sharing[plates]
 
     def downstream(self, site: str, later: str) -> bool:
         """Whether a guide site's draw may change the distribution, and so the draw, of a later one."""

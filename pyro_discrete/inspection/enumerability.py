@@ -8,7 +8,7 @@ own value if no other element's reaches them. Both are tried here, with rows and
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from pyro_discrete.programs.sites import Site, latent_sites, sample_sites, site_
 
 __all__ = [
     "joined_elements",
+    "joined_plates",
     "marked_trial",
     "why_not_over_values",
 ]
@@ -143,29 +144,45 @@ def _is_too_wide(msg: Any, sites: Iterable[Any]) -> bool:
     return any(size != 1 and size not in sizes.get(d, ()) for d, size in enumerate(shape, start=-len(shape)))
 
 
-@torch.no_grad()
 def joined_elements(pair: Pair, trial: Trial, sites: Iterable[Site]) -> str:
     """A term in a plate that the values of other elements of the plate reach, as far as a few values show; or nothing.
 
-    All sites of a plate are given other values at some of its elements: terms of the others have to stay as they were.
     A plate's elements cannot be summed over by themselves where this is not so.
+    """
+    return next(iter(joined_plates(pair, trial, sites).values()), "")
+
+
+@torch.no_grad()
+def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site]) -> dict[str, str]:
+    """The plates whose elements share terms: their names, and the first such term, in words.
+
+    All sites of a plate are given other values at some of its elements: terms of the others have to stay as they were.
     """
     drawn = {s.name: s for s in sites}
     plates = {p for s in drawn.values() for p in s.plates if p.vectorized and p.size > 1}
     fixed = {n: m["value"] for n, m in (latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)).items()}
+    found = {}
     for plate in sorted(plates, key=lambda p: p.dim or 0):
         group = [s for s in drawn.values() if plate in s.plates]
-        for first in (0, 2):
-            one, other = (fixed | {s.name: value_of_attempt(s, first + k) for s in group} for k in (0, 1))
-            ends = [trace_pair(pair, trial.subsamples, values) for values in (one, other)]
-            for number, moved in enumerate(_halves(plate.size)):
-                given = {s.name: torch.where(_along(moved, plate, s), other[s.name], one[s.name]) for s in group}
-                mixed = [trace_pair(pair, trial.subsamples, fixed | given) for _ in range(2 if number == 0 else 1)]
-                runs = [*ends, mixed[0], mixed[1] if number == 0 else None]
-                for where in (0, 1):
-                    found = _joined([None if run is None else run[where] for run in runs], plate, moved)
-                    if found:
-                        return found
+        joined = _joined_in(pair, trial, plate, group, fixed)
+        if joined:
+            found[plate.name] = joined
+    return found
+
+
+def _joined_in(pair: Pair, trial: Trial, plate: Any, group: Sequence[Site], fixed: Mapping[str, Any]) -> str:
+    """The first term that joins elements of a plate, of whose sites these are the discrete ones."""
+    for first in (0, 2):
+        one, other = ({**fixed, **{s.name: value_of_attempt(s, first + k) for s in group}} for k in (0, 1))
+        ends = [trace_pair(pair, trial.subsamples, values) for values in (one, other)]
+        for number, moved in enumerate(_halves(plate.size)):
+            given = {s.name: torch.where(_along(moved, plate, s), other[s.name], one[s.name]) for s in group}
+            mixed = [trace_pair(pair, trial.subsamples, {**fixed, **given}) for _ in range(2 if number == 0 else 1)]
+            runs = [*ends, mixed[0], mixed[1] if number == 0 else None]
+            for where in (0, 1):
+                found = _joined([None if run is None else run[where] for run in runs], plate, moved)
+                if found:
+                    return found
     return ""
 
 

@@ -8,7 +8,8 @@ A site's learning signal leaves out the terms that it cannot influence. Where th
 and in either case
 
 - other elements' terms of the plates that it is in - unless a later guide site outside the plate could carry the
-  influence across (z_i -> h -> x_j): from that site on, the plate's terms are summed into every element's cost.
+  influence across (z_i -> h -> x_j): from that site on, the plate's terms are summed into every element's cost. So they
+  are from the site itself on in a plate whose elements share terms (x_j reads z_i).
 """
 
 from __future__ import annotations
@@ -74,9 +75,13 @@ class Order:
         return self.first_in_model[position] if in_model else position
 
     def escapes(self, name: str) -> dict[CondIndepStackFrame, int]:
-        """The site's plates that a later guide site is outside of, with the position of the first such site."""
+        """The site's plates that a later guide site is outside of, with the position of the first such site; those
+        whose elements share terms, with that of the site itself."""
         found: dict[CondIndepStackFrame, int] = {}
         for plate in self.plates[name]:
+            if plate.name in self.dependencies.plates:
+                found[plate] = self.position[name]
+                continue
             outside = self._positions_outside(plate)
             later = outside[bisect_right(outside, self.position[name]) :]
             reached = next((p for p in later if self.dependencies.downstream(name, self.names[p])), None)
@@ -186,6 +191,9 @@ class Costs:
                     if frame.dim is not None and frame not in kept:
                         value = value.sum(frame.dim, keepdim=True)
                 total = value if total is None else total + value
+        for frame in escapes if total is not None else ():
+            if frame.dim is not None and total.shape[frame.dim] == 1:  # what all of its elements have in common
+                total = total.expand(*total.shape[: frame.dim], frame.size, *total.shape[total.dim() + frame.dim + 1 :])
         return total
 
     def _reach(self, name: str, group: _Group) -> tuple[int, tuple[int, ...] | None]:

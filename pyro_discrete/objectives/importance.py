@@ -75,6 +75,8 @@ def datum_plates(
         later = _dependent_outside(common, guide, inside, "guide", dependencies)
         later = later or _dependent_outside(common, model, inside, "model", dependencies)
     joining = _joining(trial, common, sums)
+    if common & dependencies.plates:
+        joining = f"terms read several elements of plate {', '.join(sorted(common & dependencies.plates))}"
     if not later and not joining and (common or not any(_names(m) for m in [*observed, *latents])):
         return common
     reason = joining or "no plate holds all observed sites and the latent ones that share a plate with them"

@@ -13,7 +13,7 @@ from pyro_discrete.estimators.registry import AUTO
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies, why_joined
-from pyro_discrete.inspection.enumerability import joined_elements, marked_trial
+from pyro_discrete.inspection.enumerability import joined_elements, joined_plates, marked_trial
 from pyro_discrete.inspection.trial import (
     RowsVerdict,
     Trial,
@@ -137,7 +137,8 @@ def make_plan(
         known_by = wiring if isinstance(enumerated.way, Elementwise) or closed else None
         return replace(enumerated, wiring=known_by, closed_terms=objective.closed_terms), trial
     wanted = objective.reads_dependencies or any(s.family is not None for s in sites)
-    known = wiring.of(given) if wanted else UNKNOWN
+    joined = _joined(pair, trial, sites)
+    known = (wiring.of(given) if wanted else UNKNOWN).sharing(joined)
     sums = settle(pair, trial, settings) if marginal else Summed()
     marginals = Marginals(settings, sums.cost, sums.one_by_one) if marginal else Marginals()
     elements, layout = numbers_of(trial), objective.layout(pair, trial, known, selection.particles, sums.groups)
@@ -174,10 +175,20 @@ def make_plan(
         observed=observed,
         analytic=frozenset(name for name, note in kl_notes.items() if note == ANALYTIC),
         passed_over=enumerated,
+        joined=joined,
         wiring=wiring if wanted else None,
         costs=known.describe() if wanted else "",
     )
     return plan, trial
+
+
+def _joined(pair: Pair, trial: Trial, sites: list[Site]) -> frozenset[str]:
+    """The plates in which a draw of one element may change the terms of others, as far as a few values show."""
+    discrete = [s for s in sites if s.family not in (None, Family.CONTINUOUS)]
+    try:
+        return frozenset(joined_plates(pair, trial, discrete))
+    except Exception:  # of runs at values that are never drawn, perhaps
+        return frozenset()
 
 
 def _never_analytic(pair: Pair, objective: Objective) -> str:
@@ -209,9 +220,9 @@ def plan_site(
             notes = f"; its signal leaves out {unmoved} of {len(known.terms)} terms"
         crossed = sorted(p.name for p in order.escapes(site.name))
         if crossed:
-            notes += (
-                f"; its cost is summed over plate {', '.join(crossed)}, as a later site outside could carry influence"
-            )
+            shared = known.plates.issuperset(crossed)
+            why_crossed = "the elements share terms" if shared else "a later site outside could carry influence"
+            notes += f"; its cost is summed over plate {', '.join(crossed)}, as {why_crossed}"
     return SitePlan(site.name, site.family.value, _label(estimator), estimator.rows(site), why, notes + said), estimator
 
 

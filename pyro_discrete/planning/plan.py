@@ -210,6 +210,7 @@ class Plan:
     - `analytic`: the relaxed sites whose divergences are analytic.
     - `closed_terms`: of an enumerated program's traces, what stands for its reparameterised sites' sampled terms.
     - `passed_over`: why "auto" does not sum over few joint values, if there are few.
+    - `joined`: names of plates whose elements share terms.
     - `wiring`: what the costs of a site are known by. `costs`: what each site's learning signal holds, in words.
     """
 
@@ -227,6 +228,7 @@ class Plan:
     analytic: Collection[str] = frozenset()
     closed_terms: ClosedTerms = _no_closed_terms
     passed_over: str = ""
+    joined: frozenset[str] = frozenset()
     wiring: Wiring | None = None
     costs: str = ""
     met: Met = field(default_factory=Met)
@@ -281,10 +283,10 @@ class Plan:
     def dependencies(self, pair: Pair) -> Dependencies:
         """Which cost terms each site can influence in a call with these arguments, as far as that is known."""
         if self.wiring is None:
-            return UNKNOWN
+            return UNKNOWN.sharing(self.joined)
         known = self.wiring.of(pair)
         self.met.costs = known.describe()
-        return known
+        return known.sharing(self.joined)
 
     def without_dependencies(self) -> Plan:
         """The plan as if nothing were known of them."""
