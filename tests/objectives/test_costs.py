@@ -1,11 +1,15 @@
 """Each site's cost: what it may influence, no more where that is certain, all of it where it is not."""
 
+import itertools
+import math
+
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 
-from pyro_discrete import TraceELBO
+from pyro_discrete import NVIL, TraceELBO
 from pyro_discrete.estimators import Estimator, Surrogate
 from pyro_discrete.objectives.costs import Costs, Order, Term
 
@@ -119,3 +123,44 @@ def test_scale_and_mask_belong_to_the_terms():
     assert first.shape == (2,)
     assert torch.isclose(first.sum() - first[1], torch.tensor(loss))
     assert first[1] == 1.0  # its own terms are masked, what it leads to is not
+
+
+@pytest.mark.parametrize("estimator", ["reinforce", "rloo", "nvil", "disarm"])
+@pytest.mark.parametrize("read", ["model", "guide"])
+def test_elements_that_share_terms_count_all_of_them(estimator, read):
+    """A term of the plate that reads other elements. The mean over 4,000 particles is within 0.25 of the exact
+    gradient, five standard errors and more; with each element's own terms alone it was off by more."""
+    logits = torch.tensor([0.2, -0.4, 0.6], requires_grad=True)
+    x = torch.tensor([0.3, -1.0, 0.8])
+
+    def model():
+        with pyro.plate("p", 3):
+            z = pyro.sample("z", dist.Bernoulli(0.4))
+            y = pyro.sample("y", dist.Bernoulli(0.5)) if read == "guide" else z.cumsum(-1)
+            pyro.sample("x", dist.Normal(3 * y - 1, 1.0), obs=x)
+
+    def guide():
+        with pyro.plate("p", 3):
+            z = pyro.sample("z", dist.Bernoulli(logits=logits))
+            if read == "guide":
+                pyro.sample("y", dist.Bernoulli(logits=2 * z.flip(-1) - 1))
+
+    values = torch.tensor(list(itertools.product((0.0, 1.0), repeat=3)))
+    q, p = dist.Bernoulli(logits=logits), dist.Bernoulli(0.4)
+    kl = (q.log_prob(values) - p.log_prob(values)).sum(-1)
+    if read == "model":
+        seen = dist.Normal(3 * values.cumsum(-1) - 1, 1.0).log_prob(x)
+    else:
+        y = dist.Bernoulli(logits=2 * values.flip(-1) - 1)
+        seen = sum(
+            torch.where(torch.tensor(bit) > 0, y.probs, 1 - y.probs)
+            * (dist.Normal(3 * bit - 1, 1.0).log_prob(x) + math.log(0.5) - y.log_prob(torch.tensor(bit).expand(8, 3)))
+            for bit in (0.0, 1.0)
+        )
+    exact = (q.log_prob(values).sum(-1).exp() * (kl - seen.sum(-1))).sum()
+    right = torch.autograd.grad(exact, logits)[0]
+    torch.manual_seed(0)
+    elbo = TraceELBO(NVIL(variance_normalisation=False) if estimator == "nvil" else estimator, num_particles=4_000)
+    elbo.loss_and_grads(model, guide)
+    assert torch.allclose(logits.grad, right, atol=0.25)
+    assert "summed over plate p, as the elements share terms" in str(elbo.plan)

@@ -486,21 +486,13 @@ def test_the_averages_of_modules_are_left_as_they_were():
     assert int(norm.num_batches_tracked) == before
 
 
-def two_bits(read, between=None):
-    """A guide whose second bit reads the first one in Python, `between()` drawn in the meantime."""
-
-    def program():
-        b = pyro.sample("b", dist.Bernoulli(t(0.45)))
-        shift = 0.0 if between is None else between()
-        pyro.sample("u", dist.Bernoulli(logits=shift + (1.5 if READS[read](b) else -0.5)))
-
-    return program
-
-
 @pytest.mark.parametrize("read", READS)
 def test_marginals_are_exact_beside_a_point_mass(read):
     """The guide's, and those of a site of the model alone that reads one of them."""
-    guide = two_bits(read, lambda: pyro.sample("c", dist.Delta(t(0.3))))
+
+    def guide():
+        b, c = pyro.sample("b", dist.Bernoulli(t(0.45))), pyro.sample("c", dist.Delta(t(0.3)))
+        pyro.sample("u", dist.Bernoulli(logits=c + (1.5 if READS[read](b) else -0.5)))
 
     def model():
         pyro.sample("c", dist.Normal(0.0, 1.0))
@@ -508,22 +500,18 @@ def test_marginals_are_exact_beside_a_point_mass(read):
         w = pyro.sample("w", dist.Bernoulli(0.2 + 0.3 * float(b)))
         pyro.sample("x", dist.Normal(2 * w + u, 1.0), obs=t(1.3))
 
-    q = {
-        (b, u): p_b * (p_u if u else 1 - p_u) for b, p_b in ((0, 0.55), (1, 0.45)) for u in (0, 1) for p_u in SECOND[b]
-    }
-    own = 0.0
-    for (b, u), weight in q.items():
-        prior = (0.8 - 0.3 * b, 0.2 + 0.3 * b)
-        prior = (0.8 - 0.3 * b, 0.2 + 0.3 * b)
-        seen = [p * dist.Normal(2.0 * w + u, 1.0).log_prob(t(1.3)).exp() for w, p in enumerate(prior)]
-        own = own + weight * seen[1] / (seen[0] + seen[1])
+    second, own = 0.0, 0.0
+    for b, p_b in ((0, 0.55), (1, 0.45)):
+        of_u = torch.sigmoid(t(0.3 + (1.5 if b else -0.5)))
+        second = second + p_b * of_u
+        for u, p_u in ((0, 1 - of_u), (1, of_u)):
+            prior = (0.8 - 0.3 * b, 0.2 + 0.3 * b)
+            seen = [p * dist.Normal(2.0 * w + u, 1.0).log_prob(t(1.3)).exp() for w, p in enumerate(prior)]
+            own = own + p_b * p_u * seen[1] / sum(seen)
     found = DiscretePosterior(model, guide).marginals()
-    assert close(found["u"].probs, q[0, 1] + q[1, 1], 1e-6)
+    assert close(found["u"].probs, second, 1e-6)
     assert close(found["w"].probs, own, 1e-6)
     assert close(TraceELBO("reinforce").compute_marginals(model, guide)["w"].probs, own, 1e-6)
-
-
-SECOND = {b: [torch.sigmoid(t(0.3 + (1.5 if b else -0.5))).item()] for b in (0, 1)}
 
 
 def test_what_hangs_on_no_noise_is_exact_beside_drawn_sites():
