@@ -191,10 +191,7 @@ class Costs:
                     if frame.dim is not None and frame not in kept:
                         value = value.sum(frame.dim, keepdim=True)
                 total = value if total is None else total + value
-        for frame in escapes if total is not None else ():
-            if frame.dim is not None and total.shape[frame.dim] == 1:  # what all of its elements have in common
-                total = total.expand(*total.shape[: frame.dim], frame.size, *total.shape[total.dim() + frame.dim + 1 :])
-        return total
+        return None if total is None else _for_each(total, escapes)
 
     def _reach(self, name: str, group: _Group) -> tuple[int, tuple[int, ...] | None]:
         """The group's terms that a site may influence: the first position, and which from there on (None: all)."""
@@ -223,6 +220,14 @@ class Costs:
             and all(fixed.get(plate, count) == count for plate, count in group.iterations)
             for group in self.groups
         )
+
+
+def _for_each(total: Tensor, plates: Iterable[CondIndepStackFrame]) -> Tensor:
+    """A cost that elements of these plates have in common, for each of them."""
+    for frame in plates:
+        if frame.dim is not None and total.shape[frame.dim] == 1:
+            total = total.expand(*total.shape[: frame.dim], frame.size, *total.shape[total.dim() + frame.dim + 1 :])
+    return total
 
 
 def _iterations(plates: Iterable[CondIndepStackFrame]) -> tuple[tuple[str, int], ...]:

@@ -90,12 +90,12 @@ def _one_after_another(
     reason = f"one joint value after another, as at once: {found}"
     if isinstance(plan.way, Jointly):
         reason = f"{plan.reason}; one after another: {found}"
-    why = plan.way.why if isinstance(plan.way, Jointly) else ESCAPES
+    why, settings = plan.way.why if isinstance(plan.way, Jointly) else ESCAPES, plan.way.settings
     last: Exception | None = None
     for own_too in (False, True):
         if not own_too and not _own_go_at_once(pair, trial):
             continue
-        way = Jointly(plan.way.settings, True, why, one_by_one=True, own_too=own_too)
+        way = Jointly(settings, True, why, one_by_one=True, own_too=own_too)
         plan = replace(plan, way=way, reason=reason)
         try:
             _try(plan, pair, objective, plan.dependencies(pair))
