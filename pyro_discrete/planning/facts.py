@@ -66,7 +66,7 @@ FACTS = (
         "terms of a plate's elements, and terms outside of it, at values that differ by halves of the plate",
         "the same",
         "where a plan is made: `joined_elements`, `crossing_site`; in every exact sum by the dims of its terms",
-        "joint values of all elements, or EnumerationError",
+        "joint values of all elements, or EnumerationError; sampled: all of the plate's terms for each element",
     ),
     Fact(
         "enumerated_dims",
