@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Literal
@@ -36,6 +36,7 @@ from pyro_discrete.steps.choice import TrainingChoice
 from pyro_discrete.steps.outcome import Outcome, StepGradients
 from pyro_discrete.steps.settling import settled
 from pyro_discrete.steps.step import evaluate_step, train_step
+from pyro_discrete.sums.packed_terms import CoupledElementsError
 
 __all__ = [
     "DiscreteELBO",
@@ -88,6 +89,8 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self._plan: Plan | None = None
         self._pair: tuple[Program, Program] | None = None
+        self._apart: dict[str, dict[str, int]] = {}
+        self._coupled = ""
         self._replans = self._calls = 0
         self._takes_gradients = False
         self._leaves = KnownLeaves()
@@ -220,6 +223,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
     def _planned(self, pair: Pair) -> Plan:
         """The plan of this pair, made when the pair is new."""
         if self._plan is None or self._pair != (pair.model, pair.guide):
+            self._apart, self._coupled = {}, ""
             self._make_plan(pair, self.vectorize_particles)
         return self.plan
 
@@ -227,13 +231,14 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         """Plan the steps of a pair; with a `reason`, as if nothing were known of what depends on what."""
         with on_trial(), kept_buffers(pair.model, pair.guide):
             given = (pair, self.selection, self.objective, vectorise, self.max_plate_nesting, self.row_chunk)
-            plan, trial = make_plan(*given, unknown=reason)
+            met = {"unknown": reason, "apart": self._apart, "coupled": self._coupled}
+            plan, trial = make_plan(*given, **met)
             if isinstance(plan.way, Exact):
                 had = settled(plan, pair, self.objective, trial)
                 if isinstance(had, Plan):
                     plan = had
                 else:
-                    plan, trial = make_plan(*given, may_enumerate=False, unknown=reason)
+                    plan, trial = make_plan(*given, may_enumerate=False, **met)
                     plan = replace(plan, passed_over=had)
             if reason:
                 plan = replace(plan.without_dependencies(), reason=reason)
@@ -254,22 +259,39 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
 
     def _retried(self, pair: Pair, run: Callable[[Plan], Outcome]) -> Outcome:
         """Run, and again with a new plan if the program's structure has changed; row by row if it often does."""
-        for attempt in range(4):
+        vectorise, reason, changes = self.vectorize_particles, "", 0
+        while changes < 4:
             try:
                 return run(self._planned(pair))
+            except CoupledElementsError as change:
+                if self._coupled:
+                    raise
+                self._coupled = change.by
+                self._make_plan(pair, vectorise, reason)
             except StructureChangedError as change:
+                if change.apart:  # each time there are more of them, or they are larger
+                    self._take_apart(change.apart)
+                    self._make_plan(pair, vectorise, reason)
+                    continue
+                changes += 1
                 if change.batch_dims is not None:
                     self._plan = replace(self.plan, batch_dims=change.batch_dims)
                     continue
                 self._replans += 1
-                if attempt == 0 and self._replans <= 3:
+                if changes == 1 and self._replans <= 3:
                     self._make_plan(pair, self.vectorize_particles)
                     continue
-                reason = f"its structure changes from run to run: {change}"
+                vectorise, reason = False, f"its structure changes from run to run: {change}"
                 if not isinstance(self.plan.way, Exact):
                     warnings.warn(f"This program is run row by row, more slowly, as {reason}.", stacklevel=4)
-                self._make_plan(pair, vectorise=False, reason=reason)
+                self._make_plan(pair, vectorise, reason)
         return run(self.plan)
+
+    def _take_apart(self, sites: Mapping[str, Mapping[str, int]]) -> None:
+        """Have the elements of these plates moved one at a time, at these sites."""
+        for name, plates in sites.items():
+            known = self._apart.setdefault(name, {})
+            known.update({plate: max(size, known.get(plate, 0)) for plate, size in plates.items()})
 
     def _errors(self, pair: Pair) -> AbstractContextManager[None]:
         """Errors as a user needs to see them."""

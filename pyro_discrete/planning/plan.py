@@ -50,11 +50,17 @@ ESCAPES = "may influence a later site outside their plate"
 
 
 class StructureChangedError(Exception):
-    """A run has a site, or more plate dims, than its plan knows of: it is to be planned anew."""
+    """A run has a site, or more plate dims, than its plan knows of: it is to be planned anew.
 
-    def __init__(self, message: str, batch_dims: int | None = None) -> None:
+    `batch_dims`: how many plate dims there are, if that is all. `apart`: the plates whose elements are to be moved one
+    at a time at a site, with their sizes, if that is all: see `Columns`.
+    """
+
+    def __init__(
+        self, message: str, batch_dims: int | None = None, apart: Mapping[str, Mapping[str, int]] | None = None
+    ) -> None:
         super().__init__(message)
-        self.batch_dims = batch_dims
+        self.batch_dims, self.apart = batch_dims, apart
 
 
 @dataclass(frozen=True)
