@@ -28,7 +28,8 @@ from pyro_discrete.planning.select import Selection, Spec
 from pyro_discrete.planning.site_estimators import SiteEstimators
 from pyro_discrete.posterior.methods import PosteriorMethods
 from pyro_discrete.programs.dims import plates_of
-from pyro_discrete.programs.pair import Pair, Program, kept_buffers, on_trial
+from pyro_discrete.programs.module_state import Saved, kept_state
+from pyro_discrete.programs.pair import Pair, Program, on_trial
 from pyro_discrete.programs.parameters import KnownLeaves
 from pyro_discrete.programs.sites import latent_sites
 from pyro_discrete.relaxations.handler import refuse_handler_around
@@ -229,7 +230,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
 
     def _make_plan(self, pair: Pair, vectorise: bool, reason: str = "") -> None:
         """Plan the steps of a pair; with a `reason`, as if nothing were known of what depends on what."""
-        with on_trial(), kept_buffers(pair.model, pair.guide):
+        with on_trial(), kept_state(pair.model, pair.guide) as state:
             given = (pair, self.selection, self.objective, vectorise, self.max_plate_nesting, self.row_chunk)
             met = {"unknown": reason, "apart": self._apart, "coupled": self._coupled}
             plan, trial = make_plan(*given, **met)
@@ -243,7 +244,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
             if reason:
                 plan = replace(plan.without_dependencies(), reason=reason)
             kept = {n: None if e is None else self.estimators.keep(n, e) for n, e in plan.given.items()}
-            plan = replace(plan, given=kept)
+            plan = replace(plan, given=kept, state=state)
             contexts = Contexts(trial.model_trace, plan.observed, plan.batch_dims, pair.args, pair.kwargs)
             for name, estimator in kept.items():
                 if estimator is not None:
@@ -261,14 +262,18 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         """Run, and again with a new plan if the program's structure has changed; row by row if it often does."""
         vectorise, reason, changes = self.vectorize_particles, "", 0
         while changes < 4:
+            plan = self._planned(pair)
+            before = Saved(plan.state)
             try:
-                return run(self._planned(pair))
+                return run(plan)
             except CoupledElementsError as change:
+                before.put_back()
                 if self._coupled:
                     raise
                 self._coupled = change.by
                 self._make_plan(pair, vectorise, reason)
             except StructureChangedError as change:
+                before.put_back()
                 if change.apart:  # each time there are more of them, or they are larger
                     self._take_apart(change.apart)
                     self._make_plan(pair, vectorise, reason)

@@ -14,6 +14,7 @@ from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.inspection.wiring import Wiring
 from pyro_discrete.programs.dims import Columns, Layout
+from pyro_discrete.programs.module_state import ModuleState
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.relaxations.jumps import JumpsSeen
 from pyro_discrete.sums.components import SumCost
@@ -185,6 +186,7 @@ class Met:
     - `jumps`: in which runs it was looked whether the program jumps as relaxed values move.
     - `closed`: sites of an enumerated program whose sampled terms closed ones stand for. `cost`: that of the last sums.
     - `costs`: what sites' learning signals held in the last run, in words.
+    - `runs`: how often the last step ran the guide and the model, where that is more than once.
     """
 
     sites: list[SitePlan] = field(default_factory=list)
@@ -195,6 +197,7 @@ class Met:
     closed: set[str] = field(default_factory=set)
     cost: SumCost | None = None
     costs: str = ""
+    runs: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -211,6 +214,7 @@ class Plan:
     - `closed_terms`: of an enumerated program's traces, what stands for its reparameterised sites' sampled terms.
     - `passed_over`: why "auto" does not sum over few joint values, if there are few.
     - `wiring`: what the costs of a site are known by. `costs`: what each site's learning signal holds, in words.
+    - `state`: the modules that a run may change: averages, counts.
     """
 
     way: Way
@@ -229,6 +233,7 @@ class Plan:
     passed_over: str = ""
     wiring: Wiring | None = None
     costs: str = ""
+    state: ModuleState = field(default_factory=ModuleState)
     met: Met = field(default_factory=Met)
 
     @property
@@ -278,6 +283,16 @@ class Plan:
         """Evaluations of the model per step: rows x particles, for a bound x its inner particles."""
         return self.rows * self.particles * (self.layout.inner or 1)
 
+    def runs_once(self, training: bool = True) -> bool:
+        """Whether a step (or a look at the loss) runs the guide and the model once each."""
+        if self.marginals.one_by_one or isinstance(self.way, Chunked | OneByOne | Jointly):
+            return False
+        if isinstance(self.way, Parallel):
+            return self.way.at_once or self.particles == 1 or not self.samples
+        if isinstance(self.way, Elementwise) or (isinstance(self.way, Vectorised) and training):
+            return True
+        return (self.evaluations if training else self.particles * (self.layout.inner or 1)) == 1
+
     def dependencies(self, pair: Pair) -> Dependencies:
         """Which cost terms each site can influence in a call with these arguments, as far as that is known."""
         if self.wiring is None:
@@ -308,6 +323,12 @@ class Plan:
         lines = [(s.name, s.kind, s.estimator, str(s.rows or "-"), s.why + s.notes) for s in self.sites]
         widths = [max(len(row[i]) for row in [header, *lines]) for i in range(4)]
         table = ["  ".join(v.ljust(w) for v, w in zip(row, [*widths, 0], strict=True)) for row in [header, *lines]]
+        runs = ["a step runs the guide and the model once"] if self.runs_once() else []
+        if self.met.runs and not runs:
+            times = " and ".join(
+                f"the {name} {number} time{'s' * (number > 1)}" for name, number in self.met.runs.items()
+            )
+            runs = [f"a step runs {times}; modules (averages, counts) end as after one run"]
         total = f"{self.path}: {self.rows} row(s) x {self.particles} particle(s) a step"
         if self.layout.inner is not None:
             datum = f"each element of plate {', '.join(sorted(self.layout.datum))}" if self.layout.datum else "all data"
@@ -319,7 +340,7 @@ class Plan:
         exact = [] if self.cost is None else [f"exact sums: {self.cost} a row"]
         passed = [f"not summed out, though there are few values: {self.passed_over}"] if self.passed_over else []
         costs = [f"costs: {self.met.costs or self.costs}"] if self.costs else []
-        return "\n".join([*(row.rstrip() for row in table), total, *exact, *passed, *costs])
+        return "\n".join([*(row.rstrip() for row in table), *runs, total, *exact, *passed, *costs])
 
 
 def _linear(site: SitePlan, reason: str) -> SitePlan:
