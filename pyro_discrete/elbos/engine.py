@@ -310,7 +310,20 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take up saved choices."""
+        if not isinstance(state, Mapping) or not isinstance(state.get("chosen"), Mapping):
+            raise ValueError(f"_extra_state holds {shown(state)}, where each site's estimator is expected")
         self.selection.remembered = dict(state["chosen"])
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Take up what `state_dict` gave. Raises `SettingError` for what is no state of such an ELBO."""
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except (RuntimeError, TypeError, LookupError, AttributeError, ValueError) as error:
+            said = " ".join(str(error).split()).rstrip(".")
+            raise SettingError(
+                f"What was given is no state of {type(self).__name__}: {said[:300]}. Give what state_dict() of such an "
+                "ELBO returned, with estimators of the same settings."
+            ) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_plan": None, "_pair": None, "_leaves": KnownLeaves()}

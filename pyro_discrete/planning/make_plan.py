@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 
 from pyro_discrete.errors import EnumerationError, SiteMatchError, in_a_line
 from pyro_discrete.estimators.base import Estimator
@@ -132,8 +133,9 @@ def make_plan(
     marginal = marginal_sites(trial)
     settings = marginal_settings(marginal, selection)
     wiring = Wiring(unknown)
+    separate = cache(lambda: check_elements(pair, trial, marginal) if marginal else None)
     enumerated = _enumeration_plan(
-        pair, trial, sites, marginal, selection, objective, may_enumerate, lambda: wiring.of(given), coupled
+        pair, trial, sites, marginal, selection, objective, may_enumerate, lambda: wiring.of(given), separate, coupled
     )
     if isinstance(enumerated, Plan):
         closed = objective.reads_dependencies and any(s.family is None for s in sites)
@@ -145,6 +147,7 @@ def make_plan(
     order = Order({n: plates_of(m) for n, m in sample_sites(trial.guide_trace).items()}, {}, known)
     marginals, summed = Marginals(), frozenset()
     if marginal:
+        separate()
         cost, summed, one_by_one = settle(pair, trial, settings)
         marginals = Marginals(settings, cost, one_by_one)
     shared = SharedTerms(trial, objective, layout, known, summed, apart or {})
@@ -283,11 +286,13 @@ def _enumeration_plan(
     objective: Objective,
     may_enumerate: bool,
     known: Callable[[], Dependencies],
+    separate: Callable[[], None],
     coupled: str,
 ) -> Plan | str:
     """A plan that enumerates every discrete site of the guide, if asked for or, under "auto", cheap.
 
-    Or why "auto" passes over what is small enough; empty where nothing is.
+    Or why "auto" passes over what is small enough; empty where nothing is. `separate` raises `EnumerationError` where
+    elements of the model's own sites hang together, which no estimator of the guide's changes.
     """
     discrete = [s for s in sites if s.family not in (None, Family.CONTINUOUS)]
     if not objective.may_enumerate or not discrete:
@@ -308,13 +313,7 @@ def _enumeration_plan(
     for site in everything:
         if site.name not in separated:
             _check_support(site, settings, joined)
-    if marginal:
-        try:
-            check_elements(pair, trial, marginal)
-        except EnumerationError as error:
-            if explicit:
-                raise
-            return str(error)
+    separate()
     joint, coupling = False, ESCAPES
     if coupled and not separated:
         joint, coupling = True, f"share terms ({coupled})"

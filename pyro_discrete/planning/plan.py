@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -48,6 +49,10 @@ ANALYTIC = "; KL term analytic"
 
 ESCAPES = "may influence a later site outside their plate"
 """What sites do whose plate elements have to be enumerated jointly, in most cases."""
+
+
+FEW_ALIKE = 4
+"""A plan lists so many alike sites in one line, not fewer."""
 
 
 class StructureChangedError(Exception):
@@ -321,6 +326,7 @@ class Plan:
     def __str__(self) -> str:
         header = ("site", "kind", "estimator", "rows", "why")
         lines = [(s.name, s.kind, s.estimator, str(s.rows or "-"), s.why + s.notes) for s in self.sites]
+        lines = _alike(lines)
         widths = [max(len(row[i]) for row in [header, *lines]) for i in range(4)]
         table = ["  ".join(v.ljust(w) for v, w in zip(row, [*widths, 0], strict=True)) for row in [header, *lines]]
         runs = ["a step runs the guide and the model once"] if self.runs_once() else []
@@ -341,6 +347,21 @@ class Plan:
         passed = [f"not summed out, though there are few values: {self.passed_over}"] if self.passed_over else []
         costs = [f"costs: {self.met.costs or self.costs}"] if self.costs else []
         return "\n".join([*(row.rstrip() for row in table), *runs, total, *exact, *passed, *costs])
+
+
+def _alike(lines: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """A table in which sites that differ by a number in their names alone share a line, where the first of them was."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, *rest in lines:
+        groups.setdefault((re.sub(r"\d+", "#", name), *rest), []).append(name)
+    found: list[tuple[str, ...]] = []
+    for name, *rest in lines:
+        names = groups[(re.sub(r"\d+", "#", name), *rest)]
+        if len(names) < FEW_ALIKE:
+            found.append((name, *rest))
+        elif name == names[0]:
+            found.append((f"{name} ... {names[-1]} ({len(names)})", *rest))
+    return found
 
 
 def _linear(site: SitePlan, reason: str) -> SitePlan:

@@ -268,10 +268,9 @@ def check_elements(pair: Pair, trial: Trial, sites: Sequence[Site]) -> None:
 def settle_marginals(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate]) -> tuple[SumCost, frozenset[str]]:
     """What the sum will cost for one row, and the sites whose terms are in it: checked, and tried once.
 
-    Raises `EnumerationError` if the program mixes values in leading dims, if a plate's elements hang together, or if
-    the cost is beyond the budget.
+    `check_elements` comes before. Raises `EnumerationError` if the program mixes values in leading dims, or if the cost
+    is beyond the budget.
     """
-    check_elements(pair, trial, [s for s in marginal_sites(trial) if s.name in settings])
     reason = why_not_over_values(pair, trial, settings.keys())
     if reason:
         raise _no_leading_dims(trial, settings, reason)

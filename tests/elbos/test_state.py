@@ -10,6 +10,7 @@ import torch
 from pyro.infer import SVI
 
 from pyro_discrete import NVIL, TraceELBO, TraceExpectation, TraceIWELBO
+from pyro_discrete.errors import SettingError
 from tests.support.pairs import DATA, gradients, layers, layers_guide, mixture, mixture_guide
 
 
@@ -137,3 +138,20 @@ def test_a_whole_elbo_that_has_learned_is_copied_and_pickled(name, copied):
     expected = six_losses(LEARNED[name](), lambda: None)
     assert six_losses(elbo, examine) == expected
     SVI(mixture, mixture_guide, pyro.optim.Adam({"lr": 0.01}), loss=copied(elbo)).step(DATA)
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        torch.nn.Linear(2, 2).state_dict(),
+        {},
+        3,
+        {"step": torch.tensor(1), "_extra_state": {"other": 1}},
+        {"step": torch.tensor(1), "_extra_state": 5},
+        {"step": torch.zeros(3), "_extra_state": {"chosen": {}}},
+    ],
+)
+@pytest.mark.parametrize("made", [TraceELBO, TraceIWELBO])
+def test_what_is_no_state_of_an_elbo_is_refused_by_that_name(made, foreign):
+    with pytest.raises(SettingError, match=f"no state of {made.__name__}: .*state_dict"):
+        made().load_state_dict(foreign)
