@@ -174,7 +174,7 @@ def in_a_line(error: BaseException) -> str:
 
 
 def refuses_unknown_keywords(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, or a class's `__init__`, with a `SettingError` for arguments that it does not have or that it lacks.
+    """The function, or a class's `__init__`, with a `SettingError` for arguments that it does not have, or lacks.
 
     >>> @refuses_unknown_keywords
     ... def train(data, *, steps=1): ...
