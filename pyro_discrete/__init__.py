@@ -1,6 +1,7 @@
 """Gradient estimators for Pyro programs with discrete latent variables, chosen by an argument of the ELBO."""
 
-from pyro_discrete import diagnostics, estimators
+from pyro_discrete import diagnostics, distributions, estimators
+from pyro_discrete.distributions import *  # noqa: F403
 from pyro_discrete.draws.gumbel import (
     GumbelTopK,
     gumbel_max,
@@ -55,6 +56,7 @@ __all__ = [
     "TraceIWELBO",
     "available_estimators",
     "diagnostics",
+    "distributions",
     "fit",
     "gumbel_max",
     "gumbel_top_k",
@@ -64,5 +66,6 @@ __all__ = [
     "to_inference_data",
     "truncated_gumbel",
 ]
+__all__ += distributions.__all__
 __all__ += estimators.__all__
 __version__ = "0.1.0"

@@ -97,6 +97,10 @@ class Monitor:
         self.records: list[dict[str, Any]] = []
         self._gradients: GradientDraws | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is recorded; the parameters that are looked at are found again."""
+        return {**self.__dict__, "_gradients": None}
+
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Count a step, and look every so many of them; `args` and `kwargs` are the step's, or the state that `fit`
         hands to its callbacks, which counts by itself."""

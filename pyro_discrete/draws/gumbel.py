@@ -22,6 +22,7 @@ __all__ = [
     "log_prob_ordered",
     "log_prob_unordered",
     "logistic_like",
+    "truncated",
     "truncated_gumbel",
     "uniform_like",
 ]
@@ -57,7 +58,19 @@ def truncated_gumbel(location: Tensor, bound: Tensor) -> Tensor:
     True
     """
     location, bound = torch.broadcast_tensors(location, bound)
-    return -torch.logaddexp(-bound, -(location + gumbel_like(location)))
+    return truncated(location + gumbel_like(location), bound)
+
+
+def truncated(z: Tensor, bound: Tensor) -> Tensor:
+    r"""A Gumbel draw cut down to less than `bound`, :math:`-\log(e^{-\mathrm{bound}} + e^{-z})`, with slopes of slopes.
+
+    Far below its bound a draw stays as it is: torch's slope of that slope is no number there.
+
+    >>> truncated(torch.tensor([-1e4, 0.0, -torch.inf]), torch.tensor(0.0))
+    tensor([-1.0000e+04, -6.9315e-01,        -inf])
+    """
+    far = bound - z > math.log(torch.finfo(z.dtype).max) / 2
+    return torch.where(far, z, -torch.logaddexp(-bound, -torch.where(far, bound.detach(), z)))
 
 
 def conditional_gumbel(logits: Tensor, hard: Tensor) -> Tensor:
@@ -75,8 +88,7 @@ def conditional_gumbel(logits: Tensor, hard: Tensor) -> Tensor:
     """
     noise = gumbel_like(logits)
     largest = (noise * hard).sum(-1, keepdim=True) + logits.logsumexp(-1, keepdim=True)
-    others = -torch.logaddexp(-largest, -(logits + noise))
-    return torch.where(hard > 0, largest, others)
+    return torch.where(hard > 0, largest, truncated(logits + noise, largest))
 
 
 def conditional_logistic(logits: Tensor, hard: Tensor, uniform: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ __all__ = [
     "bounded",
     "expectation",
     "log_density",
+    "log_left",
     "mean",
 ]
 
@@ -94,3 +95,17 @@ def log_density(unsquashed: Tensor, logits: Tensor, temperature: Tensor | float,
     number = possible.sum(-1).to(unsquashed.dtype)
     total = torch.where(possible, noise, 0.0).sum(-1) - number * noise.logsumexp(-1)
     return number.lgamma() + (number - 1) * log_t + total
+
+
+def log_left(left: Tensor, logits: Tensor) -> Tensor:
+    """`log sum_j left_j exp(logit_j)` `[...]`, of shares `left` `[..., items]` of which one at least is positive.
+
+    What is gone (a share of zero) weighs nothing however large its logit is, and still has the slope that it would
+    have if something of it were left: that slope is held below overflow.
+
+    >>> log_left(torch.tensor([0.0, 0.5]), torch.tensor([1000.0, 0.0]))
+    tensor(-0.6931)
+    """
+    top = torch.where(left > 0, logits, -math.inf).detach().amax(-1, keepdim=True)
+    most = math.log(torch.finfo(logits.dtype).max) / 2
+    return (left * (logits - top).clamp(max=most).exp()).sum(-1).log() + top.squeeze(-1)

@@ -37,6 +37,10 @@ class Wiring:
         self._found: list[tuple[Any, PythonState, Dependencies]] = []
         self._given_up = given_up
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy looks anew: what a program can see (modules, closures) is no part of it."""
+        return {**self.__dict__, "_found": []}
+
     def of(self, pair: Pair) -> Dependencies:
         """What depends on what in this call."""
         if self._given_up:

@@ -19,6 +19,7 @@ from pyro_discrete.objectives.costs import SiteCosts
 from pyro_discrete.programs.dims import Layout
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import base_distribution, sample_sites
+from pyro_discrete.sums.marginalisation import Group
 
 __all__ = [
     "E",
@@ -107,8 +108,10 @@ class Objective(ABC, Generic[E]):
         says that slopes are wanted. `dependencies` says which of them each site can influence.
         """
 
-    def layout(self, pair: Pair, trial: Trial, known: Dependencies, particles: int) -> Layout:
-        """What the rows of a run of this pair are, for so many repetitions."""
+    def layout(
+        self, pair: Pair, trial: Trial, known: Dependencies, particles: int, sums: Sequence[Group] = ()
+    ) -> Layout:
+        """What the rows of a run of this pair are, for so many repetitions; `sums` join sites of the model."""
         return Layout(particles)
 
     def repetitions(self, particles: int) -> int:

@@ -29,6 +29,7 @@ from pyro_discrete.objectives.log_weights import (
 from pyro_discrete.programs.dims import Layout, plates_of
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import base_distribution, guide_log_prob, is_latent, log_prob, padded, sample_sites
+from pyro_discrete.sums.marginalisation import Group
 
 __all__ = [
     "BoundEvaluation",
@@ -38,12 +39,14 @@ __all__ = [
 ]
 
 
-def datum_plates(trial: Trial, dependencies: Dependencies, given: Collection[str] | None) -> frozenset[str]:
+def datum_plates(
+    trial: Trial, dependencies: Dependencies, given: Collection[str] | None, sums: Sequence[Group] = ()
+) -> frozenset[str]:
     """Names of the plates whose elements are independent data; none for one joint bound.
 
     They are the plates that the observed sites, and the latent sites that share a plate with one of these, have in
     common. A latent site outside of them that comes after one inside could depend on its elements: unless it is known
-    not to, all data are bounded jointly.
+    not to, all data are bounded jointly. So they are where a sum over sites of the model alone joins the elements.
     """
     guide, model = sample_sites(trial.guide_trace), sample_sites(trial.model_trace)
     known = {p.name for msg in [*guide.values(), *model.values()] for p in plates_of(msg)}
@@ -54,6 +57,12 @@ def datum_plates(trial: Trial, dependencies: Dependencies, given: Collection[str
                     f"datum_plates: {name!r} is no plate of this program. "
                     f"{near_matches(name, known) if known else 'It has none.'}"
                 )
+        joining = _joining(trial, frozenset(given), sums)
+        if joining:
+            raise SettingError(
+                f"datum_plates: the elements of {', '.join(map(repr, sorted(given)))} are no independent data, as "
+                f"{joining}. Draw it in the guide too, or leave datum_plates out."
+            )
         return frozenset(given)
     observed = [m for m in model.values() if m["is_observed"] and not isinstance(base_distribution(m["fn"]), Delta)]
     around = {p.name for msg in observed for p in plates_of(msg)}
@@ -65,19 +74,32 @@ def datum_plates(trial: Trial, dependencies: Dependencies, given: Collection[str
         inside = [name for name, m in guide.items() if common <= _names(m)]
         later = _dependent_outside(common, guide, inside, "guide", dependencies)
         later = later or _dependent_outside(common, model, inside, "model", dependencies)
-    if not later and (common or not any(_names(m) for m in [*observed, *latents])):
+    joining = _joining(trial, common, sums)
+    if not later and not joining and (common or not any(_names(m) for m in [*observed, *latents])):
         return common
-    reason = (
-        f"site {later!r} outside plate {', '.join(sorted(common))} is drawn after sites inside and could depend on them"
-        if later
-        else "no plate holds all observed sites and the latent ones that share a plate with them"
-    )
+    reason = joining or "no plate holds all observed sites and the latent ones that share a plate with them"
+    if later:
+        outside = f"site {later!r} outside plate {', '.join(sorted(common))}"
+        reason = f"{outside} is drawn after sites inside and could depend on them"
     warnings.warn(
         f"TraceIWELBO bounds all data jointly, as {reason}. Such a bound gets loose as the data grow. Draw sites "
         "outside the data's plate first, or name the plates of independent data: TraceIWELBO(datum_plates='...').",
         stacklevel=2,
     )
     return frozenset()
+
+
+def _joining(trial: Trial, plates: frozenset[str], sums: Sequence[Group]) -> str:
+    """Which sum over sites of the model alone joins elements of the plates, in words; empty where none does."""
+    model, guide = sample_sites(trial.model_trace), sample_sites(trial.guide_trace)
+    if not plates or not any(is_latent(m) and plates <= _names(m) for m in guide.values()):
+        return ""  # nothing that the particles of one datum have by themselves
+    for members, around in sums:
+        inside = [n for n in model if n in members and plates <= _names(model[n])]
+        if inside and not plates <= around:
+            own = next(n for n in model if n in members and is_latent(model[n]) and n not in guide)
+            return f"site {own!r} of the model alone is summed out over all of them at once (up to site {inside[-1]!r})"
+    return ""
 
 
 def _names(msg: dict) -> frozenset[str]:
@@ -142,9 +164,11 @@ class ImportanceBound(Objective[BoundEvaluation]):
         """The number of outer samples."""
         return self.outer
 
-    def layout(self, pair: Pair, trial: Trial, known: Dependencies, particles: int) -> Layout:
+    def layout(
+        self, pair: Pair, trial: Trial, known: Dependencies, particles: int, sums: Sequence[Group] = ()
+    ) -> Layout:
         """K inner particles of each outer sample; `SettingError` if the data's plates give no bound."""
-        datum = datum_plates(trial, known, self.plates)
+        datum = datum_plates(trial, known, self.plates, sums)
         check_inside(trial, datum)
         doubly = doubly_sites(pair, trial, datum) if self.doubly else frozenset()
         return Layout(particles, self.inner, datum=datum, doubly=doubly)

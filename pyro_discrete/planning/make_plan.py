@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache
 
 from pyro_discrete.errors import EnumerationError, SiteMatchError, in_a_line
 from pyro_discrete.estimators.base import Estimator
@@ -54,9 +53,10 @@ from pyro_discrete.planning.shared_terms import SharedTerms, check_rows_apart
 from pyro_discrete.programs.dims import Columns, Layout, plates_of
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import Site, latent_sites, number_of_values, sample_sites, why_not_enumerable
-from pyro_discrete.sums.enumerated_sites import check_table, refuse_unguided
+from pyro_discrete.sums.enumerated_sites import BudgetError, check_table, refuse_unguided
 from pyro_discrete.sums.marginalisation import (
     NoLeadingDimsError,
+    Summed,
     absorbed,
     check_elements,
     marginal_sites,
@@ -133,9 +133,8 @@ def make_plan(
     marginal = marginal_sites(trial)
     settings = marginal_settings(marginal, selection)
     wiring = Wiring(unknown)
-    separate = cache(lambda: check_elements(pair, trial, marginal) if marginal else None)
     enumerated = _enumeration_plan(
-        pair, trial, sites, marginal, selection, objective, may_enumerate, lambda: wiring.of(given), separate, coupled
+        pair, trial, sites, marginal, selection, objective, may_enumerate, lambda: wiring.of(given), coupled
     )
     if isinstance(enumerated, Plan):
         closed = objective.reads_dependencies and any(s.family is None for s in sites)
@@ -143,14 +142,11 @@ def make_plan(
         return replace(enumerated, wiring=known_by, closed_terms=objective.closed_terms), trial
     wanted = objective.reads_dependencies or any(s.family is not None for s in sites)
     known = wiring.of(given) if wanted else UNKNOWN
-    elements, layout = numbers_of(trial), objective.layout(pair, trial, known, selection.particles)
+    sums = settle(pair, trial, settings) if marginal else Summed()
+    marginals = Marginals(settings, sums.cost, sums.one_by_one) if marginal else Marginals()
+    elements, layout = numbers_of(trial), objective.layout(pair, trial, known, selection.particles, sums.groups)
     order = Order({n: plates_of(m) for n, m in sample_sites(trial.guide_trace).items()}, {}, known)
-    marginals, summed = Marginals(), frozenset()
-    if marginal:
-        separate()
-        cost, summed, one_by_one = settle(pair, trial, settings)
-        marginals = Marginals(settings, cost, one_by_one)
-    shared = SharedTerms(trial, objective, layout, known, summed, apart or {})
+    shared = SharedTerms(trial, objective, layout, known, sums.groups, apart or {})
     situation = situations(pair, trial, sites, shared, vectorise)
     columns, planned, chosen = Columns(), [], {}
     for site in sites:
@@ -160,14 +156,14 @@ def make_plan(
             columns.apart[site.name] = plates
         if not (isinstance(estimator, Enumerate) and estimator.product):
             columns.give(site.name, line.rows - 1)
-            if estimator is not None and (elements := columns.room(site.name)) > 1:
-                line.rows = check_rows_apart(site.name, estimator, elements, line.rows, objective)
-                line.notes += f"; as its elements share later terms, each of the {elements} is moved by itself"
+            if estimator is not None and (number := columns.room(site.name)) > 1:
+                line.rows = check_rows_apart(site.name, estimator, number, line.rows, objective)
+                line.notes += f"; as its elements share later terms, each of the {number} is moved by itself"
         planned.append(line)
     settle_products(planned, chosen, columns, sites, elements * layout.size, objective)
     drawn = {site.name for site in sites}
     columns.apart.update({name: plates for name, plates in (apart or {}).items() if name not in drawn})
-    scored = absorbed(trial.model_trace, summed)
+    scored = absorbed(trial.model_trace, sums.members)
     notes = objective.notes(trial.guide_trace, scored, known)
     kl_notes = analytic_notes(chosen, trial.guide_trace, scored, known, _never_analytic(pair, objective))
     for line in planned:
@@ -267,7 +263,7 @@ def _check_support(site: Site, settings: Enumerate, joined: str = "") -> None:
         )
     elements = size * math.prod(site.distribution.shape())
     if elements > settings.max_elements:
-        raise EnumerationError(
+        raise BudgetError(
             f"Enumerating site {site.name!r} needs {size:.3g} joint values of event shape "
             f"{tuple(site.distribution.event_shape)}, a table of {elements:.3g} elements; at most "
             f"{settings.max_elements:.3g} are allowed (Enumerate(max_elements=...))"
@@ -286,13 +282,11 @@ def _enumeration_plan(
     objective: Objective,
     may_enumerate: bool,
     known: Callable[[], Dependencies],
-    separate: Callable[[], None],
     coupled: str,
 ) -> Plan | str:
     """A plan that enumerates every discrete site of the guide, if asked for or, under "auto", cheap.
 
-    Or why "auto" passes over what is small enough; empty where nothing is. `separate` raises `EnumerationError` where
-    elements of the model's own sites hang together, which no estimator of the guide's changes.
+    Or why "auto" passes over what is small enough; empty where nothing is.
     """
     discrete = [s for s in sites if s.family not in (None, Family.CONTINUOUS)]
     if not objective.may_enumerate or not discrete:
@@ -313,7 +307,11 @@ def _enumeration_plan(
     for site in everything:
         if site.name not in separated:
             _check_support(site, settings, joined)
-    separate()
+    if marginal and not explicit:  # what was asked for can be had slowly
+        try:
+            check_elements(pair, trial, marginal)
+        except EnumerationError as error:
+            return str(error)
     joint, coupling = False, ESCAPES
     if coupled and not separated:
         joint, coupling = True, f"share terms ({coupled})"
@@ -412,9 +410,10 @@ def _choose_way(
     wants_data = any(e is not None and e.reads_context for e in chosen.values())
     verdict: RowsVerdict | None = None
     drawn = any(e is not None for e in chosen.values())
-    if total > 1 and vectorise and drawn:  # rows of discrete draws that pass for another dim: said, not run slowly
+    wanted = total > 1 and vectorise and not marginals.one_by_one
+    if wanted and drawn:  # rows of discrete draws that pass for another dim: said, not run slowly
         verdict = check_rows(pair, trial, total)
-    elif (total > 1 and vectorise) or wants_data:
+    elif wanted or wants_data:
         verdict = _try_rows(pair, trial)
     observed = {}
     if wants_data:
@@ -425,11 +424,15 @@ def _choose_way(
         return Sequential(), "", observed
     if not vectorise:
         return Sequential(), "vectorize_particles=False", observed
+    if marginals.one_by_one:
+        reason = "sites of the model alone are summed out by a run for each joint value"
+        warnings.warn(f"The {total} rows x particles are run one by one, more slowly, as {reason}.", stacklevel=2)
+        return Sequential(), reason, observed
     cost = marginals.cost
     if cost is not None and not any(map(cost.times(total).fits, marginals.settings.values())):
         return Sequential(), f"{total} rows at once would be beyond the budget of exact sums", observed
     reason = verdict.reason if verdict is not None else ""
-    if verdict and marginals.settings and not marginals.one_by_one:
+    if verdict and marginals.settings:
         try:
             try_sums(pair, trial, marginals.settings, rows=True)
         except NoLeadingDimsError as error:

@@ -43,6 +43,10 @@ __all__ = [
 ClosedTerms = Callable[[Trace, Trace, Dependencies], dict[str, Tensor]]
 
 
+def _no_closed_terms(guide_trace: Trace, model_trace: Trace, known: Dependencies) -> dict[str, Tensor]:
+    return {}
+
+
 ANALYTIC = "; KL term analytic"
 """What a plan says of such a site."""
 
@@ -142,11 +146,13 @@ class Jointly(Exact):
     """Joint values of all plate elements as rows.
 
     - `why`: what the sites do that elements do not go by themselves.
-    - `one_by_one`: whether each has a run of its own, where the program takes no rows.
+    - `one_by_one`: whether each has a run of its own, where the program takes no rows. `own_too`: and each joint value
+      of the model's own sites one of the model.
     """
 
     why: str = ESCAPES
     one_by_one: bool = False
+    own_too: bool = False
 
 
 @dataclass(frozen=True)
@@ -234,7 +240,7 @@ class Plan:
     marginals: Marginals = field(default_factory=Marginals)
     observed: Mapping[str, int] = field(default_factory=dict)
     analytic: Collection[str] = frozenset()
-    closed_terms: ClosedTerms = lambda *_: {}
+    closed_terms: ClosedTerms = _no_closed_terms
     passed_over: str = ""
     wiring: Wiring | None = None
     costs: str = ""

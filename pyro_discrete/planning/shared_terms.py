@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -14,8 +14,9 @@ from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.inspection.trial import Trial
 from pyro_discrete.objectives.base import Objective
 from pyro_discrete.objectives.costs import SiteCosts
-from pyro_discrete.programs.dims import Layout, plates_of
-from pyro_discrete.programs.sites import Site, family_of, latent_sites, sample_sites
+from pyro_discrete.programs.dims import Layout
+from pyro_discrete.programs.sites import Site, family_of, latent_sites
+from pyro_discrete.sums.marginalisation import Group
 
 __all__ = [
     "SharedTerms",
@@ -30,8 +31,7 @@ Plates = Mapping[str, int]
 class SharedTerms:
     """Of each site of the guide the plates whose elements share later terms, as a trial's costs show them.
 
-    - `summed`: the model's sites whose terms one sum over sites of its own may stand for: it is a term of the plates
-      alone that all of them have in common.
+    - `sums`: over sites of the model alone, each of which is one term.
     - `met`: what steps have met in spite of an earlier trial.
     """
 
@@ -41,11 +41,11 @@ class SharedTerms:
         objective: Objective,
         layout: Layout,
         known: Dependencies,
-        summed: Collection[str],
+        sums: Sequence[Group],
         met: Mapping[str, Plates],
     ) -> None:
         self._trial, self._objective, self._layout = trial, objective, layout.block()
-        self._known, self._summed, self._met = known, summed, met
+        self._known, self._sums, self._met = known, sums, met
 
     @cached_property
     def _costs(self) -> SiteCosts:
@@ -68,9 +68,9 @@ class SharedTerms:
         if not plates:
             return {}
         crossed = self._costs.crossed_plates(site.name)
-        if any(self._known.influences(site.name, ("model", name)) for name in self._summed):
-            model = sample_sites(self._trial.model_trace)
-            crossed |= plates - frozenset.intersection(*(plates_of(model[name]) for name in self._summed))
+        for members, inside in self._sums:
+            if any(self._known.influences(site.name, ("model", name)) for name in members):
+                crossed |= {p for p in plates if p.name not in inside}
         met = self._met.get(site.name, {})
         found = {p.name: max(p.size, met.get(p.name, 0)) for p in plates if p in crossed or p.name in met}
         return {**met, **found}

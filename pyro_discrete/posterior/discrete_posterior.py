@@ -13,9 +13,11 @@ import pyro
 import torch
 import torch.nn.functional as F
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_discrete.draws.log_space import Reduce, log_sum_exp
 from pyro_discrete.errors import (
     DiscreteInferenceError,
     EnumerationError,
@@ -33,6 +35,7 @@ from pyro_discrete.posterior.conditional import Conditional, check_same_shapes, 
 from pyro_discrete.posterior.mixtures import Part, averaged
 from pyro_discrete.posterior.modes import AtCentre, FiniteCounts, modes, standing_alone
 from pyro_discrete.posterior.value_by_value import (
+    MOST_RUNS,
     EnumeratedRun,
     Leaf,
     Unmarked,
@@ -54,6 +57,7 @@ from pyro_discrete.programs.pair import (
 )
 from pyro_discrete.programs.sites import (
     Site,
+    base_distribution,
     family_of,
     is_latent,
     is_random_observation,
@@ -69,7 +73,7 @@ from pyro_discrete.sums.components import (
     shares,
     within_budget,
 )
-from pyro_discrete.sums.elimination import Elimination, Reduce, log_sum_exp
+from pyro_discrete.sums.elimination import Elimination
 from pyro_discrete.sums.enumerated_sites import Marginalise
 from pyro_discrete.sums.marginalisation import Known, collapsed, marginal_sites
 
@@ -418,6 +422,13 @@ class PosteriorRuns:
                 fns[name] = leaf.trace.nodes[name]["fn"]
         return result, fns
 
+    def _shared_by(
+        self, way: EnumeratedRun | list[Leaf], reduce: Reduce, own_terms_alone: bool = False
+    ) -> tuple[Values, dict[str, Any]]:
+        if isinstance(way, EnumeratedRun):
+            return self._shared(way, reduce, own_terms_alone)
+        return self._shared_by_leaves(way, reduce)
+
     def _own_shares(self, given: Values, reduce: Reduce) -> tuple[Values, dict[str, Any]]:
         """The model's own sites given one draw of the guide's, by whatever way is exact."""
         masked, drawn, model = reduce is highest, given.keys(), self.pair.model
@@ -431,9 +442,7 @@ class PosteriorRuns:
             known = self._way(given, masked)
             if not given:  # the same for every draw
                 self._without_draws[masked] = known
-        return (
-            self._shared(known, reduce) if isinstance(known, EnumeratedRun) else self._shared_by_leaves(known, reduce)
-        )
+        return self._shared_by(known, reduce)
 
     def _way(self, given: Values, masked: bool) -> EnumeratedRun | list[Leaf]:
         """The model's own sites side by side, or one value after another, or one joint value after another."""
@@ -501,14 +510,14 @@ class PosteriorRuns:
     @torch.no_grad()
     def _over_joint_values(self, most: int) -> list[Conditional] | None:
         """Instead of draws of the guide: each of its joint values, shares weighed by how probable it is times how many
-        there are. None where there are more than `most`, or continuous sites."""
-        if not self.guide_draws or any(n not in self.discrete for n in self.guide_sites):
+        there are. None where there are more than `most`, or continuous sites with noise of their own."""
+        if not self.guide_draws or any(n not in self.discrete and not self.is_point_mass(n) for n in self.guide_sites):
             return None
         guide, plain = self.pair.guide, self.rowed(self.pair.guide, None)
         try:
             with on_trial():
                 found = list(leaves(lambda *h: self.traced(plain, *h), _is_discrete, False, True, most))
-            if any(latent_sites(leaf.trace).keys() != leaf.given.keys() for leaf in found):
+            if any(not _has_no_noise(leaf) for leaf in found):
                 return None
         except Exception:  # too many, or of runs at values that are never drawn: draws will do
             return None
@@ -576,13 +585,54 @@ class PosteriorRuns:
             return self._enumerated_marginals(beside, num_samples if beside else 1)
         except (NotSummed, DiscreteInferenceError):
             pass
-        if not beside:
-            try:
-                found, fns = self._guide_by_values(self.pair.guide, {}, log_sum_exp)
-                return {n: of_shares(n, [(fns[n], share)]) for n, share in found.items()}
-            except Exception:  # of runs at values that are never drawn, perhaps
-                pass
-        return self._means_of_draws(num_samples)
+        try:
+            return self._marginals_by_values(beside, num_samples)
+        except Exception:  # too many, or of runs at values that are never drawn, perhaps
+            return self._means_of_draws(num_samples)
+
+    def _marginals_by_values(self, beside: Sequence[str], num_samples: int) -> dict[str, Any]:
+        """The same, one value, or joint value, of the small sites after another, all with the same noise of those
+        `beside`. What hangs on that noise is averaged over draws, from plain runs if these would be too many."""
+        draws = num_samples if any(not self.is_point_mass(n) for n in beside) else 1
+        large = [n for n in beside if n in self.discrete]
+        found: list[tuple[Values, dict[str, Any]]] = []
+        parts: dict[str, list[Part]] = {}
+        while len(found) < draws:
+            guide = _with_noise_of(int(torch.randint(2**31, ())), self.pair.guide)
+            way = self._way_of_guide(guide, {}, beside, False)
+            found.append(self._shared_by(way, log_sum_exp, True))
+            if isinstance(way, EnumeratedRun):
+                runs = math.prod(share.shape[-1] for share in found[-1][0].values())
+            else:
+                runs = len(way)
+                draws = num_samples if not all(map(_has_no_noise, way)) else draws
+                weights = torch.stack([leaf.log_weight for leaf in way]).softmax(0)
+                for leaf, weight in zip(way, weights, strict=True):
+                    for name in large:
+                        if name in leaf.trace.nodes:
+                            parts.setdefault(name, []).append((leaf.trace.nodes[name]["fn"], weight))
+            draws = min(draws, max(2, MOST_RUNS // runs))
+        made: dict[str, Any] = {}
+        noisy = bool(large)
+        for name in dict.fromkeys(n for values, _ in found for n in values):
+            each = [(fns[name], values[name]) for values, fns in found if name in values]
+            if len(each) == len(found) and all(_alike(share, each[0][1]) for _, share in each[1:]):
+                made[name] = of_shares(name, each[:1])
+            elif draws == num_samples:
+                made[name] = of_shares(name, each)
+            else:
+                noisy = True
+        if draws == num_samples or not noisy:
+            for name, each in parts.items():
+                check_same_shapes(name, each, len(each))
+                total = sum(weight for _, weight in each)
+                made[name] = averaged(each[0][0], [(fn, weight / total) for fn, weight in each])
+            return made
+        return self._means_of_draws(num_samples) | made
+
+    def is_point_mass(self, name: str) -> bool:
+        """Whether a site of the guide has no noise of its own."""
+        return isinstance(base_distribution(self.guide_sites[name].distribution), Delta)
 
     def _enumerated_marginals(self, beside: Sequence[str], num_samples: int) -> dict[str, Any]:
         """Sums over the small sites of the guide, given draws of those `beside` them."""
@@ -621,26 +671,26 @@ class PosteriorRuns:
                     return _joint_share(component, name).reshape(ones.shape)
         return torch.ones(ones.shape, dtype=torch.double)
 
-    def _guide_by_values(
-        self, guide: Callable[..., Any], given: Values, reduce: Reduce
-    ) -> tuple[Values, dict[str, Any]]:
-        """The guide's discrete sites summed over one value, or joint value, after another."""
-        masked = reduce is highest
+    def _way_of_guide(
+        self, guide: Callable[..., Any], given: Values, beside: Sequence[str], masked: bool
+    ) -> EnumeratedRun | list[Leaf]:
+        """The guide's discrete sites one value, or joint value, after another; those given or `beside` them are not.
+
+        Sites beside them have to be the same in every run in which the sites before them are.
+        """
+        drawn = [*given, *beside]
 
         def own(msg: Any) -> bool:
-            return msg["name"] not in given and _is_discrete(msg)
+            return msg["name"] not in drawn and _is_discrete(msg)
 
-        try:
-            drawn = [*given, *(n for n in self.guide_sites if n not in self.discrete)]
-            return self._shared(self._by_value(guide, given, own, drawn, masked, True), reduce, True)
-        except NotSummed:
-            pass
+        if not any(n in self.discrete for n in beside):
+            try:
+                return self._by_value(guide, given, own, drawn, masked, True)
+            except NotSummed:
+                pass
         plain = self.rowed(guide, None)
         with on_trial():
-            found = list(leaves(lambda *h: self.traced(plain, *h, Substitute(given)), own, masked, True))
-        if any(n for leaf in found for n, m in latent_sites(leaf.trace).items() if n not in leaf.given and not own(m)):
-            raise NotSummed("sites beside those that are summed over are drawn")
-        return self._shared_by_leaves(found, reduce)
+            return list(leaves(lambda *h: self.traced(plain, *h, Substitute(given)), own, masked, True))
 
     def _means_of_draws(self, num_samples: int) -> dict[str, Any]:
         """Each discrete site's distribution, averaged over draws of what is before it."""
@@ -685,7 +735,9 @@ class PosteriorRuns:
             raise
         except (NotSummed, DiscreteInferenceError) as first:
             try:
-                found, fns = self._guide_by_values(guide, alone, highest)
+                continuous = [n for n in self.guide_sites if n not in self.discrete]  # at their centres
+                way = self._way_of_guide(guide, alone, continuous, True)
+                found, fns = self._shared_by(way, highest, True)
             except Exception as last:
                 raise self._refusal([n for n in self.discrete if n in self.guide_sites], first, last) from first
         return alone | {n: v[0] for n, v in decoded_shares(found, fns).items()}
@@ -715,6 +767,26 @@ class PosteriorRuns:
         fn = {**self.guide_sites, **self.model_sites}[name].distribution
         missing = self.trial.batch_dims - len(fn.batch_shape)
         return value.reshape(len(value), *[1] * missing, *fn.shape())
+
+
+def _with_noise_of(seed: int, program: Callable[..., Any]) -> Callable[..., Any]:
+    """The program, each of whose runs begins with the same random state, to be run where this is put back after."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        pyro.set_rng_seed(seed)
+        return program(*args, **kwargs)
+
+    return run
+
+
+def _has_no_noise(leaf: Leaf) -> bool:
+    """Whether nothing but point masses is drawn beside the values that are given."""
+    latent = latent_sites(leaf.trace).items()
+    return all(n in leaf.given or isinstance(base_distribution(m["fn"]), Delta) for n, m in latent)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-9, atol=1e-12)
 
 
 def _is_discrete(msg: Any) -> bool:

@@ -20,15 +20,14 @@ from pyro_discrete.errors import EnumerationError, SiteShapeError
 from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.pair import SiteMessenger
 from pyro_discrete.programs.sites import (
-    cardinality,
     is_latent,
-    joint_support,
     sample_sites,
     site_log_prob,
     without_mask,
 )
 from pyro_discrete.sums.components import FIRST_SYMBOL, Component, Factor, Names
-from pyro_discrete.sums.enumerated_sites import Marginalise, refuse_unguided
+from pyro_discrete.sums.enumerated_sites import Marginalise
+from pyro_discrete.sums.joint_values import GiveValues, JointValues, Own
 from pyro_discrete.sums.marginalisation import SCALES_DIFFER, Known
 
 __all__ = [
@@ -45,14 +44,6 @@ __all__ = [
 
 MOST_RUNS = 1024
 """So many values, or joint values, at most are gone through one run after another."""
-
-
-MOST_VALUES = 2**17
-"""A table of so many joint values of one site at most is made."""
-
-
-Own = Callable[[Any], bool]
-"""Whether a latent site, given as its message, is summed over."""
 
 
 class Unmarked(SiteMessenger):
@@ -76,28 +67,6 @@ class EnumeratedRun:
     rows: int | None
     batch_dims: int
     plain: dict[str, Any] = field(default_factory=dict)
-
-
-class _Give(SiteMessenger):
-    """Gives sites to be summed over the values whose numbers `choose(name, batch shape, how many)` says."""
-
-    def __init__(self, own: Own, choose: Callable[[str, torch.Size, int], Tensor]) -> None:
-        super().__init__()
-        self.own, self.choose = own, choose
-        self.given: dict[str, Tensor] = {}
-        self.sizes: dict[str, int] = {}
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not is_latent(msg) or msg["done"] or not self.own(msg):
-            return
-        name, fn = msg["name"], msg["fn"]
-        refuse_unguided(name, fn, msg["infer"])
-        if cardinality(fn) > MOST_VALUES:
-            raise EnumerationError(f"site {name!r} has {cardinality(fn):.3g} joint values, more than {MOST_VALUES}.")
-        support = joint_support(fn).reshape(-1, *fn.event_shape)
-        index = self.choose(name, fn.batch_shape, len(support)).expand(fn.batch_shape)
-        self.given[name], self.sizes[name] = index, len(support)
-        msg["value"], msg["done"] = support[index.to(support.device)].reshape(fn.shape()), True
 
 
 def _term(msg: Any, own: bool, masked: bool) -> Tensor:
@@ -128,7 +97,7 @@ def value_by_value(run: Callable[..., Trace], own: Own, drawn: Any, masked: bool
     Raises `EnumerationError` for more than `MOST_RUNS`, or sites that change with the values.
     """
     numbers: dict[str, int] = {}
-    give = _Give(own, lambda name, batch, count: torch.tensor(numbers.get(name, 0)))
+    give = GiveValues(own, lambda name, batch, count: torch.tensor(numbers.get(name, 0)))
     trace = run(give)
     sizes, first = dict(give.sizes), sample_sites(trace)
     if math.prod(sizes.values()) > MOST_RUNS:
@@ -204,28 +173,10 @@ def leaves(
 
     Raises `EnumerationError` for more than `most`.
     """
-    due: list[int] = []
     scales: dict[str, Any] = {}
-    for count in itertools.count():
-        counts: list[int] = []
-
-        def choose(name: str, batch: torch.Size, size: int, counts: list[int] = counts) -> Tensor:
-            elements = math.prod(batch)
-            if elements * math.log(max(size, 1)) > math.log(2 * most):
-                raise EnumerationError(
-                    f"the elements of site {name!r} have {size} values each, {size}^{elements} joint ones; at most "
-                    f"{most} are gone through."
-                )
-            place = len(counts)
-            if place == len(due):
-                due.append(0)
-            counts.append(size**elements)
-            digits = [due[place] // size**i % size for i in range(elements)]
-            return torch.tensor(digits).reshape(batch)
-
-        if count == most:
-            raise EnumerationError(f"there are more than {most} joint values.")
-        give = _Give(own, choose)
+    walk = JointValues(most)
+    for _ in walk:
+        give = GiveValues(own, walk.choose)
         trace = run(give)
         terms: dict[str, Tensor] = {}
         for name, msg in sample_sites(trace).items():
@@ -234,11 +185,6 @@ def leaves(
                 _check_scale(name, msg, scales)
         total = sum((term.double().sum() for term in terms.values()), torch.zeros((), dtype=torch.double))
         yield Leaf(trace, total, give.given, give.sizes, terms)
-        while due and due[-1] + 1 == counts[len(due) - 1]:
-            due.pop()
-        if not due:
-            return
-        due[-1] += 1
 
 
 def summed_leaves(found: Sequence[Leaf], plate_dims: int) -> tuple[Trace, dict[str, list[str]]]:
@@ -315,13 +261,13 @@ def disagreement(
     for row in rows:
         constant: dict[str, Tensor] = {}
         for attempt in range(2 if len(rows) > 1 else 3):
-            give = _Give(own, _numbers(attempt, attempt == 0))
+            give = GiveValues(own, _numbers(attempt, attempt == 0))
             nodes = sample_sites(plain(give, _AsDrawn(run, give.given, row)))
             if nodes.keys() - run.trace.nodes.keys() or give.given.keys() != run.enumerated.own.keys():
                 return "its sites change with the values"
             terms = {n: _term(m, n in give.given, run.enumerated.masked) for n, m in nodes.items()}
             if noisy is None:
-                give_again = _Give(own, _numbers(attempt, True))
+                give_again = GiveValues(own, _numbers(attempt, True))
                 again = sample_sites(plain(give_again, _AsDrawn(run, give_again.given, row)))
                 noisy = {n for n, t in terms.items() if n not in again or not _equal(t, again[n], n in give.given, run)}
                 run.plain = {n: m["fn"] for n, m in nodes.items()}

@@ -77,6 +77,10 @@ class JumpsSeen:
         self.told: set[str] = set()
         self._runs: dict[Hashable, tuple[object, int]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy watches anew: runs are known by objects of this process."""
+        return {**self.__dict__, "_runs": {}}
+
     def due(self, state: object | None, run: Hashable = ()) -> bool:
         """Whether a run is to be watched: `state` stands for the program's, None if it is not known; `run` for which of
         its runs it is."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, in_a_line
+from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SiteMatchError, in_a_line
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
@@ -18,16 +18,15 @@ from pyro_discrete.planning.plan import ESCAPES, Exact, Jointly, OneByOne, Paral
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair, trace_pair
 from pyro_discrete.programs.sites import Site, family_of, latent_sites
-from pyro_discrete.steps.enumerated.jointly import joint_values
+from pyro_discrete.steps.enumerated.jointly import ONE_BY_ONE
 from pyro_discrete.steps.step import WAYS
+from pyro_discrete.sums.enumerated_sites import BudgetError
+from pyro_discrete.sums.marginalisation import check_elements, marginal_sites, settle
 from pyro_discrete.sums.packed_terms import CoupledElementsError
 
 __all__ = [
     "settled",
 ]
-
-ONE_BY_ONE = 4096
-"""So many joint values at most are gone through one by one."""
 
 FEW = 16
 """So many joint values "auto" goes through one by one, where a program cannot be given all at once."""
@@ -45,59 +44,103 @@ def settled(plan: Plan, pair: Pair, objective: Objective, trial: Trial) -> Plan 
     way = plan.way
     if isinstance(way, Parallel) and way.untried:
         return _as_marked(plan, pair, objective, known)
-    found = _at_once(plan, pair, objective, trial, known)
+    refused: EnumerationError | None = None
+    try:
+        if way.explicit:  # what "auto" would take was looked at before
+            check_elements(pair, trial, marginal_sites(trial))
+        found = _at_once(plan, pair, objective, trial, known)
+    except BudgetError:
+        raise
+    except EnumerationError as error:  # of what was asked for
+        found, refused = in_a_line(error), error
     if isinstance(found, Plan):
         # what "auto" took is small here: larger batches may come
         return found if way.explicit else replace(found, way=replace(found.way, settings=Enumerate()))  # type: ignore[call-arg]
+    if not way.explicit:
+        joint = math.prod(
+            s.cardinality for s in map(Site, latent_sites(trial.guide_trace).values()) if s.family is not None
+        )
+        if isinstance(way, Jointly) or joint > FEW or _coupled(trial) or not _runs_over_values(pair, trial):
+            return found
+        try:
+            return _one_by_one(plan, pair, trial, objective, found)
+        except DiscreteInferenceError as error:
+            return str(error)
+        except Exception:
+            return found
+    return _one_after_another(plan, pair, trial, objective, found, refused)
+
+
+def _one_after_another(
+    plan: Plan, pair: Pair, trial: Trial, objective: Objective, found: str, refused: EnumerationError | None
+) -> Plan:
+    """The plan by a run for each value where that is exact, else for each joint value of all elements.
+
+    Raises `EnumerationError` where neither can be had: what was `refused` at once, or that which was `found` there.
+    """
+    assert isinstance(plan.way, Exact)
+    if refused is None and not isinstance(plan.way, Jointly) and not _coupled(trial):
+        try:
+            return _one_by_one(plan, pair, trial, objective, found)
+        except SiteMatchError:
+            raise
+        except Exception:  # of values that all elements have at once: there are joint ones
+            pass
+    reason = f"one joint value after another, as at once: {found}"
+    if isinstance(plan.way, Jointly):
+        reason = f"{plan.reason}; one after another: {found}"
+    why = plan.way.why if isinstance(plan.way, Jointly) else ESCAPES
+    last: Exception | None = None
+    for own_too in (False, True):
+        if not own_too and not _own_go_at_once(pair, trial):
+            continue
+        way = Jointly(plan.way.settings, True, why, one_by_one=True, own_too=own_too)
+        plan = replace(plan, way=way, reason=reason)
+        try:
+            _try(plan, pair, objective, plan.dependencies(pair))
+            return plan
+        except SiteMatchError:
+            raise
+        except Exception as error:
+            last = error
+    if refused is not None:
+        raise refused
+    raise EnumerationError(
+        f"The program cannot be enumerated, neither at once ({found}) nor one joint value after another "
+        f"({in_a_line(last)}). Use 'rloo' or 'nvil', or index from the right so that dims on the left broadcast."
+    ) from last
+
+
+def _one_by_one(plan: Plan, pair: Pair, trial: Trial, objective: Objective, found: str) -> Plan:
+    """The plan by a run for each joint value of the guide's sites, which all elements of a plate have at once.
+
+    Raises what the program does, or `EnumerationError`.
+    """
+    assert isinstance(plan.way, Exact)
     joint = math.prod(
         s.cardinality for s in map(Site, latent_sites(trial.guide_trace).values()) if s.family is not None
     )
-    coupled = _coupled(trial)
-    if not way.explicit:
-        if isinstance(way, Jointly) or joint > FEW or coupled or not _runs_over_values(pair, trial):
-            return found
-    elif coupled and not isinstance(way, Jointly):
-        raise EnumerationError(
-            f"The discrete sites cannot be enumerated in parallel ({found}), nor one value after another, as site "
-            f"{coupled[1]!r} of the model alone may couple the plate elements of site {coupled[0]!r}. Use 'rloo' or "
-            f"'nvil', index from the right so that dims on the left broadcast, or draw {coupled[1]!r} in the guide too."
-        )
-    if isinstance(way, Jointly):
-        drawn = latent_sites(trial.guide_trace).values()
-        number = joint_values(m for m in drawn if family_of(m["fn"]) not in (None, Family.CONTINUOUS))
-        if way.why == ESCAPES or number > ONE_BY_ONE:
-            raise EnumerationError(
-                "The elements of a plate have to be enumerated jointly, over a leading dim that the program cannot "
-                f"take ({found}). Use 'rloo' or 'nvil', or index from the right."
-            )
-        reason = f"{plan.reason}; one after another: {found}"
-        plan = replace(plan, way=replace(way, one_by_one=True), reason=reason)
-        _try(plan, pair, objective, known)
-        return plan
     if joint > ONE_BY_ONE:
         raise EnumerationError(
             f"The discrete sites cannot be enumerated in parallel ({found}), and their {joint:.3g} joint values are "
             f"too many to go through one by one ({ONE_BY_ONE} at most). Use 'rloo' or 'nvil', or index from the right "
             "so that dims on the left broadcast."
         )
+    if not _own_go_at_once(pair, trial):
+        raise EnumerationError(f"Sites of the model alone cannot be summed out over leading dims ({found}).")
     reason = f"one joint value after another, as in parallel: {found}"
-    plan = replace(plan, way=OneByOne(way.settings, way.explicit), reason=reason)
-    try:
-        _try(plan, pair, objective, UNKNOWN)
-    except DiscreteInferenceError as error:
-        if way.explicit:
-            raise
-        return str(error)
-    except Exception as error:
-        if not way.explicit:
-            return found
-        other = in_a_line(error)
-        raise EnumerationError(
-            f"The program cannot be enumerated, neither in parallel ({found}) nor one joint value after another "
-            f"({other}). Use 'rloo' or 'nvil'. Sites of the model alone are summed out over leading dims under "
-            "every estimator: index from the right behind them, or draw them in the guide too."
-        ) from error
+    plan = replace(plan, way=OneByOne(plan.way.settings, plan.way.explicit), reason=reason)
+    _try(plan, pair, objective, UNKNOWN)
     return plan
+
+
+def _own_go_at_once(pair: Pair, trial: Trial) -> bool:
+    """Whether the model's own sites can be summed out over leading dims, whatever the guide's draws."""
+    own = marginal_sites(trial)
+    try:
+        return not own or not settle(pair, trial, {s.name: Enumerate() for s in own}).one_by_one
+    except DiscreteInferenceError:
+        return False
 
 
 def _as_marked(plan: Plan, pair: Pair, objective: Objective, known: Dependencies) -> Plan:

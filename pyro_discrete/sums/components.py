@@ -12,11 +12,12 @@ from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
+from pyro_discrete.draws.log_space import Reduce, log_sum_exp
 from pyro_discrete.errors import EnumerationError, SiteShapeError
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.programs.sites import sample_sites, site_log_prob
-from pyro_discrete.sums.elimination import Elimination, Reduce, SizesAlone, log_sum_exp
-from pyro_discrete.sums.enumerated_sites import Marginalise
+from pyro_discrete.sums.elimination import Elimination, SizesAlone
+from pyro_discrete.sums.enumerated_sites import BudgetError, Marginalise
 from pyro_discrete.sums.plates import CrossedPlatesError, PlatedTerm, connected, contract_plates
 
 __all__ = [
@@ -247,7 +248,7 @@ def magnitude(number: float) -> str:
 
 
 def within_budget(component: Component, settings: Mapping[str, Enumerate]) -> SumCost:
-    """A component's cost. Raises `EnumerationError` if it is beyond the budget of its sites' settings."""
+    """A component's cost. Raises `BudgetError` if it is beyond the budget of its sites' settings."""
     cost = component_cost(component)
     allowed = [settings[name] for name in component.sites if name in settings] or [Enumerate()]
     if not any(cost.fits(each) for each in allowed):
@@ -258,8 +259,8 @@ def within_budget(component: Component, settings: Mapping[str, Enumerate]) -> Su
             f"{budget.max_operations:.3g} are allowed (Enumerate(max_elements=..., max_operations=...))"
         )
         if cost.width > len(component.inside):  # elements of plates by themselves
-            raise EnumerationError(_not_nested(component, needs))
-        raise EnumerationError(
+            raise BudgetError(_not_nested(component, needs))
+        raise BudgetError(
             f"Summing out {len(component.sites)} site(s) of the model alone together ({_listed(component.sites)}) "
             f"needs {needs}. Put chains in pyro.markov and independent sites in a pyro.plate, or draw some of these "
             "sites in the guide too, by 'rloo' or 'nvil'."

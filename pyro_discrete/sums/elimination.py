@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from pyro.ops.rings import LogRing
-from pyro.ops.special import safe_log
 from torch import Tensor
+
+from pyro_discrete.draws.log_space import Reduce, log_product, log_sum_exp
 
 __all__ = [
     "Elimination",
-    "Reduce",
     "SizesAlone",
     "Table",
     "dims_of",
-    "log_sum_exp",
     "named",
     "selected",
 ]
 
-
-Reduce = Callable[[Tensor, int], Tensor]
 
 LONG = 16
 """So many dims at least make a chain worth looking for."""
@@ -32,13 +29,6 @@ LONG = 16
 
 SCAN_TABLE = 2**15
 """Elements of the table by which two links of a chain are joined; beyond it, one link after another is faster."""
-
-
-def log_sum_exp(table: Tensor, dim: int) -> Tensor:
-    """`log(sum(exp(table)))` over one dim; -inf where all is, with a gradient that is finite there."""
-    limits = torch.finfo(table.dtype)
-    shift = table.detach().amax(dim, keepdim=True).clamp(limits.min, limits.max)
-    return safe_log((table - shift).exp().sum(dim)) + shift.squeeze(dim)
 
 
 class Elimination(LogRing):
@@ -176,14 +166,11 @@ class Elimination(LogRing):
         self, terms: Sequence[Tensor], dims: Sequence[str], width: int, sizes: dict[str, int], batch: str
     ) -> Tensor:
         """The product in log space of a chain's matrices, summed over its first and last state: `[*batch]`."""
-        matrices, taken = _near_zero(_links(terms, dims, width, sizes, batch))
-        while len(matrices) > 1:
-            paired = len(matrices) // 2 * 2
-            table = matrices[0:paired:2].unsqueeze(3) + matrices[1:paired:2].unsqueeze(1)
-            self._note(table.numel())
-            matrices, more = _near_zero(torch.cat([self.reduce(table, 2), matrices[paired:]]))
-            taken = taken + more
-        return self.reduce(self.reduce(matrices[0], 0), 0) + taken
+        matrices = _links(terms, dims, width, sizes, batch)
+        for paired in _pairs(len(matrices)):
+            self._note(paired * matrices[0].numel() * matrices.shape[1])
+        product, taken = log_product(matrices, self.reduce)
+        return self.reduce(self.reduce(product, 0), 0) + taken
 
 
 class Table:
@@ -226,11 +213,17 @@ class SizesAlone(Elimination):
         return self.product(table, dim)
 
     def _scanned(self, terms: Sequence[Any], dims: Sequence[str], width: int, sizes: dict[str, int], batch: str) -> Any:
-        rest, links = [sizes[d] for d in batch], len(dims) // width - 1
-        while links > 1:
-            self._note(links // 2 * sizes[dims[0]] ** (3 * width) * math.prod(rest))
-            links = (links + 1) // 2
+        rest = [sizes[d] for d in batch]
+        for paired in _pairs(len(dims) // width - 1):
+            self._note(paired * sizes[dims[0]] ** (3 * width) * math.prod(rest))
         return Table(rest, batch)
+
+
+def _pairs(links: int) -> Iterator[int]:
+    """How many pairs are joined, round after round, until one link is left."""
+    while links > 1:
+        yield links // 2
+        links = (links + 1) // 2
 
 
 def _links(terms: Sequence[Tensor], dims: Sequence[str], width: int, sizes: dict[str, int], batch: str) -> Tensor:
@@ -262,12 +255,6 @@ def _links(terms: Sequence[Tensor], dims: Sequence[str], width: int, sizes: dict
     rest = [sizes[d] for d in batch]
     states = sizes[dims[0]] ** width
     return total.expand([count, *[sizes[dims[0]]] * (2 * width), *rest]).reshape([count, states, states, *rest])
-
-
-def _near_zero(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Matrices `[n, S, S, *batch]` less their largest elements, and the sum of these: long sums keep their digits."""
-    largest = matrices.detach().amax((1, 2), keepdim=True).clamp(min=torch.finfo(matrices.dtype).min)
-    return matrices - largest, largest.sum((0, 1, 2))
 
 
 def dims_of(term: Any) -> str:

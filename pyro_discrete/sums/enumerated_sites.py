@@ -31,6 +31,7 @@ from pyro_discrete.programs.sites import (
 )
 
 __all__ = [
+    "BudgetError",
     "EnumerateSites",
     "EnumerationDims",
     "Marginalise",
@@ -41,8 +42,12 @@ __all__ = [
 ]
 
 
+class BudgetError(EnumerationError):
+    """A sum is larger than the settings of its sites allow."""
+
+
 def check_table(msg: Any, settings: Enumerate, marginal: bool) -> None:
-    """Raise `EnumerationError` if a site's table is larger than `settings` allow, earlier sites' dims included."""
+    """Raise `BudgetError` if a site's table is larger than `settings` allow, earlier sites' dims included."""
     fn = msg["fn"]
     elements = cardinality(fn) * math.prod(fn.shape())
     if elements > settings.max_elements:
@@ -51,7 +56,7 @@ def check_table(msg: Any, settings: Enumerate, marginal: bool) -> None:
             if marginal
             else "Use 'rloo' or 'nvil', put chains in pyro.markov, or enumerate fewer sites."
         )
-        raise EnumerationError(
+        raise BudgetError(
             f"Enumerating site {msg['name']!r} needs a table of {elements:.3g} elements ({cardinality(fn):.3g} "
             f"values by shape {tuple(fn.shape())}, enumerated dims of earlier sites included); at most "
             f"{settings.max_elements:.3g} are allowed (Enumerate(max_elements=...)). {remedy}"

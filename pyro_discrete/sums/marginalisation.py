@@ -8,6 +8,7 @@ term stands for its members goes on to the objective, for which it is an observe
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -18,28 +19,30 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, first_line, in_a_line
+from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SiteShapeError, first_line, in_a_line
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.inspection.enumerability import joined_elements, why_not_over_values
 from pyro_discrete.inspection.trial import Trial, crossing_site
-from pyro_discrete.programs.dims import ROWS_PLATE, plates_of
-from pyro_discrete.programs.pair import KeepSubsamples, Pair, SiteMessenger
+from pyro_discrete.programs.dims import ROWS_PLATE
+from pyro_discrete.programs.pair import KeepSubsamples, Pair
 from pyro_discrete.programs.sites import (
     Site,
     is_latent,
-    joint_support,
     latent_sites,
     sample_sites,
     site_log_prob,
     without_mask,
 )
 from pyro_discrete.sums.components import Component, SumCost, components, contract, unpacked, within_budget
-from pyro_discrete.sums.enumerated_sites import Marginalise, refuse_unguided
+from pyro_discrete.sums.enumerated_sites import BudgetError, Marginalise
+from pyro_discrete.sums.joint_values import GiveValues, JointValues
 
 __all__ = [
     "MOST",
     "SCALES_DIFFER",
+    "Group",
     "Known",
+    "Summed",
     "absorbed",
     "check_elements",
     "collapsed",
@@ -61,15 +64,18 @@ SCALES_DIFFER = (
 )
 
 
+MANY_SCALES = (
+    "A poutine.scale of many elements ({shape}) is around site {name!r}, which is summed out, or summed over, with "
+    "sites of the model alone: there is no one scale for the sum."
+)
+
+
 def common_scale(component: Component) -> Any:
     """The scale of all factors; it goes outside the logarithm."""
     scales = [f.message["scale"] for f in component.factors]
     first = next((s for s in scales if torch.is_tensor(s)), scales[0])
     if torch.is_tensor(first) and first.numel() > 1:
-        raise EnumerationError(
-            f"A poutine.scale of many elements ({tuple(first.shape)}) is around site {component.factors[0].name!r}, "
-            "which is summed out, or summed over, with sites of the model alone: there is no one scale for the sum."
-        )
+        raise EnumerationError(MANY_SCALES.format(shape=tuple(first.shape), name=component.factors[0].name))
     # tensors are compared by identity where that is enough, as a step that is to be captured reads no values
     if any(s is not first and s != first for s in scales):
         listed = ", ".join(f"{f.name!r}: {float(s):.6g}" for f, s in zip(component.factors, scales, strict=True))
@@ -142,79 +148,47 @@ MOST = 256
 """So many joint values at most are gone through one by one, in every row."""
 
 
-class _Assign(SiteMessenger):
-    """Gives sites of the model alone the values that are due, in the order of the program."""
+def joint_traces(
+    model: Callable[..., Any], drawn: Collection[str], args: Any, kwargs: Any, most: int = MOST
+) -> Iterator[Trace]:
+    """The model's trace for each joint value of its sites that are not in `drawn`, of all elements of their plates.
 
-    def __init__(self, drawn: Collection[str], due: list[int]) -> None:
-        super().__init__()
-        self.drawn, self.due = drawn, due
-        self.sizes: list[int] = []
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not is_latent(msg) or msg["done"] or msg["name"] in self.drawn:
-            return
-        refuse_unguided(msg["name"], msg["fn"], msg["infer"])
-        if any(p.vectorized for p in plates_of(msg)):
-            raise EnumerationError(f"site {msg['name']!r} is in a plate, whose elements would have joint values.")
-        support, place = joint_support(msg["fn"]), len(self.sizes)
-        if place == len(self.due):
-            self.due.append(0)
-        self.sizes.append(len(support))
-        msg["value"], msg["done"] = support[self.due[place]].reshape(msg["fn"].shape()), True
-
-
-def joint_traces(model: Callable[..., Any], drawn: Collection[str], args: Any, kwargs: Any) -> Iterator[Trace]:
-    """The model's trace for each joint value of its sites that are not in `drawn`; sites may depend on earlier values.
-
-    Raises `EnumerationError` for more than `MOST` of them, or a site in a plate.
+    Sites may depend on earlier values. Raises `EnumerationError` for more than `most` of them.
     """
-    due: list[int] = []
-    for count in range(MOST + 1):
-        assign = _Assign(drawn, due)
-        with assign:
+    walk = JointValues(most)
+    for _ in walk:
+        with GiveValues(lambda msg: msg["name"] not in drawn, walk.choose):
             trace = poutine.trace(model).get_trace(*args, **kwargs)
-        if count == MOST:
-            raise EnumerationError(f"there are more than {MOST} of them.")
         yield trace
-        while due and due[-1] + 1 == assign.sizes[len(due) - 1]:
-            due.pop()
-        if not due:
-            return
-        due[-1] += 1
 
 
 def summed_one_by_one(
-    model: Callable[..., Any], guide_trace: Trace, args: Any, kwargs: Any
+    model: Callable[..., Any], guide_trace: Trace, args: Any, kwargs: Any, most: int = MOST
 ) -> tuple[Trace, Trace, Mapping[str, list[str]]]:
     """A trace of the model, the same as it is to be scored, and the members of the term that stands for the sum.
 
     That term is the log of the sum, over the joint values, of the product of every term from the first summed site on:
-    those that do not depend on them are a factor of each.
+    those that do not depend on them are a factor of each, and stay outside where their scale is another one.
     """
     drawn = latent_sites(guide_trace)
-    totals, first, members = [], None, []
-    scale: Any = None
     replayed = KeepSubsamples()(poutine.replay(model, trace=guide_trace))
-    for trace in joint_traces(replayed, drawn, args, kwargs):
-        names = from_first(trace, drawn)
-        if first is None:
-            first, members = trace, names
-        for name in names:
-            found = trace.nodes[name]["scale"]
-            scale = found if scale is None else scale
-            if found is not scale and found != scale:
-                raise EnumerationError(
-                    f"Site {name!r} ({float(found):.6g}) is summed over together with sites of the model alone "
-                    f"({float(scale):.6g}), but {SCALES_DIFFER}"
-                )
-        totals.append(torch.stack([_term(trace.nodes[n], n in drawn) for n in names]).sum())
-    assert first is not None
+    traces = list(joint_traces(replayed, drawn, args, kwargs, most))
+    first = traces[0]
+    own = [n for n in latent_sites(first) if n not in drawn]
+    if not own:
+        return first, first, {}
+    scale = _one_number(own[0], first.nodes[own[0]]["scale"])
+    outside = _outside(traces, drawn, scale)
+    members = [n for n in from_first(first, drawn) if n not in outside]
+    totals = []
+    for trace in traces:
+        inside = [n for n in from_first(trace, drawn) if n not in outside]
+        totals.append(torch.stack([_term(trace.nodes[n], n in drawn) for n in inside]).sum())
     term = torch.stack(totals).logsumexp(0)
     scored = Trace()
     for name, msg in first.nodes.items():
         zero = {"fn": Known(term.new_zeros(())), "mask": None, "args": (), "kwargs": {}, "scale": 1.0}
         scored.add_node(name, **({**msg, **zero} if name in members else msg))
-    own = [n for n in latent_sites(first) if n not in drawn]
     label = f"sum over {', '.join(own[:3])}{', ...' if len(own) > 3 else ''}"
     node = {**first.nodes[members[-1]], "fn": Known(term), "mask": None, "args": (), "kwargs": {}, "scale": scale}
     node |= {"name": label, "value": term.new_zeros(()), "is_observed": True, "infer": {}, "cond_indep_stack": ()}
@@ -222,10 +196,45 @@ def summed_one_by_one(
     return first, scored, {label: members}
 
 
+def _one_number(name: str, scale: Any) -> Any:
+    if torch.is_tensor(scale) and scale.numel() > 1:
+        if not bool((scale == scale.flatten()[0]).all()):
+            raise EnumerationError(MANY_SCALES.format(shape=tuple(scale.shape), name=name))
+        return scale.flatten()[0]
+    return scale
+
+
+def _outside(traces: Sequence[Trace], drawn: Collection[str], scale: Any) -> frozenset[str]:
+    """The sites of another scale than that of the sum: these may not depend on the values that are summed over."""
+    found: dict[str, list[Trace]] = {}
+    for trace in traces:
+        for name in from_first(trace, drawn):
+            if not _same_scale(trace.nodes[name]["scale"], scale):
+                found.setdefault(name, []).append(trace)
+    for name, each in found.items():
+        terms = [_term(t.nodes[name], name in drawn) for t in each]
+        scales = [t.nodes[name]["scale"] for t in each]
+        alike = all(torch.equal(t, terms[0]) for t in terms) and all(_same_scale(s, scales[0]) for s in scales)
+        if len(each) < len(traces) or not alike or (is_latent(each[0].nodes[name]) and name not in drawn):
+            raise EnumerationError(
+                f"Site {name!r} ({_shown(scales[0])}) is summed over together with sites of the model alone "
+                f"({_shown(scale)}), but {SCALES_DIFFER}"
+            )
+    return frozenset(found)
+
+
+def _same_scale(one: Any, other: Any) -> bool:
+    return one is other or bool((torch.as_tensor(one) == torch.as_tensor(other)).all())
+
+
+def _shown(scale: Any) -> str:
+    return f"{float(scale):.6g}" if torch.as_tensor(scale).numel() == 1 else f"of shape {tuple(scale.shape)}"
+
+
 def from_first(trace: Trace, drawn: Collection[str]) -> list[str]:
-    """The sites from the first one on that is summed out."""
+    """The sites from the first one on that is summed out; none where none is."""
     names = list(sample_sites(trace))
-    start = next(i for i, n in enumerate(names) if is_latent(trace.nodes[n]) and n not in drawn)
+    start = next((i for i, n in enumerate(names) if is_latent(trace.nodes[n]) and n not in drawn), len(names))
     return names[start:]
 
 
@@ -265,21 +274,44 @@ def check_elements(pair: Pair, trial: Trial, sites: Sequence[Site]) -> None:
         )
 
 
-def settle_marginals(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate]) -> tuple[SumCost, frozenset[str]]:
-    """What the sum will cost for one row, and the sites whose terms are in it: checked, and tried once.
+Group = tuple[frozenset[str], frozenset[str]]
+"""The sites whose terms are in a sum, and the names of the plates that the sum's term is in."""
 
-    `check_elements` comes before. Raises `EnumerationError` if the program mixes values in leading dims, or if the cost
-    is beyond the budget.
+
+@dataclass(frozen=True)
+class Summed:
+    """What sums over sites of the model alone join, and cost.
+
+    - `groups`: one for each sum.
+    - `one_by_one`: whether it is taken by a run of the model for each joint value.
     """
+
+    cost: SumCost = field(default_factory=SumCost)
+    groups: Sequence[Group] = ()
+    one_by_one: bool = False
+
+    @property
+    def members(self) -> frozenset[str]:
+        """The sites whose terms are in a sum."""
+        return frozenset[str]().union(*(members for members, _ in self.groups))
+
+
+def settle_marginals(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate]) -> Summed:
+    """What the sums will join, and cost for one row: checked, and tried once.
+
+    Raises `EnumerationError` if the program mixes values in leading dims, if a plate's elements hang together, or if
+    the cost is beyond the budget.
+    """
+    check_elements(pair, trial, [s for s in marginal_sites(trial) if s.name in settings])
     reason = why_not_over_values(pair, trial, settings.keys())
     if reason:
         raise _no_leading_dims(trial, settings, reason)
     return try_sums(pair, trial, settings, rows=False)
 
 
-def try_sums(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate], rows: bool) -> tuple[SumCost, frozenset[str]]:
-    """Try the sum once, without contracting it; `rows`: with a dim for them between plates and values."""
-    cost, members = SumCost(), frozenset[str]()
+def try_sums(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate], rows: bool) -> Summed:
+    """Try the sums once, without contracting them; `rows`: with a dim for them between plates and values."""
+    cost, groups = SumCost(), []
     try:
         with torch.no_grad(), trial.subsamples:
             marginalise = Marginalise(latent_sites(trial.guide_trace), settings, trial.batch_dims, rows=rows)
@@ -287,8 +319,9 @@ def try_sums(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate], rows: 
             trace = poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
             for component in components(trace, marginalise)[0]:
                 cost = cost.beside(within_budget(component, settings))
-                members = members.union(f.name for f in component.factors)
-        return cost, members
+                plates = [frozenset(f.name for f in factor.message["cond_indep_stack"]) for factor in component.factors]
+                groups.append((frozenset(f.name for f in component.factors), frozenset.intersection(*plates)))
+        return Summed(cost, groups)
     except DiscreteInferenceError:
         raise
     except Exception as error:
@@ -304,22 +337,30 @@ def _no_leading_dims(trial: Trial, settings: Mapping[str, Enumerate], reason: st
     )
 
 
-def settle(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate]) -> tuple[SumCost, frozenset[str], bool]:
-    """As `settle_marginals`, or else by a run for each joint value; and whether that is the way.
+def settle(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate]) -> Summed:
+    """As `settle_marginals`, or else by a run for each joint value of all elements.
 
     Raises `EnumerationError` if neither can be had.
     """
+    refused: DiscreteInferenceError
     try:
-        return *settle_marginals(pair, trial, settings), False
-    except NoLeadingDimsError as error:
-        reason = str(error)
+        return settle_marginals(pair, trial, settings)
+    except BudgetError:
+        raise
+    except (EnumerationError, SiteShapeError) as error:
+        refused = error
     drawn = latent_sites(trial.guide_trace)
     try:
         with torch.no_grad(), trial.subsamples:
-            traces = list(joint_traces(pair.replayed(trial.guide_trace), drawn, pair.args, pair.kwargs))
+            replayed = pair.replayed(trial.guide_trace)
+            traces = list(joint_traces(replayed, drawn, pair.args, pair.kwargs))
+            summed_one_by_one(replayed, trial.guide_trace, pair.args, pair.kwargs)
     except EnumerationError as other:
+        if not isinstance(refused, NoLeadingDimsError):
+            raise refused from None
         raise EnumerationError(
-            f"{reason} One joint value after another cannot be had either: {first_line(other)}"
+            f"{refused} One joint value after another cannot be had either: {first_line(other)}"
         ) from None
     numbers = [sum(m["value"].numel() for m in sample_sites(trace).values()) for trace in traces]
-    return SumCost(max(numbers), sum(numbers)), frozenset(from_first(traces[0], drawn)), True
+    members = frozenset(from_first(traces[0], drawn))
+    return Summed(SumCost(max(numbers), sum(numbers)), [(members, frozenset())], one_by_one=True)

@@ -23,6 +23,7 @@ from pyro_discrete.testing.check import (
 from pyro_discrete.testing.contract import BiasVariance, Comparison, Report, bias_and_variance
 from pyro_discrete.testing.extremes import LOGITS, Extreme, SharedNoise, compare_precisions
 from pyro_discrete.testing.small_programs.program import Pair, Program, program
+from pyro_discrete.testing.structures import StructureReport, check_structure, discover_structures
 
 __all__ = [
     "LOGITS",
@@ -35,14 +36,17 @@ __all__ = [
     "Program",
     "Report",
     "SharedNoise",
+    "StructureReport",
     "assert_contract",
     "bias_and_variance",
     "bound_programs",
     "check_elbo",
     "check_estimator",
+    "check_structure",
     "compare_precisions",
     "count_programs",
     "discover_estimators",
+    "discover_structures",
     "exact_gradient",
     "exact_loss",
     "program",

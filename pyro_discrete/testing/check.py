@@ -24,6 +24,7 @@ from pyro_discrete.testing.small_programs.bounds import (
     words_in_documents,
 )
 from pyro_discrete.testing.small_programs.program import Program
+from pyro_discrete.testing.structures import StructureReport
 
 __all__ = [
     "assert_contract",
@@ -192,7 +193,7 @@ def _series(
             yield Measurement(each, least_possible, dtypes[0], path, max(30, draws // 4), at + 4, with_loss=hard_loss)
 
 
-def assert_contract(report: Report) -> None:
-    """Raise AssertionError, with the report's table, unless the estimator keeps its contract."""
+def assert_contract(report: Report | StructureReport) -> None:
+    """Raise AssertionError, with the report's table, unless the estimator (or the structure) keeps its contract."""
     if report.failures:
         raise AssertionError("\n" + str(report))

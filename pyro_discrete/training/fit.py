@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,6 +56,16 @@ class FitResult:
     best_step: int | None
     parameters: Mapping[str, torch.Tensor] = field(repr=False)
     optimizer: Optimizer = field(repr=False)
+
+    def __copy__(self) -> FitResult:
+        return replace(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Parameters and optimizer together, without what ties Pyro's params to its store (which cannot be pickled)."""
+        parameters, optimizer = copy.deepcopy((dict(self.parameters), self.optimizer))
+        for tensor in (*parameters.values(), *(p for group in optimizer.param_groups for p in group["params"])):
+            vars(tensor).pop("unconstrained", None)
+        return {**self.__dict__, "parameters": parameters, "optimizer": optimizer}
 
 
 @refuses_unknown_keywords

@@ -7,12 +7,21 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
 from benchmarks.learning import long_run, mixtures_and_chains, relaxations
 from benchmarks.noise import bias_variance, bound_variance, nvil_ablation, variance
-from benchmarks.steps import enumeration, loss_memory, step_curves, step_parts, step_time
+from benchmarks.steps import (
+    chains_beside_torch_struct,
+    enumeration,
+    loss_memory,
+    step_curves,
+    step_parts,
+    step_time,
+    structure_curves,
+)
 from benchmarks.steps.step_shapes import Shape
 
 
@@ -228,6 +237,38 @@ def test_step_curves_measures_points_and_draws_them(tmp_path: Path) -> None:
     assert matplotlib.image.imread(tmp_path / "curves.png").std() > 0.05
     assert step_curves.point("layers", 3)[0].latents == (200,) * 3
     assert step_curves.point("row_chunk", 16)[1] == {"num_particles": 256, "row_chunk": 16}
+
+
+def test_structure_curves_measures_points_and_draws_them(tmp_path: Path) -> None:
+    results = {
+        name: {kind: {str(n): structure_curves.measured(name, n, kind, 0.01) for n in curve[2][:2]}
+               for kind in structure_curves.kinds_of(name)}
+        for name, curve in structure_curves.CURVES.items()
+    }  # fmt: skip
+    assert set(results["tree"]) == {"score"}
+    assert set(results["ranking"]) == {"score", "noise"}
+    assert min(min(points.values()) for kinds in results.values() for points in kinds.values()) > 0
+    assert "exponent 2.0" in structure_curves.growth("tree", {"10": 1.0, "20": 4.0})
+    assert "x 2.00" in structure_curves.growth("Gibbs matching", {"10": 1.0, "12": 4.0})
+    structure_curves.picture(results, tmp_path / "curves.png")
+    assert matplotlib.image.imread(tmp_path / "curves.png").std() > 0.05
+
+
+def test_chains_are_compared_at_the_same_potentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reference:
+        """What the comparison reads of torch-struct's class, by a sum over all paths."""
+
+        def __init__(self, links: torch.Tensor) -> None:  # [batch, T - 1, to, from]
+            links = links.detach().requires_grad_()
+            forward = links.new_zeros(links.shape[0], links.shape[-1])
+            for link in links.unbind(1):
+                forward = (link + forward.unsqueeze(-2)).logsumexp(-1)
+            self.partition = forward.logsumexp(-1)
+            (self.marginals,) = torch.autograd.grad(self.partition.sum(), links)
+
+    monkeypatch.setattr(chains_beside_torch_struct, "theirs", lambda links: Reference(links.mT))
+    assert max(chains_beside_torch_struct.differences((2, 6, 3)).values()) < 1e-10
+    assert all(len(each) == 2 for each in chains_beside_torch_struct.times((2, 6, 3), 0.01).values())
 
 
 def test_a_long_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from pyro.ops.rings import LogRing
 
+from pyro_discrete.draws.log_space import log_sum_exp
 from pyro_discrete.sums import elimination
-from pyro_discrete.sums.elimination import Elimination, SizesAlone, log_sum_exp
+from pyro_discrete.sums.elimination import Elimination, SizesAlone
 
 
 def named(values, dims):

@@ -156,7 +156,7 @@ def refused(match, model, guide=guide, estimator="rloo"):
 
 def test_what_cannot_be_summed_is_refused():
     def crossing(x):
-        with pyro.plate("data", 3):
+        with pyro.plate("data", 9):
             z = pyro.sample("z", dist.Bernoulli(0.3))
             y = pyro.sample("y", dist.Bernoulli(0.3))
         pyro.sample("x", dist.Normal((y + z).mean(-1, keepdim=True), 1.0), obs=x[0])
@@ -181,9 +181,9 @@ def test_what_cannot_be_summed_is_refused():
             pyro.sample("z", dist.Bernoulli(logits=pyro.param("b", torch.tensor(0.3))))
 
     def stacked(x):
-        with pyro.plate("data", 3):
+        with pyro.plate("data", 9):
             y, z = pyro.sample("y", dist.Bernoulli(0.3)), pyro.sample("z", dist.Bernoulli(0.3))
-            pyro.sample("x", dist.Normal(y.view(3) + z, 1.0), obs=x)
+            pyro.sample("x", dist.Normal(y.view(9) + z, 1.0), obs=x.repeat(3))
 
     refused("'x' outside a plate depends on site 'y' inside it.*Draw 'y' in the guide", crossing)
     refused(r"'y' of the model alone.*\('y': 1, 'x': 10\), but the scales of these differ", two_scales)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_discrete.errors import EnumerationError
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import Dependencies
-from pyro_discrete.inspection.trial import Trial, plain_trial
+from pyro_discrete.inspection.trial import check_matched, plain_trial
 from pyro_discrete.planning.plan import Jointly, Plan
-from pyro_discrete.programs.pair import Pair, hidden_from_traces, trace_pair
+from pyro_discrete.programs.pair import KeepSubsamples, Pair, hidden_from_traces, trace_pair
 from pyro_discrete.programs.sites import (
     cardinality,
     family_of,
@@ -26,12 +27,19 @@ from pyro_discrete.programs.sites import (
     without_mask,
 )
 from pyro_discrete.sums.components import SumCost, magnitude
-from pyro_discrete.sums.enumerated_sites import Marginalise
-from pyro_discrete.sums.marginalisation import collapsed
+from pyro_discrete.sums.enumerated_sites import BudgetError, Marginalise
+from pyro_discrete.sums.joint_values import GiveValues, JointValues
+from pyro_discrete.sums.marginalisation import collapsed, summed_one_by_one
 
 __all__ = [
+    "ONE_BY_ONE",
     "joint_loss",
+    "joint_values",
 ]
+
+
+ONE_BY_ONE = 4096
+"""So many joint values at most are gone through one by one."""
 
 
 def joint_values(sites: Iterable[Any]) -> int:
@@ -42,18 +50,18 @@ def joint_values(sites: Iterable[Any]) -> int:
 def joint_loss(plan: Plan, pair: Pair, known: Dependencies) -> Tensor:
     """Every joint value of all elements of all guide sites as rows of one run, weighted by their probability."""
     assert isinstance(plan.way, Jointly)
+    if plan.way.one_by_one:
+        return _one_by_one(plan, pair, known)
     settings = plan.way.settings
     with hidden_from_traces():
         trial = plain_trial(pair)
-    sites = {
-        n: m for n, m in latent_sites(trial.guide_trace).items() if family_of(m["fn"]) not in (None, Family.CONTINUOUS)
-    }
+    sites = {n: m for n, m in latent_sites(trial.guide_trace).items() if _is_discrete(m)}
     extra = latent_sites(trial.model_trace).keys() - latent_sites(trial.guide_trace).keys()
     total = joint_values(sites.values())
     largest = max(m["value"].numel() for t in (trial.guide_trace, trial.model_trace) for m in sample_sites(t).values())
     if total * largest * plan.particles > settings.max_elements:
         names = ", ".join(repr(n) for n in sites)
-        raise EnumerationError(
+        raise BudgetError(
             f"Sites {names} {plan.way.why}, so their plate elements have to be enumerated jointly: {magnitude(total)} "
             "joint values. Use 'rloo' or 'nvil', or draw sites outside the plate first."
         )
@@ -71,8 +79,6 @@ def joint_loss(plan: Plan, pair: Pair, known: Dependencies) -> Tensor:
         values[name] = table.expand((rows, plan.particles, *batch, *fn.event_shape)).flatten(0, 1)
     plan.met.cost = SumCost(total * largest * plan.particles, total * largest * plan.particles)
     marginalise = Marginalise(latent_sites(trial.guide_trace), dict.fromkeys(extra, settings), plan.batch_dims)
-    if plan.way.one_by_one:
-        return _one_by_one(plan, pair, trial, known, values, sites)
     leading = rows * plan.particles, -1 - plan.batch_dims
     guide_trace, model_trace = trace_pair(pair, trial.subsamples, values, leading, marginalise)
     if extra:
@@ -82,28 +88,49 @@ def joint_loss(plan: Plan, pair: Pair, known: Dependencies) -> Tensor:
     return _weighted((guide_trace, model_trace), sites, plan.particles, closed)
 
 
-def _one_by_one(
-    plan: Plan,
-    pair: Pair,
-    trial: Trial,
-    known: Dependencies,
-    values: Mapping[str, Tensor],
-    sites: Mapping[str, Any],
-) -> Tensor:
-    """The same by a run for each joint value (and particle)."""
-    extra = latent_sites(trial.model_trace).keys() - latent_sites(trial.guide_trace).keys()
+def _one_by_one(plan: Plan, pair: Pair, known: Dependencies) -> Tensor:
+    """The same by a run for each joint value (and particle): later sites may depend on earlier values."""
     assert isinstance(plan.way, Jointly)
-    settings = dict.fromkeys(extra, plan.way.settings)
-    losses = []
-    for row in range(len(next(iter(values.values())))):
-        marginalise = Marginalise(latent_sites(trial.guide_trace), settings, plan.batch_dims, rows=False)
-        own = {name: value[row].reshape(sites[name]["value"].shape) for name, value in values.items()}
-        guide_trace, model_trace = trace_pair(pair, trial.subsamples, own, around=marginalise)
-        if extra:
-            model_trace = collapsed(model_trace, marginalise, plan.batch_dims)[0]
-        closed = plan.closed_terms(guide_trace, model_trace, known)
-        losses.append(_weighted((guide_trace, model_trace), sites, plan.particles, closed, rows=False))
+    particles = plan.particles if plan.samples else 1
+    subsamples, losses = KeepSubsamples(), []
+    cost = SumCost()
+    for _ in range(particles):
+        walk = JointValues(ONE_BY_ONE)
+        for _ in walk:
+            guide_trace, model_trace, given = _run(plan, pair, subsamples, walk)
+            closed = plan.closed_terms(guide_trace, model_trace, known)
+            losses.append(_weighted((guide_trace, model_trace), given, particles, closed, rows=False))
+            sizes = [m["value"].numel() for m in sample_sites(model_trace).values()]
+            cost = cost.beside(SumCost(max(sizes, default=0), sum(sizes)))
+    plan.met.cost = cost
     return torch.stack(losses).sum()
+
+
+def _run(
+    plan: Plan, pair: Pair, subsamples: KeepSubsamples, walk: JointValues
+) -> tuple[Trace, Trace, Mapping[str, Tensor]]:
+    """The traces at one joint value of the guide's sites, the model's own summed out; and the sites that were given."""
+    assert isinstance(plan.way, Jointly)
+    give = GiveValues(_is_discrete, walk.choose)
+    pair = replace(pair, guide=give(pair.guide))
+    if pair.guide_runs_model:
+        return *trace_pair(pair, subsamples), give.given
+    with subsamples:
+        guide_trace = poutine.trace(pair.guide).get_trace(*pair.args, **pair.kwargs)
+        if plan.way.own_too:
+            model_trace = summed_one_by_one(pair.model, guide_trace, pair.args, pair.kwargs, ONE_BY_ONE // walk.size)[1]
+        else:
+            marginalise = Marginalise(latent_sites(guide_trace), {}, plan.batch_dims, rows=False)
+            replayed = pair.replayed(guide_trace, marginalise)
+            model_trace = poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
+            if marginalise.own:
+                model_trace = collapsed(model_trace, marginalise, plan.batch_dims)[0]
+    check_matched(guide_trace, model_trace)
+    return guide_trace, model_trace, give.given
+
+
+def _is_discrete(msg: Any) -> bool:
+    return family_of(msg["fn"]) not in (None, Family.CONTINUOUS)
 
 
 def _weighted(
@@ -125,6 +152,10 @@ def _weighted(
         for name, msg in terms.items():
             if name not in closed:
                 f = f + sign * total(msg["log_prob"])
-            if sign < 0 and name in sites:
-                weight = weight + total(without_mask(msg["fn"]).log_prob(msg["value"]))
+    for name, msg in latent_sites(guide_trace).items():
+        log_q = total(without_mask(msg["fn"]).log_prob(msg["value"])) if family_of(msg["fn"]) is not None else 0.0
+        if name in sites:
+            weight = weight + log_q
+        elif torch.is_tensor(log_q):  # drawn, without a derivative of its own: the score function's
+            weight = weight + log_q - log_q.detach()
     return -(torch.as_tensor(weight).exp() * f).sum() / particles

@@ -19,7 +19,6 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_discrete.errors import EnumerationError
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
@@ -35,7 +34,13 @@ from pyro_discrete.programs.sites import (
     sample_sites,
 )
 from pyro_discrete.sums.components import SumCost, within_budget
-from pyro_discrete.sums.enumerated_sites import EnumerateSites, EnumerationDims, mark_for_enumeration, unmarked
+from pyro_discrete.sums.enumerated_sites import (
+    BudgetError,
+    EnumerateSites,
+    EnumerationDims,
+    mark_for_enumeration,
+    unmarked,
+)
 from pyro_discrete.sums.packed_terms import (
     add_sums,
     check_crossing,
@@ -176,7 +181,7 @@ class _ExactELBO(TraceEnum_ELBO):
     def _check_budget(self, cost: SumCost, guide_trace: Trace, model_trace: Trace) -> None:
         if not cost.fits(self.settings):
             latent = [n for t in (guide_trace, model_trace) for n in latent_sites(t)]
-            raise EnumerationError(
+            raise BudgetError(
                 f"Enumerating {', '.join(map(repr, dict.fromkeys(latent[:6])))}{', ...' if len(latent) > 6 else ''} "
                 f"together needs: {cost}, over the values of {cost.width} draws; at most "
                 f"{self.settings.max_elements:.3g} and {self.settings.max_operations:.3g} are allowed "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_discrete.elbos.elbo import TraceELBO
 from pyro_discrete.elbos.iwelbo import TraceIWELBO
 from pyro_discrete.posterior.discrete_posterior import DiscretePosterior
-from pyro_discrete.testing.generated_programs.description import Chain, Description
+from pyro_discrete.testing.generated_programs.description import Description
 from pyro_discrete.testing.generated_programs.oracle import Answer
 from pyro_discrete.testing.small_programs.program import Pair
 
@@ -66,21 +66,6 @@ class Case:
             several = f" (or another of {len(self.right)} subsamples)" if len(self.right) > 1 else ""
             raise DisagreementError(f"loss {loss:.6f}, right is {best.loss:.6f}{several}")
         return best
-
-    def ordered(self) -> Iterator[Answer]:
-        """The answers, for the two orders in which the elements of a random subsample may stand."""
-        yield from self.right
-        thinned = [p for p in self.description.plates if p.subsample == "random"]
-        for plate in thinned:
-            dims = {}
-            for site in self.description.sites():
-                if plate.name in site.plates:
-                    of_features = (
-                        0 if site.family in ("bernoulli", "binomial") else 1 + (site.family == "pair_of_categoricals")
-                    )
-                    names = [f"{site.name}_{t}" for t in range(site.length)] if isinstance(site, Chain) else [site.name]
-                    dims |= dict.fromkeys(names, plate.dim - of_features)
-            yield from (answer.turned(dims) for answer in self.right)
 
     def compare(self, loss: float, found: Mapping[str, Tensor]) -> None:
         """Raise where the loss and the gradients are not those of an answer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
-from math import comb
+from math import perm
 from typing import Any, TypeVar
 
 __all__ = [
@@ -156,7 +156,7 @@ class Description:
         used = {name for site in self.sites() for name in site.plates}
         for plate in self.plates:
             if plate.subsample == "random" and plate.name in used:
-                total *= comb(plate.size, plate.kept)
+                total *= perm(plate.size, plate.kept)
         for statement in self.body:
             if isinstance(statement, Branch):
                 arms = [self._values_of(arm) for arm in (statement.then, statement.otherwise)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import permutations
 from typing import Any
 
 import torch
@@ -57,17 +58,6 @@ class Answer:
     mode: dict[str, Tensor] = field(default_factory=dict)
     clear: float = 0.0
 
-    def turned(self, dims: Mapping[str, int]) -> Answer:
-        """With the elements of some sites' marginals in the other order along a dim, counted from the right."""
-
-        def turn(spreads: Mapping[str, Spread]) -> dict[str, Spread]:
-            return {
-                n: Spread(s.mean.flip(dims[n]), s.variance.flip(dims[n])) if n in dims else s
-                for n, s in spreads.items()
-            }
-
-        return replace(self, guided=turn(self.guided), own=turn(self.own))
-
 
 @dataclass
 class _Run:
@@ -99,13 +89,26 @@ class _OwnRun:
     scale: float
 
 
+class _AssignInOrder(AssignValues):
+    """A subsample is an ordered one: what a program makes of its elements may hang on which comes first."""
+
+    def _subsample(self, name: str, fn: Any) -> Tensor:
+        if fn.subsample_size in (None, fn.size):
+            return torch.arange(fn.size)
+        orders = list(permutations(range(fn.size), fn.subsample_size))
+        index = self.choices.take(name, len(orders))
+        self.subsets.append((name, index))
+        self.weight = self.weight / len(orders)
+        return torch.tensor(orders[index])
+
+
 def answers(pair: Pair) -> list[Answer]:
     """The right answers, one for each choice of subsamples (those that a program draws; else a single one)."""
     groups: dict[Any, list[_Run]] = {}
     choices, more = Choices(BUDGET), True
     while more:
         choices.restart()
-        assign = AssignValues(choices, nodes=0)
+        assign = _AssignInOrder(choices, nodes=0)
         with assign:
             trace = poutine.trace(pair.guide).get_trace(*pair.args)
         trace.compute_log_prob()
@@ -132,7 +135,7 @@ def _evidence(pair: Pair, given: Mapping[str, Tensor]) -> dict[Any, tuple[Tensor
     choices, more = Choices(BUDGET), True
     while more:
         choices.restart()
-        assign = AssignValues(choices, 0, given)
+        assign = _AssignInOrder(choices, 0, given)
         with assign:
             trace = poutine.trace(pair.model).get_trace(*pair.args)
         trace.compute_log_prob()

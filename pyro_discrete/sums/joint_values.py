@@ -1,0 +1,111 @@
+"""Joint values of discrete sites, of all elements of their plates, one run of a program after another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_discrete.errors import EnumerationError
+from pyro_discrete.programs.pair import SiteMessenger
+from pyro_discrete.programs.sites import cardinality, is_latent, joint_support
+from pyro_discrete.sums.enumerated_sites import refuse_unguided
+
+__all__ = [
+    "MOST_VALUES",
+    "GiveValues",
+    "JointValues",
+    "Own",
+]
+
+
+MOST_VALUES = 2**17
+"""A table of so many joint values of one site at most is made."""
+
+
+Own = Callable[[Any], bool]
+"""Whether a latent site, given as its message, is summed over."""
+
+
+class GiveValues(SiteMessenger):
+    """Gives sites to be summed over the values whose numbers `choose(name, batch shape, how many)` says.
+
+    - `given`: these numbers `[*batch]`, by site. `sizes`: how many values each has.
+    """
+
+    def __init__(self, own: Own, choose: Callable[[str, torch.Size, int], Tensor]) -> None:
+        super().__init__()
+        self.own, self.choose = own, choose
+        self.given: dict[str, Tensor] = {}
+        self.sizes: dict[str, int] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not is_latent(msg) or msg["done"] or not self.own(msg):
+            return
+        name, fn = msg["name"], msg["fn"]
+        refuse_unguided(name, fn, msg["infer"])
+        if cardinality(fn) > MOST_VALUES:
+            raise EnumerationError(f"site {name!r} has {cardinality(fn):.3g} joint values, more than {MOST_VALUES}.")
+        support = joint_support(fn).reshape(-1, *fn.event_shape)
+        index = self.choose(name, fn.batch_shape, len(support)).expand(fn.batch_shape)
+        self.given[name], self.sizes[name] = index, len(support)
+        msg["value"], msg["done"] = support[index.to(support.device)].reshape(fn.shape()), True
+
+
+class JointValues:
+    """A walk through all joint values of sites, a run for each: a later site, and whether there is one, may depend on
+    earlier values.
+
+    >>> import torch
+    >>> walk = JointValues(most=8)
+    >>> found = []
+    >>> for _ in walk:  # a run asks for the numbers of the values that it is to take
+    ...     first = walk.choose("a", torch.Size([]), 2)
+    ...     found.append([int(first), *(walk.choose("b", torch.Size([2]), 2).tolist() if first else [])])
+    >>> found
+    [[0], [1, 0, 0], [1, 1, 0], [1, 0, 1], [1, 1, 1]]
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._due: list[int] = []
+        self._counts: list[int] = []
+
+    def __iter__(self) -> Iterator[None]:
+        """Begin one run after another. Raises `EnumerationError` at more than `most`."""
+        self._due = []
+        for count in range(self.most + 1):
+            if count == self.most:
+                raise EnumerationError(f"there are more than {self.most} joint values.")
+            self._counts = []
+            yield
+            due = self._due
+            while due and due[-1] + 1 == self._counts[len(due) - 1]:
+                due.pop()
+            if not due:
+                return
+            due[-1] += 1
+
+    @property
+    def size(self) -> int:
+        """How many joint values there are of the sites that this run has asked for, if all runs have these."""
+        return math.prod(self._counts)
+
+    def choose(self, name: str, batch: torch.Size, size: int) -> Tensor:
+        """The number of a site's value in this run, for each of its elements `[*batch]`."""
+        elements = math.prod(batch)
+        if elements * math.log(max(size, 1)) > math.log(2 * self.most):
+            raise EnumerationError(
+                f"the elements of site {name!r} have {size} values each, {size}^{elements} joint ones; at most "
+                f"{self.most} are gone through."
+            )
+        place = len(self._counts)
+        if place == len(self._due):
+            self._due.append(0)
+        self._counts.append(size**elements)
+        if self.size > self.most:
+            raise EnumerationError(f"there are more than {self.most} joint values.")
+        return torch.tensor([self._due[place] // size**i % size for i in range(elements)]).reshape(batch)
