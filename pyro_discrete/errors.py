@@ -174,7 +174,7 @@ def in_a_line(error: BaseException) -> str:
 
 
 def refuses_unknown_keywords(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, or a class's `__init__`, with a `SettingError` for arguments that it does not have.
+    """The function, or a class's `__init__`, with a `SettingError` for arguments that it does not have, or lacks.
 
     >>> @refuses_unknown_keywords
     ... def train(data, *, steps=1): ...
@@ -188,7 +188,7 @@ def refuses_unknown_keywords(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            signature.bind_partial(*args, **kwargs)
+            signature.bind(*args, **kwargs)
         except TypeError as error:
             name = function.__name__ if function.__name__ != "__init__" else type(args[0]).__name__
             raise SettingError(_misfit(name, signature, kwargs, error)) from None

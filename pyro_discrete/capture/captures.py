@@ -18,6 +18,7 @@ from pyro_discrete.errors import DiscreteInferenceError, SettingError, shown
 from pyro_discrete.planning.plan import Exact, Plan, StructureChangedError
 from pyro_discrete.programs.pair import Pair, set_torch_random_state, torch_random_state
 from pyro_discrete.steps.outcome import StepGradients
+from pyro_discrete.sums.packed_terms import CoupledElementsError
 
 __all__ = [
     "Captures",
@@ -160,13 +161,14 @@ class Captures:
             kind.run.emit()
             stepper.count()
             return result
-        except DiscreteInferenceError:
-            raise
         except Exception as error:
+            coupled = isinstance(error, CoupledElementsError)
+            if isinstance(error, DiscreteInferenceError) and not coupled:
+                raise
             writes.undo()
             pyro.util.set_rng_state(random_state)
-            if isinstance(error, NotFiniteStepError):
-                pass  # the eager step says where
+            if isinstance(error, NotFiniteStepError) or coupled:
+                pass  # the eager step says where, or plans anew
             elif isinstance(error, StructureChangedError):
                 self._give_up(f"its structure changes from run to run ({error})")
             elif call.floats:

@@ -23,7 +23,8 @@ from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.registry import available_estimators
 from pyro_discrete.estimators.score.nvil import NVIL
 from pyro_discrete.planning.select import Spec
-from pyro_discrete.programs.pair import Pair, undisturbed
+from pyro_discrete.programs.module_state import undisturbed
+from pyro_discrete.programs.pair import Pair
 
 __all__ = ["compare_estimators"]
 

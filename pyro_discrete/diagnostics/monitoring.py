@@ -21,7 +21,8 @@ from pyro_discrete.elbos.engine import DiscreteELBO
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Estimator, ScoredDraw, Surrogate
 from pyro_discrete.families import Family
-from pyro_discrete.programs.pair import Pair, undisturbed
+from pyro_discrete.programs.module_state import undisturbed
+from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import base_distribution, family_of, latent_sites
 
 if TYPE_CHECKING:

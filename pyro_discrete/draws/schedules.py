@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_discrete.draws.softening import positive_temperature
-from pyro_discrete.errors import SettingError
+from pyro_discrete.errors import SettingError, is_number, refuses_unknown_keywords, shown
 
 __all__ = [
     "CosineDecay",
@@ -36,6 +36,11 @@ class Schedule(nn.Module, ABC):
     function from the step, a whole number in a tensor, to a number or a tensor.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):  # a misspelt setting is told of by name
+            cls.__init__ = refuses_unknown_keywords(cls.__init__)
+
     @abstractmethod
     def forward(self, step: Tensor | int) -> Tensor:
         """The number at this step, a scalar tensor."""
@@ -43,10 +48,10 @@ class Schedule(nn.Module, ABC):
     def _keep(self, **settings: float | Sequence[float]) -> None:
         """Make positive numbers buffers of these names, in double precision."""
         for name, value in settings.items():
-            tensor = torch.as_tensor(value, dtype=torch.float64)
-            if not bool((tensor > 0).all()) or not bool(tensor.isfinite().all()):
-                raise SettingError(f"{type(self).__name__}: {name}={value!r} given, positive numbers expected.")
-            self.register_buffer(name, tensor)
+            each = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+            if not all(is_number(number, above=0) for number in each):
+                raise SettingError(f"{type(self).__name__}: {name}={shown(value)} given, positive numbers expected.")
+            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float64))
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={buffer.tolist():.4g}" for name, buffer in self.named_buffers() if buffer.dim() == 0)
@@ -154,6 +159,9 @@ class _Piecewise(Schedule):
     def __init__(self, values: Sequence[float], boundaries: Sequence[int], more_values: int) -> None:
         super().__init__()
         name = type(self).__name__
+        for setting, given in (("values", values), ("boundaries", boundaries)):
+            if not isinstance(given, Sequence) or not all(map(is_number, given)):
+                raise SettingError(f"{name}: {setting}={shown(given)} given, a list of numbers expected.")
         if len(values) != len(boundaries) + more_values or not boundaries:
             expected = "one boundary less than values" if more_values else "a boundary for each value"
             raise SettingError(f"{name}: {len(values)} values and {len(boundaries)} boundaries given, {expected}.")

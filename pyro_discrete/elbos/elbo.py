@@ -30,6 +30,10 @@ class TraceELBO(DiscreteELBO):
     whose call returns a differentiable loss. The guide and the model run once per step, over rows (coupled draws) x
     particles. Continuous reparameterised sites are pathwise; other continuous sites get the score function.
 
+    Where they run more often (the plan says how often), each run starts from what modules held before the step,
+    and these end as after one run: the buffers of modules that the programs are, close over or call (BatchNorm's
+    averages, a counter), and the whole and floating numbers among their attributes; not a tensor outside of modules.
+
     - `estimator`: a name from `available_estimators()`, or "auto"; an `Estimator`; a dict from site names or globs to
       these; or a function of a site. A guide site's own `infer={"estimator": ...}` goes before it.
     - `num_particles`: independent repetitions, averaged (and each other's baselines in leave-one-out estimators).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Literal
@@ -28,7 +28,8 @@ from pyro_discrete.planning.select import Selection, Spec
 from pyro_discrete.planning.site_estimators import SiteEstimators
 from pyro_discrete.posterior.methods import PosteriorMethods
 from pyro_discrete.programs.dims import plates_of
-from pyro_discrete.programs.pair import Pair, Program, kept_buffers, on_trial
+from pyro_discrete.programs.module_state import Saved, kept_state
+from pyro_discrete.programs.pair import Pair, Program, on_trial
 from pyro_discrete.programs.parameters import KnownLeaves
 from pyro_discrete.programs.sites import latent_sites
 from pyro_discrete.relaxations.handler import refuse_handler_around
@@ -36,6 +37,7 @@ from pyro_discrete.steps.choice import TrainingChoice
 from pyro_discrete.steps.outcome import Outcome, StepGradients
 from pyro_discrete.steps.settling import settled
 from pyro_discrete.steps.step import evaluate_step, train_step
+from pyro_discrete.sums.packed_terms import CoupledElementsError
 
 __all__ = [
     "DiscreteELBO",
@@ -88,6 +90,8 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self._plan: Plan | None = None
         self._pair: tuple[Program, Program] | None = None
+        self._apart: dict[str, dict[str, int]] = {}
+        self._coupled = ""
         self._replans = self._calls = 0
         self._takes_gradients = False
         self._leaves = KnownLeaves()
@@ -220,25 +224,27 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
     def _planned(self, pair: Pair) -> Plan:
         """The plan of this pair, made when the pair is new."""
         if self._plan is None or self._pair != (pair.model, pair.guide):
+            self._apart, self._coupled = {}, ""
             self._make_plan(pair, self.vectorize_particles)
         return self.plan
 
     def _make_plan(self, pair: Pair, vectorise: bool, reason: str = "") -> None:
         """Plan the steps of a pair; with a `reason`, as if nothing were known of what depends on what."""
-        with on_trial(), kept_buffers(pair.model, pair.guide):
+        with on_trial(), kept_state(pair.model, pair.guide) as state:
             given = (pair, self.selection, self.objective, vectorise, self.max_plate_nesting, self.row_chunk)
-            plan, trial = make_plan(*given, unknown=reason)
+            met = {"unknown": reason, "apart": self._apart, "coupled": self._coupled}
+            plan, trial = make_plan(*given, **met)
             if isinstance(plan.way, Exact):
                 had = settled(plan, pair, self.objective, trial)
                 if isinstance(had, Plan):
                     plan = had
                 else:
-                    plan, trial = make_plan(*given, may_enumerate=False, unknown=reason)
+                    plan, trial = make_plan(*given, may_enumerate=False, **met)
                     plan = replace(plan, passed_over=had)
             if reason:
                 plan = replace(plan.without_dependencies(), reason=reason)
             kept = {n: None if e is None else self.estimators.keep(n, e) for n, e in plan.given.items()}
-            plan = replace(plan, given=kept)
+            plan = replace(plan, given=kept, state=state)
             contexts = Contexts(trial.model_trace, plan.observed, plan.batch_dims, pair.args, pair.kwargs)
             for name, estimator in kept.items():
                 if estimator is not None:
@@ -254,22 +260,43 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
 
     def _retried(self, pair: Pair, run: Callable[[Plan], Outcome]) -> Outcome:
         """Run, and again with a new plan if the program's structure has changed; row by row if it often does."""
-        for attempt in range(4):
+        vectorise, reason, changes = self.vectorize_particles, "", 0
+        while changes < 4:
+            plan = self._planned(pair)
+            before = Saved(plan.state)
             try:
-                return run(self._planned(pair))
+                return run(plan)
+            except CoupledElementsError as change:
+                before.put_back()
+                if self._coupled:
+                    raise
+                self._coupled = change.by
+                self._make_plan(pair, vectorise, reason)
             except StructureChangedError as change:
+                before.put_back()
+                if change.apart:  # each time there are more of them, or they are larger
+                    self._take_apart(change.apart)
+                    self._make_plan(pair, vectorise, reason)
+                    continue
+                changes += 1
                 if change.batch_dims is not None:
                     self._plan = replace(self.plan, batch_dims=change.batch_dims)
                     continue
                 self._replans += 1
-                if attempt == 0 and self._replans <= 3:
+                if changes == 1 and self._replans <= 3:
                     self._make_plan(pair, self.vectorize_particles)
                     continue
-                reason = f"its structure changes from run to run: {change}"
+                vectorise, reason = False, f"its structure changes from run to run: {change}"
                 if not isinstance(self.plan.way, Exact):
                     warnings.warn(f"This program is run row by row, more slowly, as {reason}.", stacklevel=4)
-                self._make_plan(pair, vectorise=False, reason=reason)
+                self._make_plan(pair, vectorise, reason)
         return run(self.plan)
+
+    def _take_apart(self, sites: Mapping[str, Mapping[str, int]]) -> None:
+        """Have the elements of these plates moved one at a time, at these sites."""
+        for name, plates in sites.items():
+            known = self._apart.setdefault(name, {})
+            known.update({plate: max(size, known.get(plate, 0)) for plate, size in plates.items()})
 
     def _errors(self, pair: Pair) -> AbstractContextManager[None]:
         """Errors as a user needs to see them."""
@@ -283,7 +310,20 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take up saved choices."""
+        if not isinstance(state, Mapping) or not isinstance(state.get("chosen"), Mapping):
+            raise ValueError(f"_extra_state holds {shown(state)}, where each site's estimator is expected")
         self.selection.remembered = dict(state["chosen"])
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Take up what `state_dict` gave. Raises `SettingError` for what is no state of such an ELBO."""
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except (RuntimeError, TypeError, LookupError, AttributeError, ValueError) as error:
+            said = " ".join(str(error).split()).rstrip(".")
+            raise SettingError(
+                f"What was given is no state of {type(self).__name__}: {said[:300]}. Give what state_dict() of such an "
+                "ELBO returned, with estimators of the same settings."
+            ) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_plan": None, "_pair": None, "_leaves": KnownLeaves()}

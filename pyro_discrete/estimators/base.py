@@ -282,8 +282,9 @@ class Estimator(ForBound, SoftRows, ReadsData, nn.Module, ABC):
     - `also_known`: other names that papers and libraries have for it, by which users who look for it are led to `name`.
     - `min_particles`: the least `num_particles` that it works with.
     - `local_signals`: whether the learning signal leaves out the terms drawn before the site.
-    - `separable`: whether it changes the elements of a plate together while it means one of them, so that the elements
-      must not share later terms (local expectations); refused with an error where they do.
+    - `separable`: whether it changes the elements of a plate together while it means one of them (local expectations).
+      Where the elements share later terms, each is moved by itself, in rows of its own, the others as in row 0.
+    - `max_rows`: the most rows a particle that this may take; `SharedTermsError` beyond.
     - with soft rows or slopes, what `SoftRows` has; with a baseline that reads the data, `ReadsData`; of the
       importance-weighted bound alone, `ForBound`.
     """
@@ -299,6 +300,7 @@ class Estimator(ForBound, SoftRows, ReadsData, nn.Module, ABC):
     min_particles: int = 1
     local_signals: bool = True
     separable: bool = False
+    max_rows: int = 4096
 
     @property
     def rests_on_slopes(self) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from pyro_discrete.inspection.dependencies import Dependencies, find_dependencies
+from pyro_discrete.programs.module_state import kept_state
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.python_state import PythonState, UnknownStateError, described
 
@@ -61,6 +62,11 @@ class Wiring:
                 if place:
                     self._found.insert(0, self._found.pop(place))
                 return found
+        with kept_state(pair.model, pair.guide):
+            return self._looked_for(pair, numbers, arguments)
+
+    def _looked_for(self, pair: Pair, numbers: Collection[Tensor], arguments: Any) -> Dependencies:
+        """What depends on what in a new state, by runs of the pair."""
         for _ in range(2):  # once more for what a program makes in its first run
             if len(self._found) >= KNOWN:
                 return Dependencies(reason=f"its arguments or plain values have changed more than {KNOWN} times")

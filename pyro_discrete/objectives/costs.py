@@ -147,7 +147,7 @@ class SiteCosts(Protocol):
     def order(self) -> Order: ...
     def of(self, name: str, local: bool = True) -> Tensor | None: ...
     def totals(self) -> Tensor: ...
-    def crosses_plates(self, name: str) -> bool: ...
+    def crossed_plates(self, name: str) -> Frames: ...
 
 
 class Costs:
@@ -208,18 +208,19 @@ class Costs:
         values = [value for group in self.groups for value in group.values]
         return torch.stack([value.reshape(len(value), -1).sum(1) for value in values]).sum(0)
 
-    def crosses_plates(self, name: str) -> bool:
-        """Whether the site's cost holds terms that all elements of one of its plates share."""
-        if self.order.escapes(name):
-            return True
-        plates = {p for p in self.order.plates[name] if p.dim is not None}
+    def crossed_plates(self, name: str) -> Frames:
+        """The site's plates whose elements share terms of its cost: terms outside of the plate, or a later guide site
+        outside that carries the influence of one element to another's terms."""
+        plates = frozenset(p for p in self.order.plates[name] if p.dim is not None)
+        if not plates:
+            return plates
         fixed = dict(_iterations(self.order.plates[name]))
-        return any(
-            not plates <= group.plates
-            and self._touches(name, group)
-            and all(fixed.get(plate, count) == count for plate, count in group.iterations)
-            for group in self.groups
-        )
+        crossed = {p for p in self.order.escapes(name) if p.dim is not None}
+        for group in self.groups:
+            here = all(fixed.get(plate, count) == count for plate, count in group.iterations)
+            if here and not plates <= group.plates and self._touches(name, group):
+                crossed |= plates - group.plates
+        return frozenset(crossed)
 
 
 def _for_each(total: Tensor, plates: Iterable[CondIndepStackFrame]) -> Tensor:

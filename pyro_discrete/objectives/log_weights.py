@@ -53,7 +53,7 @@ class BoundCosts:
     - `others`: for each, the log of the sum of the other particles' weights in column 0, and the mean of their
       log-weights, `[1, S, K, *datum dims]` and detached.
     - `data`: the iterations that each site belongs to, of those that a particle has to itself.
-    - `scale`: what multiplies the bound. `count`: K. `joint`: sites whose plate elements share a datum.
+    - `scale`: what multiplies the bound. `count`: K. `joint`: of each site in `data`, the plates within a datum.
     - `all_move`: for each column, whether all K particles of a sample have the column's weights, or one at a time.
     """
 
@@ -63,7 +63,7 @@ class BoundCosts:
     outer: Costs
     scale: float
     count: int
-    joint: frozenset[str]
+    joint: Mapping[str, Frames]
     all_move: Sequence[bool]
 
     @property
@@ -106,9 +106,9 @@ class BoundCosts:
         single = -self.scale * torch.stack([b.flatten(2).sum(2) for b in self.bounds.values()]).sum(0)
         return torch.where(self._all_move(single), whole.reshape(single.shape), single).flatten()
 
-    def crosses_plates(self, name: str) -> bool:
-        """Whether the site's cost holds terms that all elements of one of its plates share."""
-        return name in self.joint if name in self.data else self.outer.crosses_plates(name)
+    def crossed_plates(self, name: str) -> Frames:
+        """The site's plates whose elements share terms of its cost: those within a datum share its weight."""
+        return self.joint[name] if name in self.data else self.outer.crossed_plates(name)
 
     def beside(self, joined: BoundCosts, number: int, particles: int = 1) -> BoundCosts:
         """The costs of a run of so many particles, as those from `number` on beside the others of `joined`."""
@@ -268,7 +268,8 @@ class Weighed:
             for column in columns:
                 all_move[column] = name not in self.data
         inside = {
-            name for name in self.data if any(p.dim and p.name not in self.layout.datum for p in order.plates[name])
+            name: frozenset(p for p in order.plates[name] if p.dim is not None and p.name not in self.layout.datum)
+            for name in self.data
         }
         return BoundCosts(
             log_weights,
@@ -277,7 +278,7 @@ class Weighed:
             Costs([*self.shared, *bounds], order),
             self.scale,
             next(iter(log_weights.values())).shape[2],
-            frozenset(inside),
+            inside,
             all_move,
         )
 

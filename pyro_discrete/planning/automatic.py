@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import Dependencies, Sources, direct_sources
 from pyro_discrete.inspection.trial import Trial, check_rows
-from pyro_discrete.programs.dims import plates_of
+from pyro_discrete.planning.shared_terms import SharedTerms
 from pyro_discrete.programs.pair import Pair, on_trial, trace_pair
 from pyro_discrete.programs.sites import Site, latent_sites, sample_sites, site_log_prob
 from pyro_discrete.relaxations.handler import ExtendMessenger
@@ -33,7 +33,6 @@ __all__ = [
     "Situation",
     "cheap_enumeration",
     "is_differentiable",
-    "keeps_to_plates",
     "multiply_adds",
     "numbers_of",
     "ranking",
@@ -142,14 +141,10 @@ def situations(
     pair: Pair,
     trial: Trial,
     sites: list[Site],
-    known: Dependencies,
+    shared: SharedTerms,
     vectorise: bool,
-    summed: Collection[str] = (),
 ) -> dict[str, Situation]:
-    """Each site's situation. What takes a run is looked at when it is asked for, once.
-
-    `summed`: the model's sites whose terms one sum over sites of its own may stand for.
-    """
+    """Each site's situation. What takes a run is looked at when it is asked for, once."""
     drawn = sum(site.family is not None for site in sites)
     numbers = numbers_of(trial)
 
@@ -175,7 +170,7 @@ def situations(
             work,
             takes_rows,
             partial(is_differentiable, pair, trial, site.name),
-            partial(keeps_to_plates, trial, site.name, known, summed),
+            partial(shared.certainly_none, site),
         )
         for site in sites
     }
@@ -249,26 +244,3 @@ def _sums_are_small(sites: Sequence[Site], sources: Sources | None, largest: int
         return False
     sizes = {site.name: site.cardinality for site in sites}
     return all(math.prod(sizes.get(name, 1.0) for name in names) <= largest for names in sources.values())
-
-
-def keeps_to_plates(trial: Trial, name: str, known: Dependencies, summed: Collection[str] = ()) -> bool:
-    """Whether every term that a site's draw may change is in all of the site's plates.
-
-    A sum over sites of the model alone is one term, in the plates alone that all the terms in it have in common.
-    """
-    plates = {p for p in plates_of(latent_sites(trial.guide_trace)[name]) if p.vectorized}
-    if not plates:
-        return True
-    if not known.known:
-        return False
-    model = sample_sites(trial.model_trace)
-    in_sums = {other for other in summed if known.influences(name, ("model", other))}
-    if in_sums and not all(plates <= plates_of(model[other]) for other in summed):
-        return False
-    traces = (("guide", trial.guide_trace), ("model", trial.model_trace))
-    return all(
-        plates <= plates_of(msg)
-        for where, trace in traces
-        for other, msg in sample_sites(trace).items()
-        if known.influences(name, (where, other))
-    )

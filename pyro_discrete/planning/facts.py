@@ -66,7 +66,15 @@ FACTS = (
         "terms of a plate's elements, and terms outside of it, at values that differ by halves of the plate",
         "the same",
         "where a plan is made: `joined_elements`, `crossing_site`; in every exact sum by the dims of its terms",
-        "joint values of all elements, or EnumerationError; sampled: all of the plate's terms for each element",
+        "planned anew: joint values of all elements, another estimator under auto, or EnumerationError; "
+        "sampled: all of the plate's terms for each element",
+    ),
+    Fact(
+        "apart",
+        "the plates that all terms which a site's draw may change are in, by a trial's costs",
+        "a branch on a draw, an argument, Python's state; larger plates",
+        "every run: `Costs.crossed_plates`, for estimators that judge elements one by one",
+        "planned anew, with rows for each element, or SharedTermsError with their number",
     ),
     Fact(
         "enumerated_dims",

@@ -49,6 +49,7 @@ from pyro_discrete.planning.plan import (
 )
 from pyro_discrete.planning.products import settle_products
 from pyro_discrete.planning.select import Selection
+from pyro_discrete.planning.shared_terms import SharedTerms, check_rows_apart
 from pyro_discrete.programs.dims import Columns, Layout, plates_of
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import Site, latent_sites, number_of_values, sample_sites, why_not_enumerable
@@ -98,11 +99,14 @@ def make_plan(
     row_chunk: int | None = None,
     may_enumerate: bool = True,
     unknown: str = "",
+    apart: Mapping[str, Mapping[str, int]] | None = None,
+    coupled: str = "",
 ) -> tuple[Plan, Trial]:
     """Try the pair once, check it, and choose each site's estimator and the way of a step.
 
     With `may_enumerate=False`, "auto" does not enumerate. `unknown`: why nothing is to be known of what depends
-    on what, if so.
+    on what, if so. `apart`: plates whose elements steps have found to share later terms, by site, with their sizes.
+    `coupled`: what a step has found to join plate elements that were summed over one by one, if anything.
     """
     given, pair = pair, objective.around(pair, training=False)
     try:
@@ -130,7 +134,7 @@ def make_plan(
     settings = marginal_settings(marginal, selection)
     wiring = Wiring(unknown)
     enumerated = _enumeration_plan(
-        pair, trial, sites, marginal, selection, objective, may_enumerate, lambda: wiring.of(given)
+        pair, trial, sites, marginal, selection, objective, may_enumerate, lambda: wiring.of(given), coupled
     )
     if isinstance(enumerated, Plan):
         closed = objective.reads_dependencies and any(s.family is None for s in sites)
@@ -143,15 +147,23 @@ def make_plan(
     marginals = Marginals(settings, sums.cost, sums.one_by_one) if marginal else Marginals()
     elements, layout = numbers_of(trial), objective.layout(pair, trial, known, selection.particles, sums.groups)
     order = Order({n: plates_of(m) for n, m in sample_sites(trial.guide_trace).items()}, {}, known)
-    situation = situations(pair, trial, sites, known, vectorise, sums.members)
+    shared = SharedTerms(trial, objective, layout, known, sums.groups, apart or {})
+    situation = situations(pair, trial, sites, shared, vectorise)
     columns, planned, chosen = Columns(), [], {}
     for site in sites:
         line, chosen[site.name] = plan_site(site, selection, layout, situation[site.name], order)
         estimator = chosen[site.name]
+        if estimator is not None and estimator.separable and (plates := shared.of(site)):
+            columns.apart[site.name] = plates
         if not (isinstance(estimator, Enumerate) and estimator.product):
             columns.give(site.name, line.rows - 1)
+            if estimator is not None and (number := columns.room(site.name)) > 1:
+                line.rows = check_rows_apart(site.name, estimator, number, line.rows, objective)
+                line.notes += f"; as its elements share later terms, each of the {number} is moved by itself"
         planned.append(line)
-    settle_products(planned, chosen, columns, sites, elements * layout.size)
+    settle_products(planned, chosen, columns, sites, elements * layout.size, objective)
+    drawn = {site.name for site in sites}
+    columns.apart.update({name: plates for name, plates in (apart or {}).items() if name not in drawn})
     scored = absorbed(trial.model_trace, sums.members)
     notes = objective.notes(trial.guide_trace, scored, known)
     kl_notes = analytic_notes(chosen, trial.guide_trace, scored, known, _never_analytic(pair, objective))
@@ -281,6 +293,7 @@ def _enumeration_plan(
     objective: Objective,
     may_enumerate: bool,
     known: Callable[[], Dependencies],
+    coupled: str,
 ) -> Plan | str:
     """A plan that enumerates every discrete site of the guide, if asked for or, under "auto", cheap.
 
@@ -310,10 +323,12 @@ def _enumeration_plan(
             check_elements(pair, trial, marginal)
         except EnumerationError as error:
             return str(error)
-    joint = not separated and crossing_site(pair, trial, discrete) is not None
-    if explicit and not joint and not separated:
-        joint = _small_jointly(trial, discrete, settings, selection.particles)
-    coupling = ESCAPES
+    joint, coupling = False, ESCAPES
+    if coupled and not separated:
+        joint, coupling = True, f"share terms ({coupled})"
+    elif not separated:
+        joint = crossing_site(pair, trial, discrete) is not None
+        joint = joint or (explicit and _small_jointly(trial, discrete, settings, selection.particles))
     if not separated and not joint:
         joined_by = joined_elements(pair, trial, discrete)
         joint, coupling = bool(joined_by), f"share terms ({joined_by})"

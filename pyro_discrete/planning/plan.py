@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -14,6 +15,7 @@ from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.inspection.wiring import Wiring
 from pyro_discrete.programs.dims import Columns, Layout
+from pyro_discrete.programs.module_state import ModuleState
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.relaxations.jumps import JumpsSeen
 from pyro_discrete.sums.components import SumCost
@@ -53,12 +55,22 @@ ESCAPES = "may influence a later site outside their plate"
 """What sites do whose plate elements have to be enumerated jointly, in most cases."""
 
 
-class StructureChangedError(Exception):
-    """A run has a site, or more plate dims, than its plan knows of: it is to be planned anew."""
+FEW_ALIKE = 4
+"""A plan lists so many alike sites in one line, not fewer."""
 
-    def __init__(self, message: str, batch_dims: int | None = None) -> None:
+
+class StructureChangedError(Exception):
+    """A run has a site, or more plate dims, than its plan knows of: it is to be planned anew.
+
+    `batch_dims`: how many plate dims there are, if that is all. `apart`: the plates whose elements are to be moved one
+    at a time at a site, with their sizes, if that is all: see `Columns`.
+    """
+
+    def __init__(
+        self, message: str, batch_dims: int | None = None, apart: Mapping[str, Mapping[str, int]] | None = None
+    ) -> None:
         super().__init__(message)
-        self.batch_dims = batch_dims
+        self.batch_dims, self.apart = batch_dims, apart
 
 
 @dataclass(frozen=True)
@@ -185,6 +197,7 @@ class Met:
     - `jumps`: in which runs it was looked whether the program jumps as relaxed values move.
     - `closed`: sites of an enumerated program whose sampled terms closed ones stand for. `cost`: that of the last sums.
     - `costs`: what sites' learning signals held in the last run, in words.
+    - `runs`: how often the last step ran the guide and the model, where that is more than once.
     """
 
     sites: list[SitePlan] = field(default_factory=list)
@@ -195,6 +208,7 @@ class Met:
     closed: set[str] = field(default_factory=set)
     cost: SumCost | None = None
     costs: str = ""
+    runs: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -212,6 +226,7 @@ class Plan:
     - `passed_over`: why "auto" does not sum over few joint values, if there are few.
     - `joined`: names of plates whose elements share terms.
     - `wiring`: what the costs of a site are known by. `costs`: what each site's learning signal holds, in words.
+    - `state`: the modules that a run may change: averages, counts.
     """
 
     way: Way
@@ -231,6 +246,7 @@ class Plan:
     joined: frozenset[str] = frozenset()
     wiring: Wiring | None = None
     costs: str = ""
+    state: ModuleState = field(default_factory=ModuleState)
     met: Met = field(default_factory=Met)
 
     @property
@@ -280,6 +296,16 @@ class Plan:
         """Evaluations of the model per step: rows x particles, for a bound x its inner particles."""
         return self.rows * self.particles * (self.layout.inner or 1)
 
+    def runs_once(self, training: bool = True) -> bool:
+        """Whether a step (or a look at the loss) runs the guide and the model once each."""
+        if self.marginals.one_by_one or isinstance(self.way, Chunked | OneByOne | Jointly):
+            return False
+        if isinstance(self.way, Parallel):
+            return self.way.at_once or self.particles == 1 or not self.samples
+        if isinstance(self.way, Elementwise) or (isinstance(self.way, Vectorised) and training):
+            return True
+        return (self.evaluations if training else self.particles * (self.layout.inner or 1)) == 1
+
     def dependencies(self, pair: Pair) -> Dependencies:
         """Which cost terms each site can influence in a call with these arguments, as far as that is known."""
         if self.wiring is None:
@@ -308,8 +334,15 @@ class Plan:
     def __str__(self) -> str:
         header = ("site", "kind", "estimator", "rows", "why")
         lines = [(s.name, s.kind, s.estimator, str(s.rows or "-"), s.why + s.notes) for s in self.sites]
+        lines = _alike(lines)
         widths = [max(len(row[i]) for row in [header, *lines]) for i in range(4)]
         table = ["  ".join(v.ljust(w) for v, w in zip(row, [*widths, 0], strict=True)) for row in [header, *lines]]
+        runs = ["a step runs the guide and the model once"] if self.runs_once() else []
+        if self.met.runs and not runs:
+            times = " and ".join(
+                f"the {name} {number} time{'s' * (number > 1)}" for name, number in self.met.runs.items()
+            )
+            runs = [f"a step runs {times}; modules (averages, counts) end as after one run"]
         total = f"{self.path}: {self.rows} row(s) x {self.particles} particle(s) a step"
         if self.layout.inner is not None:
             datum = f"each element of plate {', '.join(sorted(self.layout.datum))}" if self.layout.datum else "all data"
@@ -321,7 +354,22 @@ class Plan:
         exact = [] if self.cost is None else [f"exact sums: {self.cost} a row"]
         passed = [f"not summed out, though there are few values: {self.passed_over}"] if self.passed_over else []
         costs = [f"costs: {self.met.costs or self.costs}"] if self.costs else []
-        return "\n".join([*(row.rstrip() for row in table), total, *exact, *passed, *costs])
+        return "\n".join([*(row.rstrip() for row in table), *runs, total, *exact, *passed, *costs])
+
+
+def _alike(lines: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """A table in which sites that differ by a number in their names alone share a line, where the first of them was."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, *rest in lines:
+        groups.setdefault((re.sub(r"\d+", "#", name), *rest), []).append(name)
+    found: list[tuple[str, ...]] = []
+    for name, *rest in lines:
+        names = groups[(re.sub(r"\d+", "#", name), *rest)]
+        if len(names) < FEW_ALIKE:
+            found.append((name, *rest))
+        elif name == names[0]:
+            found.append((f"{name} ... {names[-1]} ({len(names)})", *rest))
+    return found
 
 
 def _linear(site: SitePlan, reason: str) -> SitePlan:

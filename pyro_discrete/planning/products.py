@@ -14,7 +14,9 @@ from torch import Tensor
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.estimators.base import Estimator, ScoredDraw
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
+from pyro_discrete.objectives.base import Objective
 from pyro_discrete.planning.plan import SitePlan
+from pyro_discrete.planning.shared_terms import check_rows_apart
 from pyro_discrete.programs.dims import Columns
 from pyro_discrete.programs.sites import Site
 
@@ -31,6 +33,7 @@ def settle_products(
     columns: Columns,
     sites: Iterable[Site],
     numbers: int,
+    objective: Objective,
 ) -> None:
     """Give the sites of each product their columns, and say so in the plan's lines.
 
@@ -45,14 +48,22 @@ def settle_products(
         _check_plates(label, members)
         joint = math.prod(site.cardinality for site in members)
         settings = [e for e in (chosen[s.name] for s in members) if isinstance(e, Enumerate)]
-        _check_budget(label, members, settings, joint, joint * numbers)
+        apart = {plate: size for s in members for plate, size in columns.apart.get(s.name, {}).items()}
+        if apart:
+            columns.apart.update({site.name: apart for site in members})
+        elements = columns.room(members[0].name)
+        _check_budget(label, members, settings, joint, joint * elements * numbers)
+        rows = check_rows_apart(members[0].name, settings[0], elements, int(joint) + 1, objective)
         columns.give_product({site.name: int(site.cardinality) for site in members})
         names = [site.name for site in members]
+        each = f" of each of {elements} elements, which share later terms" if elements > 1 else ""
         for site_plan in planned:
             if site_plan.name in names:
-                site_plan.rows = int(joint) + 1
+                site_plan.rows = rows
                 others = ", ".join(repr(n) for n in names if n != site_plan.name) or "no other site"
-                site_plan.notes = f"; in product {label!r} with {others}: {int(joint)} joint values{site_plan.notes}"
+                site_plan.notes = (
+                    f"; in product {label!r} with {others}: {int(joint)} joint values{each}{site_plan.notes}"
+                )
 
 
 def _check_plates(label: str, members: Sequence[Site]) -> None:

@@ -167,7 +167,8 @@ class Selection:
         """
         known = available_estimators()
         saved = known.get(self.remembered.get(site.name, ""))
-        if saved is not None and saved.cls is not Enumerate and saved.cls.min_particles <= self.particles:
+        had = saved is not None and saved.cls is not Enumerate and saved.cls.min_particles <= self.particles
+        if saved is not None and had and (not saved.cls.separable or situation.separable()):
             return saved.cls.name, "auto: as saved"
         weighed = self.objective.automatic() if not shared else ""
         if weighed:

@@ -45,12 +45,12 @@ from pyro_discrete.posterior.value_by_value import (
     value_by_value,
 )
 from pyro_discrete.programs.dims import ROWS_PLATE, plates_of, subsampling_scale
+from pyro_discrete.programs.module_state import kept_state
 from pyro_discrete.programs.pair import (
     Pair,
     Substitute,
     UnconditionSites,
     hidden_from_traces,
-    kept_buffers,
     on_trial,
     random_state,
     set_random_state,
@@ -210,7 +210,7 @@ class DiscretePosterior:
     @contextmanager
     def _query(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[PosteriorRuns]:
         """Runs of the pair that leave the averages and counts of its modules as they were."""
-        with kept_buffers(self.model, self.guide):
+        with kept_state(self.model, self.guide):
             yield PosteriorRuns(Pair(self.model, self.guide, args, kwargs), self.num_samples)
 
 

@@ -18,7 +18,8 @@ from pyro_discrete.inspection.trial import Trial, check_matched, check_pair, che
 from pyro_discrete.posterior.conditional import joined
 from pyro_discrete.posterior.discrete_posterior import NotSummed, PosteriorRuns
 from pyro_discrete.programs.dims import Frames, plates_of
-from pyro_discrete.programs.pair import Pair, UnconditionSites, kept_buffers, on_trial, trace_pair
+from pyro_discrete.programs.module_state import kept_state
+from pyro_discrete.programs.pair import Pair, UnconditionSites, on_trial, trace_pair
 from pyro_discrete.programs.sites import guide_terms, is_random_observation, latent_sites, sample_sites, site_log_prob
 from pyro_discrete.sums.components import random_value
 
@@ -79,7 +80,7 @@ class PosteriorDraws:
 @torch.no_grad()
 def draw_posterior(pair: Pair, num_samples: int) -> PosteriorDraws:
     """Run the guide, and the model against it, `num_samples` times: at once where the programs can take it."""
-    with kept_buffers(pair.model, pair.guide):
+    with kept_state(pair.model, pair.guide):
         return _draw_posterior(pair, num_samples)
 
 

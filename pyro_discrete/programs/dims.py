@@ -56,27 +56,35 @@ class Columns:
 
     - `owned`: site to its columns. Sites of a product own theirs together.
     - `products`: for a site of a product, the names of all of its sites.
+    - `apart`: the plates whose elements are moved one at a time at a site, each with the size there is room for. A
+      site's rows are then those of `PlateElements`.
     """
 
     owned: dict[str, list[int]] = field(default_factory=dict)
     count: int = 1
     products: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    apart: dict[str, Mapping[str, int]] = field(default_factory=dict)
     _rows: dict[str, list[int]] = field(default_factory=dict)
 
+    def room(self, name: str) -> int:
+        """For how many elements, moved one at a time, the site has columns."""
+        return math.prod(self.apart.get(name, {}).values())
+
     def give(self, name: str, extra: int) -> None:
-        """Append `extra` columns owned by the named site."""
+        """Append `extra` columns owned by the named site, for each of its elements that are moved one at a time."""
+        extra *= self.room(name)
         self.owned[name] = list(range(self.count, self.count + extra))
         self.count += extra
 
     def give_product(self, extra: Mapping[str, int]) -> None:
-        """Append a column for each combination of these sites' rows 1 to `extra`."""
-        joint, below = math.prod(extra.values()), 1
-        columns = list(range(self.count, self.count + joint))
+        """Append a column for each combination of these sites' rows 1 to `extra`, for each of their elements again."""
+        joint, below, elements = math.prod(extra.values()), 1, self.room(next(iter(extra)))
+        columns = list(range(self.count, self.count + joint * elements))
         for name, values in extra.items():
             self.owned[name], self.products[name] = columns, tuple(extra)
-            self._rows[name] = [1 + i // below % values for i in range(joint)]
+            self._rows[name] = [1 + e * values + i // below % values for e in range(elements) for i in range(joint)]
             below *= values
-        self.count += joint
+        self.count += joint * elements
 
     def rows_of(self, name: str) -> list[int]:
         """Columns of the site's rows: column 0 and its own."""

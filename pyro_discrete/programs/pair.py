@@ -21,7 +21,6 @@ from torch import Tensor
 
 from pyro_discrete.errors import SettingError, shown
 from pyro_discrete.programs.dims import ROWS_PLATE
-from pyro_discrete.programs.parameters import modules_of
 from pyro_discrete.programs.sites import is_deterministic, is_latent
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
     "Substitute",
     "UnconditionSites",
     "hidden_from_traces",
-    "kept_buffers",
     "on_trial",
     "random_state",
     "set_random_state",
@@ -40,7 +38,6 @@ __all__ = [
     "torch_random_state",
     "trace_pair",
     "trace_sites",
-    "undisturbed",
 ]
 
 
@@ -221,29 +218,6 @@ def _traced(
             guide_trace = poutine.trace(guide).get_trace(*pair.args, **pair.kwargs)
             replayed = pair.replayed(guide_trace, around, rows)
             return guide_trace, poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
-
-
-@contextmanager
-def undisturbed(*programs: Program) -> Iterator[None]:
-    """Within, programs may be run at will; afterwards the param store, every random state and the buffers of the
-    programs' modules are as they were. Nothing within may change a parameter in place."""
-    store = pyro.get_param_store()
-    with kept_buffers(*programs), on_trial(), store.scope(store.get_state()), torch.enable_grad():
-        yield
-
-
-@contextmanager
-def kept_buffers(*programs: Program) -> Iterator[None]:
-    """Within, programs may be run at will; afterwards the buffers of their modules (averages, counts) are as before."""
-    buffers = [b for module in modules_of(*programs) for b in module.buffers()]
-    before = [b.detach().clone() for b in buffers]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, before, strict=True):
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
 
 
 def torch_random_state() -> tuple[Tensor, list[Tensor]]:

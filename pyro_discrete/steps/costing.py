@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_discrete.errors import SharedTermsError
 from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw
 from pyro_discrete.objectives.base import Evaluation, Objective
 from pyro_discrete.planning.baseline_inputs import Contexts
-from pyro_discrete.planning.plan import Plan
+from pyro_discrete.planning.plan import Plan, StructureChangedError
 from pyro_discrete.planning.products import in_product
 from pyro_discrete.programs.dims import Columns, Layout, subsampling_scale
 from pyro_discrete.programs.pair import Pair
+from pyro_discrete.programs.plate_elements import PlateElements
 from pyro_discrete.programs.sites import Site
 from pyro_discrete.steps.outcome import Pending
 from pyro_discrete.steps.placing import PlaceRows
 
 __all__ = [
+    "check_apart",
     "contexts_of",
     "filled_draw",
     "hand_over",
+    "joined_rows",
     "site_cost",
     "slopes_by_column",
     "slopes_by_row",
     "untended_part",
+    "used_columns",
 ]
 
 
@@ -36,18 +39,22 @@ def hand_over(
 ) -> list[Pending]:
     """Each site's draw, with what `surrogate` wants to know beside it, and the costs of its rows."""
     columns, layout = plan.columns, placing.layout
+    check_apart(evaluation, placing.taken, columns.apart)
     contexts = contexts_of(evaluation, plan, pair)
     slopes = slopes_by_row(evaluation, placing.resampled, placing.draws, placing.taken, columns, layout)
     pending = []
     for name, draw in placing.draws.items():
         estimator, site = placing.taken[name], placing.sites[name]
-        cost = layout.split(site.plates, site_cost(evaluation, name, estimator, objective))
-        if len(rows := columns.rows_of(name)) < columns.count:
+        cost = layout.split(site.plates, site_cost(evaluation, name, estimator))
+        elements = PlateElements(site.plates, columns.apart.get(name, ()))
+        if elements:
+            cost = joined_rows(cost[:1], elements.own(cost[used_columns(columns, name, elements)]))
+        elif len(rows := columns.rows_of(name)) < columns.count:
             cost = cost[rows]
         filled = filled_draw(draw, site, estimator, evaluation, objective, layout, contexts, slopes.get(name, {}))
         if members := columns.products.get(name):
-            own, scores = columns.owned[name], evaluation.scores
-            log_q = {m: layout.split(placing.sites[m].plates, scores[m])[own] for m in members}
+            own, scores = used_columns(columns, name, elements), evaluation.scores
+            log_q = {m: elements.own(layout.split(placing.sites[m].plates, scores[m])[own]) for m in members}
             filled = in_product(filled, name, log_q)
         pending.append(Pending(estimator, filled, cost))
     return pending
@@ -58,13 +65,33 @@ def contexts_of(evaluation: Evaluation, plan: Plan, pair: Pair) -> Contexts:
     return Contexts(evaluation.model_trace or Trace(), plan.observed, plan.batch_dims, pair.args, pair.kwargs)
 
 
-def site_cost(evaluation: Evaluation, name: str, estimator: Estimator, objective: Objective) -> Tensor:
+def check_apart(evaluation: Evaluation, taken: Mapping[str, Estimator], apart: Mapping[str, Collection[str]]) -> None:
+    """Raise `StructureChangedError` where plate elements share later terms and are to be moved one at a time, but are
+    not `apart`."""
+    found: dict[str, dict[str, int]] = {}
+    for name, estimator in taken.items():
+        if estimator.separable:
+            crossed = evaluation.costs.crossed_plates(name)
+            new = {p.name: p.size for p in crossed if p.name not in apart.get(name, ())}
+            if new:
+                found[name] = new
+    if found:
+        raise StructureChangedError("elements of a plate share later terms", apart=found)
+
+
+def used_columns(columns: Columns, name: str, elements: PlateElements) -> list[int]:
+    """The site's columns, as far as it has elements for them."""
+    own = columns.owned[name]
+    return own[: len(own) // columns.room(name) * elements.number]
+
+
+def joined_rows(first: Tensor, further: Tensor) -> Tensor:
+    """Costs of row 0 and of further rows, which may be of more elements, as those of all rows."""
+    return torch.cat([first.expand(1, *further.shape[1:]), further])
+
+
+def site_cost(evaluation: Evaluation, name: str, estimator: Estimator) -> Tensor:
     """The named site's cost `[n, *batch]`."""
-    if estimator.separable and evaluation.costs.crosses_plates(name):
-        raise SharedTermsError(
-            f"Estimator {estimator.name!r} changes all elements of site {name!r}'s plates at once, but these elements "
-            f"share later terms: they cannot be judged one by one. {objective.instead_of_separable}"
-        )
     cost = evaluation.costs.of(name, estimator.local_signals)
     if cost is None:  # its own term is in closed form, and no other depends on it: nothing is left to be sampled
         score = evaluation.scores.get(name)  # none where it is relaxed, and its gradient pathwise

@@ -2,7 +2,8 @@
 
 The leftmost dim of every value is columns x particles. Column 0 is the primary draw; each further column belongs to
 one site, its owner (or to the sites of a product): sites before the owner copy column 0, the owner takes a coupled
-value, and sites after it draw anew - those that it is known not to influence copy column 0 as well. A program that
+value, and sites after it draw anew - those that it is known not to influence copy column 0 as well. Where the elements
+of the owner's plates are moved one at a time, it has columns for each of them. A program that
 cannot take a leading dim runs once for each column and particle instead, with the same copies.
 """
 
@@ -18,8 +19,10 @@ from torch import Tensor
 from pyro_discrete.draws.soft_scores import Point
 from pyro_discrete.estimators.base import Draw, Estimator
 from pyro_discrete.families import RELAXABLE
+from pyro_discrete.planning.plan import StructureChangedError
 from pyro_discrete.programs.dims import Columns, Layout, plates_of
 from pyro_discrete.programs.pair import SiteMessenger
+from pyro_discrete.programs.plate_elements import PlateElements
 from pyro_discrete.programs.sites import Site, is_latent
 from pyro_discrete.relaxations.relaxed_distribution import (
     as_seen,
@@ -154,8 +157,11 @@ class PlaceRows(SiteMessenger):
             return rows
         own = self.columns.placed(site.name)
         values = [rows[0]] * self.columns.count
+        if own:
+            rows = self._elements(site).rows(rows, site.event_dim)
         for column, row in own.items():
-            values[column] = rows[row]
+            if row < len(rows):  # there may be fewer elements than there is room for
+                values[column] = rows[row]
         local = not self.layout.shares(site.plates)
         for owner, columns in self.columns.owned.items():
             # there the site draws anew, unless others share it whose owner they do not share
@@ -164,6 +170,15 @@ class PlaceRows(SiteMessenger):
                     if column not in own:
                         values[column] = self._downstream(site, column, may_be_mean)
         return torch.stack(values)
+
+    def _elements(self, site: Site) -> PlateElements:
+        """The elements that are moved one at a time at the site."""
+        apart = self.columns.apart.get(site.name, {})
+        elements = PlateElements(site.plates, apart)
+        if elements.number > self.columns.room(site.name):
+            sizes = {p.name: p.size for p in site.plates if p.name in apart}
+            raise StructureChangedError(f"the plates of site {site.name!r} are larger", apart={site.name: sizes})
+        return elements
 
     def _downstream(self, site: Site, column: int, may_be_mean: bool) -> Tensor:
         if column in self.soft_columns and may_be_mean:
@@ -187,8 +202,8 @@ class PlaceColumn(SiteMessenger):
     """Draws the guide's sites for one column of one particle.
 
     Column 0 (`owners=None`) draws and keeps its values in `primary`; a further column copies them up to its owner,
-    takes the owner's coupled value, and draws anew from there. `owners` gives the row of that value, by site. `given`
-    and `shared` are as in `PlaceRows`.
+    takes the owner's coupled value, and draws anew from there. `owners` gives the row of that value, by site: where
+    `apart` has a site, of its rows by `PlateElements`. `given` and `shared` are as in `PlaceRows`.
     """
 
     def __init__(
@@ -200,8 +215,10 @@ class PlaceColumn(SiteMessenger):
         owners: Mapping[str, int] | None = None,
         downstream: Downstream = _always,
         given: Mapping[str, Tensor] | None = None,
+        apart: Mapping[str, Collection[str]] | None = None,
     ) -> None:
         super().__init__()
+        self.apart = apart or {}
         self.downstream = downstream
         self.choice, self.primary, self.owners = choice, primary, owners
         self.layout, self.batch_dims, self.given, self.shared = layout, batch_dims, given or {}, {}
@@ -239,7 +256,8 @@ class PlaceColumn(SiteMessenger):
         elif self.owners is None:
             self._primary(site, estimator, msg)
         elif estimator is not None and row is not None:
-            value = self.primary.draws[site.name].value[row]
+            drawn = self.primary.draws[site.name].value
+            value = self.elements(site).row(drawn, as_seen(site, estimator).event_dim, row)
             msg["value"], msg["done"] = self._own_value(site, estimator, value), True
         elif not any(self.downstream(owner, site.name) for owner in self._past):
             msg["value"], msg["done"] = self.primary.values[site.name], True
@@ -251,6 +269,10 @@ class PlaceColumn(SiteMessenger):
             msg["fn"] = extended(msg["fn"], site.name, point)
         if row is not None:
             self._past.append(site.name)
+
+    def elements(self, site: Site) -> PlateElements:
+        """The elements that are moved one at a time at the site."""
+        return PlateElements(site.plates, self.apart.get(site.name, ()))
 
     @staticmethod
     def _own_value(site: Site, estimator: Estimator, value: Tensor) -> Tensor:
@@ -281,7 +303,7 @@ class PlaceColumn(SiteMessenger):
         draw = _drawn(seen, estimator)
         self.primary.draws[site.name], self.sites[site.name] = draw, seen
         self.primary.points[site.name] = merged(seen, draw.point)
-        self.extra[site.name] = draw.value.shape[0] - 1
+        self.extra[site.name] = self.elements(site).number * (draw.value.shape[0] - 1)
         msg["value"], msg["done"] = self._own_value(site, estimator, draw.value[0]), True
 
     def _pyro_post_sample(self, msg: Any) -> None:

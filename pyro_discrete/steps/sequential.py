@@ -14,10 +14,20 @@ from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.objectives.base import Evaluation, Objective
 from pyro_discrete.planning.plan import Plan
 from pyro_discrete.planning.products import check_members, in_product
+from pyro_discrete.planning.shared_terms import check_rows_apart
 from pyro_discrete.programs.dims import Layout
 from pyro_discrete.programs.pair import KeepSubsamples, Pair
 from pyro_discrete.steps.choice import Choice
-from pyro_discrete.steps.costing import contexts_of, filled_draw, site_cost, slopes_by_column, untended_part
+from pyro_discrete.steps.costing import (
+    check_apart,
+    contexts_of,
+    filled_draw,
+    joined_rows,
+    site_cost,
+    slopes_by_column,
+    untended_part,
+    used_columns,
+)
 from pyro_discrete.steps.hard_loss import hard_loss_of_columns
 from pyro_discrete.steps.outcome import Outcome, Pending, over, plus
 from pyro_discrete.steps.placing import PlaceColumn, Primary
@@ -54,7 +64,10 @@ class _Sequence:
         self, primary: Primary, given: Mapping[str, Tensor], owners: Mapping[str, int] | None = None
     ) -> tuple[PlaceColumn, Evaluation]:
         known, plan = self.dependencies, self.plan
-        placing = PlaceColumn(self.choice, primary, self.layout, plan.batch_dims, owners, known.downstream, given)
+        apart = plan.columns.apart
+        placing = PlaceColumn(
+            self.choice, primary, self.layout, plan.batch_dims, owners, known.downstream, given, apart
+        )
         traces = run_pair(plan, self.pair, placing, known, self.subsamples, self.objective.additive)
         evaluation = evaluated(plan, self.objective, traces, placing, known)
         if self.subsamples is None and (self.plan.layout.size > 1 or any(placing.extra.values())):
@@ -114,45 +127,57 @@ def _draws(
     particle, layout, plan = particles[number], sequence.layout, sequence.plan
     contexts = contexts_of(particle.evaluation, plan, sequence.pair)
     columns, products = plan.columns, {}
+    check_apart(joined, particle.placing.taken, columns.apart)
     for name, draw in particle.primary.draws.items():
         estimator, site = particle.placing.taken[name], particle.placing.sites[name]
+        elements = particle.placing.elements(site)
+        check_rows_apart(name, estimator, elements.number, len(draw.value), sequence.objective)
         shares = layout.shares(site.plates)
         evaluation = joined if shares else particle.evaluation
-        costs, slopes = [site_cost(evaluation, name, estimator, sequence.objective)], {}
+        costs, slopes = [site_cost(evaluation, name, estimator)], {}
         if 0 in estimator.slope_rows:
             slopes[0] = slopes_by_column(evaluation, (), layout, draw, estimator, 0)
         members = columns.products.get(name)
         if members is not None and members not in products:
-            products[members] = _joint_values(sequence, particles, number, joined, members)
+            values = len(used_columns(columns, name, elements))
+            products[members] = _joint_values(sequence, particles, number, joined, members, values)
         for row in range(1, particle.placing.extra[name] + 1 if members is None else 1):
             wanted = row in estimator.slope_rows
             with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
                 column, other = sequence.row_of(particles, number, joined, {name: row})
-                costs.append(site_cost(other, name, estimator, sequence.objective))
+                check_apart(other, {name: estimator}, columns.apart)
+                costs.append(site_cost(other, name, estimator))
             if wanted:
                 slopes[row] = slopes_by_column(other, column.resampled, layout, draw, estimator, row)
         if members is not None:
-            costs += [site_cost(other, name, estimator, sequence.objective) for other in products[members]]
+            costs += [site_cost(other, name, estimator) for other in products[members]]
         rows = [layout.split(site.plates, c) for c in costs]
-        cost = rows[0] if len(rows) == 1 else torch.cat(rows)
+        cost = rows[0] if len(rows) == 1 else joined_rows(rows[0], elements.own(torch.cat(rows[1:])))
         filled = filled_draw(draw, site, estimator, evaluation, sequence.objective, layout, contexts, slopes)
         if members is not None:
             scores = {m: [layout.split(site.plates, other.scores[m]) for other in products[members]] for m in members}
-            filled = in_product(filled, name, {m: torch.cat(log_q) for m, log_q in scores.items()})
+            filled = in_product(filled, name, {m: elements.own(torch.cat(log_q)) for m, log_q in scores.items()})
         runs = plan.particles * (1 if shares else len(particles))
         yield name, Pending(estimator, filled, cost, 1 / runs)
 
 
 def _joint_values(
-    sequence: _Sequence, particles: list[_Particle], number: int, joined: Evaluation, members: Sequence[str]
+    sequence: _Sequence,
+    particles: list[_Particle],
+    number: int,
+    joined: Evaluation,
+    members: Sequence[str],
+    values: int,
 ) -> list[Evaluation]:
-    """A run for each joint value of a product's sites."""
+    """A run for each of the joint values of a product's sites."""
     columns = sequence.plan.columns
     check_members(members, particles[number].primary.draws)
     found = []
-    for value in range(len(columns.owned[members[0]])):
+    for value in range(values):
         found.append(sequence.row_of(particles, number, joined, columns.together(members, value))[1])
         check_members(members, found[-1].scores)
+        taken = particles[number].placing.taken
+        check_apart(found[-1], {name: taken[name] for name in members}, columns.apart)
     return found
 
 

@@ -19,7 +19,6 @@ from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair, trace_pair
 from pyro_discrete.programs.sites import Site, family_of, latent_sites
 from pyro_discrete.steps.enumerated.jointly import ONE_BY_ONE
-from pyro_discrete.steps.enumerated.parallel import CoupledPlatesError
 from pyro_discrete.steps.step import WAYS
 from pyro_discrete.sums.enumerated_sites import BudgetError, OutOfScopeError
 from pyro_discrete.sums.marginalisation import check_elements, marginal_sites, nor_one_by_one, settle
@@ -170,13 +169,10 @@ def _at_once(plan: Plan, pair: Pair, objective: Objective, trial: Trial, known: 
         plan = replace(plan, way=_beside_each_other(plan, pair, trial))
         try:
             _try(plan, pair, objective, known)
-        except (CoupledPlatesError, CoupledElementsError) as coupled:
+        except CoupledElementsError as coupled:
             if not explicit:
                 return str(coupled)
-            by = "a site of the model alone couples them"
-            if isinstance(coupled, CoupledElementsError):
-                by = "a site outside depends on an enumerated one"
-            reason = f"joint values of all plate elements, as {by}"
+            reason = f"joint values of all plate elements, as {coupled.by}"
             plan = replace(plan, way=Jointly(settings, explicit), reason=reason)
             _try(plan, pair, objective, known)
     except EnumerationError:

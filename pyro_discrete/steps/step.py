@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -23,6 +24,7 @@ from pyro_discrete.planning.plan import (
     Vectorised,
     Way,
 )
+from pyro_discrete.programs.module_state import SameState
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.steps import bound_chunks, chunks, sequential, vectorised
 from pyro_discrete.steps.choice import Choice
@@ -72,6 +74,19 @@ WAYS: Mapping[type[Way], Steps] = {
 }
 
 
+@contextmanager
+def same_state(plan: Plan, pair: Pair, training: bool = True) -> Iterator[Pair]:
+    """The pair for a step that may run it several times: each run starts from one state, the first one's is left."""
+    if plan.runs_once(training):
+        yield pair
+        return
+    same = SameState(plan.state)
+    with same.around(pair) as again:
+        yield again
+    if training or isinstance(plan.way, Exact):
+        plan.met.runs = same.runs
+
+
 def train_step(
     plan: Plan,  # 1: each site's estimator and the way of a step, made at the pair's first call
     pair: Pair,
@@ -86,7 +101,8 @@ def train_step(
     4 turn their terms into each site's cost and hand it to its estimator. Raises `StructureChangedError` from there.
     """
     pair = objective.around(pair, training=True)
-    outcome = WAYS[type(plan.way)].train(plan, pair, objective, choice, known)  # 2, 3, 4
+    with same_state(plan, pair) as runs:
+        outcome = WAYS[type(plan.way)].train(plan, runs, objective, choice, known)  # 2, 3, 4
     check(outcome)  # the loss, before anything is learned from it
     if torch.is_grad_enabled():
         outcome.combine(plan.particles)  # 5: estimator.surrogate(draw, cost), site by site
@@ -97,4 +113,5 @@ def evaluate_step(plan: Plan, pair: Pair, objective: Objective) -> Outcome:
     """The discrete objective, by exact sums or hard draws, whatever the estimators."""
     known = plan.dependencies(pair) if objective.reads_dependencies or isinstance(plan.way, Exact) else UNKNOWN
     pair = objective.around(pair, training=False)
-    return WAYS[type(plan.way)].evaluate(plan, pair, objective, known)
+    with same_state(plan, pair, training=False) as runs:
+        return WAYS[type(plan.way)].evaluate(plan, runs, objective, known)

@@ -21,7 +21,6 @@ from pyro_discrete.sums.marginalisation import common_scale
 
 __all__ = [
     "Costs",
-    "CoupledBySumError",
     "CoupledElementsError",
     "add_sums",
     "check_crossing",
@@ -36,11 +35,14 @@ Costs = dict[frozenset[str], list[Tensor]]
 
 
 class CoupledElementsError(EnumerationError):
-    """Elements of a plate hang together by what comes after them, so that they cannot be summed over one by one."""
+    """Elements of a plate hang together by what comes after them, so that they cannot be summed over one by one.
 
+    `by`: what joins them, in a few words.
+    """
 
-class CoupledBySumError(CoupledElementsError):
-    """It is a sum over a site of the model alone that couples the elements."""
+    def __init__(self, message: str, by: str) -> None:
+        super().__init__(message)
+        self.by = by
 
 
 def ordinal_of(trace: Trace, site: Any) -> frozenset[str]:
@@ -74,7 +76,8 @@ def check_crossing(guide_trace: Trace, model_trace: Trace) -> None:
                 raise CoupledElementsError(
                     f"Site {outer['name']!r} outside plate {', '.join(missing)} depends on site {name!r} "
                     "enumerated inside it, so all joint values of the plate's elements would have to be enumerated. "
-                    "Use 'rloo' or 'nvil'."
+                    "Use 'rloo' or 'nvil'.",
+                    "a site outside depends on an enumerated one",
                 )
 
 
@@ -102,7 +105,7 @@ def model_costs(model_trace: Trace, guide_trace: Trace) -> tuple[Costs, list[Com
 def add_sums(costs: Costs, found: Collection[Component], guide_trace: Trace) -> None:
     """Add to the costs the sums over the model's own sites.
 
-    Raises `CoupledBySumError` where one of them joins elements of a plate in which the guide's sites are enumerated.
+    Raises `CoupledElementsError` where one of them joins elements of a plate in which the guide's sites are enumerated.
     """
     guided = {symbol: (name, ordinal_of(guide_trace, site)) for name, symbol, site in _enumerated(guide_trace)}
     for component in found:
@@ -111,10 +114,11 @@ def add_sums(costs: Costs, found: Collection[Component], guide_trace: Trace) -> 
             for symbol in dims_of(factor.value):
                 name, plates = guided.get(symbol, ("", shared))
                 if not plates <= shared:
-                    raise CoupledBySumError(
+                    raise CoupledElementsError(
                         f"Site {component.sites[0]!r} of the model alone is summed out outside of a plate in which "
                         f"site {name!r} is enumerated, and couples the plate's elements, so all their joint values "
-                        "would have to be enumerated. Use 'rloo' or 'nvil', or draw it in the guide too."
+                        "would have to be enumerated. Use 'rloo' or 'nvil', or draw it in the guide too.",
+                        "a site of the model alone couples them",
                     )
         term = packed.scale_and_mask(contract(component), scale=common_scale(component))
         costs.setdefault(shared, []).append(term)

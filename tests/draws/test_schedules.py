@@ -258,3 +258,20 @@ def test_other_settings_follow_schedules_step_by_step_and_are_saved(cls, setting
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0][0], found[0][1])
     assert not torch.equal(found[0][1], found[0][2])
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: LinearDecay(start=1.0, end=0.5, step=10), "LinearDecay has no argument 'step'. Did you mean 'steps'?"),
+        (lambda: ExponentialDecay(1.0, 0.5, rte=1e-4), "ExponentialDecay has no argument 'rte'. Did you mean 'rate'?"),
+        (lambda: LinearDecay(1.0, 0.5), "LinearDecay: missing a required argument: 'steps'"),
+        (lambda: LearnedTemperature(begin=1.0), "LearnedTemperature has no argument 'begin'"),
+        (lambda: LinearDecay("high", 0.5, 3), "LinearDecay: start='high' given, positive numbers expected"),
+        (lambda: PiecewiseConstant(0.5, [1]), "PiecewiseConstant: values=0.5 given, a list of numbers expected"),
+        (lambda: PiecewiseLinear([1.0, "x"], [1, 2]), "PiecewiseLinear: values=.* given, a list of numbers expected"),
+    ],
+)
+def test_misspelt_and_missing_settings_are_told_of_by_name(make, said):
+    with pytest.raises(SettingError, match=said.replace("?", r"\?")):
+        make()

@@ -11,6 +11,7 @@ import torch
 from pyro.infer import SVI
 
 from pyro_discrete import NVIL, TraceELBO, TraceExpectation, TraceIWELBO
+from pyro_discrete.errors import SettingError
 from tests.support.pairs import DATA, gradients, layers, layers_guide, mixture, mixture_guide
 
 
@@ -175,3 +176,20 @@ def test_a_copied_plan_is_a_plan():
         found.append((each.loss_and_grads(layers, layers_guide, DATA), gradients()))
     assert found[0][0] == found[1][0]
     assert all(torch.equal(g, found[1][1][n]) for n, g in found[0][1].items())
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        torch.nn.Linear(2, 2).state_dict(),
+        {},
+        3,
+        {"step": torch.tensor(1), "_extra_state": {"other": 1}},
+        {"step": torch.tensor(1), "_extra_state": 5},
+        {"step": torch.zeros(3), "_extra_state": {"chosen": {}}},
+    ],
+)
+@pytest.mark.parametrize("made", [TraceELBO, TraceIWELBO])
+def test_what_is_no_state_of_an_elbo_is_refused_by_that_name(made, foreign):
+    with pytest.raises(SettingError, match=f"no state of {made.__name__}: .*state_dict"):
+        made().load_state_dict(foreign)

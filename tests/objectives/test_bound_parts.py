@@ -53,7 +53,7 @@ def test_a_row_replaces_one_particles_weight():
         Costs([], Order({"z": frozenset()}, {})),
         2.0,
         4,
-        frozenset(),
+        {"z": frozenset()},
         (True, False, False),
     )
     found = costs.of("z").reshape(3, 2, 4, 5)
@@ -73,7 +73,7 @@ def test_slopes_of_slopes_are_finite_however_far_weights_are_apart(apart):
     nowhere: frozenset[tuple[str, int]] = frozenset()
     order = Order({"z": frozenset()}, {})
     given = {nowhere: (others.reshape(1, 1, 3), others.reshape(1, 1, 3))}
-    costs = BoundCosts({nowhere: w}, given, {"z": nowhere}, Costs([], order), 1.0, 3, frozenset(), (False,))
+    costs = BoundCosts({nowhere: w}, given, {"z": nowhere}, Costs([], order), 1.0, 3, {"z": frozenset()}, (False,))
     kept = (own - others).isfinite()
     (slope,) = torch.autograd.grad(costs.of("z")[kept].sum(), own, create_graph=True)
     (second,) = torch.autograd.grad(slope.sum(), own)
@@ -205,7 +205,7 @@ def test_the_slopes_slope_is_finite_at_weights_far_apart(apart: float) -> None:
     leaf = torch.tensor([-min(apart, 1e4), 0.0], requires_grad=True)
     log_weights = {frozenset(): (leaf if apart < math.inf else leaf * torch.tensor([math.inf, 1.0])).reshape(1, 1, 2)}
     others = BoundCosts.others_of(log_weights)
-    costs = BoundCosts(log_weights, others, {}, Costs.__new__(Costs), 1.0, 2, frozenset(), (False,))
+    costs = BoundCosts(log_weights, others, {}, Costs.__new__(Costs), 1.0, 2, {}, (False,))
     (slope,) = torch.autograd.grad(costs.bounds[frozenset()].sum(), log_weights[frozenset()], create_graph=True)
     weight = 1 / (1 + math.exp(min(apart, 700.0)))
     expected = torch.tensor([weight, 1 - weight])

@@ -50,7 +50,7 @@ def test_other_plates_are_summed_and_own_ones_kept():
     words = torch.tensor([[[10.0, 20.0, 30.0], [40.0, 50.0, 60.0]]])
     costs = Costs([term(local, [PLATE], True, 0), term(words, [PLATE, OTHER], True, 1)], order)
     assert costs.of("z").tolist() == [[[51.0, 72.0, 93.0]]]
-    assert not costs.crosses_plates("z")
+    assert not costs.crossed_plates("z")
 
 
 def test_other_iterations_of_a_sequential_plate_are_left_out():
@@ -68,7 +68,7 @@ def test_a_later_global_site_carries_the_influence_across_the_plate():
     costs = Costs(terms, order)
     assert costs.of("z").tolist() == [[10601.0, 20602.0, 30603.0]]
     assert costs.of("w").tolist() == [[100.0, 200.0, 300.0]]
-    assert costs.crosses_plates("z")
+    assert costs.crossed_plates("z") == {PLATE}
 
 
 def test_a_sequential_plate_is_crossed_as_well():

@@ -12,7 +12,7 @@ import torch
 from pyro_discrete import TraceELBO
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SiteMatchError
 from pyro_discrete.planning.facts import FACTS
-from pyro_discrete.planning.plan import Jointly, OneByOne
+from pyro_discrete.planning.plan import Jointly, OneByOne, Parallel
 from pyro_discrete.programs.pair import Pair
 
 X = torch.tensor([0.4, -1.3, 2.1])
@@ -96,6 +96,34 @@ def break_elements():
     elbo = TraceELBO("enumerate")
     elbo.loss_and_grads(model, guide)
     assert isinstance(elbo.plan.way, Jointly)
+
+    def joined_later(later):
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Bernoulli(0.4))
+        pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True) if later else z.new_zeros(1), 1.0), obs=X[0])
+
+    elbo.loss_and_grads(joined_later, guide, False)
+    assert isinstance(elbo.plan.way, Parallel)
+    elbo.loss_and_grads(joined_later, guide, True)
+    assert isinstance(elbo.plan.way, Jointly)
+
+
+def break_apart():
+    def model(shared):
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Bernoulli(0.4))
+        if shared:
+            pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), 1.0), obs=X[0])
+
+    def guide(shared):
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
+
+    elbo = TraceELBO("indecater")
+    elbo.loss_and_grads(model, guide, False)
+    assert elbo.plan.rows == 2
+    elbo.loss_and_grads(model, guide, True)
+    assert elbo.plan.rows == 4
 
 
 def break_enumerated_dims():

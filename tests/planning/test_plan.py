@@ -73,3 +73,24 @@ def test_no_step_writes_to_its_plan(name):
     assert plan.given == given
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.way = None
+
+
+def test_alike_sites_share_a_line():
+    """A chain of 30 with two kinds of site is two lines; three alike sites stay three, and so do those that differ."""
+
+    def chain(length):
+        z = 0
+        for t in pyro.markov(range(length)):
+            z = pyro.sample(f"z{t}", dist.Bernoulli(torch.tensor([0.2, 0.6])[z]))
+            pyro.sample(f"w{t}", dist.Categorical(torch.ones(3)))
+            z = z.long()
+
+    def listed(length):
+        elbo = TraceELBO("enumerate")
+        elbo.loss(chain, lambda length: None, length)
+        return str(elbo.plan).splitlines()
+
+    long, short = listed(30), listed(3)
+    assert [line.partition("  ")[0] for line in long[1:3]] == ["z0 ... z29 (30)", "w0 ... w29 (30)"]
+    assert [line.partition(" ")[0] for line in short[1:7]] == ["z0", "w0", "z1", "w1", "z2", "w2"]
+    assert len(long) == len(short) - 4

@@ -181,7 +181,7 @@ def test_a_sum_beyond_the_budget_is_refused_before_it_is_contracted():
         TraceELBO(Enumerate(max_operations=100)).loss(chain, guide, DATA)
 
 
-def test_beside_sampled_sites_elements_must_not_share_terms():
+def test_beside_sampled_sites_elements_that_share_terms_have_rows_of_their_own():
     def model(x):
         with pyro.plate("data", 3):
             z = pyro.sample("z", dist.Bernoulli(0.3))
@@ -193,8 +193,11 @@ def test_beside_sampled_sites_elements_must_not_share_terms():
         with pyro.plate("data", 3):
             pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.zeros(3))))
 
-    with pytest.raises(EnumerationError, match=r"site 'z'.*share later terms"):
-        TraceELBO({"z": "enumerate", "w": "rloo"}, num_particles=2).loss_and_grads(model, guide, DATA)
+    elbo = TraceELBO({"z": "enumerate", "w": "rloo"}, num_particles=2)
+    elbo.loss_and_grads(model, guide, DATA)
+    assert elbo.plan.rows == 1 + 3 * 2
+    with pytest.raises(EnumerationError, match=r"site 'z'.*share later terms.* 7 rows .*Enumerate\(max_rows=7\)"):
+        TraceELBO({"z": Enumerate(max_rows=6), "w": "rloo"}, num_particles=2).loss_and_grads(model, guide, DATA)
 
 
 def test_continuous_sites_are_sampled_beside_enumerated_ones():

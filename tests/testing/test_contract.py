@@ -37,11 +37,8 @@ COUNTED = [Reinforce(), GumbelSoftmax(), GumbelSoftmax(kl="analytic"), ReinMax()
 """What is held to the contract on counts: the score function, and relaxations of truncated supports."""
 SHARE = 5e-5 / (len(CASES) + 1 + len(COUNTED))
 
-# What enumeration cannot do: a table of joint values needs a structure that does not depend on them. What an estimator
-# cannot do that judges the elements of a plate one by one: elements that share later terms.
-SHARING = {"crossing_plates", "local_feeds_global", "local_feeds_local", "reused_plate", "sequential_plate"}
-SHARING |= {"words_feed_documents"}
-REFUSED = {cls.name: SHARING for cls, _ in CASES if cls.separable} | {"enumerate": {"control_flow"}}
+# What enumeration cannot do: a table of joint values needs a structure that does not depend on them.
+REFUSED = {"enumerate": {"control_flow"}}
 
 
 def draws_plainly(estimator):

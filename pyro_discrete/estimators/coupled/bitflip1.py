@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.draws.gumbel import logistic_like
+from pyro_discrete.errors import SettingError, is_whole, shown
 from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw, SiteView, Surrogate
 from pyro_discrete.estimators.coupled.antithetic import antithetic_pair, disarm_weight, logits_of, over
 from pyro_discrete.families import Family
@@ -29,8 +30,10 @@ class BitFlip1(Estimator):
     as well and at least as noisy. Serves Bernoulli sites; three evaluations a particle (b, b' and the flipped b), but
     only two where a site has no event dims: then the flip is that of the one bit there is, and the gradient exact given
     everything else. Unbiased. A row with one bit flipped is no draw from q, so that the elements of a plate are judged
-    one by one: where they share later terms (a local site that a global one depends on) it is refused with
-    `SharedTermsError`.
+    one by one: where they share later terms (a local site that a global one depends on), each has rows of its own, the
+    others held at b.
+
+    - `max_rows`: the most evaluations a particle where a plate's elements share later terms; `SharedTermsError` beyond.
 
     Source: Kunes, Yin, Land, Haviv, Pe'er and Tavaré (2022), Gradient estimation for binary latent variables via
     gradient variance clipping.
@@ -46,6 +49,14 @@ class BitFlip1(Estimator):
     evaluations = "3 (2 for a single bit)"
     families = frozenset({Family.BERNOULLI})
     separable = True
+
+    def __init__(self, max_rows: int = 4096) -> None:
+        super().__init__()
+        if not is_whole(max_rows, 2):
+            raise SettingError(
+                f"BitFlip1: max_rows={shown(max_rows)} given, at least 2 expected (a draw and another value)."
+            )
+        self.max_rows = max_rows
 
     def rows(self, site: SiteView) -> int:
         return 2 if _bits(site.logits, site.event_dim) == 1 else 3

@@ -26,6 +26,8 @@ class Enumerate(Estimator):
 
     - `max_elements`: the largest table, in elements, that may be built. `max_operations`: elements of all tables of a
       step together. More is refused before any work is done.
+    - `max_rows`: the most rows a particle, beside other estimators, where the elements of a plate share later terms and
+      each has the support in rows of its own; `SharedTermsError` beyond.
     - `product`: a name of your choice. Sites, in the same plates, whose `Enumerate` has the same one are enumerated
       jointly.
 
@@ -53,14 +55,18 @@ class Enumerate(Estimator):
     separable = True
     families = FINITE
 
-    def __init__(self, max_elements: int = 2**27, max_operations: int = 2**34, product: str = "") -> None:
+    def __init__(
+        self, max_elements: int = 2**27, max_operations: int = 2**34, product: str = "", max_rows: int = 4096
+    ) -> None:
         super().__init__()
-        for name, value in (("max_elements", max_elements), ("max_operations", max_operations)):
+        budgets = {"max_elements": max_elements, "max_operations": max_operations, "max_rows": max_rows}
+        for name, value in budgets.items():
             if value < 1:
                 raise SettingError(f"Enumerate: {name}={value} given, a positive number expected.")
         if not isinstance(product, str):
             raise SettingError(f"Enumerate: product={product!r} given, the name of a product expected.")
         self.max_elements, self.max_operations, self.product = max_elements, max_operations, product
+        self.max_rows = max_rows
 
     def rows(self, site: SiteView) -> int:
         return 1 + int(site.cardinality)

@@ -29,8 +29,11 @@ class IndeCateR(Estimator):
 
     - `max_rows`: the largest number of evaluations a particle that a site may ask for.
 
-    It changes all elements of a *plate* together, so these must not share later terms (`SharedTermsError` otherwise).
-    Raises `EnumerationError` above `max_rows`, `SettingError` for a setting out of range.
+    It changes all elements of a *plate* together; where these share later terms, they are treated as elements of one
+    event, each in rows of its own.
+
+    Raises `EnumerationError` above `max_rows` (`SharedTermsError` where it is the elements of a plate that are many),
+    `SettingError` for a setting out of range.
 
     Source: De Smet, Sansone and Zuidberg Dos Martires (2023), Differentiable sampling of categorical distributions
     using the CatLog-derivative trick.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.draws.gumbel import gumbel_like
-from pyro_discrete.errors import SettingError, is_whole
+from pyro_discrete.errors import SettingError, is_whole, shown
 from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw, SiteView, Surrogate
 from pyro_discrete.estimators.support_sums.joint_values import check_support, index_of, positive, take
 from pyro_discrete.families import FINITE
@@ -31,8 +31,10 @@ class SumAndSample(Estimator):
 
     - `k`: how many values are summed; clipped to the support.
     - `max_support`: the largest number of joint values that are listed.
+    - `max_rows`: the most evaluations a particle where a plate's elements share later terms; `SharedTermsError` beyond.
 
-    It changes all elements of a plate together, so these must not share later terms (`SharedTermsError` otherwise).
+    It changes all elements of a plate together; where these share later terms, each has k rows of its own, the others
+    held at the draw: `1 + elements x k` evaluations.
     Raises `EnumerationError` above `max_support`, `SettingError` for a setting out of range.
 
     Source: Liu, Regier, Tripuraneni, Jordan and McAuliffe (2019), Rao-Blackwellized stochastic gradients for discrete
@@ -50,12 +52,17 @@ class SumAndSample(Estimator):
     families = FINITE
     separable = True
 
-    def __init__(self, k: int = 2, baseline: bool = True, max_support: int = 2**16) -> None:
+    def __init__(self, k: int = 2, baseline: bool = True, max_support: int = 2**16, max_rows: int = 4096) -> None:
         super().__init__()
         if not is_whole(k):
             raise SettingError(f"SumAndSample: k={k!r} given, at least one value to sum over expected.")
         if max_support < 1:
             raise SettingError(f"SumAndSample: max_support={max_support} given, a positive number expected.")
+        if not is_whole(max_rows, 2):
+            raise SettingError(
+                f"SumAndSample: max_rows={shown(max_rows)} given, at least 2 expected (a draw and another value)."
+            )
+        self.max_rows = max_rows
         self.k, self.baseline, self.max_support = k, baseline, max_support
 
     @classmethod

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.draws.gumbel import gumbel_like, log_completion
-from pyro_discrete.errors import SettingError, is_whole
+from pyro_discrete.errors import SettingError, is_whole, shown
 from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw, SiteView, Surrogate
 from pyro_discrete.estimators.support_sums.joint_values import check_support, index_of, positive, take
 from pyro_discrete.families import FINITE
@@ -38,8 +38,10 @@ class UnorderedSet(Estimator):
 
     - `k`: how many values are drawn, 2 to 12; clipped to the support. (With one draw it would be `reinforce`.)
     - `max_support`: the largest number of joint values that are listed.
+    - `max_rows`: the most evaluations a particle where a plate's elements share later terms; `SharedTermsError` beyond.
 
-    It changes all elements of a plate together, so these must not share later terms (`SharedTermsError` otherwise).
+    It changes all elements of a plate together; where these share later terms, each has k - 1 rows of its own, the
+    others held at the draw: `1 + elements x (k - 1)` evaluations.
     Raises `EnumerationError` above `max_support`, `SettingError` for a setting out of range.
 
     Source: Kool, van Hoof and Welling (2020), Estimating gradients for discrete random variables by sampling without
@@ -57,12 +59,17 @@ class UnorderedSet(Estimator):
     families = FINITE
     separable = True
 
-    def __init__(self, k: int = 4, baseline: bool = True, max_support: int = 2**16) -> None:
+    def __init__(self, k: int = 4, baseline: bool = True, max_support: int = 2**16, max_rows: int = 4096) -> None:
         super().__init__()
         if not is_whole(k, 2) or k > LARGEST_K:
             raise SettingError(f"UnorderedSet: k={k!r} given, a whole number from 2 to {LARGEST_K} expected.")
         if max_support < 1:
             raise SettingError(f"UnorderedSet: max_support={max_support} given, a positive number expected.")
+        if not is_whole(max_rows, 2):
+            raise SettingError(
+                f"UnorderedSet: max_rows={shown(max_rows)} given, at least 2 expected (a draw and another value)."
+            )
+        self.max_rows = max_rows
         self.k, self.baseline, self.max_support = k, baseline, max_support
 
     @classmethod

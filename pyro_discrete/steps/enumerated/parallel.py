@@ -23,7 +23,7 @@ from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.inspection.trial import check_matched
-from pyro_discrete.planning.plan import Exact, OneByOne, Parallel, Plan, StructureChangedError
+from pyro_discrete.planning.plan import Exact, OneByOne, Parallel, Plan
 from pyro_discrete.programs.pair import KeepSubsamples, Pair
 from pyro_discrete.programs.sites import (
     family_of,
@@ -42,7 +42,6 @@ from pyro_discrete.sums.enumerated_sites import (
     unmarked,
 )
 from pyro_discrete.sums.packed_terms import (
-    CoupledBySumError,
     add_sums,
     check_crossing,
     expectation_cost,
@@ -51,19 +50,14 @@ from pyro_discrete.sums.packed_terms import (
 )
 
 __all__ = [
-    "CoupledPlatesError",
     "enumerated_loss",
 ]
-
-
-class CoupledPlatesError(StructureChangedError):
-    """Elements of a plate are coupled by a site of the model alone: no sum goes plate by plate."""
 
 
 def enumerated_loss(plan: Plan, pair: Pair, known: Dependencies = UNKNOWN) -> Tensor:
     """The loss with every discrete site summed over its support, differentiable; `[]`.
 
-    `known`: what depends on what in this call, where terms are closed. Raises `CoupledPlatesError`.
+    `known`: what depends on what in this call, where terms are closed. Raises `CoupledElementsError`.
     """
     assert isinstance(plan.way, Exact)
     settings, parallel = plan.way.settings, not isinstance(plan.way, OneByOne)
@@ -77,12 +71,9 @@ def enumerated_loss(plan: Plan, pair: Pair, known: Dependencies = UNKNOWN) -> Te
     if not parallel:  # every value's run sees the subsample of the first one
         kept = KeepSubsamples()
         guide, model = kept(guide), kept(model)
-    try:
-        with warnings.catch_warnings():  # sites that need not be in the model may be there
-            warnings.filterwarnings("ignore", message="Found auxiliary vars in the model")
-            loss = elbo.exact_loss(model, guide, *pair.args, **pair.kwargs)
-    except CoupledBySumError as error:
-        raise CoupledPlatesError("a site of the model alone couples the elements of a plate") from error
+    with warnings.catch_warnings():  # sites that need not be in the model may be there
+        warnings.filterwarnings("ignore", message="Found auxiliary vars in the model")
+        loss = elbo.exact_loss(model, guide, *pair.args, **pair.kwargs)
     plan.met.cost = elbo.cost
     return loss
 
