@@ -205,10 +205,11 @@ class Costs:
 
     def crosses_plates(self, name: str) -> bool:
         """Whether the site's cost holds terms that all elements of one of its plates share."""
-        if self.order.escapes(name):
+        escapes = self.order.escapes(name)
+        if any(p.dim is not None for p in escapes):
             return True
         plates = {p for p in self.order.plates[name] if p.dim is not None}
-        fixed = dict(_iterations(self.order.plates[name]))
+        fixed = dict(_iterations(p for p in self.order.plates[name] if p not in escapes))
         return any(
             not plates <= group.plates
             and self._touches(name, group)

@@ -119,3 +119,15 @@ def test_scale_and_mask_belong_to_the_terms():
     assert first.shape == (2,)
     assert torch.isclose(first.sum() - first[1], torch.tensor(loss))
     assert first[1] == 1.0  # its own terms are masked, what it leads to is not
+
+
+def test_a_site_outside_of_a_sequential_plate_alone_leaves_the_elements_of_the_others_apart():
+    first, second = (CondIndepStackFrame("steps", None, 2, i) for i in (1, 2))
+    plates = {"z": frozenset({PLATE, first}), "y": frozenset({PLATE}), "w": frozenset({PLATE, second})}
+    terms = [term(torch.ones(1, 3), plates[name], True, i) for i, name in enumerate("zyw")]
+    order = Order(plates, {"z": 0, "y": 1, "w": 2, "x": 3})
+    costs = Costs(terms, order)
+    assert not costs.crosses_plates("z")
+    assert costs.of("z").tolist() == [[3.0, 3.0, 3.0]]
+    shared = Costs([*terms, term(torch.ones(1, 1), [second], True, 3)], order)
+    assert shared.crosses_plates("z")
