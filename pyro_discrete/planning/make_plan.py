@@ -51,7 +51,14 @@ from pyro_discrete.planning.products import settle_products
 from pyro_discrete.planning.select import Selection
 from pyro_discrete.programs.dims import Columns, Layout, plates_of
 from pyro_discrete.programs.pair import Pair
-from pyro_discrete.programs.sites import Site, latent_sites, number_of_values, sample_sites, why_not_enumerable
+from pyro_discrete.programs.sites import (
+    Site,
+    draws_asked_for,
+    latent_sites,
+    number_of_values,
+    sample_sites,
+    why_not_enumerable,
+)
 from pyro_discrete.sums.enumerated_sites import BudgetError, check_table, refuse_unguided
 from pyro_discrete.sums.marginalisation import (
     NoLeadingDimsError,
@@ -195,13 +202,13 @@ def plan_site(
     site: Site, selection: Selection, layout: Layout, situation: Situation | None = None, order: Order | None = None
 ) -> tuple[SitePlan, Estimator | None]:
     """A site's line of the plan, and its estimator: None for a reparameterised one."""
+    said = "; its infer's num_samples is not read" if "num_samples" in site.message["infer"] else ""
     if site.family is None:
-        return SitePlan(site.name, "reparameterised", "pathwise", 1, "continuous and reparameterised"), None
+        return SitePlan(site.name, "reparameterised", "pathwise", 1, "continuous and reparameterised", said), None
     estimator, why = selection.estimator(site, situation, layout.shares(site.plates))
     if isinstance(estimator, Enumerate):
         _check_support(site, estimator)
     notes = note_when_met_late(estimator) if order is None else ""
-    said = "; its infer's num_samples is not read" if "num_samples" in site.message["infer"] else ""
     if order is not None and site.name in order.position:
         known = order.dependencies
         unmoved = sum(not known.influences(site.name, term) for term in known.terms)
@@ -271,12 +278,14 @@ def _enumeration_plan(
     may_enumerate: bool,
     known: Callable[[], Dependencies],
 ) -> Plan | str:
-    """A plan that enumerates every discrete site of the guide, if asked for or, under "auto", cheap.
+    """A plan that enumerates every discrete site of the guide, if asked for or, under "auto", cheap. Draws that a
+    continuous site wants beside each other are enumerated as values are, if there are no discrete sites as well.
 
     Or why "auto" passes over what is small enough; empty where nothing is.
     """
     discrete = [s for s in sites if s.family not in (None, Family.CONTINUOUS)]
-    if not objective.may_enumerate or not discrete:
+    repeated = any(draws_asked_for(s.message) > 1 for s in sites)
+    if not objective.may_enumerate or not (discrete or repeated):
         return ""
     everything = discrete + marginal
     explicit, settings = selection.wants_enumeration(discrete)
@@ -326,6 +335,8 @@ def _enumeration_plan(
             planned.append(line)
         else:
             planned.append(SitePlan(site.name, _kind(site), "reinforce", 1, "continuous: the score function"))
+        if isinstance(way, Parallel) and draws_asked_for(site.message) > 1:
+            planned[-1].notes = f"; the mean over {draws_asked_for(site.message)} draws (num_samples)"
     planned += map(_marginal_plan, marginal)
     reason = ""
     if joint:

@@ -17,7 +17,7 @@ from pyro_discrete.objectives.base import Objective
 from pyro_discrete.planning.plan import ESCAPES, Exact, Jointly, OneByOne, Parallel, Plan
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair, trace_pair
-from pyro_discrete.programs.sites import Site, family_of, latent_sites
+from pyro_discrete.programs.sites import Site, draws_asked_for, family_of, latent_sites
 from pyro_discrete.steps.enumerated.jointly import ONE_BY_ONE
 from pyro_discrete.steps.enumerated.parallel import CoupledPlatesError
 from pyro_discrete.steps.step import WAYS
@@ -57,6 +57,8 @@ def settled(plan: Plan, pair: Pair, objective: Objective, trial: Trial) -> Plan 
     if isinstance(found, Plan):
         # what "auto" took is small here: larger batches may come
         return found if way.explicit else replace(found, way=replace(found.way, settings=Enumerate()))  # type: ignore[call-arg]
+    if not _discrete(trial):  # draws beside each other cannot be had: one is enough
+        return found
     if not way.explicit:
         joint = math.prod(
             s.cardinality for s in map(Site, latent_sites(trial.guide_trace).values()) if s.family is not None
@@ -192,7 +194,7 @@ def _why_not_rows(plan: Plan, pair: Pair, trial: Trial) -> str:
     """Why the program cannot be given the values over leading dims: at the sites summed over, or at all of them."""
     if not isinstance(plan.way, Parallel):  # a row holds values of every site
         return check_rows(pair, trial, 1).reason
-    return why_not_over_values(pair, trial, _discrete(trial))
+    return why_not_over_values(pair, trial, _discrete(trial) | _repeated(trial))
 
 
 def _coupled(trial: Trial) -> tuple[str, str] | None:
@@ -227,6 +229,10 @@ def _runs_over_values(pair: Pair, trial: Trial) -> bool:
 def _discrete(trial: Trial) -> set[str]:
     sites = latent_sites(trial.guide_trace) | latent_sites(trial.model_trace)
     return {n for n, m in sites.items() if family_of(m["fn"]) not in (None, Family.CONTINUOUS)}
+
+
+def _repeated(trial: Trial) -> set[str]:
+    return {n for n, m in latent_sites(trial.guide_trace).items() if draws_asked_for(m) > 1}
 
 
 def _beside_each_other(plan: Plan, pair: Pair, trial: Trial) -> Exact:
