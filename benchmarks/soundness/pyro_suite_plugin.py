@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pyro.infer
-import pyro_discrete
 import pytest
 
 from pyro_discrete import Enumerate, Reinforce, TraceELBO
@@ -106,17 +105,9 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         kind.__exit__ = leave  # type: ignore[method-assign]
 
 
-def _inside_a_program(call: pytest.CallInfo[None]) -> bool:
-    """Whether it is a program run by the package that asserts what fails."""
-    assert call.excinfo is not None
-    paths = [str(entry.path) for entry in call.excinfo.traceback]
-    package = str(Path(pyro_discrete.__file__).parent)
-    return isinstance(call.excinfo.value, AssertionError) and any(path.startswith(package) for path in paths)
-
-
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
-    """Note the outcome of each test, with the error, where it comes from and whether an error was expected."""
+    """Note the outcome of each test, with the error and whether one was expected."""
     outcome = yield
     report = outcome.get_result()
     if report.when != "call" and report.outcome == "passed":
@@ -128,8 +119,6 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         raised = item.stash.get(_RAISED, {}).get("raised", "")
         if isinstance(error, pytest.fail.Exception) and raised == "nothing":
             found["answered"] = "yes"
-        elif _inside_a_program(call):
-            found["inside"] = "yes"
         elif refused := _own_error(error):
             found["refused"] = refused
             if raised == refused:
