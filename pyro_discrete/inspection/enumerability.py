@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyro_discrete.errors import DiscreteInferenceError, in_a_line
 from pyro_discrete.inspection.trial import Trial, check_rows, spread_values, unused_size, value_of_attempt
-from pyro_discrete.programs.dims import plates_of
+from pyro_discrete.programs.dims import plate_sizes, plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, trace_pair
 from pyro_discrete.programs.sites import Site, latent_sites, sample_sites, site_log_prob
 
@@ -134,7 +134,7 @@ def marked_trial(pair: Pair, max_plate_nesting: float) -> Trial | None:
 
 def _is_too_wide(msg: Any, sites: Iterable[Any]) -> bool:
     """Whether a term has a dim of a size that neither a plate around it nor an enumerated site's values have."""
-    sizes = {f.dim: {f.size} for f in plates_of(msg) if f.dim is not None}
+    sizes = {f.dim: {size} for f, size in plate_sizes([msg]).items()}
     for other in sites:
         dim = other["infer"].get("_enumerate_dim")
         if dim is not None:
@@ -151,14 +151,14 @@ def joined_elements(pair: Pair, trial: Trial, sites: Iterable[Site]) -> str:
     A plate's elements cannot be summed over by themselves where this is not so.
     """
     drawn = {s.name: s for s in sites}
-    plates = {p for s in drawn.values() for p in s.plates if p.vectorized and p.size > 1}
+    plates = {p: size for p, size in plate_sizes(s.message for s in drawn.values()).items() if size > 1}
     fixed = {n: m["value"] for n, m in (latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)).items()}
     for plate in sorted(plates, key=lambda p: p.dim or 0):
         group = [s for s in drawn.values() if plate in s.plates]
         for first in (0, 2):
             one, other = (fixed | {s.name: value_of_attempt(s, first + k) for s in group} for k in (0, 1))
             ends = [trace_pair(pair, trial.subsamples, values) for values in (one, other)]
-            for number, moved in enumerate(_halves(plate.size)):
+            for number, moved in enumerate(_halves(plates[plate])):
                 given = {s.name: torch.where(_along(moved, plate, s), other[s.name], one[s.name]) for s in group}
                 mixed = [trace_pair(pair, trial.subsamples, fixed | given) for _ in range(2 if number == 0 else 1)]
                 runs = [*ends, mixed[0], mixed[1] if number == 0 else None]
@@ -190,7 +190,7 @@ def _joined(traces: Sequence[Trace | None], plate: Any, moved: Tensor) -> str:
             continue
         terms = [_term(sites[name]) for sites in (one, other)]
         shape = torch.broadcast_shapes(*(t.shape for t in (*terms, _term(msg))))
-        if len(shape) < -plate.dim or shape[plate.dim] != plate.size:
+        if len(shape) < -plate.dim or shape[plate.dim] != len(moved):
             continue  # it has no elements to tell apart
         where = moved.reshape(-1, *[1] * (-plate.dim - 1)).to(terms[0].device)
         expected = torch.where(where, terms[1].expand(shape), terms[0].expand(shape))
