@@ -54,6 +54,7 @@ from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import (
     Site,
     draws_asked_for,
+    is_marked,
     latent_sites,
     number_of_values,
     sample_sites,
@@ -278,7 +279,7 @@ def _enumeration_plan(
     may_enumerate: bool,
     known: Callable[[], Dependencies],
 ) -> Plan | str:
-    """A plan that enumerates every discrete site of the guide, if asked for or, under "auto", cheap. Draws that a
+    """A plan that enumerates every discrete site of the guide, if asked for or, under "auto", cheap or marked. Draws that a
     continuous site wants beside each other are enumerated as values are, if there are no discrete sites as well.
 
     Or why "auto" passes over what is small enough; empty where nothing is.
@@ -288,15 +289,16 @@ def _enumeration_plan(
     if not objective.may_enumerate or not (discrete or repeated):
         return ""
     everything = discrete + marginal
-    explicit, settings = selection.wants_enumeration(discrete)
+    marked, (explicit, settings) = False, selection.wants_enumeration(discrete)
     if explicit and any(selection.left_to_auto(s) and not _fits(s, settings) for s in discrete):
         explicit = False  # a site that nobody named cannot be had: the named ones get the local expectation
     auto = may_enumerate and all(map(selection.left_to_auto, discrete))
     if not explicit:
-        cheap = cheap_enumeration(pair, trial, discrete, marginal, known) if auto else None
-        if cheap is None:
+        marked = auto and bool(discrete) and all(is_marked(s.message) and _fits(s, settings) for s in discrete)
+        cheap = cheap_enumeration(pair, trial, discrete, marginal, known) if auto and not marked else None
+        if cheap is None and not marked:
             return ""
-        settings = cheap
+        settings = cheap or settings
     separated, joined = {}, ""
     if explicit and any(s.cardinality > CHEAP_SUPPORT for s in discrete):
         separated, joined = _separated(pair, trial, discrete, selection.particles, settings, known)
@@ -326,6 +328,7 @@ def _enumeration_plan(
     for site in sites:
         if site in discrete:
             why = "asked for" if explicit else f"auto: at most {CHEAP_SUPPORT} joint values in a sum"
+            why = "auto: marked for enumeration" if marked else why
             number = f"{int(site.cardinality)} joint values"
             if site.name in separated:
                 number = f"{separated[site.name]} values an element, summed over one by one, as no term joins elements"

@@ -44,6 +44,7 @@ __all__ = [
     "guide_terms",
     "is_deterministic",
     "is_latent",
+    "is_marked",
     "is_observed_delta",
     "is_random_observation",
     "joint_support",
@@ -440,6 +441,11 @@ def guide_log_prob(msg: Any, estimator: Estimator | None) -> tuple[Tensor, Tenso
         return log_q, None, log_q
     bare = without_mask(fn)
     return log_q, log_mass if bare is fn else log_prob(bare, msg), None
+
+
+def is_marked(msg: Any) -> bool:
+    """Whether Pyro's mark asks for a site's exact sum."""
+    return bool(msg["infer"].get("enumerate"))
 
 
 def draws_asked_for(msg: Any) -> int:
