@@ -457,3 +457,31 @@ def test_a_program_for_enumerated_copies_in_a_plate_without_a_stated_size():
     exact = (log_q.exp() * (log_q - log_p)).sum() - dist.Normal(0.0, 1.0).log_prob(a).sum()
     for name in ("enumerate", "auto"):
         assert TraceELBO(name).loss(model, guide) == pytest.approx(float(exact))
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_elements_are_told_apart_under_noise_of_the_programs_own(linked):
+    """Dropout changes a term from run to run, and does not join elements; a sum over a draw's elements does."""
+    x = torch.tensor([0.3, -1.0, 0.8, 0.1])
+
+    def model():
+        with pyro.plate("data", 4):
+            z = pyro.sample("z", dist.Bernoulli(0.4))
+            noise = torch.nn.functional.dropout(torch.ones(4), 0.5)
+            mean = z + noise + (z.sum(-1, keepdim=True) if linked else 0.0)
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    def guide():
+        with pyro.plate("data", 4):
+            pyro.sample("z", dist.Bernoulli(torch.nn.functional.dropout(torch.full((4,), 0.3), 0.5)))
+
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    elbo = TraceELBO("enumerate")
+    elbo.loss(model, guide)
+    assert isinstance(elbo.plan.way, Jointly if linked else Parallel)
+    assert not torch.equal(state, torch.get_rng_state())  # the step's own noise is drawn from the user's state
+    again = torch.get_rng_state()
+    torch.set_rng_state(state)
+    elbo.loss(model, guide)
+    assert torch.equal(again, torch.get_rng_state())
