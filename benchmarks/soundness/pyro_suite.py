@@ -37,7 +37,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["FILES", "OTHER_WAY", "compared", "ran", "without_asserts_in_programs"]
+__all__ = ["FILES", "OTHER_WAY", "compared", "judged", "ran", "without_asserts_in_programs"]
 
 NAMES = ("discrete", "elbo_mapdata", "enum", "gradient", "multi_sample_elbos", "valid_models")
 FILES = tuple(f"tests/infer/test_{name}.py" for name in NAMES)
@@ -151,6 +151,18 @@ def _failed(name: str, ours: dict[str, str]) -> tuple[str, str]:
     return "wrong", ours.get("error", "")
 
 
+def judged(source: Path, tests: Sequence[str], select: str = "") -> dict[str, tuple[str, str]]:
+    """For each test the kind of result and its reason, by all of the runs."""
+    stock, ours = (ran(source, tests, whose, select) for whose in ("stock", "ours"))
+    found = compared(stock, ours)
+    left = [name for name, (kind, _) in found.items() if kind in ("wrong", "refused")]
+    if left:
+        again = ran(source, left, "ours", asserts=False)
+        for name, (kind, text) in compared({n: stock[n] for n in left}, again).items():
+            found[name] = ("passed but for shapes", "") if kind == "passed by both" else (kind, text)
+    return found
+
+
 def reason(text: str) -> str:
     """A reason without names and numbers, to be counted."""
     return re.sub(r"\d+", "N", re.sub(r"'[^']*'", "'...'", text))[:170]
@@ -167,13 +179,7 @@ def main(
     missing = [f for f in files if not (source / f).is_file()]
     if missing:
         raise typer.BadParameter(f"{source} has no {', '.join(missing)}: a checkout of pyro-ppl/pyro is expected.")
-    stock, ours = (ran(source, files, whose, select) for whose in ("stock", "ours"))
-    found = compared(stock, ours)
-    left = [name for name, (kind, _) in found.items() if kind in ("wrong", "refused")]
-    if left:
-        again = ran(source, left, "ours", asserts=False)
-        for name, (kind, text) in compared({n: stock[n] for n in left}, again).items():
-            found[name] = ("passed but for shapes", "") if kind == "passed by both" else (kind, text)
+    found = judged(source, files, select)
     kinds = Counter(kind for kind, _ in found.values())
     reasons = Counter((kind, reason(text)) for kind, text in found.values() if text and kind != "failed by both")
     for (kind, text), count in reasons.most_common():
@@ -183,7 +189,7 @@ def main(
             print(f"wrong: {name}\n    {text.splitlines()[0] if text else ''}")
     print(f"{len(found)} tests: " + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common()))
     if out is not None:
-        out.write_text(json.dumps({"results": found, "stock": stock, "ours": ours}, indent=1))
+        out.write_text(json.dumps(found, indent=1))
     raise typer.Exit(bool(kinds["wrong"]))
 
 
