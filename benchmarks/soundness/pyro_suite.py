@@ -2,6 +2,7 @@
 
     python -m benchmarks.soundness.pyro_suite --source pyro        # a checkout of pyro-ppl/pyro that you have
     python -m benchmarks.soundness.pyro_suite --source pyro --select "hmm"
+    python -m benchmarks.soundness.pyro_suite --source pyro --stock stock.json    # keeps what Pyro's own runs gave
 
 Each test is run twice, by the Pyro that is installed: as it stands, and with our classes under Pyro's names. What came
 of it is one of:
@@ -151,9 +152,12 @@ def _failed(name: str, ours: dict[str, str]) -> tuple[str, str]:
     return "wrong", ours.get("error", "")
 
 
-def judged(source: Path, tests: Sequence[str], select: str = "") -> dict[str, tuple[str, str]]:
-    """For each test the kind of result and its reason, by all of the runs."""
-    stock, ours = (ran(source, tests, whose, select) for whose in ("stock", "ours"))
+def judged(
+    source: Path, tests: Sequence[str], select: str = "", stock: Results | None = None
+) -> dict[str, tuple[str, str]]:
+    """For each test the kind of result and its reason, by all of the runs. `stock`: results of Pyro's own, if known."""
+    ours = ran(source, tests, "ours", select)
+    stock = ran(source, tests, "stock", select) if stock is None else {n: stock[n] for n in ours if n in stock}
     found = compared(stock, ours)
     left = [name for name, (kind, _) in found.items() if kind in ("wrong", "refused")]
     if left:
@@ -172,6 +176,7 @@ def main(
     source: Annotated[Path, typer.Option(help="A checkout of Pyro, which holds tests/.", exists=True, file_okay=False)],
     file: Annotated[list[str] | None, typer.Option(help="A file of tests, from the checkout's root.")] = None,
     select: Annotated[str, typer.Option(help="Which tests, as pytest's -k.")] = "",
+    stock: Annotated[Path | None, typer.Option(help="A JSON file of Pyro's own results, written if new.")] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the results.")] = None,
 ) -> None:
     """Run the tests as they are and with our ELBO, and print a table."""
@@ -179,7 +184,9 @@ def main(
     missing = [f for f in files if not (source / f).is_file()]
     if missing:
         raise typer.BadParameter(f"{source} has no {', '.join(missing)}: a checkout of pyro-ppl/pyro is expected.")
-    found = judged(source, files, select)
+    if stock is not None and not stock.exists():
+        stock.write_text(json.dumps(ran(source, files, "stock", select)))
+    found = judged(source, files, select, None if stock is None else json.loads(stock.read_text()))
     kinds = Counter(kind for kind, _ in found.values())
     reasons = Counter((kind, reason(text)) for kind, text in found.values() if text and kind != "failed by both")
     for (kind, text), count in reasons.most_common():
