@@ -62,7 +62,8 @@ def lineages() -> Example:
 class Image(TorchDistribution):
     """Pixels of spots on a background: of the number of dims that enumerated bits give it, and no other batch."""
 
-    arg_constraints, support = {}, dist.constraints.real_vector  # noqa: RUF012
+    arg_constraints: Any = {}  # noqa: RUF012
+    support: Any = dist.constraints.real_vector
 
     def __init__(self, mean: Tensor, gain: Tensor) -> None:
         self.mean_of_pixels, self.gain = mean, gain
@@ -111,7 +112,9 @@ def spots() -> Example:
 class Carrier(TorchDistribution):
     """Passes a value from guide to model, at density one."""
 
-    arg_constraints, support, has_rsample = {}, dist.constraints.real, True  # noqa: RUF012
+    arg_constraints: Any = {}  # noqa: RUF012
+    support: Any = dist.constraints.real
+    has_rsample = True
 
     def __init__(self, carried: Tensor) -> None:
         self.carried = carried
@@ -162,7 +165,7 @@ def droplets() -> Example:
 
 @example
 def ploidy() -> Example:
-    """Copy numbers of 6 chromosomes in 69 samples, and whether each is of two kinds; a global fills the plates' dims."""
+    """Copy numbers of 6 chromosomes in 69 samples of two kinds; the event dims of a global lie where plates are."""
     depths = 2 + 0.3 * torch.randn(6, 69)
 
     @config_enumerate

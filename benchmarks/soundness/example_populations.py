@@ -28,7 +28,7 @@ def captures() -> tuple[Tensor, Tensor]:
 
 def survival(history: Tensor, seen_rate: Tensor, survives: Any) -> None:
     """A chain of alive or dead for each animal, from its first capture on. `survives(t)`: the rate, of the year."""
-    seen = torch.zeros(len(history), dtype=torch.bool)
+    seen: Any = torch.zeros(len(history), dtype=torch.bool)
     alive = torch.ones(len(history))
     animals = pyro.plate("animals", len(history), dim=-1)
     for t in pyro.markov(range(history.shape[1])):
@@ -73,9 +73,9 @@ def mixed_hmm() -> Example:
     """
     effects, states, groups, animals, times = 2, 2, 2, 3, 3
     steps = dist.Gamma(2.0, 1.0).sample((animals, groups, times)) * (torch.rand(animals, groups, times) > 0.3)
-    there = torch.ones(animals, groups, dtype=torch.bool)
+    there: Any = torch.ones(animals, groups, dtype=torch.bool)
     there[2, 1] = False
-    ends = torch.tensor([[3, 2], [2, 3], [3, 3]])
+    ends: Any = torch.tensor([[3, 2], [2, 3], [3, 3]])
 
     @config_enumerate
     def model() -> None:
@@ -150,7 +150,7 @@ def annotated_cells() -> Example:
 @example
 def hidden_cause() -> Example:
     """Three bits in a row for each datum, the one in the middle not observed."""
-    first, last = (torch.rand(8) > 0.4).to(torch.get_default_dtype()), (torch.rand(8) > 0.6).to(torch.get_default_dtype())
+    first, last = ((torch.rand(8) > share).to(torch.get_default_dtype()) for share in (0.4, 0.6))
 
     @config_enumerate
     def model(first: Tensor, last: Tensor) -> None:

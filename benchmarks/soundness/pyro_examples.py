@@ -32,7 +32,7 @@ __all__ = ["measured", "names", "verdict"]
 
 def names() -> list[str]:
     """Of all examples; importing the others has entered them too."""
-    assert example_chains.sequences and example_populations.captures and example_packages.Carrier
+    assert all((example_chains.sequences, example_populations.captures, example_packages.Carrier))
     return list(EXAMPLES)
 
 

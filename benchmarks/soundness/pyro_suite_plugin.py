@@ -91,7 +91,7 @@ def _own_error(error: BaseException | None) -> str:
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Note what comes of each `pytest.raises`: a test may expect an error of Pyro's, by its type and its words."""
     noted = item.stash[_RAISED] = {}
-    kind = type(pytest.raises(Exception))
+    kind = type(pytest.raises(KeyError))
     leave = kind.__exit__
 
     def noting(self: Any, of: Any, error: BaseException | None, trace: Any) -> Any:

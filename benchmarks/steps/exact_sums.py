@@ -3,9 +3,9 @@
     python -m benchmarks.steps.exact_sums
     python -m benchmarks.steps.exact_sums --only "hmm*" --turns 50
 
-The programs are those of `benchmarks.soundness.pyro_examples`, where losses and gradients are compared. A step is loss and
-gradient, by `TraceELBO("enumerate")` and by Pyro, in turns, in one process with one thread; times are of the processor,
-in milliseconds, the ratio is the median of the turns' ratios.
+The programs are those of `benchmarks.soundness.pyro_examples`, where losses and gradients are compared. A step is loss
+and gradient, by `TraceELBO("enumerate")` and by Pyro, in turns, in one process with one thread; times are medians of
+the processor's, in milliseconds, the ratio is the median of the turns' ratios.
 """
 
 from __future__ import annotations

@@ -156,8 +156,10 @@ UNKNOWN = Dependencies(reason="not looked for")
 
 
 class _Mark(Messenger):
-    """Marks latent draws as they are made, or met again in the model; and the numbers of a whole plate's elements, which
-    a loop over the plate reads."""
+    """Marks latent draws as they are made, or met again in the model.
+
+    And, as constants, the numbers of a whole plate's elements, which a loop over the plate reads.
+    """
 
     def __init__(self, provenance: Provenance) -> None:
         super().__init__()

@@ -279,10 +279,10 @@ def _enumeration_plan(
     may_enumerate: bool,
     known: Callable[[], Dependencies],
 ) -> Plan | str:
-    """A plan that enumerates every discrete site of the guide, if asked for or, under "auto", cheap or marked. Draws that a
-    continuous site wants beside each other are enumerated as values are, if there are no discrete sites as well.
+    """A plan that enumerates every discrete site of the guide, if asked for or, under "auto", cheap or marked.
 
-    Or why "auto" passes over what is small enough; empty where nothing is.
+    Or why "auto" passes over what is small enough; empty where nothing is. Draws that a continuous site wants beside
+    each other are enumerated as values are, if there are no discrete sites as well.
     """
     discrete = [s for s in sites if s.family not in (None, Family.CONTINUOUS)]
     repeated = any(draws_asked_for(s.message) > 1 for s in sites)

@@ -196,7 +196,7 @@ class _Run:
         if not observed:
             return
         plates, name = plates_of(msg), observed[0]
-        sizes = {f.dim: size for f, size in plate_sizes([msg]).items()}
+        sizes = {f.dim or 0: size for f, size in plate_sizes([msg]).items()}
         shape = tuple(sizes.get(d, 1) for d in range(min(sizes, default=0), 0))
         if len(observed) > 1 or plates != plates_of(single.nodes[name]):
             name = " + ".join(observed)

@@ -213,8 +213,8 @@ class EnumerateSites(SiteMessenger):
         msg["value"], msg["done"] = value, True
 
     def _returning(self) -> set[int]:
-        """Dims of sites that are out of scope for now: a `pyro.markov(..., keep=True)` that is gone through again brings
-        its sites back, beside those of now."""
+        """Dims of sites that are out of scope for now: `pyro.markov(..., keep=True)` brings its sites back when it is
+        gone through again, beside those of now."""
         contexts = [handler for handler in _PYRO_STACK if isinstance(handler, MarkovMessenger)]
         if not any(context.keep for context in contexts):
             return set()
