@@ -22,18 +22,12 @@ import typer
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
-from benchmarks.soundness import example_chains, example_packages, example_populations
-from benchmarks.soundness.example_programs import EXAMPLES, Example
+from benchmarks.examples.catalogue import names
+from benchmarks.examples.example import EXAMPLES, Example
 from pyro_discrete import TraceELBO
 from pyro_discrete.errors import DiscreteInferenceError
 
-__all__ = ["measured", "names", "verdict"]
-
-
-def names() -> list[str]:
-    """Of all examples; importing the others has entered them too."""
-    assert all((example_chains.sequences, example_populations.captures, example_packages.Carrier))
-    return list(EXAMPLES)
+__all__ = ["measured", "verdict"]
 
 
 def measured(made: Example, elbo: Any) -> tuple[float, dict[str, Tensor]]:

@@ -21,8 +21,8 @@ import torch
 import typer
 from pyro.infer import TraceEnum_ELBO
 
-from benchmarks.soundness.example_programs import EXAMPLES, Example
-from benchmarks.soundness.pyro_examples import names
+from benchmarks.examples.catalogue import names
+from benchmarks.examples.example import EXAMPLES, Example
 from pyro_discrete import TraceELBO
 
 __all__ = ["Timed", "timed"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.examples.catalogue import names
 from benchmarks.soundness import pyro_examples
 from benchmarks.soundness.generated import Task, examined
 from benchmarks.soundness.pyro_suite import judged
@@ -82,7 +83,7 @@ def doubles():
     torch.set_default_dtype(before)
 
 
-@pytest.mark.parametrize("name", pyro_examples.names())
+@pytest.mark.parametrize("name", names())
 def test_the_loss_of_an_example_is_pyros(name, doubles):
     """And its gradients."""
     kind, text = pyro_examples.verdict(name)

@@ -14,8 +14,8 @@ from pyro.distributions import TorchDistribution
 from pyro.infer import config_enumerate
 from torch import Tensor, nn
 
-from benchmarks.soundness.example_chains import taken
-from benchmarks.soundness.example_programs import PARALLEL, Example, at_means, example, joined
+from benchmarks.examples.chains import taken
+from benchmarks.examples.example import PARALLEL, Example, at_means, example, joined
 
 __all__ = ["Carrier", "Image"]
 
