@@ -182,10 +182,11 @@ def _check_same_shape(name: str, guide_msg: Any, model_msg: Any) -> None:
         return batch
 
     g, m = guide_msg["fn"], model_msg["fn"]
-    if shape(guide_msg) == shape(model_msg) and tuple(g.event_shape) == tuple(m.event_shape):
-        return
-    if model_msg["value"].shape == guide_msg["value"].shape and _as_wide(guide_msg, model_msg):
-        return  # a batch shape that the value, and its log-probability, do not show
+    if tuple(g.event_shape) == tuple(m.event_shape):
+        if shape(guide_msg) == shape(model_msg):
+            return
+        if model_msg["value"].shape == guide_msg["value"].shape and _as_wide(guide_msg, model_msg):
+            return  # a batch shape that the value, and its log-probability, do not show
     plates = [sorted(p.name for p in plates_of(msg)) or "none" for msg in (guide_msg, model_msg)]
     raise SiteShapeError(
         f"Site {name!r} has batch shape {tuple(g.batch_shape)} and event shape {tuple(g.event_shape)} in the guide "
