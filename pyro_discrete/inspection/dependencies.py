@@ -164,13 +164,17 @@ class _Mark(Messenger):
     def __init__(self, provenance: Provenance) -> None:
         super().__init__()
         self.provenance = provenance
+        self.chosen = False
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.chosen = msg["value"] is not None  # a plate's elements, by its `subsample`
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             size, numbers = msg["fn"].size, msg["value"]
             with self.provenance.unwatched():
                 whole = torch.is_tensor(numbers) and torch.equal(numbers, torch.arange(size, device=numbers.device))
-            if whole:
+            if whole and not self.chosen:
                 self.provenance.mark_constant(numbers)
         elif is_latent(msg) and isinstance(msg["value"], Tensor):
             discrete = family_of(msg["fn"]) not in (None, Family.CONTINUOUS)

@@ -306,6 +306,7 @@ class Provenance:
         present = {self._key(tensor) for tensor in read}
         for tensor in written_tensors(func, args, kwargs):
             key = self._key(tensor)
+            self._constants.pop(key or 0, None)
             if key is not None and key not in self._origin and names:
                 self.escaped("a value is written in place into a tensor that was there before")
             if key is not None and (names or key in self._origin):
@@ -324,7 +325,7 @@ class Provenance:
         return result
 
     def _may_be_read(self, read: Sequence[Tensor]) -> bool:
-        return self.reading_allowed or all(self._key(tensor) in self._constants for tensor in read)
+        return self.reading_allowed or (bool(read) and all(self._key(t) in self._constants for t in read))
 
 
 class _Operations(TorchDispatchMode):

@@ -193,11 +193,12 @@ def test_the_plan_says_what_is_left_out():
     assert "the terms that its draw can change" in str(elbo.plan)
 
 
-@pytest.mark.parametrize("size", [None, 2, "given"])
+@pytest.mark.parametrize("size", [None, 2, "in order", "given"])
 def test_a_loop_over_a_whole_plate_reads_numbers_that_never_change(size):
     def program(observe):
         def run():
-            given = {"subsample": torch.tensor([2, 0, 1])} if size == "given" else {"subsample_size": size}
+            orders = {"given": [2, 0, 1], "in order": [0, 1, 2]}
+            given = {"subsample": torch.tensor(orders[size])} if size in orders else {"subsample_size": size}
             for i in pyro.plate("loop", 3, **given):
                 with pyro.plate(f"elements_{i}", 2):
                     z = pyro.sample(f"z{i}", dist.Bernoulli(torch.tensor([0.3, 0.6])))
