@@ -174,13 +174,13 @@ def reason(text: str) -> str:
 
 def main(
     source: Annotated[Path, typer.Option(help="A checkout of Pyro, which holds tests/.", exists=True, file_okay=False)],
-    file: Annotated[list[str] | None, typer.Option(help="A file of tests, from the checkout's root.")] = None,
+    file: Annotated[list[str] | None, typer.Option(help="A file of tests, or its name: enum, gradient ...")] = None,
     select: Annotated[str, typer.Option(help="Which tests, as pytest's -k.")] = "",
     stock: Annotated[Path | None, typer.Option(help="A JSON file of Pyro's own results, written if new.")] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the results.")] = None,
 ) -> None:
     """Run the tests as they are and with our ELBO, and print a table."""
-    files = tuple(file or FILES)
+    files = tuple(f if "/" in f else f"tests/infer/test_{f}.py" for f in file or FILES)
     missing = [f for f in files if not (source / f).is_file()]
     if missing:
         raise typer.BadParameter(f"{source} has no {', '.join(missing)}: a checkout of pyro-ppl/pyro is expected.")
