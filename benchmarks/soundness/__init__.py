@@ -1,1 +1,1 @@
-"""Whether the package still computes what it did."""
+"""Whether the package still computes what it did, and what Pyro does."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,24 +75,54 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 _FOUND: pytest.StashKey[dict[str, dict[str, str]]] = pytest.StashKey()
+_RAISED: pytest.StashKey[dict[str, str]] = pytest.StashKey()
+
+
+def _own_error(error: BaseException | None) -> str:
+    """The text of the package's own error behind an error, or nothing."""
+    while error is not None:
+        if isinstance(error, DiscreteInferenceError):
+            return f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Note what comes of each `pytest.raises`: a test may expect an error of Pyro's, by its type and its words."""
+    noted = item.stash[_RAISED] = {}
+    kind = type(pytest.raises(KeyError))
+    leave = kind.__exit__
+
+    def noting(self: Any, of: Any, error: BaseException | None, trace: Any) -> Any:
+        noted["raised"] = _own_error(error) if error is not None else "nothing"
+        return leave(self, of, error, trace)
+
+    kind.__exit__ = noting  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        kind.__exit__ = leave  # type: ignore[method-assign]
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
-    """Note the outcome of each test, with the error and whether it is one of the package's own."""
+    """Note the outcome of each test, with the error and whether one was expected."""
     outcome = yield
     report = outcome.get_result()
     if report.when != "call" and report.outcome == "passed":
         return
     found = {"outcome": "xfailed" if hasattr(report, "wasxfail") and report.skipped else report.outcome}
     if call.excinfo is not None and report.outcome == "failed":
-        error: BaseException | None = call.excinfo.value
+        error = call.excinfo.value
         found["error"] = f"{type(error).__name__}: {str(error)[:400]}"
-        while error is not None:
-            if isinstance(error, DiscreteInferenceError):
-                found["refused"] = f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
-                break
-            error = error.__cause__ or error.__context__
+        raised = item.stash.get(_RAISED, {}).get("raised", "")
+        if isinstance(error, pytest.fail.Exception) and raised == "nothing":
+            found["answered"] = "yes"
+        elif refused := _own_error(error):
+            found["refused"] = refused
+            if raised == refused:
+                found["expected"] = "yes"
     item.config.stash[_FOUND][item.nodeid] = found
 
 

@@ -18,6 +18,7 @@ import pyro
 import torch
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from pyro.util import get_rng_state
 from torch import Tensor
 from torch.distributions import Independent
@@ -168,14 +169,27 @@ UNKNOWN = Dependencies(reason="not looked for")
 
 
 class _Mark(Messenger):
-    """Marks latent draws as they are made, or met again in the model."""
+    """Marks latent draws as they are made, or met again in the model.
+
+    And, as constants, the numbers of a whole plate's elements, which a loop over the plate reads.
+    """
 
     def __init__(self, provenance: Provenance) -> None:
         super().__init__()
         self.provenance = provenance
+        self.chosen = False
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.chosen = msg["value"] is not None  # a plate's elements, by its `subsample`
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if is_latent(msg) and isinstance(msg["value"], Tensor):
+        if site_is_subsample(msg):
+            size, numbers = msg["fn"].size, msg["value"]
+            with self.provenance.unwatched():
+                whole = torch.is_tensor(numbers) and torch.equal(numbers, torch.arange(size, device=numbers.device))
+            if whole and not self.chosen:
+                self.provenance.mark_constant(numbers)
+        elif is_latent(msg) and isinstance(msg["value"], Tensor):
             discrete = family_of(msg["fn"]) not in (None, Family.CONTINUOUS)
             self.provenance.mark(msg["value"], [msg["name"]], element_axis(msg["fn"]) if discrete else None)
 

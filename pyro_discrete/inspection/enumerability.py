@@ -8,19 +8,19 @@ own value if no other element's reaches them. Both are tried here, with rows and
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
-from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
 from pyro_discrete.errors import DiscreteInferenceError, in_a_line
 from pyro_discrete.inspection.trial import Trial, check_rows, spread_values, unused_size, value_of_attempt
-from pyro_discrete.programs.dims import plates_of
-from pyro_discrete.programs.pair import KeepSubsamples, Pair, trace_pair
+from pyro_discrete.programs.dims import plate_sizes, plates_of
+from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, trace_pair
 from pyro_discrete.programs.sites import Site, latent_sites, sample_sites, site_log_prob
 
 __all__ = [
@@ -135,7 +135,7 @@ def marked_trial(pair: Pair, max_plate_nesting: float) -> Trial | None:
 
 def _is_too_wide(msg: Any, sites: Iterable[Any]) -> bool:
     """Whether a term has a dim of a size that neither a plate around it nor an enumerated site's values have."""
-    sizes = {f.dim: {f.size} for f in plates_of(msg) if f.dim is not None}
+    sizes = {f.dim: {size} for f, size in plate_sizes([msg]).items()}
     for other in sites:
         dim = other["infer"].get("_enumerate_dim")
         if dim is not None:
@@ -157,33 +157,53 @@ def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site]) -> dict[str, 
     """The plates whose elements share terms: their names, and the first such term, in words.
 
     All sites of a plate are given other values at some of its elements: terms of the others have to stay as they were.
+    Noise of the program's own (dropout) is the same in every run; a term that changes all the same shows nothing.
     """
     drawn = {s.name: s for s in sites}
-    plates = {p for s in drawn.values() for p in s.plates if p.vectorized and p.size > 1}
+    plates = {p: size for p, size in plate_sizes(s.message for s in drawn.values()).items() if size > 1}
     fixed = {n: m["value"] for n, m in (latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)).items()}
+
+    def run(values: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+        pyro.set_rng_seed(0)
+        return [sample_sites(trace) for trace in trace_pair(pair, trial.subsamples, {**fixed, **values})]
+
     found = {}
-    for plate in sorted(plates, key=lambda p: p.dim or 0):
-        group = [s for s in drawn.values() if plate in s.plates]
-        joined = _joined_in(pair, trial, plate, group, fixed)
-        if joined:
-            found[plate.name] = joined
+    with on_trial():
+        for plate in sorted(plates, key=lambda p: p.dim or 0):
+            group = [s for s in drawn.values() if plate in s.plates]
+            joined = _joined_in(run, plate, plates[plate], group)
+            if joined:
+                found[plate.name] = joined
     return found
 
 
-def _joined_in(pair: Pair, trial: Trial, plate: Any, group: Sequence[Site], fixed: Mapping[str, Any]) -> str:
+def _joined_in(
+    run: Callable[[Mapping[str, Tensor]], list[dict[str, Any]]], plate: Any, size: int, group: Sequence[Site]
+) -> str:
     """The first term that joins elements of a plate, of whose sites these are the discrete ones."""
+    unsteady: set[tuple[int, str]] | None = None
     for first in (0, 2):
-        one, other = ({**fixed, **{s.name: value_of_attempt(s, first + k) for s in group}} for k in (0, 1))
-        ends = [trace_pair(pair, trial.subsamples, values) for values in (one, other)]
-        for number, moved in enumerate(_halves(plate.size)):
+        one, other = ({s.name: value_of_attempt(s, first + k) for s in group} for k in (0, 1))
+        ends = run(one), run(other)
+        if unsteady is None:
+            unsteady = _differing(ends[0], run(one))
+        for moved in _halves(size):
             given = {s.name: torch.where(_along(moved, plate, s), other[s.name], one[s.name]) for s in group}
-            mixed = [trace_pair(pair, trial.subsamples, {**fixed, **given}) for _ in range(2 if number == 0 else 1)]
-            runs = [*ends, mixed[0], mixed[1] if number == 0 else None]
-            for where in (0, 1):
-                found = _joined([None if run is None else run[where] for run in runs], plate, moved)
+            for where, sites_of in enumerate(zip(*ends, run(given), strict=True)):
+                found = _joined(*sites_of, plate, moved, {name for place, name in unsteady if place == where})
                 if found:
                     return found
     return ""
+
+
+def _differing(runs: Sequence[Mapping[str, Any]], again: Sequence[Mapping[str, Any]]) -> set[tuple[int, str]]:
+    """Terms of guide (0) and model (1) that are not the same in two runs of the same values."""
+    return {
+        (where, name)
+        for where, (sites, others) in enumerate(zip(runs, again, strict=True))
+        for name, msg in sites.items()
+        if name not in others or not torch.equal(_term(msg), _term(others[name]))
+    }
 
 
 def _halves(size: int) -> list[Tensor]:
@@ -198,16 +218,22 @@ def _along(moved: Tensor, plate: Any, site: Site) -> Tensor:
     return moved.reshape(-1, *[1] * (-plate.dim - 1 + site.event_dim)).to(site.distribution.sample().device)
 
 
-def _joined(traces: Sequence[Trace | None], plate: Any, moved: Tensor) -> str:
-    one, other, mixed, again = ({} if trace is None else sample_sites(trace) for trace in traces)
+def _joined(
+    one: Mapping[str, Any],
+    other: Mapping[str, Any],
+    mixed: Mapping[str, Any],
+    plate: Any,
+    moved: Tensor,
+    skipped: Collection[str],
+) -> str:
     if one.keys() != mixed.keys() or other.keys() != mixed.keys():
         return ""  # said where sites that change are refused
     for name, msg in mixed.items():
-        if plate not in plates_of(msg) or (again and not torch.equal(_term(msg), _term(again[name]))):
+        if plate not in plates_of(msg) or name in skipped:
             continue
         terms = [_term(sites[name]) for sites in (one, other)]
         shape = torch.broadcast_shapes(*(t.shape for t in (*terms, _term(msg))))
-        if len(shape) < -plate.dim or shape[plate.dim] != plate.size:
+        if len(shape) < -plate.dim or shape[plate.dim] != len(moved):
             continue  # it has no elements to tell apart
         where = moved.reshape(-1, *[1] * (-plate.dim - 1)).to(terms[0].device)
         expected = torch.where(where, terms[1].expand(shape), terms[0].expand(shape))

@@ -202,6 +202,7 @@ class Provenance:
         self._origin: dict[int, tuple[StorageWeakRef, Names]] = {}
         self._elements: Names = NOTHING
         self._axes: dict[int, tuple[Tensor, int]] = {}
+        self._constants: dict[int, Tensor] = {}
         self._modes: tuple[_Operations, _Exits] | None = None
         self.quiet = False
         self.reading_allowed = False
@@ -237,6 +238,12 @@ class Provenance:
         if axis is not None:
             self._elements |= names
             self._axes[id(tensor)] = (tensor, axis)
+
+    def mark_constant(self, tensor: Tensor) -> None:
+        """Python may read the tensor, and what shares its memory: it holds the same values in every run."""
+        key = self._key(tensor)
+        if key is not None:
+            self._constants[key] = tensor
 
     def axis_of(self, tensor: Tensor) -> int | None:
         """The dim, from the right, whose entry i comes from the elements i alone; None if that is not known."""
@@ -287,7 +294,7 @@ class Provenance:
         """Run one operation of the dispatcher and note what its results come from."""
         read = [v for v in tree_leaves((args, dict(kwargs))) if isinstance(v, Tensor)]
         names = NOTHING if func.overloadpacket.__name__ in _SHAPES_ALONE else self.of(*read)
-        if torch.Tag.data_dependent_output in func.tags and not self.reading_allowed:
+        if torch.Tag.data_dependent_output in func.tags and not self._may_be_read(read):
             self.escaped(f"Python reads a tensor's value ({func.overloadpacket.__name__})")
         if torch.Tag.dynamic_output_shape in func.tags and not _keeps_shape(func, args):
             self.escaped(f"a shape depends on values ({func.overloadpacket.__name__})")
@@ -299,6 +306,7 @@ class Provenance:
         present = {self._key(tensor) for tensor in read}
         for tensor in written_tensors(func, args, kwargs):
             key = self._key(tensor)
+            self._constants.pop(key or 0, None)
             if key is not None and key not in self._origin and names:
                 self.escaped("a value is written in place into a tensor that was there before")
             if key is not None and (names or key in self._origin):
@@ -315,6 +323,9 @@ class Provenance:
                 if axis is not None:
                     self._axes[id(tensor)] = (tensor, axis)
         return result
+
+    def _may_be_read(self, read: Sequence[Tensor]) -> bool:
+        return self.reading_allowed or (bool(read) and all(self._key(t) in self._constants for t in read))
 
 
 class _Operations(TorchDispatchMode):

@@ -182,10 +182,11 @@ def _check_same_shape(name: str, guide_msg: Any, model_msg: Any) -> None:
         return batch
 
     g, m = guide_msg["fn"], model_msg["fn"]
-    if shape(guide_msg) == shape(model_msg) and tuple(g.event_shape) == tuple(m.event_shape):
-        return
-    if model_msg["value"].shape == guide_msg["value"].shape and _as_wide(guide_msg, model_msg):
-        return  # a batch shape that the value, and its log-probability, do not show
+    if tuple(g.event_shape) == tuple(m.event_shape):
+        if shape(guide_msg) == shape(model_msg):
+            return
+        if model_msg["value"].shape == guide_msg["value"].shape and _as_wide(guide_msg, model_msg):
+            return  # a batch shape that the value, and its log-probability, do not show
     plates = [sorted(p.name for p in plates_of(msg)) or "none" for msg in (guide_msg, model_msg)]
     raise SiteShapeError(
         f"Site {name!r} has batch shape {tuple(g.batch_shape)} and event shape {tuple(g.event_shape)} in the guide "
@@ -408,6 +409,7 @@ def check_rows(pair: Pair, trial: Trial, rows: int) -> RowsVerdict:
 
 def spread_values(trial: Trial, rows: int, only: Collection[str] | None = None) -> dict[str, Tensor]:
     """For each discrete site of finite support, rows of values from all over it; the trial's where `only` excludes it.
+    A continuous site that `only` names has rows of draws.
 
     The first row holds the first value throughout and the second the last one, so that `any` and `all` of a row tell it
     from the others; the rest is drawn uniformly.
@@ -418,11 +420,15 @@ def spread_values(trial: Trial, rows: int, only: Collection[str] | None = None) 
         if only is not None and name not in only:
             values[name] = msg["value"]
             continue
-        if family_of(fn) in (None, Family.CONTINUOUS) or not math.isfinite(cardinality(base)):
+        padding = (1,) * (trial.batch_dims - len(fn.batch_shape))
+        if family_of(fn) in (None, Family.CONTINUOUS):
+            if only is not None:
+                values[name] = fn.sample(torch.Size((rows, *padding)))
+            continue
+        if not math.isfinite(cardinality(base)):
             continue
         support = element_support(fn)
         copies = tuple(fn.event_shape[: fn.event_dim - len(base.event_shape)])
-        padding = (1,) * (trial.batch_dims - len(fn.batch_shape))
         index = torch.randint(len(support), (rows, *padding, *fn.batch_shape, *copies), device=support.device)
         index[0], index[1] = 0, len(support) - 1
         values[name] = support[index]

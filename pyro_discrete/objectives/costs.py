@@ -214,8 +214,9 @@ class Costs:
         plates = frozenset(p for p in self.order.plates[name] if p.dim is not None)
         if not plates:
             return plates
-        fixed = dict(_iterations(self.order.plates[name]))
-        crossed = {p for p in self.order.escapes(name) if p.dim is not None}
+        escapes = self.order.escapes(name)
+        fixed = dict(_iterations(p for p in self.order.plates[name] if p not in escapes))
+        crossed = {p for p in escapes if p.dim is not None}
         for group in self.groups:
             here = all(fixed.get(plate, count) == count for plate, count in group.iterations)
             if here and not plates <= group.plates and self._touches(name, group):

@@ -52,7 +52,15 @@ from pyro_discrete.planning.select import Selection
 from pyro_discrete.planning.shared_terms import SharedTerms, check_rows_apart
 from pyro_discrete.programs.dims import Columns, Layout, plates_of
 from pyro_discrete.programs.pair import Pair
-from pyro_discrete.programs.sites import Site, latent_sites, number_of_values, sample_sites, why_not_enumerable
+from pyro_discrete.programs.sites import (
+    Site,
+    draws_asked_for,
+    is_marked,
+    latent_sites,
+    number_of_values,
+    sample_sites,
+    why_not_enumerable,
+)
 from pyro_discrete.sums.enumerated_sites import BudgetError, check_table, refuse_unguided
 from pyro_discrete.sums.marginalisation import (
     NoLeadingDimsError,
@@ -218,13 +226,13 @@ def plan_site(
     site: Site, selection: Selection, layout: Layout, situation: Situation | None = None, order: Order | None = None
 ) -> tuple[SitePlan, Estimator | None]:
     """A site's line of the plan, and its estimator: None for a reparameterised one."""
+    said = "; its infer's num_samples is not read" if "num_samples" in site.message["infer"] else ""
     if site.family is None:
-        return SitePlan(site.name, "reparameterised", "pathwise", 1, "continuous and reparameterised"), None
+        return SitePlan(site.name, "reparameterised", "pathwise", 1, "continuous and reparameterised", said), None
     estimator, why = selection.estimator(site, situation, layout.shares(site.plates))
     if isinstance(estimator, Enumerate):
         _check_support(site, estimator)
     notes = note_when_met_late(estimator) if order is None else ""
-    said = "; its infer's num_samples is not read" if "num_samples" in site.message["infer"] else ""
     if order is not None and site.name in order.position:
         known = order.dependencies
         unmoved = sum(not known.influences(site.name, term) for term in known.terms)
@@ -295,23 +303,26 @@ def _enumeration_plan(
     known: Callable[[], Dependencies],
     coupled: str,
 ) -> Plan | str:
-    """A plan that enumerates every discrete site of the guide, if asked for or, under "auto", cheap.
+    """A plan that enumerates every discrete site of the guide, if asked for or, under "auto", cheap or marked.
 
-    Or why "auto" passes over what is small enough; empty where nothing is.
+    Or why "auto" passes over what is small enough; empty where nothing is. Draws that a continuous site wants beside
+    each other are enumerated as values are, if there are no discrete sites as well.
     """
     discrete = [s for s in sites if s.family not in (None, Family.CONTINUOUS)]
-    if not objective.may_enumerate or not discrete:
+    repeated = any(draws_asked_for(s.message) > 1 for s in sites)
+    if not objective.may_enumerate or not (discrete or repeated):
         return ""
     everything = discrete + marginal
-    explicit, settings = selection.wants_enumeration(discrete)
+    marked, (explicit, settings) = False, selection.wants_enumeration(discrete)
     if explicit and any(selection.left_to_auto(s) and not _fits(s, settings) for s in discrete):
         explicit = False  # a site that nobody named cannot be had: the named ones get the local expectation
     auto = may_enumerate and all(map(selection.left_to_auto, discrete))
     if not explicit:
-        cheap = cheap_enumeration(pair, trial, discrete, marginal, known) if auto else None
-        if cheap is None:
+        marked = auto and bool(discrete) and all(is_marked(s.message) and _fits(s, settings) for s in discrete)
+        cheap = cheap_enumeration(pair, trial, discrete, marginal, known) if auto and not marked else None
+        if cheap is None and not marked:
             return ""
-        settings = cheap
+        settings = cheap or settings
     separated, joined = {}, ""
     if explicit and any(s.cardinality > CHEAP_SUPPORT for s in discrete):
         separated, joined = _separated(pair, trial, discrete, selection.particles, settings, known)
@@ -343,6 +354,7 @@ def _enumeration_plan(
     for site in sites:
         if site in discrete:
             why = "asked for" if explicit else f"auto: at most {CHEAP_SUPPORT} joint values in a sum"
+            why = "auto: marked for enumeration" if marked else why
             number = f"{int(site.cardinality)} joint values"
             if site.name in separated:
                 number = f"{separated[site.name]} values an element, summed over one by one, as no term joins elements"
@@ -352,6 +364,8 @@ def _enumeration_plan(
             planned.append(line)
         else:
             planned.append(SitePlan(site.name, _kind(site), "reinforce", 1, "continuous: the score function"))
+        if isinstance(way, Parallel) and draws_asked_for(site.message) > 1:
+            planned[-1].notes = f"; the mean over {draws_asked_for(site.message)} draws (num_samples)"
     planned += map(_marginal_plan, marginal)
     reason = ""
     if joint:

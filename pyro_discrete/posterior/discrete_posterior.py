@@ -29,7 +29,7 @@ from pyro_discrete.errors import (
 )
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
-from pyro_discrete.inspection.enumerability import joined_elements
+from pyro_discrete.inspection.enumerability import joined_elements, marked_trial
 from pyro_discrete.inspection.trial import Trial, check_data, check_rows, crossing_site, plain_trial
 from pyro_discrete.posterior.conditional import Conditional, check_same_shapes, decoded_shares, joined, of_shares
 from pyro_discrete.posterior.mixtures import Part, averaged
@@ -232,7 +232,13 @@ class PosteriorRuns:
     def __init__(self, pair: Pair, num_samples: int) -> None:
         self.num_samples = num_samples
         self.pair = Pair(Unmarked()(pair.model), Unmarked()(pair.guide), pair.args, pair.kwargs)
-        self.trial: Trial = _trial(self.pair)
+        self.marked_alone: EnumerationError | None = None
+        try:
+            self.trial: Trial = _trial(self.pair)
+        except (ValueError, RuntimeError, IndexError) as error:
+            self.marked_alone = _marked_alone(pair, error)
+            self.pair = Pair(_draws_nothing, self.pair.guide, pair.args, pair.kwargs)
+            self.trial = _trial(self.pair)
         _refuse_swapped(self.trial)
         marginal = marginal_sites(self.trial)
         self.guide_sites = {n: Site(m) for n, m in latent_sites(self.trial.guide_trace).items()}
@@ -746,6 +752,7 @@ class PosteriorRuns:
     @torch.no_grad()
     def predicted(self, part: Conditional) -> Values:
         """Observed sites drawn anew, given draws of the latent ones: `[rows, *batch, *event]`."""
+        self.check_runs()
         values = part.draws | part.decoded()
         model = UnconditionSites()(self.rowed(self.pair.model, part.rows if part.in_rows else None))
         given = {n: self.padded(n, v) if part.in_rows else v[0] for n, v in values.items()}
@@ -760,6 +767,11 @@ class PosteriorRuns:
         latent = values.keys() | {n for n, m in nodes.items() if is_latent(m)}
         again = {n: m for n, m in sample_sites(trace).items() if n not in latent and _is_drawn_anew(m)}
         return {n: torch.as_tensor(m["value"]).reshape(1, *m["fn"].shape()) for n, m in again.items()}
+
+    def check_runs(self) -> None:
+        """Raise `EnumerationError` if the model does not run on single values."""
+        if self.marked_alone is not None:
+            raise self.marked_alone
 
     def padded(self, name: str, value: Tensor) -> Tensor:
         """Values `[rows, *batch, *event]` with the dims of plates that the site is not in."""
@@ -808,6 +820,27 @@ def _trial(pair: Pair) -> Trial:
     with on_trial(), torch.no_grad():
         check_data(pair, trial)
     return trial
+
+
+def _marked_alone(pair: Pair, error: Exception) -> EnumerationError:
+    """What to say of a model that runs only while marked sites are enumerated: the guide alone has the posterior.
+
+    Raises `error` of any other model, and `EnumerationError` where the model has latent sites of its own.
+    """
+    if isinstance(error, DiscreteInferenceError):
+        raise error
+    with on_trial():
+        marked = marked_trial(pair, math.inf)
+    if marked is None:
+        raise error
+    found = EnumerationError(
+        "The model runs only while sites are enumerated in parallel, as it marks them: on single values, of which "
+        f"this is asked, it raises {in_a_line(error)}. Index from the right so that single values can be read too."
+    )
+    found.__cause__ = error
+    if latent_sites(marked.model_trace).keys() - latent_sites(marked.guide_trace).keys():
+        raise found
+    return found
 
 
 def _refuse_swapped(trial: Trial) -> None:

@@ -42,6 +42,7 @@ class PosteriorMethods:
         ones. Returns what the model returns, as in Pyro (a trace around has the sites); of a model that returns
         nothing, the draws by site. `DiscretePosterior.samples` gives many at once."""
         runs = PosteriorRuns(Pair(model, guide, args, kwargs), 1)
+        runs.check_runs()
         part = runs.of_one_draw(random_value, runs.pair.guide, {})
         values = {n: v[0] for n, v in (part.draws | part.decoded()).items()}
         with torch.no_grad():

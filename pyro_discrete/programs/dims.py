@@ -16,6 +16,7 @@ __all__ = [
     "Columns",
     "Frames",
     "Layout",
+    "plate_sizes",
     "plates_of",
     "subsampling_scale",
 ]
@@ -43,6 +44,21 @@ def plates_of(msg: Any) -> frozenset[CondIndepStackFrame]:
 @lru_cache(maxsize=1024)  # every step asks for the same ones several times
 def _plates(frames: tuple[tuple[Any, ...], ...]) -> frozenset[CondIndepStackFrame]:
     return frozenset([_Plate(*f) for f in frames if f[0] != ROWS_PLATE])
+
+
+def plate_sizes(sites: Iterable[Any]) -> dict[CondIndepStackFrame, int]:
+    """The number of elements of each plate with a dim around these sites, of which each has a batch shape.
+
+    `pyro.plate("data")` states none: it is as large as what is drawn in it.
+    """
+    found: dict[CondIndepStackFrame, int] = {}
+    for msg in sites:
+        batch = getattr(msg["fn"], "batch_shape", ())
+        for frame in plates_of(msg):
+            if frame.dim is not None:
+                shown = batch[frame.dim] if len(batch) >= -frame.dim else 1
+                found[frame] = max(frame.size if frame.size > 0 else shown, found.get(frame, 1))
+    return found
 
 
 def subsampling_scale(plates: Iterable[CondIndepStackFrame]) -> float:

@@ -36,6 +36,7 @@ __all__ = [
     "base_distribution",
     "cardinality",
     "drawn",
+    "draws_asked_for",
     "element_support",
     "family_of",
     "first",
@@ -43,6 +44,7 @@ __all__ = [
     "guide_terms",
     "is_deterministic",
     "is_latent",
+    "is_marked",
     "is_observed_delta",
     "is_random_observation",
     "joint_support",
@@ -439,6 +441,18 @@ def guide_log_prob(msg: Any, estimator: Estimator | None) -> tuple[Tensor, Tenso
         return log_q, None, log_q
     bare = without_mask(fn)
     return log_q, log_mass if bare is fn else log_prob(bare, msg), None
+
+
+def is_marked(msg: Any) -> bool:
+    """Whether Pyro's mark asks for a site's exact sum."""
+    return bool(msg["infer"].get("enumerate"))
+
+
+def draws_asked_for(msg: Any) -> int:
+    """How many draws a continuous site is to have beside each other: Pyro's mark for enumeration with `num_samples`."""
+    number = msg["infer"].get("num_samples")
+    many = msg["infer"].get("enumerate") == "parallel" and family_of(msg["fn"]) in (None, Family.CONTINUOUS)
+    return int(number) if many and number else 1
 
 
 def number_of_values(site: Site) -> int:

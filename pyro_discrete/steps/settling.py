@@ -17,7 +17,7 @@ from pyro_discrete.objectives.base import Objective
 from pyro_discrete.planning.plan import ESCAPES, Exact, Jointly, OneByOne, Parallel, Plan
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair, trace_pair
-from pyro_discrete.programs.sites import Site, family_of, latent_sites
+from pyro_discrete.programs.sites import Site, draws_asked_for, family_of, is_marked, latent_sites
 from pyro_discrete.steps.enumerated.jointly import ONE_BY_ONE
 from pyro_discrete.steps.step import WAYS
 from pyro_discrete.sums.enumerated_sites import BudgetError, OutOfScopeError
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 FEW = 16
-"""So many joint values "auto" goes through one by one, where a program cannot be given all at once."""
+"""So many joint values of sites without a mark "auto" goes through one by one, where it cannot be given all at once."""
 
 
 def settled(plan: Plan, pair: Pair, objective: Objective, trial: Trial) -> Plan | str:
@@ -56,11 +56,15 @@ def settled(plan: Plan, pair: Pair, objective: Objective, trial: Trial) -> Plan 
     if isinstance(found, Plan):
         # what "auto" took is small here: larger batches may come
         return found if way.explicit else replace(found, way=replace(found.way, settings=Enumerate()))  # type: ignore[call-arg]
+    if not _drawn(trial):  # draws beside each other cannot be had: one is enough
+        return found
     if not way.explicit:
         joint = math.prod(
             s.cardinality for s in map(Site, latent_sites(trial.guide_trace).values()) if s.family is not None
         )
-        if isinstance(way, Jointly) or joint > FEW or _coupled(trial) or not _runs_over_values(pair, trial):
+        marked = all(is_marked(trial.guide_trace.nodes[n]) for n in _drawn(trial))
+        by_value = joint <= ONE_BY_ONE if marked else joint <= FEW and _runs_over_values(pair, trial)
+        if isinstance(way, Jointly) or _coupled(trial) or not by_value:
             return found
         try:
             return _one_by_one(plan, pair, trial, objective, found)
@@ -188,7 +192,7 @@ def _why_not_rows(plan: Plan, pair: Pair, trial: Trial) -> str:
     """Why the program cannot be given the values over leading dims: at the sites summed over, or at all of them."""
     if not isinstance(plan.way, Parallel):  # a row holds values of every site
         return check_rows(pair, trial, 1).reason
-    return why_not_over_values(pair, trial, _discrete(trial))
+    return why_not_over_values(pair, trial, _discrete(trial) | _repeated(trial))
 
 
 def _coupled(trial: Trial) -> tuple[str, str] | None:
@@ -223,6 +227,14 @@ def _runs_over_values(pair: Pair, trial: Trial) -> bool:
 def _discrete(trial: Trial) -> set[str]:
     sites = latent_sites(trial.guide_trace) | latent_sites(trial.model_trace)
     return {n for n, m in sites.items() if family_of(m["fn"]) not in (None, Family.CONTINUOUS)}
+
+
+def _drawn(trial: Trial) -> set[str]:
+    return _discrete(trial) & latent_sites(trial.guide_trace).keys()
+
+
+def _repeated(trial: Trial) -> set[str]:
+    return {n for n, m in latent_sites(trial.guide_trace).items() if draws_asked_for(m) > 1}
 
 
 def _beside_each_other(plan: Plan, pair: Pair, trial: Trial) -> Exact:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -11,6 +12,8 @@ from pyro.distributions import TorchDistribution
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.enum_messenger import enumerate_site
+from pyro.poutine.markov_messenger import MarkovMessenger
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 from torch.distributions import constraints
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
@@ -197,7 +200,7 @@ class EnumerateSites(SiteMessenger):
     def _enumerate(self, msg: Any, upstream: dict[int, int], local: bool) -> None:
         fn, value = msg["fn"], enumerate_site(msg)
         shown = self._shown(fn.batch_shape)
-        dim, number = self.given.give(msg["name"], {*upstream, *shown} if local else None)
+        dim, number = self.given.give(msg["name"], {*upstream, *shown, *self._returning()} if local else None)
         made, event_dim = -1 - len(fn.batch_shape), fn.event_dim
         support = getattr(value, "_pyro_categorical_support", None)
         if support is not None:  # lets Categorical score its support faster
@@ -213,6 +216,20 @@ class EnumerateSites(SiteMessenger):
         held = {d: upstream[d] for d in self._shown(batch) if d in upstream} | {dim: number}
         msg["infer"] |= {"_enumerate_dim": dim, "_dim_to_id": held}
         msg["value"], msg["done"] = value, True
+
+    def _returning(self) -> set[int]:
+        """Dims of sites that are out of scope for now: `pyro.markov(..., keep=True)` brings its sites back when it is
+        gone through again, beside those of now."""
+        contexts = [handler for handler in _PYRO_STACK if isinstance(handler, MarkovMessenger)]
+        if not any(context.keep for context in contexts):
+            return set()
+        seen: Counter[str] = Counter()
+        for context in contexts:
+            first = 0 if context.keep else max(0, context._pos - context.history)
+            for names in context._stack[first : None if context.keep else context._pos + 1]:
+                seen.update(names)
+        names = [name for name, depth in seen.items() if self._depths.get(name) == depth]
+        return {dim for name in names for dim in self._in_value.get(name, ())}
 
     def _shown(self, shape: Sequence[int]) -> list[int]:
         """The enumerated dims that a shape has."""

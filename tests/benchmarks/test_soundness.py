@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.examples.catalogue import names
 from benchmarks.soundness import pyro_examples
 from benchmarks.soundness.generated import Task, examined
-from benchmarks.soundness.pyro_suite import compared, ran
+from benchmarks.soundness.pyro_suite import judged
+from benchmarks.steps.exact_sums import timed
 from pyro_discrete import TraceELBO
 
 SUITE = """
@@ -30,6 +32,29 @@ def test_refused():
         TraceEnum_ELBO(max_plate_nesting=1).loss(program, program)
     except ValueError as error:
         assert type(error).__name__ != "SiteShapeError", error
+
+
+def test_answered():
+    def program():
+        pyro.sample("z", dist.Bernoulli(0.3), infer={"enumerate": "sequential"})
+    with pytest.raises(NotImplementedError):  # Pyro's, for a site of the model alone
+        TraceEnum_ELBO(max_plate_nesting=0).loss(program, lambda: None)
+
+
+def test_refused_by_both():
+    def program():
+        for _ in range(2):
+            pyro.sample("z", dist.Bernoulli(0.3))
+    with pytest.raises(RuntimeError, match="Multiple sample sites named 'z'"):
+        Trace_ELBO().loss(program, program)
+
+
+def test_shapes():
+    def program():
+        z = pyro.sample("z", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+        assert z.shape == (2,)
+    loss = TraceEnum_ELBO(max_plate_nesting=0).loss(program, program)
+    assert abs(loss) < 1e-4
 
 
 def test_wrong():
@@ -58,7 +83,7 @@ def doubles():
     torch.set_default_dtype(before)
 
 
-@pytest.mark.parametrize("name", pyro_examples.names())
+@pytest.mark.parametrize("name", names())
 def test_the_loss_of_an_example_is_pyros(name, doubles):
     """And its gradients."""
     kind, text = pyro_examples.verdict(name)
@@ -76,6 +101,12 @@ def test_an_example_whose_loss_differs_is_seen(monkeypatch, doubles):
     assert pyro_examples.verdict("mixture")[0] == "wrong"
 
 
+def test_an_example_is_timed_beside_pyro():
+    ours, theirs, ratio = timed("looked_up", 3)
+    assert min(ours, theirs) > 0
+    assert 0.1 < ratio < 10
+
+
 def test_programs_are_chosen_by_their_features():
     """One that is left out is not run."""
     assert examined(Task(3, without=("role:*",))) is None
@@ -88,12 +119,15 @@ def test_a_suite_is_run_with_either_elbo(tmp_path):
     folder = tmp_path / "tests" / "infer"
     folder.mkdir(parents=True)
     (folder / "test_small.py").write_text(SUITE)
-    stock, ours = (ran(tmp_path, ("tests/" + "infer/test_small.py",), whose) for whose in ("stock", "ours"))
-    found = {name.split("::")[1]: kind for name, (kind, _) in compared(stock, ours).items()}
+    results = judged(tmp_path, ("tests/" + "infer/test_small.py",))
+    found = {name.split("::")[1]: kind for name, (kind, _) in results.items()}
     assert found == {
         "test_both[TraceEnum_ELBO]": "passed by both",
         "test_both[Trace_ELBO]": "passed by both",
         "test_refused": "refused",
+        "test_answered": "answered",
+        "test_refused_by_both": "refused by both",
+        "test_shapes": "passed but for shapes",
         "test_wrong": "wrong",
         "test_ours_alone": "passed by ours alone",
         "test_neither": "failed by both",

@@ -57,6 +57,7 @@ FLOORS = {
         .
     """,
     "benchmarks": """
+        examples
         noise
         steps
         learning

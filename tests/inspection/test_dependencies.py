@@ -191,3 +191,24 @@ def test_the_plan_says_what_is_left_out():
     elbo.loss_and_grads(model, guide)
     assert "its signal leaves out 6 of 9 terms" in str(elbo.plan)
     assert "the terms that its draw can change" in str(elbo.plan)
+
+
+@pytest.mark.parametrize("size", [None, 2, "in order", "given"])
+def test_a_loop_over_a_whole_plate_reads_numbers_that_never_change(size):
+    def program(observe):
+        def run():
+            orders = {"given": [2, 0, 1], "in order": [0, 1, 2]}
+            given = {"subsample": torch.tensor(orders[size])} if size in orders else {"subsample_size": size}
+            for i in pyro.plate("loop", 3, **given):
+                with pyro.plate(f"elements_{i}", 2):
+                    z = pyro.sample(f"z{i}", dist.Bernoulli(torch.tensor([0.3, 0.6])))
+                    if observe:
+                        pyro.sample(f"x{i}", dist.Normal(z, 1.0), obs=torch.tensor([0.2, 0.9]))
+
+        return run
+
+    known = find_dependencies(Pair(program(True), program(False), (), {}))
+    assert known.known is (size is None), known.reason
+    if known.known:
+        assert known.influences("z1", ("model", "x1"))
+        assert not known.influences("z1", ("model", "x2"))

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pyro_discrete import TraceELBO
+from pyro_discrete.diagnostics import to_inference_data
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SiteMatchError, SiteShapeError
 from pyro_discrete.planning.plan import Jointly, OneByOne, Parallel
 
@@ -411,3 +412,76 @@ def test_trees_and_matchings_are_discrete(law, logits):
         assert "continuous" not in str(sampled.plan)
     with pytest.raises(DiscreteInferenceError, match="does not serve site 'z'"):
         TraceELBO("gumbel_softmax").loss_and_grads(model, guide)
+
+
+@pytest.mark.parametrize("size", [None, 3])
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_plate_without_a_stated_size_is_as_large_as_what_is_drawn_in_it(size, linked):
+    x, q = torch.tensor([0.3, -1.0, 0.8]), torch.tensor([0.2, 0.5, 0.7])
+
+    def model():
+        with pyro.plate("data", size):
+            z = pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.4)))
+            pyro.sample("x", dist.Normal(z + (z.sum(-1, keepdim=True) if linked else 0.0), 1.0), obs=x)
+
+    def guide():
+        with pyro.plate("data", size):
+            pyro.sample("z", dist.Bernoulli(q))
+
+    values = torch.tensor(list(itertools.product((0.0, 1.0), repeat=3)))
+    log_q = dist.Bernoulli(q).log_prob(values).sum(-1)
+    mean = values + (values.sum(-1, keepdim=True) if linked else 0.0)
+    log_p = (dist.Bernoulli(0.4).log_prob(values) + dist.Normal(mean, 1.0).log_prob(x)).sum(-1)
+    assert TraceELBO("enumerate").loss(model, guide) == pytest.approx(float((log_q.exp() * (log_q - log_p)).sum()))
+    assert to_inference_data(model, guide, num_samples=4).log_likelihood["x"].shape == (1, 4, 3)
+
+
+def test_a_program_for_enumerated_copies_in_a_plate_without_a_stated_size():
+    x, q = torch.tensor([0.3, -1.0]), torch.tensor([[0.2, 0.8, -0.5], [1.0, 0.0, 0.3]])
+    infer = {"enumerate": "parallel", "expand": True}
+
+    def model():
+        with pyro.plate("data"):
+            a = pyro.sample("a", dist.Normal(torch.zeros(2), 1.0))
+            z = pyro.sample("z", dist.OneHotCategorical(torch.ones(2, 3)))
+            mean = a.repeat(3) + z.reshape(-1, 3) @ torch.arange(3.0)
+            pyro.sample("x", dist.Normal(mean.reshape(z.shape[:-1]), 1.0), obs=x)
+
+    def guide():
+        with pyro.plate("data"):
+            pyro.sample("a", dist.Delta(torch.tensor([0.5, 0.1])))
+            pyro.sample("z", dist.OneHotCategorical(logits=q), infer=infer)
+
+    log_q, a = q.log_softmax(-1), torch.tensor([0.5, 0.1])
+    log_p = dist.Normal(a[:, None] + torch.arange(3.0), 1.0).log_prob(x[:, None]) - torch.tensor(3.0).log()
+    exact = (log_q.exp() * (log_q - log_p)).sum() - dist.Normal(0.0, 1.0).log_prob(a).sum()
+    for name in ("enumerate", "auto"):
+        assert TraceELBO(name).loss(model, guide) == pytest.approx(float(exact))
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_elements_are_told_apart_under_noise_of_the_programs_own(linked):
+    """Dropout changes a term from run to run, and does not join elements; a sum over a draw's elements does."""
+    x = torch.tensor([0.3, -1.0, 0.8, 0.1])
+
+    def model():
+        with pyro.plate("data", 4):
+            z = pyro.sample("z", dist.Bernoulli(0.4))
+            noise = torch.nn.functional.dropout(torch.ones(4), 0.5)
+            mean = z + noise + (z.sum(-1, keepdim=True) if linked else 0.0)
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    def guide():
+        with pyro.plate("data", 4):
+            pyro.sample("z", dist.Bernoulli(torch.nn.functional.dropout(torch.full((4,), 0.3), 0.5)))
+
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    elbo = TraceELBO("enumerate")
+    elbo.loss(model, guide)
+    assert isinstance(elbo.plan.way, Jointly if linked else Parallel)
+    assert not torch.equal(state, torch.get_rng_state())  # the step's own noise is drawn from the user's state
+    again = torch.get_rng_state()
+    torch.set_rng_state(state)
+    elbo.loss(model, guide)
+    assert torch.equal(again, torch.get_rng_state())

@@ -136,3 +136,15 @@ def test_programs_with_noise_of_their_own_are_not_taken_for_mixing_rows():
     elbo = TraceELBO("rloo", num_particles=4)
     elbo.loss(model, plain, DATA)
     assert elbo.plan.path == "vectorised"
+
+
+@pytest.mark.parametrize("estimator", ["auto", "rloo"])
+def test_events_of_other_shapes_are_refused_though_they_broadcast(estimator):
+    """A value of the guide's shape would be scored several times."""
+
+    def program(*shape):
+        return lambda: pyro.sample("x", dist.Normal(torch.zeros(shape), 1.0).to_event(2))
+
+    for in_model, in_guide in (((1, 2), (2, 1)), ((2, 2), (2, 1)), ((3, 1), (1, 1))):
+        with pytest.raises(SiteShapeError, match=r"'x' has .*event shape"):
+            TraceELBO(estimator, num_particles=2).loss(program(*in_model), program(*in_guide))

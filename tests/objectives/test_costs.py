@@ -164,3 +164,15 @@ def test_elements_that_share_terms_count_all_of_them(estimator, read):
     elbo.loss_and_grads(model, guide)
     assert torch.allclose(logits.grad, right, atol=0.25)
     assert "summed over plate p, as the elements share terms" in str(elbo.plan)
+
+
+def test_a_site_outside_of_a_sequential_plate_alone_leaves_the_elements_of_the_others_apart():
+    first, second = (CondIndepStackFrame("steps", None, 2, i) for i in (1, 2))
+    plates = {"z": frozenset({PLATE, first}), "y": frozenset({PLATE}), "w": frozenset({PLATE, second})}
+    terms = [term(torch.ones(1, 3), plates[name], True, i) for i, name in enumerate("zyw")]
+    order = Order(plates, {"z": 0, "y": 1, "w": 2, "x": 3})
+    costs = Costs(terms, order)
+    assert not costs.crossed_plates("z")
+    assert costs.of("z").tolist() == [[3.0, 3.0, 3.0]]
+    shared = Costs([*terms, term(torch.ones(1, 1), [second], True, 3)], order)
+    assert shared.crossed_plates("z")

@@ -203,3 +203,31 @@ def test_chains_in_the_guide_are_enumerated_where_sums_along_them_are_small():
     tangled = TraceELBO()
     tangled.loss(*chain(1, 5)[:2])
     assert tangled.plan.path != "enumerated"
+
+
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize("by_value", [False, True])
+def test_marked_sites_are_summed_out_up_to_the_budget(marked, by_value):
+    """A program that reads a value as one number goes through its values one by one, if they are few or marked."""
+    table, x, logits = torch.linspace(-1.0, 2.0, 300), torch.tensor(0.4), torch.linspace(0.0, 1.0, 300)
+    infer = {"enumerate": "parallel"} if marked else {}
+
+    def model():
+        z = pyro.sample("z", dist.Categorical(torch.ones(300)))
+        mean = table[z.reshape(-1)].reshape(()) if by_value else table[z]
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    elbo = TraceELBO()
+    loss = elbo.loss(model, lambda: pyro.sample("z", dist.Categorical(logits=logits), infer=infer))
+    assert (elbo.plan.choices["z"] == "enumerate") is marked
+    if marked:
+        log_q = logits.log_softmax(-1)
+        exact = (log_q.exp() * (log_q + torch.tensor(300.0).log() - dist.Normal(table, 1.0).log_prob(x))).sum()
+        assert loss == pytest.approx(float(exact), rel=1e-5)
+
+
+def test_a_marked_site_that_is_too_large_is_sampled():
+    elbo = TraceELBO()
+    many = dist.Bernoulli(torch.full((40,), 0.5)).to_event(1)
+    elbo.loss(lambda: pyro.sample("z", many), lambda: pyro.sample("z", many, infer={"enumerate": "parallel"}))
+    assert elbo.plan.choices["z"] != "enumerate"

@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import config_enumerate
 
 from pyro_discrete import DiscretePosterior, TraceELBO
 from pyro_discrete.errors import EnumerationError, SettingError, SiteMatchError
@@ -556,3 +557,37 @@ def test_elements_that_read_each_other_have_a_mode_beside_continuous_sites():
         p_w = torch.sigmoid(t(0.4 + 5.0 * (a + b) - 4)).item()
         joint[a, b, w] = (0.6 if a else 0.4) * (0.45 if b else 0.55) * (p_w if w else 1 - p_w)
     assert (*best["z"].long().tolist(), int(best["w"])) == max(joint, key=joint.get)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_model_that_runs_under_enumeration_alone(own):
+    """Its guide has the posterior; what asks the model for single values, or of a site of its own, is refused."""
+    x, logits = torch.tensor([0.3, -1.0]), torch.tensor([[0.2, 0.8, -0.5], [1.0, 0.0, 0.3]])
+
+    def model():
+        with pyro.plate("data", 2):
+            a = pyro.sample("a", dist.Normal(torch.zeros(2), 1.0))
+            z = pyro.sample("z", dist.OneHotCategorical(torch.ones(2, 3)), infer={"enumerate": "parallel"})
+            if own:
+                pyro.sample("own", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            mean = a.repeat(3) + z.reshape(-1, 3) @ torch.arange(3.0)
+            pyro.sample("x", dist.Normal(mean.reshape(z.shape[:-1]), 1.0), obs=x)
+
+    @config_enumerate(default="parallel", expand=True)
+    def guide():
+        with pyro.plate("data", 2):
+            pyro.sample("a", dist.Normal(0.0, 1.0).expand([2]))
+            pyro.sample("z", dist.OneHotCategorical(logits=logits))
+
+    posterior = DiscretePosterior(model, guide, num_samples=3000)
+    asked = [posterior.predictive, lambda: TraceELBO().sample_posterior(model, guide)]
+    if own:
+        asked = [posterior.marginals, posterior.samples, posterior.most_probable, *asked]
+    else:
+        assert torch.allclose(posterior.marginals()["z"].probs.float(), logits.softmax(-1), atol=1e-5)
+        share = posterior.samples()["z"].float().mean(0)
+        assert torch.allclose(share, logits.softmax(-1), atol=5 * 0.5 / 3000**0.5)  # five standard errors
+        assert posterior.most_probable()["z"].argmax(-1).tolist() == [1, 0]
+    for query in asked:
+        with pytest.raises(EnumerationError, match="only while sites are enumerated"):
+            query()

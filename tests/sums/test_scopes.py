@@ -128,3 +128,25 @@ def test_dims_are_given_again_only_when_others_have_been_free_for_long():
         last[dim] = i
     dims.start_program()
     assert dims.give("model", set())[0] not in given
+
+
+def grid(observe):
+    """Rows and columns, each cell given the ones above and to the left."""
+
+    def run():
+        rate = pyro.param("rate", torch.tensor(0.2))
+        cells = {(i, -1): torch.zeros(()) for i in range(3)} | {(-1, j): torch.zeros(()) for j in range(3)}
+        columns = pyro.markov(range(3), keep=True)
+        for i in pyro.markov(range(3)):
+            for j in columns:
+                probs = rate + 0.3 * cells[i - 1, j] + 0.4 * cells[i, j - 1]
+                cells[i, j] = pyro.sample(f"z{i}{j}", dist.Bernoulli(probs))
+                if observe:
+                    pyro.sample(f"y{i}{j}", dist.Normal(1.5 * cells[i, j], 1.0), obs=Y[i + j])
+
+    return run
+
+
+@pytest.mark.parametrize("guide", [nothing, grid(False)])
+def test_a_kept_context_brings_sites_back_that_never_share_a_dim(guide):
+    agrees(grid(True), guide)

@@ -26,6 +26,7 @@ from pyro_discrete.inspection.trial import check_matched
 from pyro_discrete.planning.plan import Exact, OneByOne, Parallel, Plan
 from pyro_discrete.programs.pair import KeepSubsamples, Pair
 from pyro_discrete.programs.sites import (
+    draws_asked_for,
     family_of,
     guide_terms,
     is_deterministic,
@@ -98,8 +99,11 @@ class _Configure(Messenger):
             return
         if self.seen is not None:
             self.seen.add(msg["name"])
-        fn = msg["fn"]
-        if family_of(fn) in (None, Family.CONTINUOUS) or msg["done"]:
+        if family_of(msg["fn"]) in (None, Family.CONTINUOUS):
+            if not self.parallel or draws_asked_for(msg) == 1:
+                msg["infer"] = unmarked(msg)
+            return
+        if msg["done"]:
             return
         marginal = self.seen is None
         mark_for_enumeration(msg, self.settings, marginal, self.parallel or marginal)

@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 
-from benchmarks.soundness.example_programs import PARALLEL, Example, at_means, example, joined
+from benchmarks.examples.example import PARALLEL, Example, at_means, example, joined
 
 __all__ = ["sequences"]
 

@@ -1,0 +1,1 @@
+"""Programs after Pyro's examples, and after packages built on Pyro."""
