@@ -14,12 +14,13 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
 from pyro_discrete.errors import DiscreteInferenceError, in_a_line
 from pyro_discrete.inspection.trial import Trial, check_rows, spread_values, unused_size, value_of_attempt
-from pyro_discrete.programs.dims import plate_sizes, plates_of
+from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, trace_pair
 from pyro_discrete.programs.sites import Site, latent_sites, sample_sites, site_log_prob
 
@@ -135,7 +136,7 @@ def marked_trial(pair: Pair, max_plate_nesting: float) -> Trial | None:
 
 def _is_too_wide(msg: Any, sites: Iterable[Any]) -> bool:
     """Whether a term has a dim of a size that neither a plate around it nor an enumerated site's values have."""
-    sizes = {f.dim: {size} for f, size in plate_sizes([msg]).items()}
+    sizes = {f.dim: {f.size} for f in plates_of(msg) if f.dim is not None}
     for other in sites:
         dim = other["infer"].get("_enumerate_dim")
         if dim is not None:
@@ -160,7 +161,7 @@ def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site]) -> dict[str, 
     Noise of the program's own (dropout) is the same in every run; a term that changes all the same shows nothing.
     """
     drawn = {s.name: s for s in sites}
-    plates = {p: size for p, size in plate_sizes(s.message for s in drawn.values()).items() if size > 1}
+    plates = {p for s in drawn.values() for p in s.plates if p.vectorized and p.size > 1}
     fixed = {n: m["value"] for n, m in (latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)).items()}
 
     def run(values: Mapping[str, Tensor]) -> list[dict[str, Any]]:
@@ -171,15 +172,13 @@ def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site]) -> dict[str, 
     with on_trial():
         for plate in sorted(plates, key=lambda p: p.dim or 0):
             group = [s for s in drawn.values() if plate in s.plates]
-            joined = _joined_in(run, plate, plates[plate], group)
+            joined = _joined_in(run, plate, group)
             if joined:
                 found[plate.name] = joined
     return found
 
 
-def _joined_in(
-    run: Callable[[Mapping[str, Tensor]], list[dict[str, Any]]], plate: Any, size: int, group: Sequence[Site]
-) -> str:
+def _joined_in(run: Callable[[Mapping[str, Tensor]], list[dict[str, Any]]], plate: Any, group: Sequence[Site]) -> str:
     """The first term that joins elements of a plate, of whose sites these are the discrete ones."""
     unsteady: set[tuple[int, str]] | None = None
     for first in (0, 2):
@@ -187,7 +186,7 @@ def _joined_in(
         ends = run(one), run(other)
         if unsteady is None:
             unsteady = _differing(ends[0], run(one))
-        for moved in _halves(size):
+        for moved in _halves(plate.size):
             given = {s.name: torch.where(_along(moved, plate, s), other[s.name], one[s.name]) for s in group}
             for where, sites_of in enumerate(zip(*ends, run(given), strict=True)):
                 found = _joined(*sites_of, plate, moved, {name for place, name in unsteady if place == where})

@@ -51,7 +51,7 @@ from pyro_discrete.planning.products import settle_products
 from pyro_discrete.planning.select import Selection
 from pyro_discrete.planning.shared_terms import SharedTerms, check_rows_apart
 from pyro_discrete.programs.dims import Columns, Layout, plates_of
-from pyro_discrete.programs.pair import Pair
+from pyro_discrete.programs.pair import Pair, on_trial
 from pyro_discrete.programs.sites import (
     Site,
     draws_asked_for,
@@ -206,7 +206,8 @@ def _joined(pair: Pair, trial: Trial, sites: list[Site]) -> frozenset[str]:
     """The plates in which a draw of one element may change the terms of others, as far as a few values show."""
     discrete = [s for s in sites if s.family not in (None, Family.CONTINUOUS)]
     try:
-        return frozenset(joined_plates(pair, trial, discrete))
+        with on_trial():  # what is drawn after (a baseline's weights) does not hang on how often this runs the pair
+            return frozenset(joined_plates(pair, trial, discrete))
     except Exception:  # of runs at values that are never drawn, perhaps
         return frozenset()
 

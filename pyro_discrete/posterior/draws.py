@@ -17,7 +17,7 @@ from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SiteS
 from pyro_discrete.inspection.trial import Trial, check_matched, check_pair, check_rows
 from pyro_discrete.posterior.conditional import joined
 from pyro_discrete.posterior.discrete_posterior import NotSummed, PosteriorRuns
-from pyro_discrete.programs.dims import Frames, plate_sizes, plates_of
+from pyro_discrete.programs.dims import Frames, plates_of
 from pyro_discrete.programs.module_state import kept_state
 from pyro_discrete.programs.pair import Pair, UnconditionSites, on_trial, trace_pair
 from pyro_discrete.programs.sites import guide_terms, is_random_observation, latent_sites, sample_sites, site_log_prob
@@ -57,15 +57,13 @@ class PosteriorDraws:
     @property
     def plates(self) -> dict[str, Any]:
         """Plate -> indices of its elements."""
-        found: dict[str, Any] = {}
-        sizes = plate_sizes(self.sites.values())
+        sizes: dict[str, int] = {}
         for frames in [*map(plates_of, self.sites.values()), *self.frames.values()]:
             for frame in frames:
                 if frame.vectorized:
-                    index = self.trial.subsamples.indices.get(frame.name)
-                    size = sizes.get(frame, frame.size)
-                    found[frame.name] = (torch.arange(size) if index is None else index).cpu().numpy()
-        return found
+                    sizes[frame.name] = max(frame.size, sizes.get(frame.name, 1))
+        indices = self.trial.subsamples.indices
+        return {name: indices.get(name, torch.arange(size)).cpu().numpy() for name, size in sizes.items()}
 
     def log_weight_in(self, plate: str) -> Tensor:
         """`[draws, size]`: log p - log q of the sites inside a plate, scaled and masked, for each of its elements."""
@@ -197,7 +195,7 @@ class _Run:
         if not observed:
             return
         plates, name = plates_of(msg), observed[0]
-        sizes = {f.dim or 0: size for f, size in plate_sizes([msg]).items()}
+        sizes = {f.dim: f.size for f in plates if f.dim is not None}
         shape = tuple(sizes.get(d, 1) for d in range(min(sizes, default=0), 0))
         if len(observed) > 1 or plates != plates_of(single.nodes[name]):
             name = " + ".join(observed)

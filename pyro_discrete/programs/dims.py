@@ -16,7 +16,6 @@ __all__ = [
     "Columns",
     "Frames",
     "Layout",
-    "plate_sizes",
     "plates_of",
     "subsampling_scale",
 ]
@@ -37,28 +36,25 @@ class _Plate(CondIndepStackFrame):
 
 
 def plates_of(msg: Any) -> frozenset[CondIndepStackFrame]:
-    """The plates around a site, sequential ones included, the rows left out."""
-    return _plates(tuple([tuple(f) for f in msg["cond_indep_stack"]]))
+    """The plates around a site, sequential ones included, the rows left out.
+
+    `pyro.plate("data")` states no size: it is as large as what is drawn in it.
+    """
+    frames = tuple([tuple(f) for f in msg["cond_indep_stack"]])
+    if any(size <= 0 for _, _, size, *_ in frames):
+        frames = tuple(_sized(frames, getattr(msg["fn"], "batch_shape", ())))
+    return _plates(frames)
+
+
+def _sized(frames: Iterable[tuple[Any, ...]], batch: Sequence[int]) -> Iterator[tuple[Any, ...]]:
+    for name, dim, size, *others in frames:
+        shown = batch[dim] if dim is not None and len(batch) >= -dim else 1
+        yield (name, dim, size if size > 0 or dim is None else shown, *others)
 
 
 @lru_cache(maxsize=1024)  # every step asks for the same ones several times
 def _plates(frames: tuple[tuple[Any, ...], ...]) -> frozenset[CondIndepStackFrame]:
     return frozenset([_Plate(*f) for f in frames if f[0] != ROWS_PLATE])
-
-
-def plate_sizes(sites: Iterable[Any]) -> dict[CondIndepStackFrame, int]:
-    """The number of elements of each plate with a dim around these sites, of which each has a batch shape.
-
-    `pyro.plate("data")` states none: it is as large as what is drawn in it.
-    """
-    found: dict[CondIndepStackFrame, int] = {}
-    for msg in sites:
-        batch = getattr(msg["fn"], "batch_shape", ())
-        for frame in plates_of(msg):
-            if frame.dim is not None:
-                shown = batch[frame.dim] if len(batch) >= -frame.dim else 1
-                found[frame] = max(frame.size if frame.size > 0 else shown, found.get(frame, 1))
-    return found
 
 
 def subsampling_scale(plates: Iterable[CondIndepStackFrame]) -> float:
