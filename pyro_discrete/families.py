@@ -1,4 +1,4 @@
-"""The kinds of discrete sites, and which of them have a finite support or a relaxation."""
+"""The kinds of discrete sites, which of them have a finite support or a relaxation, and what may be asked of one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ __all__ = [
     "PATHWISE",
     "RELAXABLE",
     "Family",
+    "Need",
 ]
 
 
@@ -20,14 +21,30 @@ class Family(str, Enum):
     CATEGORICAL = "Categorical"
     ONE_HOT = "OneHotCategorical"
     COUNT = "count"
+    STRUCTURE = "structure"
     DISCRETE = "other discrete"
     CONTINUOUS = "continuous, not reparameterised"
+
+
+class Need(str, Enum):
+    """What an estimator may ask of a structure's distribution, beyond draws and their log-probabilities.
+
+    Read off what the distribution defines. All other kinds of sites have what their families say.
+    """
+
+    SUPPORT = "support that can be listed"
+    NOISE_GIVEN = "noise given a value"
+    NOISE = "noise that stands for a value"
+    MARGINALS = "marginals"
+    LOG_MASS = "log-mass between its values"
 
 
 ANY_FAMILY = frozenset(Family)
 
 
-FINITE = frozenset({Family.BERNOULLI, Family.CATEGORICAL, Family.ONE_HOT, Family.COUNT, Family.DISCRETE})
+FINITE = frozenset(
+    {Family.BERNOULLI, Family.CATEGORICAL, Family.ONE_HOT, Family.COUNT, Family.STRUCTURE, Family.DISCRETE}
+)
 """The kinds that have, or may have, a finite support."""
 
 

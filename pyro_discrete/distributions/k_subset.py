@@ -44,6 +44,7 @@ class KSubset(PathStructure):
     """
 
     soft_value = "weights"
+    value_dims = ("item",)
 
     def __init__(self, logits: Tensor, k: int, *, validate_args: bool | None = None) -> None:
         self._check_shape(logits)

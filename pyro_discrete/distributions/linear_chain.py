@@ -47,6 +47,7 @@ class LinearChain(PathStructure):
     """
 
     param_dim = 3
+    value_dims, number_name = ("link",), "state"
 
     @classmethod
     def from_potentials(cls, initial: Tensor, links: Tensor, *, validate_args: bool | None = None) -> LinearChain:

@@ -46,6 +46,11 @@ class Structure(TorchDistribution):
     soft_value: ClassVar[Literal["index", "weights"]] = "index"
     """What a program sees under relaxation: an index (integers when hard), or the vertex itself."""
 
+    value_dims: ClassVar[tuple[str, ...]] = ("place",)
+    """What the dims of a value count, in the words of the field: names for tables and pictures."""
+    number_name: ClassVar[str] = "item"
+    """What an index stands for."""
+
     logits: Tensor
 
     def __init__(self, logits: Tensor, *, validate_args: bool | None = None) -> None:
@@ -81,6 +86,10 @@ class Structure(TorchDistribution):
     def like(self: S, logits: Tensor) -> S:
         """The same structure at other logits, of any batch shape."""
         return type(self)(logits, validate_args=False, **self._settings())
+
+    def of_free(self: S, logits: Tensor) -> S:
+        """The same structure at numbers that nothing ties together, in the shape of the logits: what a guide learns."""
+        return self.like(logits)
 
     def _settings(self) -> dict[str, Any]:
         """What `__init__` takes besides the logits."""

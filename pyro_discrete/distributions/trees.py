@@ -52,6 +52,7 @@ class Arborescence(GibbsStructure):
     """
 
     param_dim = 2
+    value_dims, number_name = ("node",), "parent"
 
     def _check_shape(self, logits: Tensor) -> None:
         super()._check_shape(logits)
@@ -232,6 +233,9 @@ class SpanningTree(Arborescence):
                 "take Arborescence for trees whose edges have a direction."
             )
         super()._check_logits()
+
+    def of_free(self, logits: Tensor) -> SpanningTree:
+        return self.like((logits + logits.mT) / 2)
 
     @classmethod
     def from_edges(cls, edge_logits: Tensor, *, validate_args: bool | None = None) -> SpanningTree:

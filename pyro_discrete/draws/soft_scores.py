@@ -53,16 +53,23 @@ class Point:
       place of the site's own; at the guide's probabilities the difference of guide and model is the analytic KL. With
       one: the draw before it was squashed, at which the density of the relaxed distribution is taken.
     - `temperature`, `prior_temperature`: of that density in the guide, and in the model.
+    - `vertex`: of a structure, the soft vertex that the program's value stands for, which may say more than the value.
     """
 
     tensor: Tensor
     temperature: Tensor | float | None = None
     prior_temperature: Tensor | float | None = None
+    vertex: Tensor | None = None
 
     @property
     def in_model(self) -> Point:
         """The point as the model's site has it."""
-        return Point(self.tensor, self.prior_temperature)
+        return Point(self.tensor, self.prior_temperature, vertex=self.vertex)
+
+    @property
+    def at_value(self) -> Point | None:
+        """The point if the site is scored at its value: None, or a structure's vertex."""
+        return None if self.vertex is None else Point(self.vertex, vertex=self.vertex)
 
 
 def log_density(unsquashed: Tensor, logits: Tensor, temperature: Tensor | float, *, one_hot: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""Relaxed draws of bits and one-hot vectors: by sigmoid and softmax, sparsemax and entmax, or given a hard draw."""
+"""Bits and one-hot vectors softened: by sigmoid and softmax, sparsemax and entmax; hard values with soft gradients."""
 
 from __future__ import annotations
 
@@ -7,14 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyro_discrete.draws.gumbel import (
-    conditional_gumbel,
-    conditional_logistic,
-    gumbel_like,
-    gumbel_max,
-    logistic_like,
-    uniform_like,
-)
+from pyro_discrete.draws.gumbel import gumbel_like, logistic_like
 from pyro_discrete.errors import SettingError
 
 __all__ = [
@@ -22,14 +15,11 @@ __all__ = [
     "MAPPINGS",
     "corner",
     "entmax",
-    "hard_draw",
     "moved",
     "one_hot_vector",
     "positive_temperature",
     "relaxed_bernoulli",
-    "relaxed_draw",
     "relaxed_one_hot",
-    "relaxed_pair",
     "soften",
     "sparsemax",
     "straight_through",
@@ -67,12 +57,6 @@ def relaxed_one_hot(logits: Tensor, temperature: Tensor | float) -> Tensor:
     return ((logits + gumbel_like(logits)) / temperature).softmax(-1)
 
 
-def relaxed_draw(logits: Tensor, temperature: Tensor | float, *, one_hot: bool, hard: bool = False) -> Tensor:
-    """A relaxed draw of either family; with `hard`, hard in the forward pass and soft in the backward pass."""
-    soft = (relaxed_one_hot if one_hot else relaxed_bernoulli)(logits, temperature)
-    return straight_through(corner(soft, one_hot=one_hot), soft) if hard else soft
-
-
 def soften(z: Tensor, temperature: Tensor | float, *, one_hot: bool) -> Tensor:
     """The relaxed value of an unsquashed draw: a softmax over categories, or a sigmoid."""
     return (z / temperature).softmax(-1) if one_hot else (z / temperature).sigmoid()
@@ -90,14 +74,6 @@ def corner(soft: Tensor, *, one_hot: bool) -> Tensor:
     return (soft > 0.5).to(soft.dtype)
 
 
-def hard_draw(logits: Tensor, *, one_hot: bool) -> Tensor:
-    """A draw of the discrete distribution, in the shape of `logits` and without a gradient."""
-    logits = logits.detach()
-    if one_hot:
-        return one_hot_vector(gumbel_max(logits), logits)
-    return (logits + logistic_like(logits) > 0).to(logits.dtype)
-
-
 def one_hot_vector(index: Tensor, like: Tensor) -> Tensor:
     """Integers `[...]` as vectors `[..., categories]`, with as many categories as the last dim of `like`, in its dtype.
 
@@ -112,23 +88,6 @@ def one_hot_vector(index: Tensor, like: Tensor) -> Tensor:
 def moved(logits: Tensor, z: Tensor) -> Tensor:
     """The value of `z`, with the gradient of `logits`: logits moved by noise (or a gap) that is held."""
     return z.detach() + (logits - logits.detach())
-
-
-def relaxed_pair(logits: Tensor, *, one_hot: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The hard draw b, the unsquashed relaxed draw z that b comes from, and another z given b, each like `logits`.
-
-    b is detached; both z are differentiable in `logits` with the noise (and b) held.
-
-    Source: Tucker et al. (2017), REBAR, appendix B and C; Grathwohl et al. (2018), appendix B.
-    """
-    if not one_hot:
-        z = logits + logistic_like(logits)
-        hard = (z > 0).to(logits.dtype)
-        return hard, z, conditional_logistic(logits, hard, uniform_like(logits))
-    log_p = logits.log_softmax(-1)
-    z = log_p + gumbel_like(logits)
-    hard = corner(z, one_hot=True)
-    return hard, z, conditional_gumbel(log_p, hard)
 
 
 def _ordered(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:

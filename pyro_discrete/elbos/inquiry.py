@@ -36,6 +36,7 @@ from pyro_discrete.programs.sites import (
     cardinality,
     joint_support,
     latent_sites,
+    values_to_try,
 )
 
 __all__ = ["FurtherRuns", "reason_of"]
@@ -223,8 +224,7 @@ def _table(msg: Any) -> Sequence[Tensor]:
 def _any_value(msg: Any) -> Tensor:
     """Values of the support, each element for itself and all alike probable."""
     base, shape = base_distribution(msg["fn"]), msg["value"].shape
-    support = base.enumerate_support(expand=False)
-    support = support.reshape(support.shape[0], *base.event_shape)
+    support = values_to_try(msg["fn"])
     elements = shape[: len(shape) - len(base.event_shape)]
     return support[torch.randint(support.shape[0], elements, device=support.device)]
 

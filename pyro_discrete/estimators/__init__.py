@@ -30,7 +30,7 @@ from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.estimators.support_sums.indecater import IndeCateR
 from pyro_discrete.estimators.support_sums.sum_and_sample import SumAndSample
 from pyro_discrete.estimators.support_sums.unordered_set import UnorderedSet
-from pyro_discrete.families import Family
+from pyro_discrete.families import Family, Need
 
 __all__ = [
     "ARM",
@@ -57,6 +57,7 @@ __all__ = [
     "GumbelSoftmax",
     "IndeCateR",
     "MuProp",
+    "Need",
     "OptimalControlVariate",
     "ReinMax",
     "Reinforce",

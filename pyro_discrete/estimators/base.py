@@ -10,9 +10,17 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from pyro_discrete.draws.noise import Perturbed
 from pyro_discrete.draws.soft_scores import Point
 from pyro_discrete.errors import refuses_unknown_keywords
-from pyro_discrete.families import ANY_FAMILY, FINITE, PATHWISE, RELAXABLE, Family  # what estimators are written with
+from pyro_discrete.families import (  # what estimators are written with
+    ANY_FAMILY,
+    FINITE,
+    PATHWISE,
+    RELAXABLE,
+    Family,
+    Need,
+)
 
 __all__ = [
     "ANY_FAMILY",
@@ -22,6 +30,7 @@ __all__ = [
     "Draw",
     "Estimator",
     "Family",
+    "Need",
     "ScoredDraw",
     "SiteView",
     "Surrogate",
@@ -34,8 +43,17 @@ class SiteView(Protocol):
     """What an estimator may know of the site it draws for, and the number of steps that its ELBO has made.
 
     Shapes: `logits` `[K, *batch, *event]` (for Bernoulli and OneHotCategorical the event of a value; for Categorical
-    that and one more dim for the categories), `sample()` `[K, *batch, *event]`, `support()`
-    `[cardinality, K, *batch, *event]`, `log_mass(value)` of `[..., K, *batch, *event]` gives `[..., K, *batch]`.
+    that and one more dim for the categories; for a structure the dims of its distribution's logits), `sample()`
+    `[K, *batch, *event]`, `support()` `[cardinality, K, *batch, *event]`, `log_mass(value)` of
+    `[..., K, *batch, *event]` gives `[..., K, *batch]`.
+
+    A site that may be relaxed brings its noise, whatever it is: `perturb()`, `read(noise)`, `perturb_given(value)`,
+    `soft(noise, temperature)`, `mean()`, `vertex(value)`, `score(value)`, `possible` and `hard()` are those of
+    `Perturbed`, with the leading dims `[K, *batch, ...]`.
+
+    - `needs_met`: what a structure can do of `Need`; all of it at other kinds of sites, for which `families` says it.
+    - `parameter_dims`: how many last dims of `logits` are one law's: none of a bit's, one of a categorical's.
+    - `bounded(largest)`: its law with logits within `-largest` and `largest`, for second derivatives.
     """
 
     @property
@@ -49,10 +67,27 @@ class SiteView(Protocol):
     @property
     def cardinality(self) -> float: ...
     @property
+    def needs_met(self) -> frozenset[Need]: ...
+    @property
+    def parameter_dims(self) -> int: ...
+    @property
     def logits(self) -> Tensor: ...
+    @property
+    def law(self) -> Perturbed: ...
+    @property
+    def possible(self) -> Tensor: ...
     def sample(self) -> Tensor: ...
     def support(self) -> Tensor: ...
     def log_mass(self, value: Tensor) -> Tensor: ...
+    def perturb(self) -> Tensor: ...
+    def read(self, noise: Tensor) -> Tensor: ...
+    def perturb_given(self, value: Tensor) -> Tensor: ...
+    def soft(self, noise: Tensor, temperature: Tensor | float) -> Tensor: ...
+    def mean(self, logits: Tensor | None = None) -> Tensor: ...
+    def vertex(self, value: Tensor) -> Tensor: ...
+    def score(self, value: Tensor) -> Tensor: ...
+    def hard(self) -> Tensor: ...
+    def bounded(self, largest: float) -> Perturbed: ...
 
 
 @dataclass(frozen=True)
@@ -143,6 +178,7 @@ class ScoredDraw(Draw):
     - `context` `[K or 1, *batch, features]`: what the site's baseline may read: observed values, or its own `input`.
     - `weights`: under `TraceIWELBO`, at a site that its inner particles do not share, how they are weighed. There K
       stands for `S, inner`: the outer samples, and the particles of the bound as one more batch dim.
+    - `parts`: the draws of separate runs that it was joined of, each with the graph of its own run; mostly none.
     """
 
     log_q: Tensor | None = None
@@ -151,6 +187,7 @@ class ScoredDraw(Draw):
     slopes: Mapping[int, Tensor] = field(default_factory=dict)
     context: Tensor | None = None
     weights: Weights | None = None
+    parts: tuple[ScoredDraw, ...] = ()
 
     @property
     def score(self) -> Tensor:
@@ -182,6 +219,7 @@ class ScoredDraw(Draw):
             slopes=together([d.slopes for d in draws]),
             extra=together([d.extra for d in draws]),
             weights=Weights.join(weights) if weights else None,
+            parts=tuple(draws),
         )
 
 
@@ -274,7 +312,7 @@ class Estimator(ForBound, SoftRows, ReadsData, nn.Module, ABC):
 
     - `name`: what users write, the class in snake case.
     - `summary`, `reference`, `evaluations`: one line for tables, the paper, and how often a step evaluates the model.
-    - `families`: the kinds of site it serves.
+    - `families`: the kinds of site it serves. `needs`: what a structure has to be able to do for it.
     - `unbiased`: whether the mean of the estimate is the exact gradient.
 
     Where it is other than most:
@@ -294,6 +332,7 @@ class Estimator(ForBound, SoftRows, ReadsData, nn.Module, ABC):
     reference: ClassVar[str]
     evaluations: ClassVar[str] = "1"
     families: frozenset[Family] = ANY_FAMILY
+    needs: frozenset[Need] = frozenset()
     unbiased: bool = True
 
     also_known: ClassVar[tuple[str, ...]] = ()
@@ -313,6 +352,10 @@ class Estimator(ForBound, SoftRows, ReadsData, nn.Module, ABC):
             # a weak reference, which no file holds; Pyro's store puts it back whenever it hands the parameter out
             vars(parameter).pop("unconstrained", None)
         return dict(vars(self))
+
+    def instead(self, need: Need | None) -> str:
+        """What to say to a user whose structure lacks a need (None: that structures are not served); mostly nothing."""
+        return ""
 
     def rows(self, site: SiteView) -> int:
         """How many coupled values a particle has at this site: the model is evaluated once for each."""

@@ -12,7 +12,7 @@ from inspect import isabstract
 from pyro_discrete import estimators as estimators
 from pyro_discrete.errors import UnknownEstimatorError, near_matches
 from pyro_discrete.estimators.base import Estimator
-from pyro_discrete.families import Family
+from pyro_discrete.families import Family, Need
 
 __all__ = [
     "AUTO",
@@ -34,7 +34,7 @@ class EstimatorInfo:
 
     - `cls`: its class. `families`: of sites that it serves. `summary`: what it is, in a line. `reference`: its source.
     - `unbiased`: for the default configuration. `evaluations`: how often the model is evaluated in a step.
-    - `also_known`: other names that lead to it.
+    - `also_known`: other names that lead to it. `needs`: what a structure has to be able to do for it.
     """
 
     cls: type[Estimator]
@@ -44,6 +44,7 @@ class EstimatorInfo:
     summary: str
     reference: str
     also_known: tuple[str, ...] = ()
+    needs: frozenset[Need] = frozenset()
 
 
 def available_estimators() -> dict[str, EstimatorInfo]:
@@ -65,6 +66,7 @@ def available_estimators() -> dict[str, EstimatorInfo]:
                     value.summary,
                     value.reference,
                     value.also_known,
+                    default.needs,
                 )
     return dict(sorted(found.items()))
 

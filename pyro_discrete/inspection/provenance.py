@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -294,7 +295,7 @@ class Provenance:
         """Run one operation of the dispatcher and note what its results come from."""
         read = [v for v in tree_leaves((args, dict(kwargs))) if isinstance(v, Tensor)]
         names = NOTHING if func.overloadpacket.__name__ in _SHAPES_ALONE else self.of(*read)
-        if torch.Tag.data_dependent_output in func.tags and not self._may_be_read(read):
+        if torch.Tag.data_dependent_output in func.tags and not self._may_be_read(read) and not _in_a_structure():
             self.escaped(f"Python reads a tensor's value ({func.overloadpacket.__name__})")
         if torch.Tag.dynamic_output_shape in func.tags and not _keeps_shape(func, args):
             self.escaped(f"a shape depends on values ({func.overloadpacket.__name__})")
@@ -358,7 +359,8 @@ class _Exits(TorchFunctionMode):
         if name in _LEAVES or name == "__reduce_ex__":
             self.provenance.escaped(f"a tensor leaves torch (.{name})")
         elif func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
-            self.provenance.escaped("the program takes gradients itself")
+            if not _in_a_structure():
+                self.provenance.escaped("the program takes gradients itself")
         elif func is torch.nn.functional.one_hot and classes_stated(args, kwargs) >= 0:
             return self._reading(func, args, kwargs)  # it compares the indices with their number, and no more
         return func(*args, **kwargs)
@@ -381,6 +383,20 @@ def _keeps_shape(func: Any, args: tuple[Any, ...]) -> bool:
     if func.overloadpacket is not torch.ops.aten.index:
         return False
     return all(index is None or index.dtype not in (torch.bool, torch.uint8) for index in args[1])
+
+
+_STRUCTURES = str(Path(__file__).parents[1] / "distributions")
+
+
+def _in_a_structure() -> bool:
+    """Whether a distribution of this package looks at its numbers: they say how it sums, and not what the sum is."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file != __file__ and not file.startswith(_LIBRARIES[0]):
+            return file.startswith(_STRUCTURES)
+        frame = frame.f_back
+    return False
 
 
 def _place() -> str:

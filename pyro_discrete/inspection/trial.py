@@ -32,7 +32,6 @@ from pyro_discrete.programs.sites import (
     Site,
     base_distribution,
     cardinality,
-    element_support,
     family_of,
     guide_terms,
     is_latent,
@@ -41,6 +40,7 @@ from pyro_discrete.programs.sites import (
     latent_sites,
     sample_sites,
     site_log_prob,
+    values_to_try,
     weighed_log_prob,
 )
 
@@ -427,7 +427,7 @@ def spread_values(trial: Trial, rows: int, only: Collection[str] | None = None) 
             continue
         if not math.isfinite(cardinality(base)):
             continue
-        support = element_support(fn)
+        support = values_to_try(fn)
         copies = tuple(fn.event_shape[: fn.event_dim - len(base.event_shape)])
         index = torch.randint(len(support), (rows, *padding, *fn.batch_shape, *copies), device=support.device)
         index[0], index[1] = 0, len(support) - 1

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from pyro.poutine import Trace
 from torch.distributions import Bernoulli, Multinomial, OneHotCategorical
 
+from pyro_discrete.distributions.structure import GibbsStructure, Structure
 from pyro_discrete.draws.soft_scores import Point
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.relaxed.base import RelaxedEstimator
@@ -57,8 +59,11 @@ def _why_linear(name: str, estimator: RelaxedEstimator, fn: Any, model: Any | No
     q = base_distribution(fn)
     if isinstance(q, Multinomial):
         return "a Multinomial's has no closed form"
-    if not estimator.analytic(integers=not isinstance(q, Bernoulli | OneHotCategorical)):
+    vectors = q.soft_value == "weights" if isinstance(q, Structure) else isinstance(q, Bernoulli | OneHotCategorical)
+    if not estimator.analytic(integers=not vectors):
         return "the default at integers"
+    if isinstance(q, Structure) and not isinstance(q, GibbsStructure):
+        return f"the log-mass of {type(q).__name__} is not linear in a soft value"
     if model is not None and isinstance(model["fn"], Known):
         return "its prior depends on a site of the model alone, which is summed out"
     if model is not None and is_latent(model) and _form(base_distribution(model["fn"])) is not _form(q):
@@ -67,7 +72,9 @@ def _why_linear(name: str, estimator: RelaxedEstimator, fn: Any, model: Any | No
 
 
 def _form(base: Any) -> type:
-    """What weights are a distribution's: a bit's, a vector's, or those of integers."""
+    """What weights are a distribution's: a bit's, a vector's, those of integers, or of a structure."""
+    if isinstance(base, Structure):
+        return type(base)
     return next((form for form in (Bernoulli, OneHotCategorical, Multinomial) if isinstance(base, form)), int)
 
 
@@ -77,6 +84,10 @@ def _why_unsound(name: str, known: Dependencies) -> str:
     if name in known.parameters.get(("model", name), ()):
         return "its prior depends on what the guide draws from it"
     return ""
+
+
+def _at_value(fn: Relaxed, point: Point | None) -> Relaxed:
+    return Relaxed(fn.base, site=fn.site, infer=fn.infer, point=point)
 
 
 def settled_points(
@@ -91,7 +102,7 @@ def settled_points(
     """
     settled = dict(points)
     for name, point in points.items():
-        if point is None or point.temperature is not None:
+        if point is None or point.temperature is not None or point.tensor is point.vertex:
             continue
         reason = _why_unsound(name, known)
         analytic = name in plan.analytic and name not in plan.met.linear
@@ -104,7 +115,7 @@ def settled_points(
                 "Give its estimator kl='linear' to have it so from the start.",
                 stacklevel=2,
             )
-        settled[name] = None
+        there = settled[name] = point.at_value
         node = guide_trace.nodes[name]
-        node["fn"] = rebuilt(node["fn"], lambda fn: Relaxed(fn.base, site=fn.site, infer=fn.infer))
+        node["fn"] = rebuilt(node["fn"], partial(_at_value, point=there))
     return settled

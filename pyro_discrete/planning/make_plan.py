@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from pyro_discrete.distributions.structure import LARGEST_SUPPORT
 from pyro_discrete.errors import EnumerationError, SiteMatchError, in_a_line
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.registry import AUTO
@@ -54,9 +55,12 @@ from pyro_discrete.programs.dims import Columns, Layout, plates_of
 from pyro_discrete.programs.pair import Pair, on_trial
 from pyro_discrete.programs.sites import (
     Site,
+    base_distribution,
+    batched_alike,
     draws_asked_for,
     is_marked,
     latent_sites,
+    listable,
     number_of_values,
     sample_sites,
     why_not_enumerable,
@@ -244,6 +248,9 @@ def plan_site(
             shared = known.plates.issuperset(crossed)
             why_crossed = "the elements share terms" if shared else "a later site outside could carry influence"
             notes += f"; its cost is summed over plate {', '.join(crossed)}, as {why_crossed}"
+    alike = batched_alike(site.distribution)
+    if alike:
+        said += f"; {alike.strip(' .')}"
     return SitePlan(site.name, site.family.value, _label(estimator), estimator.rows(site), why, notes + said), estimator
 
 
@@ -282,6 +289,11 @@ def _check_support(site: Site, settings: Enumerate, joined: str = "") -> None:
             f"{why_not_enumerable(site.distribution, site.message['infer'])}. Use 'rloo' or 'nvil' for it."
         )
     elements = size * math.prod(site.distribution.shape())
+    if not listable(site.distribution):
+        raise BudgetError(
+            f"Enumerating site {site.name!r}, which is {type(base_distribution(site.distribution)).__name__}, needs a "
+            f"list of its {size:.4g} values; at most {LARGEST_SUPPORT} are listed. Use 'rloo' or 'nvil' for it."
+        )
     if elements > settings.max_elements:
         raise BudgetError(
             f"Enumerating site {site.name!r} needs {size:.3g} joint values of event shape "
@@ -417,7 +429,8 @@ def _small_jointly(trial: Trial, discrete: list[Site], settings: Enumerate, part
 
 
 def _fits(site: Site, settings: Enumerate) -> bool:
-    return site.cardinality * math.prod(site.distribution.shape()) <= settings.max_elements
+    fits = site.cardinality * math.prod(site.distribution.shape()) <= settings.max_elements
+    return fits and listable(site.distribution)
 
 
 def _kind(site: Site) -> str:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import deepcopy
 from fnmatch import fnmatchcase
 
+from pyro_discrete.distributions.structure import LARGEST_SUPPORT
 from pyro_discrete.errors import (
+    EnumerationError,
     ParticleError,
     SettingError,
     UnknownSiteError,
@@ -17,14 +19,14 @@ from pyro_discrete.errors import (
     shown,
 )
 from pyro_discrete.estimators.base import Estimator
-from pyro_discrete.estimators.registry import AUTO, available_estimators, named_estimator
+from pyro_discrete.estimators.registry import AUTO, EstimatorInfo, available_estimators, named_estimator
 from pyro_discrete.estimators.score.nvil import NVIL
 from pyro_discrete.estimators.score.reinforce import Reinforce
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
-from pyro_discrete.families import ANY_FAMILY, Family
+from pyro_discrete.families import ANY_FAMILY, Family, Need
 from pyro_discrete.objectives.base import Objective
 from pyro_discrete.planning.automatic import Situation, ranking
-from pyro_discrete.programs.sites import Site
+from pyro_discrete.programs.sites import Site, base_distribution, batched_alike
 
 __all__ = [
     "Selection",
@@ -155,10 +157,28 @@ class Selection:
             raise UnsupportedSiteError(
                 f"Estimator {made.name!r} does not serve site {site.name!r}, which is "
                 f"{type(site.distribution).__name__} ({family.value}). It serves "
-                f"{', '.join(sorted(f.value for f in made.families))}. Estimators that would do: "
-                f"{', '.join(serving(site, self.objective, self.particles))}."
+                f"{', '.join(sorted(f.value for f in made.families))}. "
+                f"{made.instead(None) if family is Family.STRUCTURE else batched_alike(site.distribution)}"
+                f"Estimators that would do: {', '.join(serving(site, self.objective, self.particles))}."
             )
+        lacking = [need for need in Need if need in made.needs - site.needs_met]
+        if lacking:
+            raise self._lacks(site, made, lacking[0])
         return made, why
+
+    def _lacks(self, site: Site, made: Estimator, need: Need) -> UnsupportedSiteError | EnumerationError:
+        """The error for a structure that cannot do what an estimator asks of it."""
+        kind = type(base_distribution(site.distribution)).__name__
+        would_do = f"Estimators that would do: {', '.join(serving(site, self.objective, self.particles))}."
+        if need is Need.SUPPORT:
+            return EnumerationError(
+                f"Estimator {made.name!r} cannot list the values of site {site.name!r}, which is {kind}: it has "
+                f"{site.cardinality:.4g} of them, and up to {LARGEST_SUPPORT} are listed. {would_do}"
+            )
+        return UnsupportedSiteError(
+            f"Estimator {made.name!r} does not serve site {site.name!r}, as {kind} has no {need.value}. "
+            f"{made.instead(need)}{would_do}"
+        )
 
     def _automatic(self, site: Site, situation: Situation, shared: bool) -> tuple[str, str]:
         """What "auto" is where not all is enumerated: the table's first that can be had; a saved choice is kept.
@@ -178,7 +198,7 @@ class Selection:
         passed = []
         for name in names if not shared else ():
             info = known[name]
-            if info.cls is Enumerate or family not in info.families or info.cls.min_particles > self.particles:
+            if info.cls is Enumerate or not serves(info, site) or info.cls.min_particles > self.particles:
                 continue
             why_not = situation.why_not(info.cls(), site)
             if not why_not:
@@ -211,9 +231,14 @@ class Selection:
 def serving(site: Site, objective: Objective, particles: int) -> list[str]:
     """Names of the estimators that serve a site and work on this objective with so many particles."""
     known = available_estimators()
-    if not math.isfinite(site.cardinality):
+    if not math.isfinite(site.cardinality) and site.family is not Family.STRUCTURE:
         known = {name: info for name, info in known.items() if info.families == ANY_FAMILY}
-    return [n for n, e in known.items() if site.family in e.families and _works(e.cls, objective, particles)]
+    return [n for n, e in known.items() if serves(e, site) and _works(e.cls, objective, particles)]
+
+
+def serves(info: EstimatorInfo, site: Site) -> bool:
+    """Whether an estimator serves a site's family, and has of a structure what it needs."""
+    return (site.family or Family.DISCRETE) in info.families and info.needs <= site.needs_met
 
 
 def _works(cls: type[Estimator], objective: Objective, particles: int) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pyro.distributions import Delta, Unit
+from pyro.distributions import Delta, OneOneMatching, SpanningTree, Unit
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.poutine.indep_messenger import CondIndepStackFrame
@@ -26,14 +26,18 @@ from torch.distributions import (
 )
 from torch.nn.functional import one_hot
 
+from pyro_discrete.distributions.structure import LARGEST_SUPPORT
+from pyro_discrete.draws.noise import Perturbed
 from pyro_discrete.errors import DiscreteInferenceError, MissingDataError
 from pyro_discrete.estimators.base import Estimator
-from pyro_discrete.families import Family
+from pyro_discrete.families import RELAXABLE, Family, Need
 from pyro_discrete.programs.dims import Layout, plates_of
+from pyro_discrete.programs.laws import law_of, needs_met, parameter_dims, structure_of
 
 __all__ = [
     "Site",
     "base_distribution",
+    "batched_alike",
     "cardinality",
     "drawn",
     "draws_asked_for",
@@ -49,15 +53,21 @@ __all__ = [
     "is_random_observation",
     "joint_support",
     "latent_sites",
+    "listable",
     "log_prob",
     "number_of_values",
     "padded",
     "sample_sites",
     "site_log_prob",
+    "values_to_try",
     "weighed_log_prob",
     "why_not_enumerable",
     "without_mask",
 ]
+
+
+VALUES_TO_TRY = 64
+"""Of a support that is too large to be listed, so many values stand for all."""
 
 
 def drawn(fn: Any) -> Tensor:
@@ -195,6 +205,8 @@ def family_of(fn: Any) -> Family | None:
     base = base_distribution(fn)
     if getattr(fn, "has_rsample", False):
         return None
+    if structure_of(base) is not None:
+        return Family.STRUCTURE
     if isinstance(base, Bernoulli):
         return Family.BERNOULLI
     if isinstance(base, Categorical):
@@ -218,13 +230,7 @@ def _independent_dims(fn: Any) -> int:
 
 def cardinality(fn: Any) -> float:
     """Number of values of one element's joint support (`.to_event` dims included), inf if it has no finite one."""
-    base = base_distribution(fn)
-    if not getattr(base, "has_enumerate_support", False):
-        return math.inf
-    try:  # one element is enough, as support sizes do not differ between elements
-        single = base.enumerate_support(expand=False).shape[0]
-    except NotImplementedError:
-        return math.inf
+    single = _number(base_distribution(fn))
     copies = math.prod(fn.event_shape[: _independent_dims(fn)])
     try:
         return float(single) ** copies
@@ -232,11 +238,41 @@ def cardinality(fn: Any) -> float:
         return math.inf
 
 
+def _number(base: Any) -> float:
+    """How many values an element of the base distribution has: by formula where they may be too many to list."""
+    structure = structure_of(base)
+    if structure is not None:
+        return structure.cardinality
+    if isinstance(base, OneOneMatching):
+        return float(math.factorial(base.num_nodes)) if base.num_nodes < 171 else math.inf
+    if not getattr(base, "has_enumerate_support", False):
+        return math.inf
+    try:  # one element is enough, as support sizes do not differ between elements
+        return base.enumerate_support(expand=False).shape[0]
+    except NotImplementedError:
+        return math.inf
+
+
+def batched_alike(fn: Any) -> str:
+    """Which structure of this package has the law of one of Pyro's own, as a sentence; empty for all others."""
+    base = base_distribution(fn)
+    if isinstance(base, OneOneMatching):
+        return "pyro_discrete.GibbsMatching(logits) has the same law, in batches, and is served by more estimators. "
+    if isinstance(base, SpanningTree):
+        return (
+            "pyro_discrete.SpanningTree.from_edges(edge_logits) has the same law, in batches, with exact draws, and is "
+            "served by more estimators. "
+        )
+    return ""
+
+
 def why_not_enumerable(fn: Any, infer: Mapping[str, Any]) -> str:
     """Why a site of infinite `cardinality` cannot be enumerated."""
     base = base_distribution(fn)
     if "truncation" in infer:
         return "states a truncation, which relaxations read, while exact sums would leave out the values beyond it"
+    if structure_of(base) is not None:
+        return "has more values than a number holds"
     if isinstance(base, Binomial):
         return "has numbers of trials that differ between its elements, which have no support in common"
     return "has no finite support that could be enumerated"
@@ -247,6 +283,21 @@ def element_support(fn: Any) -> Tensor:
     base = base_distribution(fn)
     values = base.enumerate_support(expand=False)
     return values.reshape(len(values), *base.event_shape)
+
+
+def listable(fn: Any) -> bool:
+    """Whether a distribution of finite support is one whose values are listed: a structure may have too many."""
+    structure = structure_of(base_distribution(fn))
+    return structure is None or structure.cardinality <= LARGEST_SUPPORT
+
+
+def values_to_try(fn: Any) -> Tensor:
+    """Values of one element, `[values, *its event]`, to run a program at: the support, or some of one too large."""
+    structure = structure_of(base_distribution(fn))
+    if structure is None or listable(fn):
+        return element_support(fn)
+    shape = structure.logits.shape[structure.logits.dim() - structure.param_dim :]
+    return structure.like(structure.logits.new_zeros(shape)).sample(torch.Size([VALUES_TO_TRY]))
 
 
 def joint_support(fn: Any) -> Tensor:
@@ -288,6 +339,8 @@ class Site:
         self.batch_dims = len(self.distribution.batch_shape) if batch_dims is None else batch_dims
         self.step: Tensor | int = 0
         self._fresh: Tensor | None = None
+        self._logits: Tensor | None = None
+        self._law: Perturbed | None = None
 
     def __getitem__(self, key: str) -> Any:
         return self.message[key]
@@ -330,6 +383,7 @@ class Site:
     def under(self, layout: Layout) -> Site:
         """This site, in a run of that layout."""
         self.leading, self.copies = layout.leading(self.plates), layout.copies(self.plates)
+        self._logits = self._law = None
         return self
 
     def all_columns(self) -> Site:
@@ -352,11 +406,77 @@ class Site:
         return self.fresh[0]
 
     @property
+    def parameter_dims(self) -> int:
+        """How many last dims of the logits are one law's."""
+        return parameter_dims(base_distribution(self.distribution))
+
+    @property
+    def needs_met(self) -> frozenset[Need]:
+        """What an estimator may ask of it."""
+        return needs_met(base_distribution(self.distribution), self.cardinality)
+
+    @property
+    def relaxable(self) -> bool:
+        """Whether the program can be run, and scored, at its mean."""
+        if self.family is Family.STRUCTURE:
+            return {Need.MARGINALS, Need.LOG_MASS} <= self.needs_met
+        return self.family in RELAXABLE
+
+    @property
     def logits(self) -> Tensor:
-        """`[K, *batch, *event]`; a Categorical's carry one more dim, for the categories."""
-        base = base_distribution(self.distribution)
-        extra = 1 if isinstance(base, Categorical) else 0
-        return self.split(base.logits, self.event_dim + extra)[0]
+        """`[K, *batch, *event]`; a Categorical's carry one more dim, for the categories. The same tensor each time."""
+        if self._logits is None:
+            dims = _independent_dims(self.distribution) + self.parameter_dims
+            self._logits = self.split(base_distribution(self.distribution).logits, dims)[0]
+        return self._logits
+
+    @property
+    def law(self) -> Perturbed:
+        """Its law, with the noise behind its draws: made of `logits`, which all of it is differentiable in."""
+        if self._law is None:
+            self._law = law_of(base_distribution(self.distribution), self.logits)
+        return self._law
+
+    @property
+    def possible(self) -> Tensor:
+        """See `Perturbed`, as what follows."""
+        return self.law.possible
+
+    def perturb(self) -> Tensor:
+        """Noise that stands for a value, `[K, *batch, ...]`."""
+        return self.law.perturb()
+
+    def read(self, noise: Tensor) -> Tensor:
+        """The value that noise stands for."""
+        return self.law.read(noise)
+
+    def perturb_given(self, value: Tensor) -> Tensor:
+        """Noise given that it stands for this value."""
+        return self.law.perturb_given(value)
+
+    def soft(self, noise: Tensor, temperature: Tensor | float) -> Tensor:
+        """A soft vertex `[..., K, *batch, *vertex]`."""
+        return self.law.soft(noise, temperature)
+
+    def mean(self, logits: Tensor | None = None) -> Tensor:
+        """The mean of the vertex, at these logits or its own."""
+        return self.law.mean(logits)
+
+    def vertex(self, value: Tensor) -> Tensor:
+        """A value's vertex."""
+        return self.law.vertex(value)
+
+    def score(self, value: Tensor) -> Tensor:
+        """The gradient of a value's log-mass in the logits."""
+        return self.law.score(value)
+
+    def hard(self) -> Tensor:
+        """A draw of the value, on the noise of its own where that is cheap."""
+        return self.law.hard()
+
+    def bounded(self, largest: float) -> Perturbed:
+        """Its law with bounded logits."""
+        return self.law.bounded(largest)
 
     def support(self) -> Tensor:
         """All joint values of one element, `[cardinality, K, *batch, *event]` (expanded)."""

@@ -19,8 +19,8 @@ from pyro_discrete.errors import (
     near_matches,
     refuses_unknown_keywords,
 )
-from pyro_discrete.families import PATHWISE, Family
-from pyro_discrete.programs.sites import Site, family_of, is_latent
+from pyro_discrete.families import PATHWISE, Family, Need
+from pyro_discrete.programs.sites import Site, base_distribution, family_of, is_latent
 from pyro_discrete.relaxations.relaxed_distribution import Relaxed, extended, rebuilt
 
 __all__ = [
@@ -32,6 +32,9 @@ __all__ = [
     "relax",
 ]
 
+
+SOFT = PATHWISE | {Family.STRUCTURE}
+"""The kinds of sites that soft values may be scored at."""
 
 Sites = str | Collection[str] | Callable[[Site], bool] | None
 
@@ -119,7 +122,15 @@ class RelaxMessenger(Messenger):
         family = family_of(msg["fn"])
         if family in (None, Family.CONTINUOUS) or not self._wanted(msg):
             return
-        if family not in PATHWISE:
+        if family is Family.STRUCTURE:
+            lacking = {Need.NOISE, Need.LOG_MASS} - Site(msg).needs_met
+            if lacking:
+                raise UnsupportedSiteError(
+                    f"Site {msg['name']!r} is {type(base_distribution(msg['fn'])).__name__}, which has no "
+                    f"{min(lacking).value}, and so no relaxation here. Leave it out (relax(..., sites=...)), or use "
+                    "TraceELBO with 'rloo', 'nvil' or 'straight_through' for it."
+                )
+        elif family not in PATHWISE:
             raise refuse_to_relax(msg["name"], family, msg["fn"])  # type: ignore[arg-type]
         temperature = self._temperature(msg["name"])
         relaxed = partial(Relaxed, temperature=temperature, hard=self.hard, site=msg["name"], infer=msg["infer"])
@@ -134,7 +145,7 @@ class ExtendMessenger(Messenger):
         self.points = points
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.points and is_latent(msg) and family_of(msg["fn"]) in PATHWISE:
+        if msg["name"] in self.points and is_latent(msg) and family_of(msg["fn"]) in SOFT:
             point = self.points[msg["name"]]
             msg["fn"] = extended(msg["fn"], msg["name"], None if point is None else point.in_model)
 

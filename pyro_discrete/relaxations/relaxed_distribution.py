@@ -25,12 +25,15 @@ from torch.distributions import (
     constraints,
 )
 
+from pyro_discrete.distributions.structure import Structure
+from pyro_discrete.draws.noise import relaxed_draw
 from pyro_discrete.draws.soft_scores import Point, bounded, expectation, log_density
 from pyro_discrete.draws.soft_scores import mean as probabilities
-from pyro_discrete.draws.softening import one_hot_vector, relaxed_draw
-from pyro_discrete.errors import SettingError, UnsupportedSiteError
+from pyro_discrete.draws.softening import one_hot_vector
+from pyro_discrete.errors import RelaxationError, SettingError, UnsupportedSiteError
 from pyro_discrete.estimators.base import Estimator
-from pyro_discrete.families import PATHWISE, RELAXABLE, Family
+from pyro_discrete.families import PATHWISE, Family
+from pyro_discrete.programs.laws import Vertices, law_of
 from pyro_discrete.programs.sites import Site, base_distribution, family_of
 from pyro_discrete.relaxations.soft_index import SoftBit, SoftIndex
 
@@ -51,6 +54,7 @@ __all__ = [
     "rebuilt",
     "softened",
     "state_trials",
+    "with_vertex",
 ]
 
 
@@ -76,8 +80,8 @@ def rebuilt(fn: Any, make: Callable[[Any], Any]) -> Any:
 def one_hot_site(site: Site) -> Site:
     """The site as estimators of relaxed values see it: integers as one-hot vectors, with a last dim for the categories.
 
-    They need to know of no integers, then. Counts are one-hot over 0 to their largest value, and a Multinomial is as
-    many one-hot vectors as it has trials.
+    They need to know of no integers, then. Counts are one-hot over 0 to their largest value, a Multinomial is as many
+    one-hot vectors as it has trials, and a structure is its vertex.
     """
     if site.family in (Family.BERNOULLI, Family.ONE_HOT):
         return site
@@ -99,7 +103,9 @@ def state_trials(site: Site, met: dict[str, int], read: bool) -> None:
 
 
 def one_hot_form(base: Any, infer: Mapping[str, Any], name: str) -> Any:
-    """The distribution of one-hot vectors behind a Categorical, a count or a Multinomial."""
+    """The distribution of one-hot vectors behind a Categorical, a count or a Multinomial; a structure's of vertices."""
+    if isinstance(base, Structure):
+        return Vertices(base)
     if isinstance(base, Categorical):
         return dist.OneHotCategorical(logits=base.logits, validate_args=False)
     if isinstance(base, Multinomial):
@@ -146,6 +152,12 @@ def log_masses(base: Any, values: Tensor) -> Tensor:
 def program_value(fn: Any, weights: Tensor, name: str) -> Tensor:
     """What the program sees of weights of a site with this distribution: a soft index or bit, or the weights."""
     base = base_distribution(fn)
+    if isinstance(base, Structure):
+        if base.soft_value == "weights":
+            return weights
+        value = SoftIndex(base.index_weights(weights), site=name)
+        value.vertex = weights
+        return value
     if isinstance(base, Bernoulli):
         return SoftBit(weights, name)
     if isinstance(base, Categorical):
@@ -158,8 +170,10 @@ def program_value(fn: Any, weights: Tensor, name: str) -> Tensor:
 
 
 def one_hot_weights(fn: Any, value: Tensor) -> Tensor:
-    """Hard values of a site as weights: an integer site's as one-hot vectors."""
+    """Hard values of a site as weights: an integer site's as one-hot vectors, a structure's as vertices."""
     base = base_distribution(fn)
+    if isinstance(base, Structure):
+        return base.vertex(value)
     if not isinstance(base, Categorical):
         return value
     return one_hot_vector(value, base.logits)
@@ -167,7 +181,35 @@ def one_hot_weights(fn: Any, value: Tensor) -> Tensor:
 
 def hard_value(fn: Any, corner: Tensor) -> Tensor:
     """The inverse of `one_hot_weights`: weights of zero and one as a value of the site."""
-    return corner.argmax(-1) if isinstance(base_distribution(fn), Categorical) else corner
+    base = base_distribution(fn)
+    if isinstance(base, Structure):
+        return base.value_of(corner)
+    return corner.argmax(-1) if isinstance(base, Categorical) else corner
+
+
+def with_vertex(fn: Any, point: Point | None, value: Tensor, name: str) -> Point | None:
+    """Where a site is scored that has this value: a structure's at its vertex, which the value may not say in full."""
+    base = base_distribution(fn)
+    if not isinstance(base, Structure):
+        return point
+    vertex = _vertex_seen(base, value, name)
+    return Point(vertex, vertex=vertex) if point is None else replace(point, vertex=vertex)
+
+
+def _vertex_seen(base: Structure, value: Tensor, name: str) -> Tensor:
+    """The vertex behind what a program sees: of a hard value, or of a soft one as `program_value` made it."""
+    if base.soft_value == "weights":
+        return value
+    if not isinstance(value, SoftIndex):
+        return base.vertex(value)
+    vertex = value.weights if value.vertex is None else value.vertex
+    if vertex.shape[vertex.dim() - len(base.vertex_shape) :] != base.vertex_shape:
+        raise RelaxationError(
+            f"Site {name!r} has a relaxed value of {list(value.weights.shape)} weights, from which the log-mass of its "
+            f"{type(base).__name__} does not follow. Score the value as it was drawn, or choose an estimator of hard "
+            "draws for the site ('rloo', 'nvil')."
+        )
+    return vertex
 
 
 class Relaxed(TorchDistribution):
@@ -177,7 +219,7 @@ class Relaxed(TorchDistribution):
     OneHotCategorical, and the sum over its values of weight times log-mass for a soft index (a Categorical, or a
     count): exact at hard values, linear between them. A Multinomial's is its own formula, at counts that are no
     integers. With a temperature, draws are relaxed and differentiable (`hard=True`: hard in the forward pass only);
-    without one, they are the base distribution's own.
+    without one, they are the base distribution's own. A structure's log-mass is its own, at its soft vertex.
 
     - `point`: where it is scored instead of at the value it is given, or None.
     - `site`: the site's name, for messages. `infer`: where a count of infinite support states its `"truncation"`.
@@ -225,18 +267,16 @@ class Relaxed(TorchDistribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         if self.temperature is None:
             raise RuntimeError("a Relaxed distribution without a temperature draws hard values: call sample()")
-        form = one_hot_form(self.base, self.infer, self.site)
-        logits = form.base_dist.logits if isinstance(form, Independent) else form.logits
-        logits = bounded(logits).expand(torch.Size(sample_shape) + logits.shape)
-        one_hot = not isinstance(self.base, Bernoulli)
-        return program_value(
-            self.base, relaxed_draw(logits, self.temperature, one_hot=one_hot, hard=self.hard), self.site
-        )
+        form = base_distribution(one_hot_form(self.base, self.infer, self.site))
+        law = law_of(form, form.logits.expand(torch.Size(sample_shape) + form.logits.shape))
+        return program_value(self.base, relaxed_draw(law, self.temperature, hard=self.hard), self.site)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """`[*batch]`, for soft or hard values `[*batch, *event]`."""
         base: Any = self.base
-        if self.point is not None:
+        if isinstance(base, Structure):
+            return self._of_structure(base, value)
+        if self.point is not None and self.point.vertex is None:
             return self._at_point(base, self.point)
         if isinstance(value, SoftBit):
             value = value.expectation()
@@ -251,6 +291,23 @@ class Relaxed(TorchDistribution):
             orders = (value.sum(-1) + 1).lgamma() - (value + 1).lgamma().sum(-1)
             return orders + (value * bounded(base.logits)).sum(-1)
         return base.log_prob(value)
+
+    def _of_structure(self, base: Structure, value: Tensor) -> Tensor:
+        point = self.point
+        if point is None or point.vertex is None:
+            if not isinstance(value, SoftIndex) and base.soft_value == "index":
+                return base.log_prob(value)
+            vertex = _vertex_seen(base, value, self.site)
+        elif point.vertex.shape[point.vertex.dim() - len(base.vertex_shape) :] != base.vertex_shape:
+            raise RelaxationError(
+                f"Site {self.site!r} has a relaxed value whose vertex is {list(point.vertex.shape)}, drawn by another "
+                f"kind of structure than the {type(base).__name__} that scores it, whose vertices are "
+                f"{list(base.vertex_shape)}. Use the same distribution in guide and model, or choose an estimator of "
+                "hard draws for the site ('rloo', 'nvil')."
+            )
+        else:
+            vertex = point.tensor
+        return base.log_mass(vertex) if base.defines("log_mass") else base.log_prob(base.value_of(vertex.detach()))
 
     def _at_point(self, base: Any, point: Point) -> Tensor:
         one_hot, tensor = not isinstance(base, Bernoulli), point.tensor
@@ -284,13 +341,15 @@ def as_seen(site: Site, estimator: Estimator) -> Site:
 def softened(site: Site, estimator: Estimator, beside: bool) -> bool:
     """Whether the program sees soft values at the site: its own, or its mean downstream of another one's."""
     if estimator.relaxed or estimator.sloped:
-        return site.family in PATHWISE
-    return beside and site.family in RELAXABLE
+        return site.family in PATHWISE or site.family is Family.STRUCTURE
+    return beside and site.relaxable
 
 
 def mean(site: Site) -> Tensor:
     """The site's probabilities for every column, `[columns, K, *batch, *event]`: what its value is on average."""
     base = base_distribution(site.distribution)
+    if isinstance(base, Vertices):
+        return site.split(base.structure.marginals(), site.event_dim)
     return site.split(probabilities(base.logits, one_hot=site.family is not Family.BERNOULLI), site.event_dim)
 
 

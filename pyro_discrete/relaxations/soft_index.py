@@ -117,7 +117,7 @@ class SoftIndex(Tensor):
     own code need not make any.
 
     - `weights` `[*shape, K]`, on the simplex. `values` `[K]` or `[*shape, K]`, by default 0, ..., K-1. `site`: for
-      messages.
+      messages. `vertex`: where the index is a structure's, as it was drawn: the soft vertex that it was made of.
 
     >>> import torch
     >>> z = SoftIndex(torch.tensor([[0.25, 0.75], [1.0, 0.0]]))
@@ -133,6 +133,7 @@ class SoftIndex(Tensor):
     values: Tensor
     site: str
     counts_up: bool
+    vertex: Tensor | None = None
     from_bit = False
 
     @staticmethod

@@ -17,6 +17,7 @@ from pyro_discrete.planning.products import check_members
 from pyro_discrete.planning.select import Selection
 from pyro_discrete.planning.site_estimators import SiteEstimators
 from pyro_discrete.programs.dims import ROWS_PLATE
+from pyro_discrete.programs.laws import StructureLaw
 from pyro_discrete.programs.sites import Site
 from pyro_discrete.relaxations.relaxed_distribution import hard_value, one_hot_site, state_trials
 
@@ -112,7 +113,11 @@ class _Hardened(Reinforce):
     def draw(self, site: SiteView) -> Draw:
         if not isinstance(site, Site) or site.family is Family.COUNT:  # a relaxed count's support is truncated
             return super().draw(site)
-        soft = self.estimator.draw(one_hot_site(site)).value[:1].detach()
+        seen = one_hot_site(site)
+        soft = self.estimator.draw(seen).value[:1].detach()
+        if isinstance(seen.law, StructureLaw):  # rounding soft numbers need not give a value
+            vertex = seen.law.drawn
+            return super().draw(site) if vertex is None else Draw(hard_value(site.distribution, vertex).unsqueeze(0))
         return Draw(hard_value(site.distribution, corner(soft, one_hot=site.family is not Family.BERNOULLI)))
 
 

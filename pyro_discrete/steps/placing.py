@@ -18,7 +18,6 @@ from torch import Tensor
 
 from pyro_discrete.draws.soft_scores import Point
 from pyro_discrete.estimators.base import Draw, Estimator
-from pyro_discrete.families import RELAXABLE
 from pyro_discrete.planning.plan import StructureChangedError
 from pyro_discrete.programs.dims import Columns, Layout, plates_of
 from pyro_discrete.programs.pair import SiteMessenger
@@ -34,6 +33,7 @@ from pyro_discrete.relaxations.relaxed_distribution import (
     one_hot_weights,
     program_value,
     softened,
+    with_vertex,
 )
 from pyro_discrete.steps.choice import Choice
 
@@ -130,7 +130,7 @@ class PlaceRows(SiteMessenger):
                     seen, rows = one_hot_site(site), one_hot_weights(site.distribution, rows)
                 may_be_mean = not at_density(draw.point)
                 msg["value"] = program_value(msg["fn"], seen.merge(self._columns(seen, rows, may_be_mean)), site.name)
-                self.relaxed[site.name] = self._point(seen, draw.point)
+                self.relaxed[site.name] = with_vertex(msg["fn"], self._point(seen, draw.point), msg["value"], site.name)
                 msg["fn"] = extended(msg["fn"], site.name, self.relaxed[site.name])
             else:
                 msg["value"] = site.merge(self._columns(site, draw.value))
@@ -182,7 +182,7 @@ class PlaceRows(SiteMessenger):
 
     def _downstream(self, site: Site, column: int, may_be_mean: bool) -> Tensor:
         if column in self.soft_columns and may_be_mean:
-            if site.family in RELAXABLE:
+            if site.relaxable:
                 return mean(site)[column]
             if site.family is not None:
                 self.resampled.append((column, site.name))
@@ -265,7 +265,7 @@ class PlaceColumn(SiteMessenger):
             msg["value"], msg["done"] = self._downstream(site, estimator), True
         if estimator is not None and softened(site, estimator, self.soft):
             point = self._points.get(site.name, self.primary.points.get(site.name))
-            self.relaxed[site.name] = point
+            point = self.relaxed[site.name] = with_vertex(msg["fn"], point, msg["value"], site.name)
             msg["fn"] = extended(msg["fn"], site.name, point)
         if row is not None:
             self._past.append(site.name)
@@ -287,7 +287,7 @@ class PlaceColumn(SiteMessenger):
             seen = as_seen(site, estimator)
             draw = estimator.draw(seen)
             self._points[site.name] = merged(seen, draw.point)
-        if self.soft and site.family in RELAXABLE and not (draw and at_density(draw.point)):
+        if self.soft and site.relaxable and not (draw and at_density(draw.point)):
             seen = one_hot_site(site)
             return program_value(site.distribution, seen.merge(mean(seen)[0]), site.name)
         if draw is not None:

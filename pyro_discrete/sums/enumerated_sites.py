@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from pyro_discrete.distributions.structure import LARGEST_SUPPORT
 from pyro_discrete.errors import EnumerationError, SiteMatchError, SiteShapeError
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
@@ -28,6 +29,7 @@ from pyro_discrete.programs.sites import (
     family_of,
     is_latent,
     joint_support,
+    listable,
     weighed_log_prob,
     why_not_enumerable,
     without_mask,
@@ -58,7 +60,8 @@ def check_table(msg: Any, settings: Enumerate, marginal: bool) -> None:
     """Raise `BudgetError` if a site's table is larger than `settings` allow, earlier sites' dims included."""
     fn = msg["fn"]
     elements = cardinality(fn) * math.prod(fn.shape())
-    if elements > settings.max_elements:
+    if elements > settings.max_elements or not listable(fn):
+        allowed = f"{settings.max_elements:.3g}" if listable(fn) else f"{LARGEST_SUPPORT} values of a structure"
         remedy = (
             "Draw it in the guide too, declare independent dims as a pyro.plate, or put chains in pyro.markov."
             if marginal
@@ -67,7 +70,7 @@ def check_table(msg: Any, settings: Enumerate, marginal: bool) -> None:
         raise BudgetError(
             f"Enumerating site {msg['name']!r} needs a table of {elements:.3g} elements ({cardinality(fn):.3g} "
             f"values by shape {tuple(fn.shape())}, enumerated dims of earlier sites included); at most "
-            f"{settings.max_elements:.3g} are allowed (Enumerate(max_elements=...)). {remedy}"
+            f"{allowed} are allowed (Enumerate(max_elements=...)). {remedy}"
         )
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from pyro_discrete import REBAR, RELAX, RODEO, DoubleCV, TraceELBO
-from pyro_discrete.draws import softening as conditional
+from pyro_discrete.draws import noise as conditional
 from pyro_discrete.families import Family
 from pyro_discrete.testing import Oracle
 from tests.support.relaxed_pairs import bent, bits, decoy
@@ -73,17 +73,23 @@ def kolmogorov(first, second):
     return (both[0] - both[1]).abs().max().item() / (scale * math.sqrt(-math.log(1e-7 / 2) / 2))
 
 
+def pair(law):
+    """A hard draw, the noise behind it, and other noise given it."""
+    z = law.perturb()
+    return law.read(z), z, law.perturb_given(law.read(z))
+
+
 @pytest.mark.statistical
 def test_a_draw_given_the_hard_one_is_distributed_as_the_draw_behind_it():
     """The draws behind one hard value are those that rejection keeps; 17 comparisons at 1e-7 each."""
     logits = torch.tensor([0.8, -1.0, 0.1], dtype=torch.float64).expand(60_000, 3)
-    hard, z, given = conditional.relaxed_pair(logits, one_hot=True)
+    hard, z, given = pair(conditional.GumbelNoise(logits))
     for category in range(3):
         kept = hard[:, category] > 0
         assert bool((given[kept].argmax(-1) == category).all())
         for of in (lambda x: x[:, 0], lambda x: x[:, 1], lambda x: x[:, 2], lambda x: x[:, 0] - x[:, 2]):
             assert kolmogorov(of(z[kept]), of(given[kept])) < 1
-    hard, z, given = conditional.relaxed_pair(logits, one_hot=False)
+    hard, z, given = pair(conditional.LogisticNoise(logits))
     for bit in (0, 1):
         kept = hard[:, 0] == bit
         assert kolmogorov(z[kept, 0], given[kept, 0]) < 1

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pyro_discrete import NVIL, REBAR, RELAX, RODEO, DoubleCV, MuProp, TraceELBO
-from pyro_discrete.draws import softening as conditional
+from pyro_discrete.draws import noise as conditional
 from pyro_discrete.errors import ParticleError, UnsupportedSiteError
 from pyro_discrete.families import Family
 from pyro_discrete.programs.sites import base_distribution

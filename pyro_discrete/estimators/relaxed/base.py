@@ -7,6 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from pyro_discrete.draws.noise import Perturbed, noise_of
 from pyro_discrete.draws.schedules import LearnedTemperature, Temperature, checked_temperature, described
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw, SiteView, Surrogate
@@ -14,6 +15,7 @@ from pyro_discrete.families import PATHWISE, Family
 
 __all__ = [
     "RelaxedEstimator",
+    "RelaxedLaw",
 ]
 
 
@@ -61,17 +63,30 @@ class RelaxedEstimator(Estimator):
         `step` is what schedules are read at.
         """
 
+    def relaxed_value(self, law: Perturbed, step: Tensor | int) -> Tensor:
+        """The weights that a draw of this law gets."""
+        # in single precision at least, as networks' logits may be less
+        logits = law.logits.to(torch.promote_types(law.logits.dtype, torch.float32))
+        return self.weights(logits, step, law.one_hot)
+
     def draw(self, site: SiteView) -> Draw:
         """One row, differentiable in the logits."""
-        logits, one_hot = self.logits(site)
-        return Draw(self.weights(logits, site.step, one_hot).unsqueeze(0))
-
-    @staticmethod
-    def logits(site: SiteView) -> tuple[Tensor, bool]:
-        """The site's logits, in single precision at least (the networks' may be less), and whether they are one-hot."""
-        logits = site.logits.to(torch.promote_types(site.logits.dtype, torch.float32))
-        return logits, site.family is not Family.BERNOULLI
+        return Draw(self.relaxed_value(site.law, site.step).unsqueeze(0))
 
     def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """Nothing to add: the gradient flows through the draw."""
         return Surrogate()
+
+
+class RelaxedLaw(RelaxedEstimator):
+    """One that asks the law itself, for its noise or its mean, and so serves structures too."""
+
+    families = PATHWISE | {Family.STRUCTURE}
+
+    @abstractmethod
+    def relaxed_value(self, law: Perturbed, step: Tensor | int) -> Tensor:
+        """The weights that a draw of this law gets: a soft vertex, or a hard one with a soft slope."""
+
+    def weights(self, logits: Tensor, step: Tensor | int, one_hot: bool) -> Tensor:
+        """The same of categories or bits."""
+        return self.relaxed_value(noise_of(logits, one_hot=one_hot), step)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from pyro_discrete.draws.noise import hard_draw
 from pyro_discrete.draws.schedules import Temperature, checked_temperature, described, temperature_at
-from pyro_discrete.draws.softening import hard_draw, soften, straight_through
+from pyro_discrete.draws.softening import soften, straight_through
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.relaxed.base import RelaxedEstimator
 

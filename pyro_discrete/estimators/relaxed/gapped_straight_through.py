@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from pyro_discrete.draws.noise import hard_draw
 from pyro_discrete.draws.schedules import Temperature, described, temperature_at
 from pyro_discrete.draws.soft_scores import bounded
-from pyro_discrete.draws.softening import hard_draw, moved, soften, straight_through
+from pyro_discrete.draws.softening import moved, soften, straight_through
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.relaxed.base import RelaxedEstimator
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_discrete.draws.gumbel import conditional_gumbel, conditional_logistic, uniform_like
+from pyro_discrete.draws.noise import Perturbed
 from pyro_discrete.draws.schedules import Temperature, temperature_at
-from pyro_discrete.draws.soft_scores import bounded
-from pyro_discrete.draws.softening import hard_draw, moved, soften, straight_through
+from pyro_discrete.draws.softening import moved, straight_through
 from pyro_discrete.errors import SettingError, is_whole
 from pyro_discrete.estimators.base import Estimator
-from pyro_discrete.estimators.relaxed.base import RelaxedEstimator
+from pyro_discrete.estimators.relaxed.base import RelaxedLaw
+from pyro_discrete.families import Need
 
 __all__ = [
     "GumbelRao",
 ]
 
 
-class GumbelRao(RelaxedEstimator):
+class GumbelRao(RelaxedLaw):
     r"""The straight-through Gumbel-Softmax with its noise averaged out, given the hard draw.
 
     .. math::
@@ -28,7 +28,7 @@ class GumbelRao(RelaxedEstimator):
     (the gradient is taken with the noise G held). One evaluation of the model, whatever K is: only the softmax is
     repeated. The bias is that of the straight-through Gumbel-Softmax at this temperature, to which it is equal in
     distribution at K = 1; the variance falls with K, so a lower temperature can be afforded. Serves Bernoulli,
-    Categorical and OneHotCategorical sites, and counts.
+    Categorical and OneHotCategorical sites, counts, and structures with noise given a value.
 
     - `draws`: K.
 
@@ -46,6 +46,7 @@ class GumbelRao(RelaxedEstimator):
     name = "gumbel_rao"
     summary = "straight-through Gumbel-Softmax with its noise averaged out given the draw"
     reference = "Paulus et al. 2021"
+    needs = frozenset({Need.NOISE, Need.NOISE_GIVEN})
     also_known = ("gr", "gumbel_rao_blackwell")
 
     def __init__(self, temperature: Temperature = 0.25, draws: int = 10) -> None:
@@ -61,14 +62,12 @@ class GumbelRao(RelaxedEstimator):
     def variants(cls) -> list[Estimator]:
         return [cls(), cls(draws=1)]
 
-    def weights(self, logits: Tensor, step: Tensor | int, one_hot: bool) -> Tensor:
+    def relaxed_value(self, law: Perturbed, step: Tensor | int) -> Tensor:
         """The hard draw, with the averaged gradient."""
-        hard, logits = hard_draw(logits, one_hot=one_hot), bounded(logits)
-        temperature = temperature_at(self.temperature, step)
+        z = law.perturb()
+        value = law.read(z)
         with torch.no_grad():
-            several = logits.expand(self.draws, *logits.shape)
-            if one_hot:
-                z = conditional_gumbel(several, hard)
-            else:
-                z = conditional_logistic(several, hard, uniform_like(several))
-        return straight_through(hard, soften(moved(logits, z), temperature, one_hot=one_hot).mean(0))
+            several = law.perturb_given(value.expand(self.draws, *value.shape))
+        # the noise is held, and what it is added to has the slope that it has behind the draw itself
+        soft = law.soft(moved(z, several), temperature_at(self.temperature, step))
+        return straight_through(value, soft.mean(0))

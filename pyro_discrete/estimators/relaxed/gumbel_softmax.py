@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from pyro_discrete.draws.gumbel import gumbel_like, logistic_like
+from pyro_discrete.draws.gumbel import gumbel_like
+from pyro_discrete.draws.noise import Perturbed, noise_of
 from pyro_discrete.draws.schedules import Temperature, checked_temperature, temperature_at
 from pyro_discrete.draws.soft_scores import Point
-from pyro_discrete.draws.softening import soften
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Draw, Estimator, SiteView
-from pyro_discrete.estimators.relaxed.base import RelaxedEstimator
+from pyro_discrete.estimators.relaxed.base import RelaxedLaw
+from pyro_discrete.families import PATHWISE, Need
 
 __all__ = [
     "GumbelSoftmax",
@@ -22,8 +24,10 @@ __all__ = [
 
 KL = ("auto", "linear", "analytic", "relaxed")
 
+RELAXATIONS = ("noise", "marginals")
 
-class GumbelSoftmax(RelaxedEstimator):
+
+class GumbelSoftmax(RelaxedLaw):
     r"""The pathwise gradient through a relaxed draw.
 
     .. math:: \nabla f\big(\mathrm{softmax}((\mathrm{logits} + G) / t)\big), \quad G \sim \mathrm{Gumbel}
@@ -43,8 +47,9 @@ class GumbelSoftmax(RelaxedEstimator):
       loss is then a bound of the relaxed model's evidence, but that is another model's. Categories without probability
       are left out.
 
-    `loss()` is the discrete objective whichever it is. Serves Bernoulli, Categorical and OneHotCategorical sites, and
-    counts of finite or truncated support.
+    `loss()` is the discrete objective whichever it is. Serves Bernoulli, Categorical and OneHotCategorical sites,
+    counts of finite or truncated support, and structures; at these `kl="auto"` is analytic where a value is a vector
+    and its log-mass linear (a subset), and `kl="relaxed"` is refused.
 
     When to use which: where categories start alike (mixtures, latent classes, emission tables), soft values part them,
     and hard ones, like the exact gradient, may not ("The stall" in benchmarks/results/RESULTS.md). Where the discrete
@@ -52,6 +57,10 @@ class GumbelSoftmax(RelaxedEstimator):
     exact and without noise: better for codes that a network reads, and less apt to part categories that start alike.
 
     - `prior_temperature`: with `kl="relaxed"`, that of the prior; the same as the posterior's by default.
+    - `relaxation`: how a structure is relaxed; elsewhere both are the same. `"noise"` softens how its noise is read:
+      the draw of q is behind it, and less and less bias is left as the temperature falls. `"marginals"` are those at
+      perturbed logits over the temperature (a stochastic softmax trick), of structures with marginals but no noise,
+      such as trees, too: less noisy, but perturbed logits have another law than q, and its bias stays.
 
     Raises `SettingError` for a setting out of range.
 
@@ -60,7 +69,8 @@ class GumbelSoftmax(RelaxedEstimator):
     "relaxed" much worse; on a mixture of integers "linear" is better ("The stall" there).
 
     Source: Jang, Gu and Poole (2017), Categorical reparameterization with Gumbel-Softmax (analytic); Maddison, Mnih and
-    Teh (2017), The Concrete distribution, section 3.3 and appendix C (relaxed; equation 20 is the analytic one).
+    Teh (2017), The Concrete distribution, section 3.3 and appendix C (relaxed; equation 20 is the analytic one);
+    Paulus et al. (2020), Gradient estimation with stochastic softmax tricks (marginals).
 
     >>> from pyro_discrete import GumbelSoftmax, TraceELBO
     >>> elbo = TraceELBO(GumbelSoftmax(temperature=0.5, kl="linear"))
@@ -69,6 +79,7 @@ class GumbelSoftmax(RelaxedEstimator):
     name = "gumbel_softmax"
     summary = "pathwise gradient through a relaxed draw"
     reference = "Jang et al. 2017; Maddison et al. 2017"
+    needs = frozenset({Need.NOISE, Need.LOG_MASS})
     also_known = ("gs", "concrete")
 
     def __init__(
@@ -76,6 +87,8 @@ class GumbelSoftmax(RelaxedEstimator):
         temperature: Temperature = 0.35,
         kl: Literal["auto", "linear", "analytic", "relaxed"] = "auto",
         prior_temperature: Temperature | None = None,
+        *,
+        relaxation: Literal["noise", "marginals"] = "noise",
     ) -> None:
         super().__init__(temperature, hard=False)
         if kl not in KL:
@@ -85,13 +98,20 @@ class GumbelSoftmax(RelaxedEstimator):
                 f"GumbelSoftmax: prior_temperature={prior_temperature!r} given with kl={kl!r}, where the prior is not "
                 "relaxed: leave it out, or choose kl='relaxed'."
             )
-        self.kl, self.relaxed_divergence = kl, kl == "relaxed"
+        if relaxation not in RELAXATIONS:
+            raise SettingError(f"GumbelSoftmax: relaxation={relaxation!r} given, 'noise' or 'marginals' expected.")
+        self.kl, self.relaxed_divergence, self.relaxation = kl, kl == "relaxed", relaxation
+        if relaxation == "marginals":
+            self.needs, self.draws_from_guide = frozenset({Need.MARGINALS, Need.LOG_MASS}), False
+        if kl == "relaxed":
+            self.families = PATHWISE  # a structure's soft values have no density in closed form
         self.prior_temperature = (
             None if prior_temperature is None else checked_temperature(prior_temperature, "GumbelSoftmax")
         )
 
     def extra_repr(self) -> str:
-        return ", ".join(part for part in (super().extra_repr(), f"kl={self.kl}") if part)
+        marginals = "relaxation=marginals" if self.relaxation == "marginals" else ""
+        return ", ".join(part for part in (super().extra_repr(), f"kl={self.kl}", marginals) if part)
 
     @classmethod
     def variants(cls) -> list[Estimator]:
@@ -102,32 +122,45 @@ class GumbelSoftmax(RelaxedEstimator):
         """Whether draws come with their probabilities as a point at which the site can be scored."""
         return self.kl in ("auto", "analytic")
 
+    def instead(self, need: Need | None) -> str:
+        """Another setting that serves a structure."""
+        if self.kl == "relaxed":
+            return "Soft structures have no density in closed form: leave kl at 'auto'. "
+        return "GumbelSoftmax(relaxation='marginals') asks for marginals instead. " if need is Need.NOISE else ""
+
     def analytic(self, integers: bool) -> bool:
         """Whether a site's divergence is to be analytic if it can be."""
         return self.kl == "analytic" or (self.kl == "auto" and not integers)
 
     def draw(self, site: SiteView) -> Draw:
         """One relaxed row, and where it is scored."""
-        logits, one_hot = self.logits(site)
         temperature = temperature_at(self.temperature, site.step)
-        unsquashed = self.unsquashed(logits, temperature, one_hot)
+        noise, value = self._relaxed(site.law, temperature)
         point = None
-        if self.may_be_analytic:
-            point = Point(soften(logits, 1.0, one_hot=one_hot))
+        if self.may_be_analytic and Need.MARGINALS in site.needs_met:
+            point = Point(site.mean())
         elif self.kl == "relaxed":
             prior = temperature if self.prior_temperature is None else temperature_at(self.prior_temperature, site.step)
-            point = Point(unsquashed, temperature, prior)
-        return Draw(soften(unsquashed, 1.0, one_hot=one_hot).unsqueeze(0), point)
+            point = Point(_over_temperature(noise, site.logits, temperature), temperature, prior)
+        return Draw(value.unsqueeze(0), point)
+
+    def relaxed_value(self, law: Perturbed, step: Tensor | int) -> Tensor:
+        """The relaxed draw."""
+        return self._relaxed(law, temperature_at(self.temperature, step))[1]
 
     def unsquashed(self, logits: Tensor, temperature: Tensor | float, one_hot: bool) -> Tensor:
-        """The draw whose softmax (or sigmoid) are the weights."""
-        noise = gumbel_like(logits) if one_hot else logistic_like(logits)
-        if torch.is_tensor(temperature) and temperature.requires_grad:  # no slope through what is infinite anyway
-            bounded = logits.isfinite()
-            return torch.where(bounded, (torch.where(bounded, logits, 0.0) + noise) / temperature, logits)
-        return (logits + noise) / temperature
+        """The draw whose softmax (or sigmoid) are the weights, of categories or bits."""
+        return _over_temperature(noise_of(logits, one_hot=one_hot).perturb(), logits, temperature)
 
-    def weights(self, logits: Tensor, step: Tensor | int, one_hot: bool) -> Tensor:
-        """The relaxed draw."""
-        unsquashed = self.unsquashed(logits, temperature_at(self.temperature, step), one_hot)
-        return soften(unsquashed, 1.0, one_hot=one_hot)
+    def _relaxed(self, law: Perturbed, temperature: Tensor | float) -> tuple[Tensor, Tensor]:
+        """The noise, and the relaxed draw that it gives."""
+        if self.relaxation == "marginals" and not law.separate:
+            noise = law.logits + gumbel_like(law.logits)
+            return noise, law.mean(noise / temperature)
+        noise = law.perturb()
+        return noise, law.soft(noise, temperature)
+
+
+def _over_temperature(noise: Tensor, logits: Tensor, temperature: Tensor | float) -> Tensor:
+    """Noise over the temperature; -inf, without a slope, where nothing can be drawn."""
+    return torch.where(logits == -math.inf, -math.inf, noise / temperature)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from pyro_discrete.draws.noise import hard_draw
 from pyro_discrete.draws.schedules import Temperature, temperature_at
 from pyro_discrete.draws.soft_scores import bounded
-from pyro_discrete.draws.softening import hard_draw, soften, straight_through
+from pyro_discrete.draws.softening import soften, straight_through
 from pyro_discrete.estimators.relaxed.base import RelaxedEstimator
 
 __all__ = [

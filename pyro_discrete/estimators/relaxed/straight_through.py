@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from pyro_discrete.draws.noise import Perturbed
 from pyro_discrete.draws.schedules import Temperature, temperature_at
-from pyro_discrete.draws.softening import hard_draw, soften, straight_through
-from pyro_discrete.estimators.relaxed.base import RelaxedEstimator
+from pyro_discrete.draws.softening import straight_through
+from pyro_discrete.estimators.relaxed.base import RelaxedLaw
+from pyro_discrete.families import Need
 
 __all__ = [
     "StraightThrough",
 ]
 
 
-class StraightThrough(RelaxedEstimator):
+class StraightThrough(RelaxedLaw):
     r"""A hard draw in the forward pass, the gradient of its probabilities in the backward pass.
 
     .. math:: f'(D)\, \nabla\, \mathrm{softmax}(\mathrm{logits} / t), \quad D \sim q
 
     The model sees only hard values, so the loss is the discrete objective's. One evaluation, and no noise beside the
     draw's own. At t = 1 it is exact where f is linear in each variable, and biased otherwise: it reads f as its tangent
-    at D. Serves Bernoulli, Categorical and OneHotCategorical sites, and counts.
+    at D. Serves Bernoulli, Categorical and OneHotCategorical sites, counts, and structures with marginals (SIMPLE).
 
     - `temperature`: of the backward pass alone. The draw is always one of q.
 
@@ -30,7 +32,8 @@ class StraightThrough(RelaxedEstimator):
 
     Source: Bengio, Leonard and Courville (2013), Estimating or propagating gradients through stochastic neurons for
     conditional computation, section 4 (with the derivative of the sigmoid); for categories, Liu et al. (2023), Bridging
-    discrete and backpropagation, section 2.
+    discrete and backpropagation, section 2; for structures, Ahmed et al. (2023), SIMPLE: a gradient estimator for
+    k-subset sampling.
 
     >>> from pyro_discrete import StraightThrough, TraceELBO
     >>> elbo = TraceELBO(StraightThrough())
@@ -39,12 +42,12 @@ class StraightThrough(RelaxedEstimator):
     name = "straight_through"
     summary = "hard draw forward, gradient of its probabilities backward"
     reference = "Bengio et al. 2013"
+    needs = frozenset({Need.MARGINALS})
     also_known = ("st", "ste")
 
     def __init__(self, temperature: Temperature = 1.0) -> None:
         super().__init__(temperature)
 
-    def weights(self, logits: Tensor, step: Tensor | int, one_hot: bool) -> Tensor:
+    def relaxed_value(self, law: Perturbed, step: Tensor | int) -> Tensor:
         """The hard draw, with the probabilities' gradient."""
-        temperature = temperature_at(self.temperature, step)
-        return straight_through(hard_draw(logits, one_hot=one_hot), soften(logits, temperature, one_hot=one_hot))
+        return straight_through(law.hard(), law.mean(law.logits / temperature_at(self.temperature, step)))

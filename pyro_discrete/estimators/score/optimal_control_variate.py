@@ -12,10 +12,9 @@ from torch import Tensor
 
 from pyro_discrete.control_variates.optimal_coefficient import OptimalCoefficient, least_variance
 from pyro_discrete.draws.soft_scores import mean
-from pyro_discrete.draws.softening import one_hot_vector
 from pyro_discrete.errors import SettingError, SiteShapeError
 from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw, SiteView, Surrogate
-from pyro_discrete.families import Family
+from pyro_discrete.families import RELAXABLE, Family, Need
 
 __all__ = [
     "ControlVariate",
@@ -44,14 +43,16 @@ class OptimalControlVariate(Estimator):
 
     With the best coefficient a control variate whose correlation with `f s` is rho leaves 1 - rho^2 of the variance;
     several are added together and solved for jointly. By default the score itself is one of them, which gives each
-    logit its optimal constant baseline. Serves Bernoulli, Categorical and OneHotCategorical, with one evaluation a
-    particle; h is not evaluated in the model. The mean stays exact whatever the coefficients are, as they are
-    independent of the draws that they multiply: early on, with few draws behind them, they may be poor.
+    logit its optimal constant baseline. Serves Bernoulli, Categorical and OneHotCategorical sites, and structures with
+    marginals, with one evaluation a particle; h is not evaluated in the model. The mean stays exact whatever the
+    coefficients are, as they are independent of the draws that they multiply: early on, with few draws behind them,
+    they may be poor.
 
     - `variates`: each a `ControlVariate`, in the gradient's space (one number for each logit).
     - `score`: whether the score is a control variate, too.
     - `per`: `"element"` for coefficients of each element of the event (for a bit: of each logit; the categories of an
-      element share theirs), `"site"` for one of all. Elements of a plate always share theirs.
+      element share theirs, and so do all logits of a structure), `"site"` for one of all. Elements of a plate always
+      share theirs.
     - `estimate`: `"running"` for averages over the steps before, `"particles"` for the other particles of this step
       (then `num_particles >= 2`).
     - `decay` of the running averages, in (0, 1).
@@ -74,7 +75,8 @@ class OptimalControlVariate(Estimator):
     summary = "score function, control variates of known mean with estimated optimal coefficients"
     reference = "Paisley et al. 2012; Ranganath et al. 2014; Geffner & Domke 2018"
     also_known = ("ocv", "control_variate")
-    families = frozenset({Family.BERNOULLI, Family.CATEGORICAL, Family.ONE_HOT})
+    families = RELAXABLE | {Family.STRUCTURE}
+    needs = frozenset({Need.MARGINALS})
 
     def __init__(
         self,
@@ -112,7 +114,7 @@ class OptimalControlVariate(Estimator):
         """An ordinary draw; hands on its score `[K, batch, elements, pooled]` and, one dim more, h less its mean."""
         value, logits = site.sample(), site.logits
         fixed = logits.detach()
-        score = _score(value, fixed, site.family)
+        score = site.score(value)
         centred = [score] if self.use_score else []
         for variate in self.control_variates:
             h, mean_h = (torch.as_tensor(part).to(fixed) for part in (variate.h(value, fixed), variate.mean(fixed)))
@@ -124,11 +126,11 @@ class OptimalControlVariate(Estimator):
                     )
             difference = h - mean_h
             difference = difference.expand(fixed.shape)
-            if site.family is not Family.BERNOULLI:  # what is left of it once logits are normalised
+            if site.family in (Family.CATEGORICAL, Family.ONE_HOT):  # what is left of it once logits are normalised
                 difference = difference - mean(fixed, one_hot=True) * difference.sum(-1, keepdim=True)
             centred.append(difference)
-        of_element = 1 if site.family is Family.BERNOULLI else fixed.shape[-1]
         batch = math.prod(value.shape[1 : value.dim() - site.event_dim])
+        of_element = fixed.shape[fixed.dim() - site.parameter_dims :].numel()
         pooled = score[0].numel() // batch if self.per == "site" else of_element
         extra = {
             "score": score.reshape(len(score), batch, -1, pooled),
@@ -168,13 +170,3 @@ class OptimalControlVariate(Estimator):
 def _broadcasts(tensor: Tensor, like: Tensor) -> bool:
     dims = zip(reversed(tensor.shape), reversed(like.shape), strict=False)
     return tensor.dim() <= like.dim() and all(size in (1, full) for size, full in dims)
-
-
-def _score(value: Tensor, logits: Tensor, family: Family | None) -> Tensor:
-    """d log q / d logits, `[K, *batch, *logits]`, also where a probability is next to one."""
-    if family is Family.BERNOULLI:
-        return torch.where(value > 0.5, (-logits).sigmoid(), -logits.sigmoid())
-    hot = (one_hot_vector(value, logits) if family is Family.CATEGORICAL else value) > 0.5
-    probabilities = mean(logits, one_hot=True)
-    others = (probabilities * ~hot).sum(-1, keepdim=True)  # one less the drawn value's probability
-    return torch.where(hot, others, -probabilities)

@@ -10,11 +10,9 @@ from torch import Tensor, nn
 
 from pyro_discrete.control_variates.moments import second_moment
 from pyro_discrete.draws.schedules import Temperature, checked_temperature, temperature_at
-from pyro_discrete.draws.soft_scores import mean
-from pyro_discrete.draws.softening import relaxed_pair, soften
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw, SiteView, Surrogate
-from pyro_discrete.families import Family
+from pyro_discrete.families import Need
 
 __all__ = [
     "ConditionallyRelaxed",
@@ -74,17 +72,19 @@ class ConditionallyRelaxed(Estimator):
 
     def draw(self, site: SiteView) -> Draw:
         """Hard, relaxed, and relaxed given the hard one; the latter two are rows where `relaxed` says so."""
-        logits, one_hot = site.logits, site.family is not Family.BERNOULLI
-        temperature = self.temperature_at(site.step).to(logits)
-        hard, z, given = relaxed_pair(logits.clamp(-LARGEST, LARGEST), one_hot=one_hot)
-        soft, soft_given = (soften(each, temperature, one_hot=one_hot) for each in (z, given))
-        path, path_given = (soften(each, temperature.detach(), one_hot=one_hot) for each in (z, given))
-        mu = mean(logits, one_hot=one_hot).detach()
-        extra = {"soft": soft, "soft_given": soft_given, "path": path, "path_given": path_given, "score": hard - mu}
-        extra["possible"] = mu > 0
-        drawn = hard.argmax(-1) if site.family is Family.CATEGORICAL else hard
-        value = torch.stack([drawn, soft, soft_given]) if self.relaxed else drawn.unsqueeze(0)
-        return Draw(value, logits=logits, extra=extra)
+        near, temperature = site.bounded(LARGEST), self.temperature_at(site.step).to(site.logits)
+        z = near.perturb()
+        value = near.read(z)
+        given = near.perturb_given(value)
+        soft, soft_given = (near.soft(each, temperature) for each in (z, given))
+        path, path_given = (near.soft(each, temperature.detach()) for each in (z, given))
+        extra = {"soft": soft, "soft_given": soft_given, "path": path, "path_given": path_given}
+        extra["possible"] = site.possible
+        if self.differentiates_costs:
+            has_mean = Need.MARGINALS in site.needs_met
+            extra["score"] = site.vertex(value) - site.mean().detach() if has_mean else site.score(value)
+        rows = torch.stack([value, soft, soft_given]) if self.relaxed else value.unsqueeze(0)
+        return Draw(rows, logits=site.logits, extra=extra)
 
     def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """`cost` `[rows, K, *batch]`."""

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.control_variates.moments import RunningMoments
-from pyro_discrete.draws.soft_scores import mean
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw, SiteView, Surrogate
-from pyro_discrete.families import RELAXABLE, Family
+from pyro_discrete.families import RELAXABLE, Family, Need
 
 __all__ = [
     "MuProp",
@@ -23,7 +22,8 @@ class MuProp(Estimator):
 
     with `mu` the mean of q, and `c` the running mean of the residual, read before it is updated. Two evaluations (hard
     and mean, downstream of which relaxable sites take their mean too); the model has to accept soft values. Exact, draw
-    by draw, for a linear `f`. Serves Bernoulli, Categorical and OneHotCategorical sites.
+    by draw, for a linear `f`. Serves Bernoulli, Categorical and OneHotCategorical sites, and
+    structures with marginals.
 
     The residual of a curved `f` is far from zero on average (a quarter of the second derivative for a fair bit), which
     is why there is always a baseline `c`: without it, the estimator may be noisier than the plain score function. It
@@ -41,7 +41,8 @@ class MuProp(Estimator):
     summary = "score function less a first-order expansion about the mean, running mean of the residual as baseline"
     reference = "Gu et al. 2016"
     evaluations = "2"
-    families = RELAXABLE
+    families = RELAXABLE | {Family.STRUCTURE}
+    needs = frozenset({Need.MARGINALS, Need.LOG_MASS})
     relaxed = (1,)
 
     def __init__(self, decay: float = 0.9) -> None:
@@ -60,8 +61,7 @@ class MuProp(Estimator):
 
     def draw(self, site: SiteView) -> Draw:
         """A hard draw, and the mean."""
-        mu = mean(site.logits, one_hot=site.family is Family.ONE_HOT)
-        return Draw(torch.stack([site.sample(), mu]))
+        return Draw(torch.stack([site.sample(), site.mean()]))
 
     def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """`cost` `[2, K, *batch]`; the slope of row 1 is that of the row's total cost."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from pyro_discrete.draws.schedules import Temperature
 from pyro_discrete.estimators.base import Estimator, ScoredDraw
 from pyro_discrete.estimators.slopes.conditionally_relaxed import ConditionallyRelaxed, Control, positive_log
-from pyro_discrete.families import RELAXABLE
+from pyro_discrete.families import RELAXABLE, Family, Need
 
 __all__ = [
     "REBAR",
@@ -25,7 +25,7 @@ class REBAR(ConditionallyRelaxed):
     are. Both are trained (by the caller's optimiser, like a baseline) on the gradient's own second moment. Downstream
     of a relaxed value relaxable sites take their mean. A program that jumps as a relaxed value moves (a comparison,
     `round`, `argmax`) or drops its slope (`detach`) is refused with `RelaxationError`, as no slope makes up for a jump.
-    Serves Bernoulli, Categorical and OneHotCategorical sites.
+    Serves Bernoulli, Categorical and OneHotCategorical sites, and structures with noise given a value.
 
     - `temperature`, `eta`: where they start, positive; a schedule leaves nothing of the temperature to learn.
       `learn=False` keeps them there.
@@ -43,7 +43,8 @@ class REBAR(ConditionallyRelaxed):
     summary = "score function with a conditionally relaxed control variate"
     reference = "Tucker et al. 2017"
     evaluations = "3"
-    families = RELAXABLE
+    families = RELAXABLE | {Family.STRUCTURE}
+    needs = frozenset({Need.NOISE, Need.NOISE_GIVEN, Need.LOG_MASS})
     relaxed = (1, 2)
 
     def __init__(self, temperature: Temperature = 0.5, eta: float = 1.0, learn: bool = True) -> None:

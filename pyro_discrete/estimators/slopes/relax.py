@@ -11,7 +11,7 @@ from pyro_discrete.control_variates.baseline import LearnedBaseline
 from pyro_discrete.draws.schedules import Temperature
 from pyro_discrete.estimators.base import Estimator, ScoredDraw, SiteView
 from pyro_discrete.estimators.slopes.conditionally_relaxed import ConditionallyRelaxed, Control, positive_log
-from pyro_discrete.families import RELAXABLE, Family
+from pyro_discrete.families import RELAXABLE, Family, Need
 
 __all__ = [
     "RELAX",
@@ -29,10 +29,10 @@ class RELAX(LearnedBaseline, ConditionallyRelaxed):
     caller's optimiser) on the gradient's second moment; unbiased whatever they are.
 
     Around the relaxed cost it is REBAR with a network added: three evaluations, and the model has to accept soft values
-    at Bernoulli, Categorical and OneHotCategorical sites. As a black box (`black_box=True`: c = r alone) it asks
-    nothing of the model: one evaluation, any cost. The network starts at zero, where a black box is the plain score
-    function: it needs steps of training to be of use, and more of them the wider the site. Training differentiates the
-    cost twice.
+    at Bernoulli, Categorical and OneHotCategorical sites and structures with noise given a value. As a black box
+    (`black_box=True`: c = r alone) it asks nothing of the model: one evaluation, any cost. The network starts at zero,
+    where a black box is the plain score function: it needs steps of training to be of use, and more of them the wider
+    the site. Training differentiates the cost twice.
 
     - `temperature`, `eta`: where they start, positive; a schedule leaves nothing of the temperature to learn.
       `learn=False` keeps them and the network.
@@ -53,7 +53,8 @@ class RELAX(LearnedBaseline, ConditionallyRelaxed):
     summary = "score function with a learned control variate of a relaxed draw, around the relaxed cost or free of it"
     reference = "Grathwohl et al. 2018"
     evaluations = "3, as a black box 1"
-    families = RELAXABLE
+    families = RELAXABLE | {Family.STRUCTURE}
+    needs = frozenset({Need.NOISE, Need.NOISE_GIVEN, Need.LOG_MASS})
     relaxed = (1, 2)
     reads_context = True
 
@@ -73,7 +74,7 @@ class RELAX(LearnedBaseline, ConditionallyRelaxed):
         self.start_network(network is None or network, hidden)
         log_eta = positive_log(eta, "eta", "RELAX")
         if black_box:
-            self.relaxed, self.families = (), RELAXABLE | {Family.CATEGORICAL}
+            self.relaxed, self.needs = (), self.needs - {Need.LOG_MASS}
         else:
             self.log_eta = nn.Parameter(log_eta, requires_grad=learn)
         self._numbers = 0
@@ -87,8 +88,8 @@ class RELAX(LearnedBaseline, ConditionallyRelaxed):
 
     def rows(self, site: SiteView) -> int:
         """Also sees how many numbers one relaxed value has, which `prepare` builds the network for."""
-        event = site.logits.dim() - site.log_mass(site.sample()).dim()
-        self._numbers = site.logits.shape[site.logits.dim() - event :].numel()
+        value = site.sample()
+        self._numbers = site.vertex(value).shape[site.log_mass(value).dim() :].numel()
         return super().rows(site)
 
     def prepare(self, features: int, like: Tensor) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw, SiteView, Surrogate, weighted_rows
-from pyro_discrete.families import FINITE
+from pyro_discrete.families import FINITE, Need
 
 __all__ = [
     "Enumerate",
@@ -54,6 +54,7 @@ class Enumerate(Estimator):
     evaluations = "all values, at once"
     separable = True
     families = FINITE
+    needs = frozenset({Need.SUPPORT})
 
     def __init__(
         self, max_elements: int = 2**27, max_operations: int = 2**34, product: str = "", max_rows: int = 4096

@@ -9,7 +9,7 @@ from pyro_discrete.draws.gumbel import gumbel_like, log_completion
 from pyro_discrete.errors import SettingError, is_whole, shown
 from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw, SiteView, Surrogate
 from pyro_discrete.estimators.support_sums.joint_values import check_support, index_of, positive, take
-from pyro_discrete.families import FINITE
+from pyro_discrete.families import FINITE, Need
 
 __all__ = [
     "UnorderedSet",
@@ -57,6 +57,7 @@ class UnorderedSet(Estimator):
     also_known = ("without_replacement", "us")
     evaluations = "k"
     families = FINITE
+    needs = frozenset({Need.SUPPORT})
     separable = True
 
     def __init__(self, k: int = 4, baseline: bool = True, max_support: int = 2**16, max_rows: int = 4096) -> None:
