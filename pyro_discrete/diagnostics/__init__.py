@@ -4,6 +4,7 @@ from pyro_discrete.diagnostics.comparison import compare_estimators
 from pyro_discrete.diagnostics.comparison_report import EstimatorComparison
 from pyro_discrete.diagnostics.exact import Exact, Oracle, exact_gradient, exact_loss
 from pyro_discrete.diagnostics.monitoring import Monitor
+from pyro_discrete.diagnostics.structure_picture import picture_structure
 from pyro_discrete.posterior.inference_data import pareto_k, to_inference_data
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "exact_gradient",
     "exact_loss",
     "pareto_k",
+    "picture_structure",
     "to_inference_data",
 ]

@@ -14,6 +14,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent
 
+from pyro_discrete.distributions.structure import Structure
 from pyro_discrete.errors import SettingError, SiteShapeError
 from pyro_discrete.guides.arguments import Reading, read, readings
 from pyro_discrete.guides.variational import VariationalSite
@@ -84,7 +85,11 @@ def _aligned(msg: Any, plates: Collection[str], batch_dims: int) -> Tensor:
     if isinstance(base, Categorical):
         value = torch.nn.functional.one_hot(value.long(), base.logits.shape[-1])
         there, event_dim = there.unsqueeze(-1), event_dim + 1
-    value = value.to(base.mean.dtype if not isinstance(base, Categorical) else base.logits.dtype)
+    if isinstance(base, Structure):
+        own = len(base.event_shape)
+        there = there[(..., *(0,) * own)][(..., *(None,) * len(base.vertex_shape))]
+        value, event_dim = base.vertex(value), event_dim - own + len(base.vertex_shape)
+    value = value.to(base.logits.dtype if isinstance(base, Categorical | Structure) else base.mean.dtype)
     value = torch.where(there, value.nan_to_num(), 0.0)
     batch = tuple(value.shape[: value.dim() - event_dim])
     value = value.reshape((1,) * (batch_dims - len(batch)) + batch + (-1,))

@@ -16,6 +16,9 @@ from torch.distributions.utils import lazy_property
 
 from pyro_discrete.errors import SettingError, UnsupportedSiteError
 from pyro_discrete.families import Family
+from pyro_discrete.posterior.mixtures import marginals_of
+from pyro_discrete.posterior.modes import modes
+from pyro_discrete.programs.laws import parameter_dims
 from pyro_discrete.programs.sites import base_distribution, element_support, family_of
 from pyro_discrete.relaxations.relaxed_distribution import TRUNCATION, log_masses, rebuilt
 
@@ -89,8 +92,9 @@ class VariationalSite:
     """A discrete site of the model, and how many numbers the guide has for one element of it.
 
     - `base_event` is the event shape of one element below `.to_event`; `copies` the shape of the independent elements.
-    - `values` `[K]` are a count's values; None for a Bernoulli, a Categorical or a OneHotCategorical.
-    - `numbers`: K for categories and counts, 0 for a Bernoulli, whose elements have one logit without a dim of its own.
+    - `values` `[K]` are a count's values; None for a Bernoulli, a Categorical, a OneHotCategorical or a structure.
+    - `numbers`: the shape of one element's logits: `(K,)` for categories and counts, `()` for a Bernoulli, that of its
+      own logits for a structure.
     """
 
     name: str
@@ -99,7 +103,7 @@ class VariationalSite:
     infer: dict[str, Any]
     family: Family
     copies: tuple[int, ...]
-    numbers: int
+    numbers: tuple[int, ...]
     values: Tensor | None
 
     @classmethod
@@ -113,12 +117,12 @@ class VariationalSite:
         copied = fn.event_dim - len(base.event_shape)
         values = None
         if family is Family.BERNOULLI:
-            numbers = 0
-        elif family in (Family.CATEGORICAL, Family.ONE_HOT):
-            numbers = base.logits.shape[-1]
+            numbers = ()
+        elif family in (Family.CATEGORICAL, Family.ONE_HOT, Family.STRUCTURE):
+            numbers = tuple(base.logits.shape[base.logits.dim() - parameter_dims(base) :])
         else:
             values = _values(name, base, msg["infer"])
-            numbers = len(values)
+            numbers = (len(values),)
         plates = tuple(sorted((f for f in msg["cond_indep_stack"] if f.vectorized), key=lambda f: f.dim))
         infer = {key: msg["infer"][key] for key in ("_markov_depth", "estimator") if key in msg["infer"]}
         if "_markov_scope" in msg["infer"]:
@@ -131,12 +135,12 @@ class VariationalSite:
     @property
     def event_dim(self) -> int:
         """Number of event dims of the logits."""
-        return len(self.copies) + bool(self.numbers)
+        return len(self.copies) + len(self.numbers)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
         """Shape of the logits of one element of the batch."""
-        return self.copies + ((self.numbers,) if self.numbers else ())
+        return self.copies + self.numbers
 
     @property
     def full_shape(self) -> tuple[int, ...]:
@@ -159,6 +163,8 @@ class VariationalSite:
             return Table(self.values.to(logits.device), logits)
         if self.family is Family.BERNOULLI:
             return dist.Bernoulli(logits=logits)
+        if self.family is Family.STRUCTURE:
+            return base_distribution(self.fn).of_free(logits)
         return (dist.Categorical if self.family is Family.CATEGORICAL else dist.OneHotCategorical)(logits=logits)
 
     def distribution(self, logits: Tensor, fn: Any) -> Any:
@@ -166,14 +172,19 @@ class VariationalSite:
         return rebuilt(fn, lambda _: self.base(logits))
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Of a one, `[*batch, *event]`, for a Bernoulli; of every value, in the last dim, for others."""
+        """Of a one, `[*batch, *event]`, for a Bernoulli; of every value, in the last dim, for others.
+
+        Of a structure those of each number of its value by itself.
+        """
+        if self.family is Family.STRUCTURE:
+            return marginals_of(self.base(logits)).probs
         return logits.softmax(-1) if self.numbers else logits.sigmoid()
 
     def quantile(self, logits: Tensor, quantile: float) -> Tensor | None:
         """The least value whose cumulative probability reaches the quantile; None for categories, without order."""
         if self.family is Family.BERNOULLI:
             return (logits.sigmoid() > 1 - quantile).to(logits.dtype)
-        if self.values is None:
+        if self.values is None:  # categories and structures
             return None
         reached = logits.softmax(-1).cumsum(-1) >= quantile - 1e-6
         return self.values.to(logits.device)[reached.long().argmax(-1)]
@@ -182,12 +193,14 @@ class VariationalSite:
         """The most probable value of each element, in the shape of the site's values."""
         if self.family is Family.BERNOULLI:
             return (logits > 0).to(logits.dtype)
+        if self.family is Family.STRUCTURE:
+            return modes(self.base(logits))
         best = logits.argmax(-1)
         if self.values is not None:
             return self.values.to(logits.device)[best]
         if self.family is Family.CATEGORICAL:
             return best
-        return torch.nn.functional.one_hot(best, self.numbers).to(logits.dtype)
+        return torch.nn.functional.one_hot(best, *self.numbers).to(logits.dtype)
 
 
 def _values(name: str, base: Any, infer: Any) -> Tensor:

@@ -167,6 +167,10 @@ class DiscretePosterior:
         """Each discrete site's distribution, element by element, of the site's own kind (`Bernoulli`, `Categorical`,
         `OneHotCategorical`, with its `.to_event`; other kinds: `Categorical` over their support in order).
 
+        A structure's are those of each number of its value by itself: a `Categorical` of the item at each place, the
+        column of each row, the state of each link, the parent of each node (so its edges), a `Bernoulli` of whether
+        each item is chosen; of a large ranking, which has none in closed form, by 1,000 draws.
+
         The guide's sites of at most 256 joint values are summed out. What hangs on larger ones, on continuous ones or
         on a branch is averaged over `num_samples` draws of these: a count without a last value is then a
         `MixtureOfDraws`, its distributions given the draws before it. The model's own sites are averaged over the joint
@@ -188,11 +192,12 @@ class DiscretePosterior:
         """The most probable joint values `[*batch, *event]`, along chains by the Viterbi algorithm.
 
         The guide's sites take the mode of q, the model's own the most probable values given these; large sites of
-        independent elements (30 bits), on which no other site of the guide hangs, theirs element by element. Counts
-        without a last value are gone through up to where next to no probability is left. Continuous sites of the guide
-        take their mean, or their median where that is infinite or has no closed form. A masked site has no term of its
-        own: the values are the most probable ones of the sites that are not masked (of chains of unequal length, up to
-        their ends).
+        independent elements (30 bits), on which no other site of the guide hangs, theirs element by element, and large
+        structures of that kind their own mode (a sequential matching has none: the best of 1,000 draws takes its place,
+        with a warning). Counts without a last value are gone through up to where next to no probability is left.
+        Continuous sites of the guide take their mean, or their median where that is infinite or has no closed form. A
+        masked site has no term of its own: the values are the most probable ones of the sites that are not masked (of
+        chains of unequal length, up to their ends).
         """
         with self._query(args, kwargs) as run:
             guide = AtCentre()(run.pair.guide)
@@ -728,7 +733,7 @@ class PosteriorRuns:
         guide = FiniteCounts()(guide)
         trace = self.traced(self.rowed(guide, None))
         latent = {n: Site(m) for n, m in latent_sites(trace).items()}
-        large = [s for s in latent.values() if SMALL < s.cardinality < math.inf and _is_discrete(s)]
+        large = [s for s in latent.values() if s.cardinality > SMALL and _has_modes(s)]
         alone = {n: modes(trace.nodes[n]["fn"]) for n in standing_alone(self.pair, large, latent.values())}
         if all(n in alone or s.family in (None, Family.CONTINUOUS) for n, s in latent.items()):
             return alone
@@ -803,6 +808,11 @@ def _alike(one: Tensor, other: Tensor) -> bool:
 
 def _is_discrete(msg: Any) -> bool:
     return family_of(msg["fn"]) not in (None, Family.CONTINUOUS)
+
+
+def _has_modes(site: Site) -> bool:
+    """Whether each element's most probable value can be told by itself."""
+    return site.family is Family.STRUCTURE or (_is_discrete(site) and site.cardinality < math.inf)
 
 
 def _is_drawn_anew(msg: Any) -> bool:

@@ -12,13 +12,14 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from pyro_discrete.distributions.structure import Structure
 from pyro_discrete.errors import SettingError, near_matches
 from pyro_discrete.posterior.discrete_posterior import outside_of_inference_mode
 from pyro_discrete.posterior.draws import PosteriorDraws, draw_posterior
 from pyro_discrete.posterior.pareto import k_hat
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair, Program
-from pyro_discrete.programs.sites import is_random_observation, latent_sites
+from pyro_discrete.programs.sites import base_distribution, is_random_observation, latent_sites
 
 __all__ = [
     "pareto_k",
@@ -54,7 +55,9 @@ def to_inference_data(
     - `constant_data`: tensors among the arguments that are not observed values (`x_argument` if a site is named `x`).
 
     Dims bear the names of plates, their coords are the (sub-sampled) indices; `coords` and `dims` (site -> names of its
-    event dims) go before these. Programs that cannot take a leading dim of draws run one draw at a time.
+    event dims) go before these. A structure's dims are named by what they count: `order_place` of a ranking, `z_item`
+    of a subset, a matching's `_row`, a chain's `_link`, a tree's `_node` (from 1). Programs that cannot take a leading
+    dim of draws run one draw at a time.
 
     Raises `SettingError` if `num_samples` is no positive number, `SiteMatchError` where the model has latent sites that
     the guide has not and that cannot be summed out, `EnumerationError` where their sum is too large.
@@ -173,12 +176,23 @@ class _DimNames:
         for name, msg in sites.items():
             batch = len(msg["fn"].batch_shape)
             plates = self._plates(name, msg["cond_indep_stack"], batch, called)
-            event = list(given.get(name, ()))
+            event = list(given.get(name, ())) or self._of_structure(name, msg["fn"])
             rest = range(len(event), len(msg["fn"].event_shape))
             self.dims[name] = [*plates, *event, *(f"{name}_dim_{i}" for i in rest)]
         for name, frames in draws.marginal.items():
             batch = draws.log_likelihood[name].dim() - 1
             self.dims[name] = self._plates(name, frames, batch, called)
+
+    def _of_structure(self, name: str, fn: Any) -> list[str]:
+        """Names of a structure's event dims: "order_place" of a ranking; nodes of a tree bear their numbers from 1."""
+        base = base_distribution(fn)
+        if not isinstance(base, Structure):
+            return []
+        copies = fn.event_dim - len(base.event_shape)
+        own = [f"{name}_{what}" for what in base.value_dims]
+        first = 1 if "node" in base.value_dims else 0
+        self.coords |= {dim: np.arange(first, first + n) for dim, n in zip(own, base.event_shape, strict=True)}
+        return [*(f"{name}_dim_{i}" for i in range(copies)), *own]
 
     @staticmethod
     def _plates(name: str, frames: Iterable[Any], batch: int, called: Mapping[str, str]) -> list[str]:

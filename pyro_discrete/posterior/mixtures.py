@@ -13,6 +13,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_discrete.distributions.structure import Structure
 from pyro_discrete.families import Family
 from pyro_discrete.programs.sites import base_distribution, cardinality, family_of, joint_support, without_mask
 
@@ -20,11 +21,16 @@ __all__ = [
     "MixtureOfDraws",
     "Part",
     "averaged",
+    "marginals_of",
     "of_values",
 ]
 
 
 MOST_CATEGORIES = 2**14
+
+
+DRAWS_OF_MEAN = 1000
+"""Of so many draws the marginals of a structure are, that has them neither in closed form nor values to go through."""
 
 
 Part = tuple[Any, Tensor]
@@ -110,17 +116,52 @@ class MixtureOfDraws(TorchDistribution):
 def of_values(fn: Any, probabilities: Tensor) -> Any:
     """A distribution `[*batch, *event]` of the kind of `fn`, from probabilities of its joint values `[*batch, values]`.
 
-    Of counts and other kinds: a `Categorical` over the support in order.
+    Of counts and other kinds: a `Categorical` over the support in order; of a structure its `marginals_of`.
     """
     base, family = base_distribution(fn), family_of(fn)
     probabilities = probabilities.clamp(0, 1)
     if family in (Family.COUNT, Family.DISCRETE):
         return dist.Categorical(probs=probabilities)
     support = joint_support(fn).reshape(probabilities.shape[-1], *fn.event_shape)
+    if isinstance(base, Structure):
+        corners = base.vertex(support)
+        mean = torch.tensordot(probabilities, corners.to(probabilities), dims=1)
+        return marginals_of(base, mean).to_event(fn.event_dim)
     if family is Family.CATEGORICAL:
         support = F.one_hot(support.long(), base.probs.shape[-1])
     mean = torch.tensordot(probabilities, support.to(probabilities), dims=1)
     return _of_probabilities(family, mean, fn.event_dim)
+
+
+def marginals_of(structure: Structure, vertex: Tensor | None = None) -> Any:
+    """The distribution of each number of a structure's value by itself, of the mean of its vertex `[*batch, *vertex]`.
+
+    A `Categorical` for each number of an index (the item at each place, the parent of each node), a `Bernoulli` for
+    each of a vector (whether an item is chosen); `structure` is theirs.
+    """
+    vertex = _mean_vertex(structure) if vertex is None else vertex
+    if structure.soft_value == "weights":
+        made: Any = dist.Bernoulli(probs=vertex.clamp(0, 1))
+    else:
+        made = dist.Categorical(probs=structure.index_weights(vertex).clamp(min=0))
+    made.structure = structure
+    return made
+
+
+def _mean_vertex(structure: Structure) -> Tensor:
+    """The mean of its vertex `[*batch, *vertex]`: in closed form, by all values, or of `DRAWS_OF_MEAN` draws."""
+    if structure.defines("marginals"):
+        return structure.marginals().detach()
+    if structure.cardinality <= MOST_CATEGORIES:
+        values = structure.enumerate_support(expand=False)
+        log_p = structure.log_prob(values)
+        corners = structure.vertex(values)
+        weights = log_p.exp().reshape(log_p.shape + (1,) * (corners.dim() - values.dim() + len(structure.event_shape)))
+        return (weights * corners).sum(0)
+    total = torch.zeros(structure.batch_shape + structure.vertex_shape, dtype=structure.logits.dtype)
+    for _ in range(DRAWS_OF_MEAN // 100):  # a hundred at once: vertices may be large
+        total = total + structure.vertex(structure.sample(torch.Size([100]))).sum(0)
+    return total / (DRAWS_OF_MEAN // 100 * 100)
 
 
 def _of_probabilities(family: Family | None, probabilities: Tensor, event_dim: int) -> Any:
@@ -145,6 +186,13 @@ def averaged(plain: Any, parts: Sequence[Part]) -> Any:
             own = weights.expand(fn.batch_shape).reshape(-1, *batch, *(1,) * (len(shape) - len(batch)))
             total = total + (base_distribution(fn).probs.double().reshape(-1, *shape) * own).sum(0)
         return _of_probabilities(family, total.to(base.probs.dtype), plain.event_dim)
+    if isinstance(base, Structure):
+        shape = base.batch_shape + base.vertex_shape
+        total = torch.zeros(shape, dtype=torch.double)
+        for fn, weights in parts:
+            own = weights.expand(fn.batch_shape).reshape(-1, *batch, *(1,) * (len(shape) - len(batch)))
+            total = total + (_mean_vertex(base_distribution(fn)).double().reshape(-1, *shape) * own).sum(0)
+        return marginals_of(base, total.to(base.logits.dtype)).to_event(plain.event_dim)
     if cardinality(plain) <= MOST_CATEGORIES:
         support = joint_support(plain).reshape(-1, *plain.event_shape)
         total = torch.zeros(len(support), *batch, dtype=torch.double)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_discrete.distributions.structure import Structure
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import UNKNOWN, find_dependencies
@@ -32,13 +34,19 @@ MOST_VALUES = 2**17
 
 DRAWS_OF_CENTRE = 1001
 
+DRAWS_OF_MODE = 1000
+
 
 def standing_alone(pair: Pair, large: Iterable[Site], every: Iterable[Site]) -> list[str]:
     """The large sites of the guide whose elements are independent, of each other and of the guide's other sites.
 
     They are drawn given no discrete site, and read by none of `every`. Empty where dependences are not known.
     """
-    names = [s.name for s in large if s.distribution.event_dim > len(base_distribution(s.distribution).event_shape)]
+    names = [
+        s.name
+        for s in large
+        if s.family is Family.STRUCTURE or s.distribution.event_dim > len(base_distribution(s.distribution).event_shape)
+    ]
     known = find_dependencies(pair) if names else UNKNOWN
     if not known.known:
         return []
@@ -54,12 +62,33 @@ def standing_alone(pair: Pair, large: Iterable[Site], every: Iterable[Site]) -> 
 
 
 def modes(fn: Any) -> Tensor:
-    """Each element's most probable value `[*batch, *event]`; the first of them, where there are several."""
+    """Each element's most probable value `[*batch, *event]`; the first of them, where there are several.
+
+    A structure's own mode; of one that knows none, and has too many values to go through, the best of its draws.
+    """
     base = base_distribution(fn)
+    if isinstance(base, Structure):
+        if base.defines("argmax"):
+            return base.mode.expand(fn.shape())
+        if base.cardinality > MOST_VALUES:
+            return _best_draw(base).expand(fn.shape())
     values = base.enumerate_support(expand=False)
     values = values.reshape(len(values), *base.event_shape)
     scores = base.log_prob(values.reshape(len(values), *(1,) * len(base.batch_shape), *base.event_shape))
     return values[scores.argmax(0)].expand(fn.shape())
+
+
+def _best_draw(structure: Structure) -> Tensor:
+    """The most probable of some draws, with a warning that there may be better ones."""
+    warnings.warn(
+        f"{type(structure).__name__} has no most probable value that can be found, and {structure.cardinality:.3g} "
+        f"values are too many to go through: the best of {DRAWS_OF_MODE} draws takes its place.",
+        stacklevel=2,
+    )
+    draws = structure.sample(torch.Size([DRAWS_OF_MODE]))
+    best = structure.log_prob(draws).argmax(0)
+    index = best.reshape(1, *best.shape, *(1,) * len(structure.event_shape)).expand(1, *draws.shape[1:])
+    return draws.gather(0, index)[0]
 
 
 def centre(fn: Any) -> Tensor:
