@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from models.data.catalogue import load_images
 from pyro_discrete import NVIL, Estimator, Family, TraceELBO, available_estimators
 from pyro_discrete.checkpoints import write_atomically
+from pyro_discrete.distributions import KSubset
 from pyro_discrete.errors import DiscreteInferenceError
 from pyro_discrete.planning.automatic import TABLE_FILE, multiply_adds
 
@@ -37,13 +38,17 @@ MANY = 1 << 20
 
 @dataclass(frozen=True)
 class Shape:
-    """A program's size: images of a batch and pixels along a side, elements and values of a site, hidden units."""
+    """A program's size: images of a batch and pixels along a side, elements and values of a site, hidden units.
+
+    `chosen`: of so many of the elements a site is a subset, if it is one.
+    """
 
     batch: int
     side: int
     elements: int
     values: int
     hidden: int = 0
+    chosen: int = 0
 
     @property
     def width(self) -> int:
@@ -51,12 +56,15 @@ class Shape:
 
     def __str__(self) -> str:
         images = f"{self.batch} images of {self.side} x {self.side}, {self.elements} x {self.values} values"
+        if self.chosen:
+            images = f"{self.batch} images of {self.side} x {self.side}, {self.chosen} of {self.elements} items"
         return images + (f", {self.hidden} hidden units" if self.hidden else "")
 
 
 SMALL = {
     Family.BERNOULLI: {8: Shape(20, 8, 3, 2), 64: Shape(20, 8, 6, 2)},
     Family.ONE_HOT: {8: Shape(20, 8, 1, 8), 64: Shape(20, 8, 2, 8)},
+    Family.STRUCTURE: {8: Shape(20, 8, 4, 2, chosen=2), 64: Shape(20, 8, 8, 2, chosen=3)},
 }
 """For each family, the number of joint values of a site and the program that has such sites."""
 SIZES = {
@@ -68,9 +76,11 @@ SIZES = {
         *(Shape(20, 8, 5, 10), Shape(50, 8, 20, 10), Shape(50, 8, 20, 10, hidden=200)),
         *(Shape(100, 28, 20, 10), Shape(100, 28, 20, 10, hidden=200)),
     ],
+    Family.STRUCTURE: [Shape(20, 8, 30, 2, chosen=10)],
     Family.DISCRETE: [Shape(20, 8, 8, 0)],
 }
-"""The same for sites of many joint values. A Categorical is looked up as a OneHotCategorical."""
+"""The same for sites of many joint values. A Categorical is looked up as a OneHotCategorical. Structures are subsets,
+which every estimator for structures serves."""
 DEPTHS, PARTICLES = (1, 2, 5), (1, 4)
 STEPS = 2000
 """Of rloo, before a cell is measured."""
@@ -113,7 +123,7 @@ def cells() -> list[Cell]:
         for family, shapes in SIZES.items()
         for shape, depth, particles in product(shapes, DEPTHS, PARTICLES)
         if depth == 1 or not shape.hidden or shape.side == 8
-        if depth < 5 or (shape.side == 8 and not shape.hidden)
+        if depth < 5 or (shape.side == 8 and not shape.hidden and not shape.chosen)
     ]
     return small + many
 
@@ -148,6 +158,8 @@ class Layers(nn.Module):
     def site(self, logits: Tensor) -> Any:
         if self.family is Family.BERNOULLI:
             return dist.Bernoulli(logits=logits).to_event(1)
+        if self.family is Family.STRUCTURE:
+            return KSubset(logits, self.shape.chosen)
         if self.family is Family.DISCRETE:
             return dist.Poisson(nn.functional.softplus(logits)).to_event(1)
         table = logits.unflatten(-1, (self.shape.elements, self.shape.values))

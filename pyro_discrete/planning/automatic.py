@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from pyro_discrete.distributions.structure import Structure
 from pyro_discrete.errors import DiscreteInferenceError
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
@@ -22,7 +23,7 @@ from pyro_discrete.inspection.dependencies import Dependencies, Sources, direct_
 from pyro_discrete.inspection.trial import Trial, check_rows
 from pyro_discrete.planning.shared_terms import SharedTerms
 from pyro_discrete.programs.pair import Pair, on_trial, trace_pair
-from pyro_discrete.programs.sites import Site, latent_sites, sample_sites, site_log_prob
+from pyro_discrete.programs.sites import Site, base_distribution, latent_sites, sample_sites, site_log_prob
 from pyro_discrete.relaxations.handler import ExtendMessenger
 from pyro_discrete.relaxations.jumps import WatchJumps, refuse_jump
 from pyro_discrete.relaxations.relaxed_distribution import program_value
@@ -187,15 +188,13 @@ def multiply_adds(*runs: Callable[[], Any]) -> int:
 def is_differentiable(pair: Pair, trial: Trial, name: str) -> bool:
     """Whether the model's terms are continuous in a relaxed value of the site, with a finite gradient.
 
-    Integers are left out: their soft values are slower than the table's one-hot ones.
+    Integers are left out, a structure's too: their soft values are slower than the table's vectors.
     """
     msg = latent_sites(trial.guide_trace)[name]
-    site = Site(msg)
-    if site.family not in (Family.BERNOULLI, Family.ONE_HOT):
-        return False
     values = {n: m["value"].detach() for n, m in latent_sites(trial.guide_trace).items()}
-    hard = values[name]
-    soft = (0.8 * hard + 0.2 / hard.shape[-1] if site.family is Family.ONE_HOT else 0.8 * hard + 0.1).requires_grad_()
+    soft = _softened(Site(msg), values[name])
+    if soft is None:
+        return False
     try:
         with on_trial(), torch.enable_grad():
             extend = ExtendMessenger({name: None})
@@ -209,6 +208,20 @@ def is_differentiable(pair: Pair, trial: Trial, name: str) -> bool:
     except Exception:  # whatever a program says to a value that is no corner
         return False
     return slope is not None and bool(slope.isfinite().all()) and bool(slope.any())
+
+
+def _softened(site: Site, hard: Tensor) -> Tensor | None:
+    """A value of the site moved from its corner, differentiable; None where auto looks at no soft values."""
+    base = base_distribution(site.distribution)
+    if site.family is Family.BERNOULLI:
+        soft = 0.8 * hard + 0.1
+    elif site.family is Family.ONE_HOT:
+        soft = 0.8 * hard + 0.2 / hard.shape[-1]
+    elif isinstance(base, Structure) and base.soft_value == "weights" and site.relaxable:
+        soft = 0.8 * hard + 0.2 * base.marginals().detach()
+    else:
+        return None
+    return soft.requires_grad_()
 
 
 def cheap_enumeration(
