@@ -19,6 +19,7 @@ from pyro_discrete.testing.check import (
     count_programs,
     discover_estimators,
     programs,
+    structure_programs,
 )
 from pyro_discrete.testing.contract import BiasVariance, Comparison, Report, bias_and_variance
 from pyro_discrete.testing.extremes import LOGITS, Extreme, SharedNoise, compare_precisions
@@ -51,4 +52,5 @@ __all__ = [
     "exact_loss",
     "program",
     "programs",
+    "structure_programs",
 ]

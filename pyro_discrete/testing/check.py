@@ -10,12 +10,13 @@ import torch
 
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.registry import available_estimators, named_estimator
-from pyro_discrete.families import ANY_FAMILY, Family
+from pyro_discrete.families import ANY_FAMILY, Family, Need
 from pyro_discrete.testing.contract import ElboLike, Measurement, Report, auxiliary_leaks, decide
 from pyro_discrete.testing.small_programs import counts as _count_programs
 from pyro_discrete.testing.small_programs import effects as effect_programs
 from pyro_discrete.testing.small_programs import plates as plate_programs
 from pyro_discrete.testing.small_programs import sites as site_programs
+from pyro_discrete.testing.small_programs import structures as _structure_programs
 from pyro_discrete.testing.small_programs.bounds import (
     bounded,
     categories_in_documents,
@@ -34,6 +35,7 @@ __all__ = [
     "count_programs",
     "discover_estimators",
     "programs",
+    "structure_programs",
 ]
 
 
@@ -52,6 +54,11 @@ def programs() -> tuple[Program, ...]:
 def count_programs() -> tuple[Program, ...]:
     """Test programs about counts: Poisson, geometric, negative binomial, binomial and multinomial sites."""
     return tuple(p for p in vars(_count_programs).values() if isinstance(p, Program))
+
+
+def structure_programs() -> tuple[Program, ...]:
+    """Test programs about structures: one for each, two in one program, beside a Gaussian, in the model alone."""
+    return tuple(p for p in vars(_structure_programs).values() if isinstance(p, Program))
 
 
 def bound_programs() -> tuple[Program, ...]:
@@ -76,7 +83,8 @@ def check_estimator(
 ) -> Report:
     """Hold an estimator (an instance, a class or a name) to its declarations.
 
-    - `programs`: by default all those that its `families` serve. `draws`: particles for each comparison's first stage.
+    - `programs`: of which it runs those that it serves; by default `programs()`. `draws`: particles for each
+      comparison's first stage.
     - `false_alarm`: the probability that a right estimator's report has a failure.
     - `inner`: by default None, the evidence lower bound (3 for an estimator that serves the importance-weighted bound
       alone); a number K is the importance-weighted bound of K particles, with the contract's particles as its outer
@@ -107,6 +115,7 @@ def check_estimator(
             make,
             name=type(given).__name__,
             families=given.families,
+            needs=given.needs,
             unbiased=given.unbiased,
             relaxed=bool(given.relaxed or given.sloped),
             hard_loss=0 not in given.relaxed,
@@ -133,6 +142,7 @@ def check_elbo(
     *,
     name: str,
     families: frozenset[Family] = ANY_FAMILY,
+    needs: frozenset[Need] = frozenset(),
     unbiased: bool = True,
     relaxed: bool = False,
     hard_loss: bool = True,
@@ -145,7 +155,7 @@ def check_elbo(
 ) -> Report:
     """Hold any ELBO, made by `make(num_particles, vectorize_particles)`, to the contract; see `check_estimator`."""
     chosen = all_programs() if programs is None else programs
-    served = [p for p in chosen if p.families <= families and (p.relaxable or not relaxed)]
+    served = [p for p in chosen if p.families <= families and needs <= p.meets and (p.relaxable or not relaxed)]
     measurements = list(_series(served, make, max(1, min_particles), draws, dtypes, seed, hard_loss))
     decision = decide(measurements, false_alarm, unbiased)
     return Report(name, unbiased, decision.comparisons, decision.threshold, decision.refused, decision.crashed)

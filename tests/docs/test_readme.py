@@ -14,7 +14,7 @@ from typer.main import get_command
 
 from models.cli.commands import app
 from pyro_discrete import available_estimators
-from pyro_discrete.families import ANY_FAMILY
+from pyro_discrete.families import ANY_FAMILY, Need
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -37,6 +37,9 @@ def estimator_table() -> str:
     ]
     for name, info in sorted(available_estimators().items()):
         sites = "any" if info.families == ANY_FAMILY else ", ".join(sorted(f.value for f in info.families))
+        first = next((need for need in Need if need in info.needs), None)  # the others come with it
+        if first is not None:
+            sites = sites.replace("structure", f"structure with {first.value}")
         cells = (
             f"`{name}`",
             f"`{info.cls.__name__}`",

@@ -29,6 +29,7 @@ DATA: dict[str, tuple[tuple[str, ...], float]] = {
     **dict.fromkeys(["masked_distributions", "auxiliary_site", "control_flow", "not_reparameterised"], ((), 1.0)),
     **dict.fromkeys(["shared_parameters", "masked_latent", "one_hot_plate", "partly_observed"], (("data",), 1.0)),
     **dict.fromkeys(["nested_plates", "words_feed_documents"], (("documents",), 1.0)),
+    "two_structures": ((), 1.0),
     "subsampled": (("data",), 1.5),
     "ragged_subsample": (("data",), 2.5),
     "global_and_layers": (("data",), 1.5),

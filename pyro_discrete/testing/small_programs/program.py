@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.diagnostics.exact import Exact, Oracle
-from pyro_discrete.families import Family
+from pyro_discrete.families import Family, Need
 
 __all__ = [
     "Pair",
@@ -25,6 +25,7 @@ __all__ = [
 
 
 BERNOULLI, CATEGORICAL, ONE_HOT, COUNT = Family.BERNOULLI, Family.CATEGORICAL, Family.ONE_HOT, Family.COUNT
+STRUCTURE = Family.STRUCTURE
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Program:
     - `families`: of its sites that are not reparameterised. `relaxable`: whether it takes soft values at those.
     - `vectorizable`: whether it takes rows, as leading dims of its values.
     - `nodes`: quadrature nodes that its `Normal` sites need. `oracle`: gives the exact answer, by default of the ELBO.
+    - `meets`: what all its structures can do of what an estimator may need.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Program:
     vectorizable: bool = True
     nodes: int = 20
     oracle: Callable[..., Exact] | None = None
+    meets: frozenset[Need] = frozenset(Need)
 
     @contextmanager
     def running(self, dtype: torch.dtype = torch.float64) -> Iterator[Pair]:
@@ -87,12 +90,16 @@ class Program:
 
 
 def program(
-    *families: Family, relaxable: bool = True, vectorizable: bool = True, nodes: int = 20
+    *families: Family,
+    relaxable: bool = True,
+    vectorizable: bool = True,
+    nodes: int = 20,
+    meets: frozenset[Need] = frozenset(Need),
 ) -> Callable[[Callable[[torch.dtype], Pair]], Program]:
     """Make a `Program` of a function `dtype -> Pair`."""
 
     def decorate(build: Callable[[torch.dtype], Pair]) -> Program:
-        return Program(build.__name__, build, frozenset(families), relaxable, vectorizable, nodes)
+        return Program(build.__name__, build, frozenset(families), relaxable, vectorizable, nodes, meets=meets)
 
     return decorate
 
