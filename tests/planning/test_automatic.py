@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_discrete import Enumerate, Family, TraceELBO, TraceIWELBO, available_estimators
+from pyro_discrete import Enumerate, Family, KSubset, PlackettLuce, TraceELBO, TraceIWELBO, available_estimators
 from pyro_discrete.planning.automatic import TABLE_FILE, ranking
 from pyro_discrete.planning.select import automatic_estimator
 
@@ -63,7 +63,9 @@ def chosen(model, guide, particles=1):
 def test_the_committed_table_ranks_unbiased_estimators_that_serve():
     known = available_estimators()
     cells = json.loads(TABLE_FILE.read_text())
-    assert {c["family"] for c in cells} == {f.value for f in (Family.BERNOULLI, Family.ONE_HOT, Family.DISCRETE)}
+    assert {c["family"] for c in cells} == {
+        f.value for f in (Family.BERNOULLI, Family.ONE_HOT, Family.STRUCTURE, Family.DISCRETE)
+    }
     for cell in cells:
         products = [product for _, product in cell["ranking"]]
         assert products == sorted(products)
@@ -231,3 +233,41 @@ def test_a_marked_site_that_is_too_large_is_sampled():
     many = dist.Bernoulli(torch.full((40,), 0.5)).to_event(1)
     elbo.loss(lambda: pyro.sample("z", many), lambda: pyro.sample("z", many, infer={"enumerate": "parallel"}))
     assert elbo.plan.choices["z"] != "enumerate"
+
+
+def test_structures_get_what_was_measured_on_them():
+    """Few subsets are enumerated; of many, a smooth model takes muprop, and one that jumps what draws hard values."""
+    table = torch.linspace(-1, 1, 30)
+
+    def pair(items, k, smooth):
+        phi = torch.zeros(items, requires_grad=True)
+
+        def model():
+            z = pyro.sample("z", KSubset(torch.zeros(items), k))
+            total = (z * table[:items]).sum(-1)
+            pyro.sample("x", dist.Normal(total if smooth else (total > 0) * 1.0, 1.0), obs=torch.tensor(0.7))
+
+        def guide():
+            pyro.sample("z", KSubset(phi, k))
+
+        return model, guide
+
+    assert chosen(*pair(6, 3, True))[0] == "enumerate"
+    name, why = chosen(*pair(30, 10, True))
+    assert (name, "structure, many joint values" in why) == ("muprop", True)
+    assert chosen(*pair(30, 10, False))[0] == "nvil"
+    assert chosen(*pair(30, 10, True), particles=4)[0] == "rloo"
+
+
+def test_rankings_are_left_to_hard_draws():
+    phi, table = torch.zeros(12, requires_grad=True), torch.linspace(-1, 1, 12)
+
+    def model():
+        order = pyro.sample("order", PlackettLuce(torch.zeros(12)))
+        pyro.sample("x", dist.Normal((table[order] * table).sum(-1), 1.0), obs=torch.tensor(2.0))
+
+    def guide():
+        pyro.sample("order", PlackettLuce(phi))
+
+    assert chosen(model, guide)[0] == "nvil"
+    assert chosen(model, guide, particles=4)[0] == "rloo"

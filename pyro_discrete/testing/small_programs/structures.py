@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from pyro_discrete.distributions.gibbs_matching import GibbsMatching
@@ -69,7 +70,7 @@ def in_a_plate(
             z = pyro.sample("z", make(prior))
             number = read(z, weights)
             h = pyro.sample("h", dist.Bernoulli(logits=0.9 * number - 0.3))
-            with pyro.poutine.mask(mask=seen):
+            with poutine.mask(mask=seen):
                 pyro.sample("x", dist.Normal(number + level * h, 0.8), obs=x)
             pyro.sample("y", dist.Normal(0.5 * number, 1.0), obs=0.7 * x)
 
