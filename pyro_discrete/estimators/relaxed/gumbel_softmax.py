@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.draws.gumbel import gumbel_like
-from pyro_discrete.draws.noise import Perturbed, noise_of
+from pyro_discrete.draws.noise import Perturbed, noise_of, relaxed_draw
 from pyro_discrete.draws.schedules import Temperature, checked_temperature, temperature_at
 from pyro_discrete.draws.soft_scores import Point
 from pyro_discrete.errors import SettingError
@@ -135,30 +135,26 @@ class GumbelSoftmax(RelaxedLaw):
     def draw(self, site: SiteView) -> Draw:
         """One relaxed row, and where it is scored."""
         temperature = temperature_at(self.temperature, site.step)
-        noise, value = self._relaxed(site.law, temperature)
-        point = None
-        if self.may_be_analytic and Need.MARGINALS in site.needs_met:
-            point = Point(site.mean())
-        elif self.kl == "relaxed":
+        if self.kl == "relaxed":
             prior = temperature if self.prior_temperature is None else temperature_at(self.prior_temperature, site.step)
-            point = Point(_over_temperature(noise, site.logits, temperature), temperature, prior)
-        return Draw(value.unsqueeze(0), point)
+            unsquashed = _over_temperature(site.perturb(), site.logits, temperature)
+            return Draw(site.soft(unsquashed, 1.0).unsqueeze(0), Point(unsquashed, temperature, prior))
+        value = self._relaxed(site.law, temperature)
+        analytic = self.may_be_analytic and Need.MARGINALS in site.needs_met
+        return Draw(value.unsqueeze(0), Point(site.mean()) if analytic else None)
 
     def relaxed_value(self, law: Perturbed, step: Tensor | int) -> Tensor:
         """The relaxed draw."""
-        return self._relaxed(law, temperature_at(self.temperature, step))[1]
+        return self._relaxed(law, temperature_at(self.temperature, step))
 
     def unsquashed(self, logits: Tensor, temperature: Tensor | float, one_hot: bool) -> Tensor:
         """The draw whose softmax (or sigmoid) are the weights, of categories or bits."""
         return _over_temperature(noise_of(logits, one_hot=one_hot).perturb(), logits, temperature)
 
-    def _relaxed(self, law: Perturbed, temperature: Tensor | float) -> tuple[Tensor, Tensor]:
-        """The noise, and the relaxed draw that it gives."""
+    def _relaxed(self, law: Perturbed, temperature: Tensor | float) -> Tensor:
         if self.relaxation == "marginals" and not law.separate:
-            noise = law.logits + gumbel_like(law.logits)
-            return noise, law.mean(noise / temperature)
-        noise = law.perturb()
-        return noise, law.soft(noise, temperature)
+            return law.mean((law.logits + gumbel_like(law.logits)) / temperature)
+        return relaxed_draw(law, temperature)
 
 
 def _over_temperature(noise: Tensor, logits: Tensor, temperature: Tensor | float) -> Tensor:

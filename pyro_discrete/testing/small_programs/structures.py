@@ -6,6 +6,7 @@ A program of a structure lets it be read as programs do: an index looks tables u
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -63,7 +64,8 @@ def in_a_plate(
     """
     phi, prior = logits(dtype, 2, *shape), logits(dtype, *shape).detach().neg()
     weights, level = leaf([0.8, -0.5, 0.3, 1.1], dtype), leaf(0.4, dtype)
-    data, seen = torch.tensor([1.3, -0.4], dtype=dtype), torch.tensor([True, False])
+    data = torch.tensor([1.3, -0.4], dtype=dtype)
+    seen: Any = torch.tensor([True, False])
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", 2):
