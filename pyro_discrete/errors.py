@@ -18,6 +18,7 @@ __all__ = [
     "MissingDataError",
     "NonFiniteError",
     "ParticleError",
+    "RanksError",
     "RelaxationError",
     "SettingError",
     "SharedTermsError",
@@ -107,6 +108,10 @@ class MissingDataError(DiscreteInferenceError):
 
 class NonFiniteError(DiscreteInferenceError):
     """The loss or a gradient is NaN or infinite."""
+
+
+class RanksError(DiscreteInferenceError):
+    """Processes that train together differ in what they train, or one of them failed or is gone."""
 
 
 def is_whole(value: object, least: int = 1) -> bool:

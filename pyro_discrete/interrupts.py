@@ -32,10 +32,14 @@ class StopRequest:
 
     A step cut off in the middle would leave parameters and optimiser out of step, hence the wait for its end. In a
     thread other than the main one, where Python allows no handlers, signals act as usual.
+
+    - `patient`: whether further ones do nothing either. A launcher of processes hands on to each what the terminal
+      has sent it already, and kills by itself what does not end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patient: bool = False) -> None:
         self.number: int | None = None
+        self.patient = patient
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -50,7 +54,8 @@ class StopRequest:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.number = number
-        self._restore()
+        if not self.patient:
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

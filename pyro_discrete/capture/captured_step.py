@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_discrete.capture.graph import Capture, capture
 from pyro_discrete.capture.rewriting import NotCapturableError
+from pyro_discrete.capture.watch import keys_of_handlers
 from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.inspection.provenance import written_tensors
 from pyro_discrete.planning.plan import Plan
@@ -54,6 +55,7 @@ class Call:
             register,
             torch.get_default_dtype(),
             torch.is_autocast_enabled("cpu"),
+            keys_of_handlers(),
         )
 
     def _described(self, value: Any) -> Any:

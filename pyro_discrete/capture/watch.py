@@ -14,12 +14,14 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pyro_discrete.programs.plate_parts import PlateParts
 from pyro_discrete.programs.python_state import PythonState
 
 __all__ = [
     "Run",
     "Watch",
     "foreign_handlers",
+    "keys_of_handlers",
     "observed_run",
 ]
 
@@ -65,12 +67,17 @@ def observed_run() -> Iterator[Run]:
 
 
 def foreign_handlers() -> list[str]:
-    """Names of the effect handlers in force that change or watch more than parameters."""
+    """Names of the effect handlers in force that change or watch more than parameters, and say not by a key how."""
     return [
         type(handler).__name__
         for handler in _PYRO_STACK
-        if not (isinstance(handler, TraceMessenger) and handler.param_only)
+        if not isinstance(handler, PlateParts) and not (isinstance(handler, TraceMessenger) and handler.param_only)
     ]
+
+
+def keys_of_handlers() -> tuple[Any, ...]:
+    """What a step depends on by the other handlers in force."""
+    return tuple([handler.key for handler in _PYRO_STACK if isinstance(handler, PlateParts)])
 
 
 class Watch:

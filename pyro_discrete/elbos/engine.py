@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -108,6 +108,26 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
                 "The plan is made at the first call: call loss(model, guide, ...) or step once, then look."
             )
         return self._plan
+
+    @contextmanager
+    def share_of_particles(self, shares: int) -> Iterator[None]:
+        """Within, one of so many equal shares of the repetitions is made in a step (outer samples of a bound).
+
+        Raises `SettingError` if they cannot be shared out equally, `ParticleError` if a share is too small for an
+        estimator.
+        """
+        whole = self.selection.particles
+        if whole % shares:
+            raise SettingError(
+                f"{whole} repetitions a step cannot be split over {shares} processes: give a multiple of {shares} as "
+                f"num_particles ({type(self).__name__} of a bound: num_outer_samples), or split='data'."
+            )
+        try:
+            self.selection.take_particles(whole // shares)
+            self._plan = None
+            yield
+        finally:
+            self.selection.particles, self._plan = whole, None
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The discrete objective with hard draws (exact sums under "enumerate"), whatever the estimator."""

@@ -320,6 +320,7 @@ class Estimator(ForBound, SoftRows, ReadsData, nn.Module, ABC):
     - `also_known`: other names that papers and libraries have for it, by which users who look for it are led to `name`.
     - `min_particles`: the least `num_particles` that it works with.
     - `local_signals`: whether the learning signal leaves out the terms drawn before the site.
+    - `auxiliary_adds_up`: whether `Surrogate.auxiliary` is a sum over the elements of a batch; else it is a mean.
     - `separable`: whether it changes the elements of a plate together while it means one of them (local expectations).
       Where the elements share later terms, each is moved by itself, in rows of its own, the others as in row 0.
     - `max_rows`: the most rows a particle that this may take; `SharedTermsError` beyond.
@@ -338,6 +339,7 @@ class Estimator(ForBound, SoftRows, ReadsData, nn.Module, ABC):
     also_known: ClassVar[tuple[str, ...]] = ()
     min_particles: int = 1
     local_signals: bool = True
+    auxiliary_adds_up: bool = False
     separable: bool = False
     max_rows: int = 4096
 
@@ -372,6 +374,15 @@ class Estimator(ForBound, SoftRows, ReadsData, nn.Module, ABC):
     def state_tensors(self) -> list[Tensor]:
         """The tensors that `surrogate` may change, in place: parameters and buffers, and what an optimiser keeps."""
         return [*self.parameters(), *self.buffers()]
+
+    def learned_apart(self) -> list[Tensor]:
+        """The tensors that `surrogate` changes, and no optimiser of the caller's: averages, a baseline trained here.
+
+        Of processes that each see a part of a batch, all go on with the mean, weighed by their parts. The caller's
+        optimiser is fed the whole batch's gradient, so that what it trains is the same in all of them anyway.
+        """
+        elsewhere = {id(p) for p in self.parameters() if self.learning_rate is None or not p.requires_grad}
+        return [tensor for tensor in self.state_tensors() if id(tensor) not in elsewhere]
 
     @classmethod
     def variants(cls) -> list[Estimator]:

@@ -84,6 +84,14 @@ class Selection:
                 f"{shown(choice)} {where} is neither the name of an estimator nor an Estimator instance."
             )
 
+    def take_particles(self, particles: int) -> None:
+        """Go on with so many; refuse what was asked for where it cannot work with them."""
+        self.particles = particles
+        choices = self.spec.values() if isinstance(self.spec, Mapping) else [self.spec]
+        for choice in choices:
+            if isinstance(choice, str | Estimator):
+                self._check(choice, "")
+
     def wanted(self, site: Site) -> tuple[Choice, str]:
         """What the user asked for at this site, and where they said it."""
         own = site.message["infer"].get("estimator")

@@ -111,6 +111,10 @@ class SiteEstimators(nn.Module):
         """Everything that the estimators may change or learn in a step."""
         return [tensor for _, estimator in self.items() for tensor in estimator.state_tensors()]
 
+    def learned_apart(self) -> list[Tensor]:
+        """What no optimiser of the caller's changes: see `Estimator.learned_apart`."""
+        return [tensor for _, estimator in self.items() for tensor in estimator.learned_apart()]
+
     def _trained_by_caller(self) -> list[tuple[str, Estimator]]:
         """Estimators with parameters that the caller's optimiser is to train."""
         return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,9 @@ from pyro_discrete.planning.select import Spec
 from pyro_discrete.training.batches import Arguments, as_arguments, make_batches
 from pyro_discrete.training.loop import FitState, Loop
 from pyro_discrete.training.optimisation import OptimizerSpec, Rates, build_optimizer
-from pyro_discrete.training.settings import check_settings
+from pyro_discrete.training.parts import Parts
+from pyro_discrete.training.ranks import Ranks, joined_ranks, launch, restarted
+from pyro_discrete.training.settings import SEEDS, check_settings
 
 __all__ = [
     "FitResult",
@@ -45,6 +48,8 @@ class FitResult:
     - `loss`, `validation_loss`: the last ones recorded (None if there are none); `best_loss`, `best_step`: the best
       validation (without validation data: record), and when it was.
     - `parameters`: by name, the tensors themselves. `optimizer`: as it is in the end.
+    - `rank`, `ranks`: the number of this process among those that trained together. `bytes_per_step`: what it handed
+      over to the others in the last step (0 alone).
     """
 
     history: xr.Dataset
@@ -56,6 +61,9 @@ class FitResult:
     best_step: int | None
     parameters: Mapping[str, torch.Tensor] = field(repr=False)
     optimizer: Optimizer = field(repr=False)
+    rank: int = 0
+    ranks: int = 1
+    bytes_per_step: int = 0
 
     def __copy__(self) -> FitResult:
         return replace(self)
@@ -100,6 +108,8 @@ def fit(
     resume: bool | Literal["auto"] = False,
     metadata: Mapping[str, Any] | None = None,
     progress: bool | str = True,
+    split: Literal["data", "particles"] | None = "data",
+    data_plate: str | Sequence[str] | None = None,
 ) -> FitResult:
     r"""Train a model and its guide: what `SVI` does, in one fused optimiser, with what a long run needs around it.
 
@@ -132,8 +142,22 @@ def fit(
       goes on as if it had never stopped: bit for bit, eagerly and with `compile="graph"`.
     - `progress`: whether a terminal shows a bar, or what to call it.
 
+    **Many processes**: under torchrun (where `RANK` and `WORLD_SIZE` are set, or a process group of `torch.distributed`
+    is there) all train together, and what comes out of a step is that of the joint batch.
+
+    - `split`: "data" gives each rank its part of every batch; the plates that follow the data count for the whole one.
+      "particles" gives each all of it, and its share of the repetitions. None: each trains by itself.
+    - `data_plate`: names the plates that follow the data, where that cannot be found out.
+
+    All ranks draw the same batches, so data, loader and seed are to be the same on all; other random numbers differ by
+    rank. Parameters start as they are on rank 0. That rank writes checkpoints, evaluates validation data, and shows
+    progress; callbacks are called on every one (`state.rank`). A checkpoint of as many ranks goes on bit for bit, one
+    of others with new random numbers; started again by torchrun, a run goes on from its own checkpoint by itself.
+    A signal to one of them stops all at the same step.
+
     Raises `SettingError` for settings out of their range or that contradict each other, `CheckpointError` for a
-    checkpoint that is absent, damaged, another program's or cannot be written, `Interrupted` (a `KeyboardInterrupt`, no
+    checkpoint that is absent, damaged, another program's or cannot be written, `RanksError` where ranks differ in
+    program, data or versions, or one has failed or is gone, `Interrupted` (a `KeyboardInterrupt`, no
     `Exception`) on SIGINT or SIGTERM after the step and the save; and what the ELBO raises, the last checkpoint being
     kept.
 
@@ -171,6 +195,8 @@ def fit(
             "checkpoint": checkpoint,
             "resume": resume,
             "metadata": metadata,
+            "split": split,
+            "data_plate": data_plate,
         }
     )
     if (steps is None) == (epochs is None):
@@ -179,84 +205,112 @@ def fit(
         raise SettingError("fit was called with gradients off (torch.no_grad or inference_mode): call it outside.")
     elbo = _objective(elbo)
     path = None if checkpoint is None else Path(checkpoint)
-    saved = _saved(path, resume)
+    plates = (data_plate,) if isinstance(data_plate, str) else data_plate
+    with joined_ranks(wanted=split is not None) as ranks, _repetitions(elbo, ranks, split):
+        saved = ranks.of_first(lambda: _saved(path, resume), "as it looked for a checkpoint")
+        seed = _seeded(seed, ranks)
+        with ranks.together("as it looked at the data"):
+            batches = make_batches(data, batch_size, shuffle, drop_last, seed or 0, device)
+            last = _last_step(batches, steps, epochs)
+            if saved is not None and saved.get("step", 0) > last:
+                raise SettingError(
+                    f"The checkpoint {path} is at step {saved['step']} already, and the run was to end at step {last}: "
+                    "ask for more steps (those made before count), or start anew with another checkpoint."
+                )
+
+        def prepare(batch: Any) -> Arguments:
+            args, kwargs = as_arguments(batch, device)
+            if transform is None:
+                return args, kwargs
+            changed = transform(*args, **kwargs)
+            if changed is None:
+                raise SettingError("transform returned None; the batch that the program is to be given is expected.")
+            return as_arguments(changed)
+
+        def save() -> None:
+            if path is not None:
+                state_dict = loop.state_dict()
+                with ranks.together("as it saved a checkpoint"):
+                    if ranks.first:
+                        own = {"launch": launch()} if launch() else {}
+                        save_checkpoint(path, {**state_dict, "metadata": dict(metadata or {}), **own})
+
+        def after_step() -> None:
+            """What is due at this step."""
+            if state.step % log_every == 0:
+                loop.record()
+                if validation_data is None and state.loss is not None:
+                    loop.judge(state.loss, patience, min_delta)
+            if validation_data is not None and state.step % validate_every == 0:
+                loop.validate(validation_data, batch_size)
+                loop.judge(state.validation_loss or 0.0, patience, min_delta)
+            due = [callback for callback in callbacks if state.step % getattr(callback, "every", log_every) == 0]
+            if due:
+                with ranks.together(f"in a callback at step {state.step}"):
+                    for callback in due:
+                        callback(state)
+                if ranks.any(bool(state.stopped)):
+                    state.stopped = next(filter(None, ranks.told(state.stopped)))
+            bar.update(state.step - bar.n)
+            if state.step % log_every == 0:
+                bar.set_postfix_str(_shown(state), refresh=False)
+            if state.step % checkpoint_every == 0 and state.step < last:
+                save()
+
+        name = progress if isinstance(progress, str) else type(elbo).__name__
+        hidden = None if progress and ranks.first else True  # None: shown in a terminal alone
+        state = FitState(model, guide, elbo, rank=ranks.rank, ranks=ranks.size)
+        with (
+            StopRequest(patient=ranks.size > 1) as stop,
+            tqdm(total=last, desc=name, unit="step", disable=hidden) as bar,
+        ):
+            loop = Loop(
+                state,
+                Parts(batches, prepare, ranks, split or "data", plates, seed),
+                lambda named: build_optimizer(optimizer, named, lr, rates),
+                scheduler,
+                (clip_norm, clip_value),
+                callbacks,
+                lambda: stop.number,
+                seed,
+            )
+            try:
+                loop.begin(saved)
+                if saved is None:
+                    after_step()
+                    save()  # a run that is killed early can be resumed as well
+                while state.step < last and not state.stopped and loop.signal() is None:
+                    loop.advance(recorded=(state.step + 1) % log_every == 0)
+                    after_step()
+            except (DiscreteInferenceError, OSError) as error:
+                kept = f"; {path} keeps the last checkpoint before it" if path is not None and path.exists() else ""
+                error.add_note(f"Training stopped at step {state.step}{kept}.")
+                raise
+            if saved is None or state.step > saved["step"]:
+                save()
+            signal = loop.last_signal()
+        if not loop.recorded:
+            loop.record()
+        if patience is not None:
+            loop.restore_best()
+        result = _result(loop)
+    if signal is not None:
+        raise Interrupted(state.step, signal, result)
+    return result
+
+
+def _repetitions(elbo: DiscreteELBO, ranks: Ranks, split: str | None) -> AbstractContextManager[None]:
+    """Around training: a rank's share of the repetitions, where these are what is split."""
+    return elbo.share_of_particles(ranks.size) if split == "particles" and ranks.size > 1 else nullcontext()
+
+
+def _seeded(seed: int | None, ranks: Ranks) -> int | None:
+    """Start all random numbers from the seed; returns the one of what all ranks draw alike."""
+    if ranks.size > 1 and seed is None:
+        seed = ranks.of_first(lambda: int(torch.randint(SEEDS, ())), "as it drew a seed")
     if seed is not None:
         pyro.set_rng_seed(seed)
-    batches = make_batches(data, batch_size, shuffle, drop_last, seed or 0, device)
-    last = _last_step(batches, steps, epochs)
-    if saved is not None and saved.get("step", 0) > last:
-        raise SettingError(
-            f"The checkpoint {path} is at step {saved['step']} already, and the run was to end at step {last}: ask for "
-            "more steps (those made before count), or start anew with another checkpoint."
-        )
-
-    def prepare(batch: Any) -> Arguments:
-        args, kwargs = as_arguments(batch, device)
-        if transform is None:
-            return args, kwargs
-        changed = transform(*args, **kwargs)
-        if changed is None:
-            raise SettingError("transform returned None; the batch that the program is to be given is expected.")
-        return as_arguments(changed)
-
-    state = FitState(model, guide, elbo)
-    loop = Loop(
-        state,
-        batches,
-        prepare,
-        lambda named: build_optimizer(optimizer, named, lr, rates),
-        scheduler,
-        (clip_norm, clip_value),
-        callbacks,
-    )
-
-    def save() -> None:
-        if path is not None:
-            save_checkpoint(path, {**loop.state_dict(), "metadata": dict(metadata or {})})
-
-    def after_step() -> None:
-        """What is due at this step."""
-        if state.step % log_every == 0:
-            loop.record()
-            if validation_data is None and state.loss is not None:
-                loop.judge(state.loss, patience, min_delta)
-        if validation_data is not None and state.step % validate_every == 0:
-            loop.validate(validation_data, batch_size)
-            loop.judge(state.validation_loss or 0.0, patience, min_delta)
-        for callback in callbacks:
-            if state.step % getattr(callback, "every", log_every) == 0:
-                callback(state)
-        bar.update(state.step - bar.n)
-        if state.step % log_every == 0:
-            bar.set_postfix_str(_shown(state), refresh=False)
-        if state.step % checkpoint_every == 0 and state.step < last:
-            save()
-
-    name = progress if isinstance(progress, str) else type(elbo).__name__
-    hidden = None if progress else True  # None: shown in a terminal alone
-    with StopRequest() as stop, tqdm(total=last, desc=name, unit="step", disable=hidden) as bar:
-        try:
-            loop.begin(saved)
-            if saved is None:
-                after_step()
-                save()  # a run that is killed early can be resumed as well
-            while state.step < last and not state.stopped and stop.number is None:
-                loop.advance(recorded=(state.step + 1) % log_every == 0)
-                after_step()
-        except (DiscreteInferenceError, OSError) as error:
-            kept = f"; {path} keeps the last checkpoint before it" if path is not None and path.exists() else ""
-            error.add_note(f"Training stopped at step {state.step}{kept}.")
-            raise
-        if saved is None or state.step > saved["step"]:
-            save()
-    if not loop.recorded:
-        loop.record()
-    if patience is not None:
-        loop.restore_best()
-    result = _result(loop)
-    if stop.number is not None:
-        raise Interrupted(state.step, stop.number, result)
-    return result
+    return seed
 
 
 def _objective(elbo: Any) -> DiscreteELBO:
@@ -299,6 +353,8 @@ def _saved(path: Path | None, resume: bool | str) -> dict[str, Any] | None:
     if resume:
         return load_checkpoint(path)
     if path.exists():
+        if restarted() and load_checkpoint(path).get("launch") == launch():
+            return load_checkpoint(path)  # this very run's, before torchrun started it again
         raise SettingError(f"{path} exists already; go on with it by resume=True, or name another checkpoint.")
     return None
 
@@ -333,4 +389,7 @@ def _result(loop: Loop) -> FitResult:
         best["step"],
         dict(state.parameters),
         state.optimizer,
+        state.rank,
+        state.ranks,
+        loop.exchange.bytes,
     )

@@ -26,8 +26,11 @@ from pyro_discrete.errors import (
     shown,
 )
 from pyro_discrete.programs.parameters import modules_of
-from pyro_discrete.training.batches import Arguments, Batches, one_epoch
+from pyro_discrete.training.batches import one_epoch
+from pyro_discrete.training.exchange import Exchange, Key, OwnStep
+from pyro_discrete.training.meeting import checksum, meet, start_alike
 from pyro_discrete.training.optimisation import clip_gradients, make_step, named_parameters
+from pyro_discrete.training.parts import Part, Parts
 
 __all__ = [
     "FitState",
@@ -47,6 +50,8 @@ class FitState:
     - `step`: steps made. `args`, `kwargs`: the program's arguments in the last one.
     - `loss`: mean over the steps of the last record; `validation_loss`: the last one (None before there is one).
     - `records`, `validations`: what the history will hold, one dict each.
+    - `rank`, `ranks`: the number of this process among those that train together, and how many they are. Each calls
+      its callbacks; what writes files does so at rank 0. `elements`: of the last step's batch on all ranks together.
     - `parameters`: by name. `optimizer`: may be changed (its rates, say).
     """
 
@@ -63,6 +68,9 @@ class FitState:
     parameters: dict[str, Tensor] = field(default_factory=dict)
     optimizer: Optimizer | None = None
     stopped: str = ""
+    rank: int = 0
+    ranks: int = 1
+    elements: int | None = None
 
     def stop(self, reason: str) -> None:
         """End training after this step."""
@@ -72,21 +80,25 @@ class FitState:
 class Loop:
     """Steps of one pair, with everything that the next ones depend on in `state_dict`.
 
-    - `prepare`: a batch to the program's arguments. `optimise`: named parameters to their optimiser; `schedule`: an
-      optimiser to its schedule, or None. `clip`: bounds on the gradient's norm and on its numbers.
+    - `parts`: the batches, and this rank's part of them. `optimise`: named parameters to their optimiser; `schedule`:
+      an optimiser to its schedule, or None. `clip`: bounds on the gradient's norm and on its numbers.
+    - `asked`: the signal by which this process is asked for an end, if it is. `seed`: of what ranks draw, if there are
+      several.
     """
 
     def __init__(
         self,
         state: FitState,
-        batches: Batches,
-        prepare: Callable[[Any], Arguments],
+        parts: Parts,
         optimise: Callable[[dict[str, Tensor]], Optimizer],
         schedule: Callable[[Optimizer], Any] | None,
         clip: tuple[float | None, float | None],
         callbacks: Sequence[Any],
+        asked: Callable[[], int | None],
+        seed: int | None,
     ) -> None:
-        self.state, self.batches, self.prepare, self.optimise = state, batches, prepare, optimise
+        self.state, self.parts, self.optimise, self.asked, self.seed = state, parts, optimise, asked, seed
+        self.ranks, self.exchange = parts.ranks, Exchange(parts.ranks)
         self.schedule, self.clip, self.callbacks = schedule, clip, callbacks
         self.scheduler: Any = None
         self.modules: list[nn.Module] = []
@@ -94,22 +106,31 @@ class Loop:
         self._total: Tensor | None = None
         self._count, self._since = 0, time.perf_counter()
         self._known: set[int] = set()
+        self._versions: dict[int, int] = {}
         self._accelerated = False
 
     def begin(self, saved: Mapping[str, Any] | None) -> None:
         """Find out what is to be trained, by the first step; `saved` is the state to go on from, if any."""
         seen: dict[int, nn.Module] = {}
         hook = register_module_forward_pre_hook(lambda module, _: seen.setdefault(id(module), module) and None)
+        state, result = self.state, None
         try:
-            result = self._gradients(check=True)
+            if self.ranks.size > 1:
+                meet(self.ranks, self.parts, state.elbo, state.model, state.guide, seen)
+                pyro.set_rng_seed(self.ranks.seed(self.seed or 0))
+                modules = _outermost([*modules_of(state.model, state.guide), *seen.values()], state.elbo)
+                self._versions = {id(b): b._version for module in modules for b in module.buffers()}
+            with self.ranks.together("in its first step"):
+                part, result = self._own_gradients(check=True)
         finally:
             hook.remove()
-        state = self.state
         self.modules = _outermost([*modules_of(state.model, state.guide), *seen.values()], state.elbo)
         parameters = [*result.parameters, *result.idle]
         state.parameters = named_parameters(parameters, state.elbo, state.model, state.guide)
         self._known = {id(parameter) for parameter in parameters}
         self._accelerated = any(parameter.device.type != "cpu" for parameter in parameters)
+        if self.ranks.size > 1:
+            state.parameters = start_alike(self.ranks, state.parameters)
         state.optimizer = self.optimise(state.parameters)
         self.scheduler = None if self.schedule is None else self.schedule(state.optimizer)
         if self.scheduler is not None and not all(hasattr(self.scheduler, name) for name in ("step", "state_dict")):
@@ -120,17 +141,71 @@ class Loop:
         if saved is not None:
             self.load_state_dict(saved)
         else:
-            self._apply(result)
+            self._apply(self._joint(part, result, None))
         self._since = time.perf_counter()
 
     def advance(self, recorded: bool) -> None:
         """One step. On an accelerator the loss is looked at in steps that are recorded, elsewhere in each."""
-        self._apply(self._gradients(check=recorded or not self._accelerated))
+        check = recorded or not self._accelerated
+        if self.ranks.size == 1:
+            self._apply(self._own_gradients(check)[1])
+            return
+        part, result, failure = None, None, None
+        try:
+            part, result = self._own_gradients(check)
+        except Exception as error:  # in its place the others are told
+            failure = error
+        self._apply(self._joint(part, result, failure))
 
-    def _gradients(self, check: bool) -> Any:
-        state = self.state
-        state.args, state.kwargs = self.prepare(self.batches.next_batch())
-        return state.elbo.gradients(state.model, state.guide, *state.args, check=check, **state.kwargs)
+    def signal(self) -> int | None:
+        """The one that has asked for an end by the last step: of several ranks, any one's, and the same on all."""
+        return self.asked() if self.ranks.size == 1 else self.exchange.signal
+
+    def last_signal(self) -> int | None:
+        """The same, with what has come since; all ranks have to ask for it."""
+        return max(self.ranks.told(self.asked()), key=lambda number: number or 0)
+
+    def _own_gradients(self, check: bool) -> tuple[Part, Any]:
+        """This rank's part of the next batch, and what comes of it."""
+        state, part = self.state, self.parts.next()
+        state.args, state.kwargs, state.elements = part.args, part.kwargs, part.elements
+        if part.share == 0:
+            return part, None
+        with part.around:
+            result = state.elbo.gradients(state.model, state.guide, *part.args, check=check, **part.kwargs)
+        if self.ranks.size > 1 and any(gradient.is_sparse for gradient in result.gradients):
+            raise SettingError("A parameter has sparse gradients, which ranks do not exchange: make them dense.")
+        return part, result
+
+    def _joint(self, part: Part | None, result: Any, failure: Exception | None) -> Any:
+        """The step of all ranks, of which this is one's own part."""
+        if self.ranks.size == 1:
+            return result
+        elbo, state = self.state.elbo, self.state
+        if result is not None and any(id(parameter) not in self._known for parameter in result.parameters):
+            everything = {id(p): p for p in (*state.parameters.values(), *result.parameters)}
+            state.parameters = named_parameters(everything.values(), elbo, state.model, state.guide)
+        adding = [p for _, e in elbo.estimators.items() if e.auxiliary_adds_up for p in e.parameters()]
+        buffers = self._buffers()
+        joint = self.exchange.of(
+            OwnStep(
+                0.0 if part is None else part.share,
+                state.parameters,
+                result,
+                failure,
+                adding=frozenset(map(id, adding if self.parts.divides else ())),
+                learned=[*elbo.buffers(recurse=False), *elbo.estimators.learned_apart()],
+                buffers=buffers,
+                moved=frozenset(key for key, b in buffers.items() if self._versions.get(id(b)) != b._version),
+                signal=self.asked(),
+            ),
+            f"at step {state.step + 1}",
+        )
+        self._versions = {id(b): b._version for b in buffers.values()}
+        return joint
+
+    def _buffers(self) -> dict[Key, Tensor]:
+        return {(i, name): b for i, module in enumerate(self.modules) for name, b in module.named_buffers()}
 
     def _apply(self, result: Any) -> None:
         optimizer, parameters = self.state.optimizer, result.parameters
@@ -187,21 +262,25 @@ class Loop:
         return self._count == 0
 
     def validate(self, data: Any, batch_size: int | None) -> None:
-        """The mean discrete loss of batches, each once; random states stay as they are."""
-        state, before, started = self.state, pyro.util.get_rng_state(), time.perf_counter()
-        pyro.set_rng_seed(VALIDATION_SEED)
-        losses = []
-        for batch in one_epoch(data, batch_size):
-            args, kwargs = self.prepare(batch)
-            losses.append(state.elbo.loss(state.model, state.guide, *args, **kwargs))
-        pyro.util.set_rng_state(before)
-        if not losses:
-            raise EmptyBatchError("validation_data gives no batch at all.")
-        state.validation_loss = math.fsum(losses) / len(losses)
+        """The mean discrete loss of batches, each once, on rank 0; random states stay as they are."""
+        state, started = self.state, time.perf_counter()
+        state.validation_loss = self.ranks.of_first(lambda: self._validation_loss(data, batch_size), "in a validation")
         state.validations.append({"step": state.step, "validation_loss": state.validation_loss})
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(state.validation_loss)
         self._since += time.perf_counter() - started  # not a part of the steps' time
+
+    def _validation_loss(self, data: Any, batch_size: int | None) -> float:
+        state, before = self.state, pyro.util.get_rng_state()
+        pyro.set_rng_seed(VALIDATION_SEED)
+        losses = []
+        for batch in one_epoch(data, batch_size):
+            args, kwargs = self.parts.prepare(batch)
+            losses.append(state.elbo.loss(state.model, state.guide, *args, **kwargs))
+        pyro.util.set_rng_state(before)
+        if not losses:
+            raise EmptyBatchError("validation_data gives no batch at all.")
+        return math.fsum(losses) / len(losses)
 
     def judge(self, loss: float, patience: int | None, min_delta: float) -> None:
         """Keep the best parameters, and stop if the loss has not been better for `patience` times."""
@@ -220,11 +299,15 @@ class Loop:
             self.state.parameters[name].copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next steps depend on, as tensors and plain values."""
+        """Everything that the next steps depend on, as tensors and plain values; all ranks have to ask for it."""
         state = self.state
         assert state.optimizer is not None
-        random = pyro.util.get_rng_state()
-        numpy = list(random["numpy"])
+        random = _random_states()
+        several: dict[str, Any] = {}
+        if self.ranks.size > 1:
+            self.ranks.same(checksum(state.parameters.values()), "parameters by now, of which these are checksums")
+            alike = None if self.parts.random is None else _plain_states(self.parts.random)
+            several = {"ranks": {"random": self.ranks.told(random), "alike": alike}}
         return {
             "step": state.step,
             "parameters": {name: parameter.detach() for name, parameter in state.parameters.items()},
@@ -232,19 +315,15 @@ class Loop:
             "elbo": state.elbo.state_dict(),
             "optimizer": state.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "batches": self.batches.state_dict(),
-            "random": {
-                "torch": random["torch"],
-                "cuda": torch.cuda.get_rng_state_all(),
-                "python": random["random"],
-                "numpy": [numpy[0], torch.as_tensor(numpy[1].astype("int64")), *numpy[2:]],
-            },
+            "batches": self.parts.state_dict(),
+            "random": random,
             "records": state.records,
             "validations": state.validations,
             "losses": [state.loss, state.validation_loss],
             "unrecorded": [self._total, self._count],
             "best": self.best,
             "callbacks": [c.state_dict() if hasattr(c, "state_dict") else None for c in self.callbacks],
+            **several,
         }
 
     @torch.no_grad()
@@ -267,7 +346,7 @@ class Loop:
             with _fitting("state of the scheduler"):
                 self.scheduler.load_state_dict(saved["scheduler"])
         with _fitting("place in the data"):
-            self.batches.load_state_dict(saved["batches"])
+            self.parts.load_state_dict(saved["batches"])
         state.step, (state.loss, state.validation_loss) = saved["step"], saved["losses"]
         state.records, state.validations = list(saved["records"]), list(saved["validations"])
         self._total, self._count = saved["unrecorded"]
@@ -277,7 +356,18 @@ class Loop:
                 with _fitting(f"state of the callback {type(callback).__name__}"):
                     callback.load_state_dict(own)
         with _fitting("random states"):
-            _set_random_states(saved["random"])
+            self._go_on_drawing(saved)
+
+    def _go_on_drawing(self, saved: Mapping[str, Any]) -> None:
+        """Take up this rank's random state, or one of its own if there were more or fewer ranks."""
+        several = saved.get("ranks") or {"random": [saved["random"]], "alike": None}
+        if several["alike"] is not None or self.parts.random is not None:
+            _set_random_states(several["alike"] or saved["random"])
+            self.parts.random = pyro.util.get_rng_state()
+        own = several["random"]
+        _set_random_states(own[self.ranks.rank] if len(own) == self.ranks.size else saved["random"])
+        if len(own) != self.ranks.size:
+            pyro.set_rng_seed(self.ranks.seed(int(torch.randint(2**31, ()))))
 
     def _check_fits(self, saved: Mapping[str, Any]) -> None:
         """Raise `CheckpointError` for another run's state, before anything is changed by it."""
@@ -356,6 +446,20 @@ def _groups(saved: Mapping[str, Any], optimizer: Optimizer) -> tuple[list[Any], 
     return then, now
 
 
+def _random_states() -> dict[str, Any]:
+    """Those of torch, NumPy and Python, as what a checkpoint may hold."""
+    return {**_plain_states(pyro.util.get_rng_state()), "cuda": torch.cuda.get_rng_state_all()}
+
+
+def _plain_states(random: Mapping[str, Any]) -> dict[str, Any]:
+    numpy = list(random["numpy"])
+    return {
+        "torch": random["torch"],
+        "python": random["random"],
+        "numpy": [numpy[0], torch.as_tensor(numpy[1].astype("int64")), *numpy[2:]],
+    }
+
+
 def _set_random_states(random: Mapping[str, Any]) -> None:
     numpy = list(random["numpy"])
     python = tuple(tuple(part) if isinstance(part, list | tuple) else part for part in random["python"])
@@ -366,7 +470,8 @@ def _set_random_states(random: Mapping[str, Any]) -> None:
             "numpy": (numpy[0], numpy[1].numpy().astype("uint32"), *numpy[2:]),
         }
     )
-    torch.cuda.set_rng_state_all(random["cuda"])
+    if "cuda" in random:
+        torch.cuda.set_rng_state_all(random["cuda"])
 
 
 def _outermost(modules: Sequence[nn.Module], elbo: nn.Module) -> list[nn.Module]:

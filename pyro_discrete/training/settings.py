@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_discrete.errors import SettingError, is_number, is_whole, shown
 
-__all__ = ["check_settings"]
+__all__ = ["SEEDS", "check_settings"]
 
 SEEDS = 2**32
 """NumPy's generator takes seeds below this."""
@@ -53,6 +53,10 @@ def _is_device(value: Any) -> bool:
     return True
 
 
+def _is_listed(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
 Kind = tuple[Callable[[Any], bool], str]
 NUMBER: Kind = (is_whole, "a whole number of at least 1 is")
 BOUND: Kind = (lambda value: value == math.inf or is_number(value, above=0), "a positive number is")
@@ -75,11 +79,16 @@ KINDS: dict[str, Kind] = {
     "transform": FUNCTION,
     "scheduler": FUNCTION,
     "callbacks": (
-        lambda value: isinstance(value, Sequence) and not isinstance(value, str),
+        _is_listed,
         "a list of functions of a FitState is",
     ),
     "checkpoint": (lambda value: isinstance(value, str | PathLike), "the path of a file is"),
     "resume": (lambda value: isinstance(value, bool) or value == "auto", "True, False or 'auto' is"),
+    "split": (lambda value: value in ("data", "particles"), "'data', 'particles' or None is"),
+    "data_plate": (
+        lambda value: isinstance(value, str) or (_is_listed(value) and all(isinstance(v, str) for v in value)),
+        "the name of a plate, or a list of names, is",
+    ),
     "metadata": (lambda value: isinstance(value, Mapping), "a dict of plain values is"),
 }
 """By the name of a setting: whether a value fits, and what is expected."""

@@ -49,6 +49,8 @@ class ConditionallyRelaxed(Estimator):
     logits, summed over elements and averaged over particles, costs freed of the subsampling scale.
     """
 
+    auxiliary_adds_up = True
+
     def __init__(self, temperature: Temperature, learn: bool) -> None:
         super().__init__()
         given = checked_temperature(temperature, type(self).__name__)

@@ -49,6 +49,7 @@ class DoubleCV(Estimator):
     needs = frozenset({Need.MARGINALS, Need.LOG_MASS})
     sloped = (0,)
     min_particles = 2
+    auxiliary_adds_up = True
 
     def __init__(self, alpha: float = 0.0, learn: bool = True) -> None:
         super().__init__()

@@ -55,6 +55,7 @@ class RODEO(Estimator):
     families = frozenset({Family.BERNOULLI})
     sloped = (0,)
     min_particles = 2
+    auxiliary_adds_up = True
 
     def __init__(self, alpha: float = 0.0, beta: float = 0.0, learn: bool = True, *, hidden: int = 100) -> None:
         super().__init__()
