@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyro_discrete.errors import RanksError
 from pyro_discrete.programs.pair import Program, kept_buffers
 from pyro_discrete.programs.parameters import modules_of
-from pyro_discrete.training.parts import Part, Parts
+from pyro_discrete.training.parts import Parts, tensors_of
 from pyro_discrete.training.ranks import Ranks, named
 
 __all__ = ["checksum", "meet", "start_alike"]
@@ -34,15 +34,17 @@ def meet(ranks: Ranks, parts: Parts, elbo: Any, model: Program, guide: Program, 
     ranks.same(_versions(), "versions")
     start = pyro.util.get_rng_state()  # that of the seed, on all
 
-    def loss(part: Part) -> float:
+    def loss(batch: Any) -> float:
+        """As one process begins, so that what it draws for its parameters is drawn here too."""
         pyro.util.set_rng_state(start)
-        with kept_buffers(model, guide, *seen.values()), part.around:
-            return elbo.loss(model, guide, *part.args, **part.kwargs)
+        args, kwargs = parts.prepare(batch)
+        with kept_buffers(model, guide, *seen.values()):
+            return elbo.loss(model, guide, *args, **kwargs)
 
     with ranks.together("as it looked at the program"):
-        part = parts.look(model, guide)
-        loss(part)  # which makes parameters, and the estimators' networks
-    ranks.same(checksum([*part.args, *part.kwargs.values()]), "data, of which these are checksums")
+        batch = parts.look(model, guide)
+        loss(batch)  # which makes parameters, and the estimators' networks
+    ranks.same(checksum(tensors_of(batch)), "data, of which these are checksums")
     ranks.same(sorted(parts.plates), "the plates that follow the data")
     held = [p for _, p in sorted(pyro.get_param_store().named_parameters())]
     for module in (*modules_of(model, guide), *seen.values(), elbo):
@@ -51,7 +53,7 @@ def meet(ranks: Ranks, parts: Parts, elbo: Any, model: Program, guide: Program, 
     ranks.same([tuple(tensor.shape) for tensor in held], "the shapes of their parameters and buffers")
     ranks.spread(held)
     with ranks.together("as it looked at the program"):
-        found = loss(part)
+        found = loss(batch)
     told = ranks.told(found)
     other = [r for r, each in enumerate(told) if not math.isclose(each, told[0], rel_tol=SAME_LOSS)]
     if other:
@@ -85,14 +87,13 @@ def start_alike(ranks: Ranks, parameters: dict[str, Tensor]) -> dict[str, Tensor
     return {name: parameters[name] for name in names[0]}
 
 
-def checksum(values: Iterable[Any]) -> int:
-    """Of the tensors among these, their shapes and dtypes included."""
+def checksum(tensors: Iterable[Tensor]) -> int:
+    """Of the tensors, their shapes and dtypes included."""
     found = 0
-    for value in values:
-        if isinstance(value, Tensor):
-            found = zlib.crc32(repr((tuple(value.shape), value.dtype)).encode(), found)
-            flat = value.detach().cpu().contiguous().reshape(-1)
-            found = zlib.crc32(flat.view(torch.uint8).numpy().tobytes(), found)
+    for tensor in tensors:
+        found = zlib.crc32(repr((tuple(tensor.shape), tensor.dtype)).encode(), found)
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        found = zlib.crc32(flat.view(torch.uint8).numpy().tobytes(), found)
     return found
 
 

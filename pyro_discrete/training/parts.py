@@ -19,7 +19,7 @@ from pyro_discrete.programs.sites import sample_sites
 from pyro_discrete.training.batches import Arguments, Batches, LoaderBatches, TensorBatches
 from pyro_discrete.training.ranks import Ranks, named
 
-__all__ = ["Part", "Parts", "plates_that_follow"]
+__all__ = ["Part", "Parts", "plates_that_follow", "tensors_of"]
 
 INSTEAD = "or give fit split='particles', for each rank to see all of every batch"
 
@@ -83,30 +83,28 @@ class Parts:
         """What makes the plates that follow the data, of `part` elements, count for `whole`."""
         return PlateParts(self.plates, part, whole) if self.plates else nullcontext()
 
-    def look(self, model: Program, guide: Program) -> Part:
-        """The first elements of the first batch, the same on every rank, once the plates that follow it are known.
+    def look(self, model: Program, guide: Program) -> Any:
+        """The first batch of all ranks, not used up, once the plates that follow the data are known.
 
-        The batch is not used up. Raises `RanksError` for one that leaves a rank without data, `SettingError` where no
-        plate follows it, or which one cannot be found out.
+        Raises `RanksError` for one that leaves a rank without data, `SettingError` where no plate follows it, or which
+        one cannot be found out.
         """
         if not self._ahead:
             self._ahead.append(self._drawn())
         batch, size = self._ahead[0], self.ranks.size
         whole = _length(batch)
         if not self.divides or whole is None:
-            with self._alike(size > 1):
-                return Part(*self.prepare(batch), 1.0, whole, nullcontext())
+            return batch
         if whole < size:
             without = list(range(whole, size))
             raise RanksError(
                 f"{named(without)} of {size} would have no data: a batch has {whole} element{'s' * (whole > 1)}. Give "
                 "a larger batch_size, or start fewer processes."
             )
-        few = whole // size
-        probes = [self.prepare(_cut(batch, whole, 0, count)) for count in (few, few + 1)]
-        pairs = [Pair(model, guide, *arguments) for arguments in probes]
-        self.plates = plates_that_follow((pairs[0], pairs[1]), (few, few + 1), self.given)
-        return Part(*probes[0], 1.0, whole, self.around(few, whole))
+        elements = whole // size, whole // size + 1
+        pairs = [Pair(model, guide, *self.prepare(_cut(batch, whole, 0, count))) for count in elements]
+        self.plates = plates_that_follow((pairs[0], pairs[1]), elements, self.given)
+        return batch
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the data."""
@@ -147,6 +145,11 @@ def _length(batch: Any) -> int | None:
             f"functools.partial, {INSTEAD}."
         )
     return lengths.pop() if lengths else None
+
+
+def tensors_of(batch: Any) -> list[Tensor]:
+    """Those among the arguments that a batch holds."""
+    return [value for value in _arguments(batch) if isinstance(value, Tensor)]
 
 
 def _arguments(batch: Any) -> list[Any]:
