@@ -119,8 +119,8 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         whole = self.selection.particles
         if whole % shares:
             raise SettingError(
-                f"{whole} repetitions a step cannot be split over {shares} processes: give a multiple of {shares} as "
-                f"num_particles ({type(self).__name__} of a bound: num_outer_samples), or split='data'."
+                f"{whole} repetition{'s' * (whole > 1)} a step cannot be split over {shares} processes: give a "
+                f"multiple of {shares} as num_particles (of TraceIWELBO: num_outer_samples), or split='data'."
             )
         try:
             self.selection.take_particles(whole // shares)

@@ -51,14 +51,14 @@ class Exchange:
     """One step after another of all ranks.
 
     - `bytes`: what a rank hands over in a step. By a ring each sends and receives `2 (size - 1) / size` times as much.
-    - `signal`: one that any rank has got.
+    - `signal`: one that any rank has got. `moving`: the buffers that are averaged, as a step has changed them once.
     """
 
     ranks: Ranks
     bytes: int = 0
     signal: int | None = None
+    moving: tuple[Key, ...] = ()
     _layout: Any = None
-    _moving: tuple[Key, ...] = ()
     _gradients: dict[Any, Tensor] = field(default_factory=dict)
 
     def of(self, own: OwnStep, doing: str) -> StepGradients:
@@ -69,7 +69,7 @@ class Exchange:
         if self._layout is None:
             self._agree(own, doing)
         while True:
-            current = own.failure is not None or (own.moved <= {*self._moving} and self._layout_of(own) == self._layout)
+            current = own.failure is not None or (own.moved <= {*self.moving} and self._layout_of(own) == self._layout)
             counts, places = self._fill_gradients(own, current)
             averaged = [] if own.failure is not None else self._averaged(own)
             flat = self._fill_averages(own, counts, averaged if current else [])
@@ -89,7 +89,7 @@ class Exchange:
         return StepGradients(loss, [parameter for parameter, _ in present], [gradient for _, gradient in present])
 
     def _averaged(self, own: OwnStep) -> list[Tensor]:
-        return [*own.learned, *(own.buffers[key] for key in self._moving)]
+        return [*own.learned, *(own.buffers[key] for key in self.moving)]
 
     def _layout_of(self, own: OwnStep) -> Any:
         """What a rank has to exchange, as plain values: parameters, and what is averaged."""
@@ -102,7 +102,7 @@ class Exchange:
         """See that all ranks have the same to exchange, and make place for it."""
         if self.ranks.any(own.failure is not None):
             self.ranks.fail(own.failure, doing)
-        self._moving = tuple(sorted({*self._moving}.union(*self.ranks.told(own.moved))))
+        self.moving = tuple(sorted({*self.moving}.union(*self.ranks.told(own.moved))))
         self._layout = self._layout_of(own)
         told = self.ranks.told(self._layout)
         for what, index in (("parameters", 0), ("state of estimators and modules", 1)):

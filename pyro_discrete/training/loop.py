@@ -41,6 +41,9 @@ __all__ = [
 VALIDATION_SEED = 20
 """Every validation has the same random numbers, so that two of them differ by the parameters alone."""
 
+MOST_COMPARED = 1 << 20
+"""Numbers of a buffer that is compared to see whether it has changed; of a larger one its version says so."""
+
 
 @dataclass
 class FitState:
@@ -106,7 +109,7 @@ class Loop:
         self._total: Tensor | None = None
         self._count, self._since = 0, time.perf_counter()
         self._known: set[int] = set()
-        self._versions: dict[int, int] = {}
+        self._kept: dict[int, tuple[int, Tensor | None]] = {}
         self._accelerated = False
 
     def begin(self, saved: Mapping[str, Any] | None) -> None:
@@ -119,7 +122,7 @@ class Loop:
                 meet(self.ranks, self.parts, state.elbo, state.model, state.guide, seen)
                 pyro.set_rng_seed(self.ranks.seed(self.seed or 0))
                 modules = _outermost([*modules_of(state.model, state.guide), *seen.values()], state.elbo)
-                self._versions = {id(b): b._version for module in modules for b in module.buffers()}
+                self._keep({(i, name): b for i, module in enumerate(modules) for name, b in module.named_buffers()})
             with self.ranks.together("in its first step"):
                 part, result = self._own_gradients(check=True)
         finally:
@@ -196,13 +199,26 @@ class Loop:
                 adding=frozenset(map(id, adding if self.parts.divides else ())),
                 learned=[*elbo.buffers(recurse=False), *elbo.estimators.learned_apart()],
                 buffers=buffers,
-                moved=frozenset(key for key, b in buffers.items() if self._versions.get(id(b)) != b._version),
+                moved=frozenset(key for key, buffer in buffers.items() if self._has_moved(buffer)),
                 signal=self.asked(),
             ),
             f"at step {state.step + 1}",
         )
-        self._versions = {id(b): b._version for b in buffers.values()}
+        self._keep({key: buffer for key, buffer in buffers.items() if key not in self.exchange.moving})
         return joint
+
+    def _keep(self, buffers: Mapping[Key, Tensor]) -> None:
+        """Note what buffers hold, to see later whether a step has changed them."""
+        small = (b for b in buffers.values() if b.numel() <= MOST_COMPARED)
+        copies = {id(b): b.detach().clone() for b in small} if self.state.step < 4 or not self._accelerated else {}
+        self._kept = {id(b): (b._version, copies.get(id(b))) for b in buffers.values()}
+
+    def _has_moved(self, buffer: Tensor) -> bool:
+        """By its version, and by its values where it is small: batch norm changes its averages under the same one."""
+        if id(buffer) not in self._kept:
+            return True
+        version, copy = self._kept[id(buffer)]
+        return buffer._version != version or (copy is not None and not torch.equal(buffer, copy))
 
     def _buffers(self) -> dict[Key, Tensor]:
         return {(i, name): b for i, module in enumerate(self.modules) for name, b in module.named_buffers()}

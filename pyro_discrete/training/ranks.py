@@ -117,7 +117,7 @@ class Ranks:
             failure.add_note(f"This was rank {self.rank} of {self.size}, {doing}.")
             raise failure
         failed = {rank: message for rank, message in enumerate(told) if message is not None}
-        raise RanksError(f"{named(failed)} failed {doing}: {'; '.join(sorted(set(failed.values())))}.")
+        raise RanksError(f"{named(failed)} failed {doing}: {'; '.join(sorted(set(failed.values()))).rstrip('.')}.")
 
     def same(self, own: Any, what: str, shows: Callable[[Any], str] = shown) -> None:
         """Raise `RanksError`, on every rank, unless all say the same."""
