@@ -1,8 +1,9 @@
-"""The command line: `python -m models train | compare | demo | bandit | list`."""
+"""The command line: `python -m models train | compare | demo | bandit | watch | report | list`."""
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import sys
@@ -15,6 +16,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
@@ -25,13 +27,14 @@ from models.data.logged import load_log
 from models.errors import ConfigError, ModelsError
 from models.programs.bandit import bandit_table, learn_policy
 from models.reports.pictures import picture_comparisons, picture_run
+from models.reports.progress import Progress
 from models.reports.report import write_report
 from models.reports.tables import choices, comparison_table, run_table
 from models.runs.comparison import compare as run_comparison
 from models.runs.config import LARGEST_SEED, RunConfig, configure, resumed
 from models.runs.estimators import has_temperature
-from models.runs.folder import RUN_FILES, refuse_used_folder
-from models.runs.training import run
+from models.runs.folder import RUN_FILES, rank_of, refuse_used_folder, was_broken_off
+from models.runs.training import run, run_beside
 from pyro_discrete.checkpoints import write_atomically
 from pyro_discrete.errors import DiscreteInferenceError
 from pyro_discrete.interrupts import Interrupted
@@ -100,8 +103,11 @@ def reported(threads: int | None = None) -> Iterator[None]:
         raise typer.Exit(BAD_INPUT) from error
     except Interrupted as interruption:
         again = shlex.join([*(argument for argument in sys.argv[1:] if argument != "--resume"), "--resume"])
-        advice = f"Interrupted: {interruption}; all is saved. Go on with:\n  python -m models {again}"
-        errors.print(advice, soft_wrap=True, highlight=False, markup=False)
+        rank, ranks = rank_of()
+        start = "python" if ranks == 1 else f"torchrun --nproc-per-node {ranks}"
+        advice = f"Interrupted: {interruption}; all is saved. Go on with:\n  {start} -m models {again}"
+        if rank == 0:
+            errors.print(advice, soft_wrap=True, highlight=False, markup=False)
         raise typer.Exit(128 + interruption.number) from interruption
     except KeyboardInterrupt as interruption:
         errors.print("Interrupted: what had been saved before is as it was.", soft_wrap=True, highlight=False)
@@ -120,10 +126,14 @@ def train(
     checkpoint_every: CheckpointEvery = 500,
     bound_samples: BoundSamples = 100,
     monitor_every: Annotated[int, typer.Option(help="Steps between two looks at the gradients; 0: none.", min=0)] = 200,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write event files for TensorBoard into --out.")
+    ] = False,
     threads: Threads = None,
 ) -> None:
     """Train one program under one estimator; report test ELBO and importance-weighted bound, and save pictures."""
     with reported(threads):
+        rank, ranks = rank_of()
         if resume:
             if out is None:
                 raise ConfigError("--resume needs --out, the folder of the run to go on with.")
@@ -131,18 +141,19 @@ def train(
         else:
             config = _configure(program, estimator or "nvil", settings)
             out = out or Path("runs") / f"{config.program}-{config.data}-{config.estimator}"
-            refuse_used_folder(out)
+            resume = rank == 0 and was_broken_off(out)
+            if rank == 0 and not resume:
+                refuse_used_folder(out)
         data = load_data(config.data, data_dir)
-        say(f"{data.origin}{_binarised(config)}; results in {out}")
-        result = run(
-            config,
-            data,
-            out,
-            resume=resume,
-            checkpoint_every=checkpoint_every,
-            bound_samples=bound_samples,
-            monitor_every=monitor_every,
-        )
+        how: dict[str, Any] = {"resume": resume, "checkpoint_every": checkpoint_every}
+        how |= {"monitor_every": monitor_every, "tensorboard": tensorboard}
+        if ranks > 1 and config.device == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        if rank > 0:
+            run_beside(config, data, out, **how)
+            return
+        say(f"{data.origin}{_binarised(config)}; results in {out}{f'; {ranks} processes' if ranks > 1 else ''}")
+        result = run(config, data, out, bound_samples=bound_samples, **how)
         show(run_table(result))
         for path in picture_run(result, data, out):
             say(f"picture: {path}")
@@ -165,6 +176,8 @@ def compare(
 ) -> None:
     """Train one program from the same start under several estimators; compare their gradients where the best ends."""
     with reported(threads):
+        if rank_of()[1] > 1:
+            raise ConfigError("compare runs in one process: start it without torchrun.")
         names = [name.strip() for name in estimators.split(",") if name.strip()]
         if not names or len(set(names)) < len(names):
             raise ConfigError(f"--estimators is {estimators!r}; expected different names separated by commas.")
@@ -243,6 +256,26 @@ def bandit(
         write_atomically(out / "results.json", json.dumps([run.to_dict() for run in runs], indent=2) + "\n")
         show(bandit_table(rounds, runs))
         say(f"figures: {out / 'results.json'}")
+
+
+@app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run under way, the --out of `train`.")],
+    every: Annotated[float, typer.Option(help="Seconds between two looks; 0: one look.", min=0.0)] = 5.0,
+    picture: Annotated[Path | None, typer.Option(help="A file for the curves, renewed at each look.")] = None,
+) -> None:
+    """Draw the curves of a run under way, with its steps a second and the time left, until it ends."""
+    with reported():
+        console = Console()
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                progress = Progress.of(folder)
+                live.update(progress.drawn(console.width), refresh=True)
+                if picture is not None:
+                    progress.picture(picture)
+                if progress.ended or every == 0:
+                    return
+                time.sleep(every)
 
 
 @app.command()

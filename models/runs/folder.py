@@ -11,16 +11,35 @@ from pathlib import Path
 
 from models.errors import ConfigError
 from models.runs.config import CHECKPOINT_NAME, RunConfig
+from pyro_discrete.checkpoints import load_checkpoint
+from pyro_discrete.errors import CheckpointError
+from pyro_discrete.training.ranks import launch, restarted
 
 try:
     import fcntl
 except ImportError:  # not on every system; two runs on one folder are then told apart by its files alone
     fcntl = None
 
-__all__ = ["RUN_FILES", "refuse_used_folder", "taken"]
+__all__ = ["RUN_FILES", "rank_of", "refuse_used_folder", "taken", "was_broken_off"]
 
 RUN_FILES = (CHECKPOINT_NAME, "config.json", "metrics.jsonl")
 """What a run writes from its start on."""
+
+
+def rank_of() -> tuple[int, int]:
+    """The number of this process among those that a launcher has started for one run, and how many they are."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    return (int(os.environ.get("RANK", "0")), size) if size > 1 else (0, 1)
+
+
+def was_broken_off(out: Path) -> bool:
+    """Whether this process was started again by the launcher under which the run in that folder was broken off."""
+    if not restarted():
+        return False
+    try:
+        return load_checkpoint(out / CHECKPOINT_NAME).get("launch") == launch()
+    except CheckpointError:
+        return False
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from models.programs.program import Program
 from models.runs.evaluation import discrete_elbo
 from pyro_discrete import FitState
 from pyro_discrete.checkpoints import write_atomically
+from pyro_discrete.diagnostics import Monitor
 
 __all__ = ["LOG_EVERY", "Metrics", "Record", "Recorder"]
 
@@ -30,6 +31,7 @@ class Record(TypedDict, total=False):
     - `smoothed`: its running mean.
     - `test_elbo`: the discrete test ELBO, from one hard draw an image, at steps where it was evaluated.
     - `ms_per_step`: median over the steps since the last record.
+    - `signal_to_noise`, `dead_latents`: of the monitor's last look, where there was one since the last record.
     """
 
     step: Required[int]
@@ -37,6 +39,8 @@ class Record(TypedDict, total=False):
     smoothed: float
     test_elbo: float
     ms_per_step: float
+    signal_to_noise: float
+    dead_latents: float
 
 
 class Metrics:
@@ -81,25 +85,36 @@ class Metrics:
 class Recorder:
     """A callback of `fit` that appends to `metrics`: every `log_every` steps, and where the test ELBO is evaluated.
 
-    Evaluates every `evaluate_every` steps and at step `last`, on `test`. Its state is saved with the run's.
+    Evaluates every `evaluate_every` steps and at step `last`, on `test`. Its state is saved with the run's. Of several
+    processes the first alone evaluates and appends. `monitor`: one whose looks are to be noted as well.
     """
 
     every = 1
 
-    def __init__(self, metrics: Metrics, program: Program, test: Tensor, evaluate_every: int, last: int) -> None:
-        self.metrics, self.program, self.test = metrics, program, test
+    def __init__(
+        self,
+        metrics: Metrics,
+        program: Program,
+        test: Tensor,
+        evaluate_every: int,
+        last: int,
+        monitor: Monitor | None = None,
+    ) -> None:
+        self.metrics, self.program, self.test, self.monitor = metrics, program, test, monitor
         self.evaluate_every, self.last, self.log_every = evaluate_every, last, min(LOG_EVERY, last)
         self.elements, self.known = 0, dict[str, float]()
-        self._steps, self._since = 0, time.perf_counter()
+        self._steps, self._since, self._looked = 0, time.perf_counter(), 0
 
     def __call__(self, state: FitState) -> None:
         self._steps += 1
-        self.elements += len(state.args[0])
+        self.elements += state.elements or len(state.args[0])
         if state.step % self.log_every == 0 and state.loss is not None:
             objective = -self.log_every * state.loss / self.elements
             smoothed = self.known.get("smoothed", objective)
             self.known = {"elbo": objective, "smoothed": SMOOTHING * smoothed + (1 - SMOOTHING) * objective}
             self.elements = 0
+        if state.rank > 0:
+            return
         evaluate = state.step % self.evaluate_every == 0 or state.step == self.last
         if not evaluate and state.step % self.log_every:
             return
@@ -107,6 +122,11 @@ class Recorder:
         record["ms_per_step"] = 1000 * (time.perf_counter() - self._since) / self._steps
         if evaluate:
             record["test_elbo"] = discrete_elbo(self.program, self.test)
+        looks = [] if self.monitor is None else self.monitor.records
+        if looks and looks[-1]["step"] > self._looked:  # a step or more ago: it is called after this
+            self._looked = looks[-1]["step"]
+            record["signal_to_noise"] = looks[-1]["signal_to_noise"]
+            record["dead_latents"] = sum(site["dead_latents"] for site in looks[-1]["sites"].values())
         self.metrics.append(record)
         self._steps, self._since = 0, time.perf_counter()
 

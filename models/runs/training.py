@@ -23,10 +23,10 @@ from models.runs.posterior import agreement
 from models.runs.recording import LOG_EVERY, Metrics, Recorder
 from pyro_discrete import fit
 from pyro_discrete.checkpoints import load_checkpoint, write_atomically
-from pyro_discrete.diagnostics import Monitor
+from pyro_discrete.diagnostics import Monitor, TensorBoard
 from pyro_discrete.errors import CheckpointError
 
-__all__ = ["RunResult", "Training", "run"]
+__all__ = ["RunResult", "Training", "run", "run_beside"]
 
 
 class Training:
@@ -115,13 +115,14 @@ def run(
     checkpoint_every: int = 500,
     bound_samples: int = 100,
     monitor_every: int = 0,
+    tensorboard: bool = False,
 ) -> RunResult:
     """Train to `config.steps` and evaluate; with `out`, keep config, metrics, checkpoints and summary in that folder.
 
     With `resume` the folder's checkpoint is continued, bit for bit as if the run had never stopped.
 
     `monitor_every`: steps between two looks at the gradients (see `pyro_discrete.diagnostics.Monitor`), each of which
-    costs two steps; 0 for none.
+    costs two steps; 0 for none. `tensorboard`: whether the folder gets event files, too (`TensorBoard`).
 
     Raises `ConfigError` if the folder holds a run and `resume` is not set; `CheckpointError` if there is nothing to
     resume, or another run; `Interrupted` on SIGINT or SIGTERM, after saving; the library's errors, the last checkpoint
@@ -133,7 +134,40 @@ def run(
         raise ConfigError(f"--bound-samples is {bound_samples}; expected at least 1.")
     test = binarise_once(data.test, config.binarisation)
     with taken(out):
-        return _run(config, data, out, test, resume, checkpoint_every, bound_samples, monitor_every)
+        return _run(config, data, out, test, resume, checkpoint_every, bound_samples, monitor_every, tensorboard)
+
+
+def run_beside(
+    config: RunConfig,
+    data: Dataset,
+    out: Path,
+    *,
+    resume: bool = False,
+    checkpoint_every: int = 500,
+    monitor_every: int = 0,
+    tensorboard: bool = False,
+) -> None:
+    """What a process does in a run of several that is not the first: its part of every step. It writes nothing.
+
+    The first one calls `run` with the same settings.
+    """
+    test = binarise_once(data.test, config.binarisation)
+    with isolated(config.seed):
+        training = Training(config, data)
+        recorder = Recorder(Metrics(None), training.program, test, config.evaluate_every, config.steps)
+        idle: list[Any] = [_Idle(monitor_every or config.steps + 1)]
+        if tensorboard:
+            idle.append(_Idle(recorder.log_every))
+        training.run([recorder, *idle], out / CHECKPOINT_NAME, checkpoint_every, resume)
+
+
+class _Idle:
+    """In the place of what the first process alone does at such steps."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def __call__(self, state: Any) -> None: ...
 
 
 def _run(
@@ -145,15 +179,19 @@ def _run(
     checkpoint_every: int,
     bound_samples: int,
     monitor_every: int,
+    tensorboard: bool,
 ) -> RunResult:
     """What `run` does, in a folder that is its own."""
     path = None if out is None else out / CHECKPOINT_NAME
     metrics = Metrics(out / "metrics.jsonl" if out is not None else None)
     with isolated(config.seed):
         training = Training(config, data)
-        recorder = Recorder(metrics, training.program, test, config.evaluate_every, config.steps)
         program = training.program
         monitor = Monitor(program.model, program.guide, training.elbo, every=monitor_every or config.steps + 1)
+        recorder = Recorder(metrics, program, test, config.evaluate_every, config.steps, monitor)
+        callbacks: list[Any] = [recorder, monitor]
+        if tensorboard and out is not None:
+            callbacks.append(TensorBoard(out / "tensorboard", monitor))
         if path is not None and out is not None:
             if resume:
                 saved = load_checkpoint(path)
@@ -168,7 +206,7 @@ def _run(
                 refuse_used_folder(out)
                 (out / "metrics.jsonl").unlink(missing_ok=True)  # of a run that ended before its first checkpoint
             write_atomically(out / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
-        training.run([recorder, monitor], path, checkpoint_every, resume)
+        training.run(callbacks, path, checkpoint_every, resume)
     found = {}
     if isinstance(program, LatentClasses):
         found = {"test_log_likelihood": log_likelihood(program, test), **agreement(program, data)}

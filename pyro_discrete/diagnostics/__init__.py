@@ -2,6 +2,7 @@
 
 from pyro_discrete.diagnostics.comparison import compare_estimators
 from pyro_discrete.diagnostics.comparison_report import EstimatorComparison
+from pyro_discrete.diagnostics.event_files import TensorBoard
 from pyro_discrete.diagnostics.exact import Exact, Oracle, exact_gradient, exact_loss
 from pyro_discrete.diagnostics.monitoring import Monitor
 from pyro_discrete.diagnostics.structure_picture import picture_structure
@@ -12,6 +13,7 @@ __all__ = [
     "Exact",
     "Monitor",
     "Oracle",
+    "TensorBoard",
     "compare_estimators",
     "exact_gradient",
     "exact_loss",

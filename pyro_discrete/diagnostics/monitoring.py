@@ -163,6 +163,16 @@ class Monitor:
         in_all = {key: ("step", [record[key] for record in self.records]) for key in IN_ALL}
         return xr.Dataset({**in_all, **by_site}, coords={"step": steps, "site": sites})
 
+    def latest(self) -> str:
+        """The last look in a few words, for a progress bar; empty before there is one."""
+        if not self.records:
+            return ""
+        last = self.records[-1]
+        found = [(site["dead_latents"], site["latents"]) for site in last["sites"].values()]
+        known = [(dead, latents) for dead, latents in found if math.isfinite(dead)]
+        dead, latents = (int(sum(numbers)) for numbers in zip(*known, strict=True)) if known else (0, 0)
+        return f"signal/noise {last['signal_to_noise']:.2g}" + (f", {dead} of {latents} dead" if latents else "")
+
     def plot(self, path: str | Path | None = None) -> Figure:
         """The history as curves; written to `path` if given (extra `plots`)."""
 

@@ -140,7 +140,8 @@ def fit(
       estimators' state, random states, the place in the data, the history, `metadata`), written as a whole every
       `checkpoint_every` steps, at the end and on Ctrl-C. With `resume=True` (or "auto", if the file is there) the run
       goes on as if it had never stopped: bit for bit, eagerly and with `compile="graph"`.
-    - `progress`: whether a terminal shows a bar, or what to call it.
+    - `progress`: whether a terminal shows a bar, or what to call it: steps a second, time left, losses, and what the
+      callbacks' `latest()` says (a `Monitor`'s: gradient noise and dead latents).
 
     **Many processes**: under torchrun (where `RANK` and `WORLD_SIZE` are set, or a process group of `torch.distributed`
     is there) all train together, and what comes out of a step is that of the joint batch.
@@ -253,7 +254,7 @@ def fit(
                     state.stopped = next(filter(None, ranks.told(state.stopped)))
             bar.update(state.step - bar.n)
             if state.step % log_every == 0:
-                bar.set_postfix_str(_shown(state), refresh=False)
+                bar.set_postfix_str(_shown(state, callbacks), refresh=False)
             if state.step % checkpoint_every == 0 and state.step < last:
                 save()
 
@@ -359,9 +360,10 @@ def _saved(path: Path | None, resume: bool | str) -> dict[str, Any] | None:
     return None
 
 
-def _shown(state: FitState) -> str:
-    validation = "" if state.validation_loss is None else f", validation {state.validation_loss:.5g}"
-    return f"loss {state.loss:.5g}{validation}"
+def _shown(state: FitState, callbacks: Sequence[Any]) -> str:
+    validation = [] if state.validation_loss is None else [f"validation {state.validation_loss:.5g}"]
+    seen = [callback.latest() for callback in callbacks if hasattr(callback, "latest")]
+    return ", ".join([f"loss {state.loss:.5g}", *validation, *filter(None, seen)])
 
 
 def _result(loop: Loop) -> FitResult:

@@ -68,11 +68,12 @@ class Parts:
 
     def next(self) -> Part:
         """The next batch's part of this rank."""
-        batch = self._ahead.pop() if self._ahead else self._drawn()
-        whole, size = _length(batch), self.ranks.size
-        if not self.divides or whole is None:
+        batch, size = self._ahead.pop() if self._ahead else self._drawn(), self.ranks.size
+        whole = _length(batch) if self.divides else None
+        if whole is None:
+            sized = (len(value) for value in _arguments(batch) if _is_of_elements(value))
             with self._alike(size > 1):
-                return Part(*self.prepare(batch), 1 / size, whole, nullcontext())
+                return Part(*self.prepare(batch), 1 / size, next(sized, None), nullcontext())
         start, stop = _bounds(whole, size, self.ranks.rank)
         if start == stop:
             return Part((), {}, 0.0, whole, nullcontext())
@@ -92,8 +93,8 @@ class Parts:
         if not self._ahead:
             self._ahead.append(self._drawn())
         batch, size = self._ahead[0], self.ranks.size
-        whole = _length(batch)
-        if not self.divides or whole is None:
+        whole = _length(batch) if self.divides else None
+        if whole is None:
             return batch
         if whole < size:
             without = list(range(whole, size))
