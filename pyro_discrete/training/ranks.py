@@ -230,12 +230,15 @@ _made = 0
 def _make_group(size: str) -> None:
     """Torch's own group of all ranks, for the processor and, where there is one, an accelerator.
 
-    Its keys have a number in front: a second group of one process would find the addresses of the first.
+    Its keys have a prefix of their own: a launcher keeps the store, and a second group of the same processes, or those
+    that are started again, would find the addresses of the first.
     """
     global _made
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
         store, rank, count = next(iter(dist.rendezvous("env://")))
-        dist.init_process_group(store=dist.PrefixStore(f"pyro_discrete {_made}", store), rank=rank, world_size=count)
+        own = dist.PrefixStore(f"pyro_discrete/{size}/{start}/{_made}", store)
+        dist.init_process_group(store=own, rank=rank, world_size=count)
     except (ValueError, RuntimeError) as error:
         raise SettingError(
             f"RANK={os.environ['RANK']} and WORLD_SIZE={size} are set, but the processes could not be joined "
