@@ -208,6 +208,11 @@ def fit(
     path = None if checkpoint is None else Path(checkpoint)
     plates = (data_plate,) if isinstance(data_plate, str) else data_plate
     with joined_ranks(wanted=split is not None) as ranks, _repetitions(elbo, ranks, split):
+        intervals = {"log_every": log_every, "validate_every": validate_every, "checkpoint_every": checkpoint_every}
+        ends = {"steps": steps, "epochs": epochs, "batch_size": batch_size, "patience": patience}
+        alike = {**ends, **intervals, "seed": seed, "split": split, "lr": lr, "checkpoint": path is not None}
+        alike |= {"callbacks": [getattr(callback, "every", log_every) for callback in callbacks]}
+        ranks.same(alike, "their settings", lambda told: shown(told, 400))
         saved = ranks.of_first(lambda: _saved(path, resume), "as it looked for a checkpoint")
         seed = _seeded(seed, ranks)
         with ranks.together("as it looked at the data"):

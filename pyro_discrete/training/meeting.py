@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyro_discrete.errors import RanksError
 from pyro_discrete.programs.pair import Program, kept_buffers
 from pyro_discrete.programs.parameters import modules_of
-from pyro_discrete.training.parts import Parts, tensors_of
+from pyro_discrete.training.parts import Parts
 from pyro_discrete.training.ranks import Ranks, named
 
 __all__ = ["checksum", "meet", "start_alike"]
@@ -44,7 +44,7 @@ def meet(ranks: Ranks, parts: Parts, elbo: Any, model: Program, guide: Program, 
     with ranks.together("as it looked at the program"):
         batch = parts.look(model, guide)
         loss(batch)  # which makes parameters, and the estimators' networks
-    ranks.same(checksum(tensors_of(batch)), "data, of which these are checksums")
+    ranks.same(checksum(parts.data(batch)), "data, of which these are checksums")
     ranks.same(sorted(parts.plates), "the plates that follow the data")
     held = [p for _, p in sorted(pyro.get_param_store().named_parameters())]
     for module in (*modules_of(model, guide), *seen.values(), elbo):

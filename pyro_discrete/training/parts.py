@@ -19,7 +19,7 @@ from pyro_discrete.programs.sites import sample_sites
 from pyro_discrete.training.batches import Arguments, Batches, LoaderBatches, TensorBatches
 from pyro_discrete.training.ranks import Ranks, named
 
-__all__ = ["Part", "Parts", "plates_that_follow", "tensors_of"]
+__all__ = ["Part", "Parts", "plates_that_follow"]
 
 INSTEAD = "or give fit split='particles', for each rank to see all of every batch"
 
@@ -107,6 +107,11 @@ class Parts:
         self.plates = plates_that_follow((pairs[0], pairs[1]), elements, self.given)
         return batch
 
+    def data(self, batch: Any) -> list[Tensor]:
+        """What has to be the same on all ranks: a batch, and all data where they are in memory."""
+        held = self.batches.tensors if isinstance(self.batches, TensorBatches) else []
+        return [*(value for value in _arguments(batch) if isinstance(value, Tensor)), *held]
+
     def state_dict(self) -> dict[str, Any]:
         """The place in the data."""
         return self.batches.state_dict()
@@ -146,11 +151,6 @@ def _length(batch: Any) -> int | None:
             f"functools.partial, {INSTEAD}."
         )
     return lengths.pop() if lengths else None
-
-
-def tensors_of(batch: Any) -> list[Tensor]:
-    """Those among the arguments that a batch holds."""
-    return [value for value in _arguments(batch) if isinstance(value, Tensor)]
 
 
 def _arguments(batch: Any) -> list[Any]:

@@ -279,7 +279,8 @@ class Unmade(NoPlate):
 
 
 REFUSED: dict[str, Callable[[], Any]] = {
-    "data": lambda: train("enumerate", data=on_rank_one(X, 2 * X)),
+    "data": lambda: train("enumerate", data=on_rank_one(X, torch.cat([X[:-1], 2 * X[-1:]]))),
+    "settings": lambda: train("enumerate", steps=on_rank_one(30, 31)),
     "program": lambda: train("enumerate", Differing("program")),
     "parameter": lambda: train("enumerate", Differing("parameter")),
     "late parameter": lambda: train("enumerate", Unmade()),

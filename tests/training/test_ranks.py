@@ -5,6 +5,7 @@ Real processes on loopback, two unless it says otherwise; cases that end well sh
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ def test_it_is_reproducible(two: list[dict[str, Any]], tmp_path: Path) -> None:
 
 SAID: dict[str, str] = {
     "data": "The ranks differ in data.* on rank 1",
+    "settings": "The ranks differ in their settings: .*'steps': 30.* on rank 0, .*'steps': 31.* on rank 1",
     "program": "The ranks differ in their programs: .*34.3144 on rank 0 and 59.8221 on rank 1",
     "parameter": r"The ranks differ in .*\(2,\).* on rank 1",
     "late parameter": "'late' .* on rank 1 alone",
@@ -91,8 +93,6 @@ SAID: dict[str, str] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_all_stop_and_say_why(name: str, two: list[dict[str, Any]]) -> None:
-    import re
-
     for found in (each[f"refused: {name}"] for each in two):
         assert isinstance(found, str), found
         assert re.search(SAID[name], found, re.DOTALL), found
