@@ -120,7 +120,7 @@ def filled_draw(
         draw.extra,
         log_q=None if log_q is None else layout.first_column(site.plates, log_q),
         event_dim=site.event_dim,
-        scale=subsampling_scale(site.plates),
+        scale=subsampling_scale(evaluation.costs.order.plates[site.name]),  # as handlers around the step have them
         context=context,
         weights=objective.weights(evaluation, site.name),
         slopes=slopes,

@@ -54,8 +54,7 @@ def test_a_killed_rank_is_started_again_and_the_run_ends_bit_for_bit_as_an_unbro
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_launcher_leaves_a_checkpoint_of_all(number: int, tmp_path: Path) -> None:
+def test_ctrl_c_at_the_launcher_leaves_a_checkpoint_of_all(tmp_path: Path) -> None:
     script, checkpoint = tmp_path / "script.py", tmp_path / "run.pt"
     script.write_text(SCRIPT)
     process = torchrun(script, checkpoint, "long")
@@ -63,10 +62,11 @@ def test_a_signal_to_the_launcher_leaves_a_checkpoint_of_all(number: int, tmp_pa
     while not checkpoint.exists() and time.monotonic() < until:
         time.sleep(0.2)
     time.sleep(1.0)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     assert ended(process) != 0
-    assert load_checkpoint(checkpoint)["step"] % 7 != 0 or load_checkpoint(checkpoint)["step"] > 7
-    assert len(load_checkpoint(checkpoint)["ranks"]["random"]) == 2
+    left = load_checkpoint(checkpoint)
+    assert 1 < left["step"] < 100_000
+    assert len(left["ranks"]["random"]) == 2
 
 
 @pytest.mark.slow
