@@ -252,10 +252,11 @@ def fit(
                 loop.judge(state.validation_loss or 0.0, patience, min_delta)
             due = [callback for callback in callbacks if state.step % getattr(callback, "every", log_every) == 0]
             if due:
-                with ranks.together(f"in a callback at step {state.step}"):
+                with ranks.together(f"in a callback at step {state.step}") as asked:
                     for callback in due:
                         callback(state)
-                if ranks.any(bool(state.stopped)):
+                    asked.for_it = bool(state.stopped)
+                if asked.for_it:
                     state.stopped = next(filter(None, ranks.told(state.stopped)))
             bar.update(state.step - bar.n)
             if state.step % log_every == 0:

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,13 @@ PATIENCE = 2.0
 
 ALIKE = 2**32 - 1
 """In the place of a rank's number, for what all ranks draw alike."""
+
+
+@dataclass
+class Asked:
+    """Whether a rank, and after their meeting any of them, has asked for something."""
+
+    for_it: bool = False
 
 
 class Ranks:
@@ -95,20 +103,25 @@ class Ranks:
         return bool(found.item() > 0)
 
     @contextmanager
-    def together(self, doing: str) -> Iterator[None]:
-        """Around what each rank does by itself: where one fails, it raises its own error and the others say which."""
+    def together(self, doing: str) -> Iterator[Asked]:
+        """Around what each rank does by itself: where one fails, it raises its own error and the others say which.
+
+        What one asks for within holds on all of them afterwards.
+        """
+        asked = Asked()
         if self.size == 1:
-            yield
+            yield asked
             return
         failure: Exception | None = None
         try:
-            yield
+            yield asked
         except Exception as error:
             failure = error
-        if self.any(failure is not None):
+        flags = torch.tensor([float(failure is not None), float(asked.for_it)])
+        self.added([flags])
+        if flags[0]:
             self.fail(failure, doing)
-        elif failure is not None:
-            raise failure
+        asked.for_it = bool(flags[1])
 
     def fail(self, failure: Exception | None, doing: str) -> None:
         """Raise, on each rank, what has failed on one of them: all have to call it."""

@@ -323,7 +323,7 @@ def case(name: str, folder: Path) -> Any:
         return parameters(EXACT[rest]())
     if kind == "sampled":
         return gradients(SAMPLED[rest](), 300, "particles" if rest == "particles" else "data")
-    if kind == "learned":
+    if kind in ("learned", "learned again"):
         return learned(rest)
     if kind == "refused":
         return parameters(REFUSED[rest]())
