@@ -80,7 +80,9 @@ def train(steps: int, checkpoint: Path, callbacks: list[Any], compile: Any = Fal
 
 
 @app.command()
-def memory(steps: int = 100_000, out: Out = Path("runs/endurance")) -> None:
+def memory(
+    steps: Annotated[int, typer.Option(help="Of the run.")] = 100_000, out: Out = Path("runs/endurance")
+) -> None:
     """What the process holds in a run of so many steps."""
     held = Held(sorted({max(1, steps // 100), *(steps * part // 10 for part in (1, 3, 5, 7, 9, 10))}))
     checkpoint = out / "memory.pt"
@@ -112,7 +114,12 @@ def worker(steps: int, out: Path, name: str) -> None:
 
 
 @app.command()
-def kills(kills: int = 20, steps: int = 2000, out: Out = Path("runs/endurance"), seed: int = 0) -> None:
+def kills(
+    kills: Annotated[int, typer.Option(help="How often the run is killed.")] = 20,
+    steps: Annotated[int, typer.Option(help="Of the run.")] = 2000,
+    out: Out = Path("runs/endurance"),
+    seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
+) -> None:
     """Kill a run so many times, and let it go on."""
     out.mkdir(parents=True, exist_ok=True)
     for path in [*out.glob("killed.*"), *out.glob("whole.*")]:

@@ -101,8 +101,8 @@ def _started(batch: int, steps: int, processes: int, threads: int) -> dict[str, 
 @app.command()
 def compare(
     batches: Annotated[str, typer.Option(help="Batch sizes, of all processes together.")] = "100,400,1600",
-    steps: int = 200,
-    repeats: int = 3,
+    steps: Annotated[int, typer.Option(help="Of each run.")] = 200,
+    repeats: Annotated[int, typer.Option(help="Runs of each row.")] = 3,
     out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("runs/ranks"),
 ) -> None:
     """Measure all rows, in turns."""

@@ -11,12 +11,13 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from benchmarks.learning import long_run, mixtures_and_chains, relaxations
+from benchmarks.learning import endurance, long_run, mixtures_and_chains, relaxations
 from benchmarks.noise import bias_variance, bound_variance, nvil_ablation, variance
 from benchmarks.steps import (
     chains_beside_torch_struct,
     enumeration,
     loss_memory,
+    ranks,
     step_curves,
     step_parts,
     step_time,
@@ -277,6 +278,45 @@ def test_a_long_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr("sys.argv", ["long_run", *arguments, "--steps", str(steps), "--out", str(tmp_path)])
         long_run.main()
         assert json.loads((tmp_path / "report.json").read_text())["steps"] == steps
+
+
+def test_a_long_run_keeps_a_log_and_ends_when_its_minutes_are_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(long_run, "LOG_EVERY", 2)
+    monkeypatch.setattr(long_run.Log, "every", 2)
+    arguments = ["--data", "digits", "--compile", "no", "--bound-samples", "2", "--steps", "6", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["long_run", *arguments, "--minutes", "0"])
+    long_run.main()
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["steps"], report["stopped"]) == (2, "0 minutes")
+    monkeypatch.setattr("sys.argv", ["long_run", *arguments, "--resume"])
+    long_run.main()
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [2, 4, 6]
+    assert log[0]["seconds"] < log[-1]["seconds"]
+
+
+def test_ranks_times_a_process() -> None:
+    found = ranks.measured(batch=4, steps=8, compile=False)
+    assert found["ms"] > 0
+    assert found["processor_ms"] > 0
+    assert (found["ranks"], found["bytes"]) == (1, 0)
+
+
+def test_endurance_notes_what_a_process_holds(tmp_path: Path) -> None:
+    call(endurance.memory, "--steps", 100, "--out", tmp_path)
+    found = json.loads((tmp_path / "memory.json").read_text())
+    assert [held["step"] for held in found["held"]] == [1, 10, 30, 50, 70, 90, 100]
+    assert min(held["resident_mib"] for held in found["held"]) > 10
+
+
+@pytest.mark.slow
+def test_endurance_kills_a_run_that_goes_on(tmp_path: Path) -> None:
+    call(endurance.kills, "--kills", 1, "--steps", 120, "--out", tmp_path)
+    found = json.loads((tmp_path / "kills.json").read_text())
+    assert 0 <= found["lost"][0] <= endurance.EVERY
+    assert found["as_unbroken"]
 
 
 def test_bound_variance_reports_each_number_of_particles(tmp_path: Path) -> None:
