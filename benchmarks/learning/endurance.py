@@ -34,7 +34,6 @@ __all__ = ["Held", "app"]
 EVERY = 50
 """Steps between two checkpoints."""
 app = typer.Typer(add_completion=False)
-Out = Annotated[Path, typer.Option(help="Folder of the figures and checkpoints.")]
 
 
 class Held:
@@ -81,7 +80,8 @@ def train(steps: int, checkpoint: Path, callbacks: list[Any], compile: Any = Fal
 
 @app.command()
 def memory(
-    steps: Annotated[int, typer.Option(help="Of the run.")] = 100_000, out: Out = Path("runs/endurance")
+    steps: Annotated[int, typer.Option(help="Of the run.")] = 100_000,
+    out: Annotated[Path, typer.Option(help="Folder of figures and checkpoints.")] = Path("runs/endurance"),
 ) -> None:
     """What the process holds in a run of so many steps."""
     held = Held(sorted({max(1, steps // 100), *(steps * part // 10 for part in (1, 3, 5, 7, 9, 10))}))
@@ -117,7 +117,7 @@ def worker(steps: int, out: Path, name: str) -> None:
 def kills(
     kills: Annotated[int, typer.Option(help="How often the run is killed.")] = 20,
     steps: Annotated[int, typer.Option(help="Of the run.")] = 2000,
-    out: Out = Path("runs/endurance"),
+    out: Annotated[Path, typer.Option(help="Folder of figures and checkpoints.")] = Path("runs/endurance"),
     seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
 ) -> None:
     """Kill a run so many times, and let it go on."""
@@ -130,7 +130,7 @@ def kills(
     for kill in range(kills):
         before = len(_steps(told))
         process = subprocess.Popen([*command, "killed"])
-        due = before + moments.randint(1, max(1, steps // (2 * kills)))
+        due = before + moments.randint(1, 3 * EVERY)
         while process.poll() is None and len(_steps(told)) < due:
             time.sleep(0.001 * moments.random())
         os.kill(process.pid, signal.SIGKILL)
