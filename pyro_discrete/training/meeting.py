@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_discrete.errors import RanksError
-from pyro_discrete.programs.pair import Program, kept_buffers
+from pyro_discrete.programs.module_state import kept_state
+from pyro_discrete.programs.pair import Program
 from pyro_discrete.programs.parameters import modules_of
 from pyro_discrete.training.parts import Parts
 from pyro_discrete.training.ranks import Ranks, named
@@ -38,7 +39,7 @@ def meet(ranks: Ranks, parts: Parts, elbo: Any, model: Program, guide: Program, 
         """As one process begins, so that what it draws for its parameters is drawn here too."""
         pyro.util.set_rng_state(start)
         args, kwargs = parts.prepare(batch)
-        with kept_buffers(model, guide, *seen.values()):
+        with kept_state(model, guide):
             return elbo.loss(model, guide, *args, **kwargs)
 
     with ranks.together("as it looked at the program"):

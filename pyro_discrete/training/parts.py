@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.errors import DiscreteInferenceError, RanksError, SettingError, in_a_line, near_matches, shown
-from pyro_discrete.programs.pair import KeepSubsamples, Pair, Program, trace_pair, undisturbed
+from pyro_discrete.programs.module_state import undisturbed
+from pyro_discrete.programs.pair import KeepSubsamples, Pair, Program, trace_pair
 from pyro_discrete.programs.plate_parts import PlateParts
 from pyro_discrete.programs.sites import sample_sites
 from pyro_discrete.training.batches import Arguments, Batches, LoaderBatches, TensorBatches
