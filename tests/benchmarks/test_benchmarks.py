@@ -11,13 +11,12 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from benchmarks.learning import endurance, long_run, mixtures_and_chains, relaxations
+from benchmarks.learning import endurance, long_run, mixtures_and_chains, ranks, relaxations
 from benchmarks.noise import bias_variance, bound_variance, nvil_ablation, variance
 from benchmarks.steps import (
     chains_beside_torch_struct,
     enumeration,
     loss_memory,
-    ranks,
     step_curves,
     step_parts,
     step_time,

@@ -1,6 +1,6 @@
 """Steps a second of several processes against one, and what they send: where data-parallel training pays.
 
-    python -m benchmarks.steps.ranks --out runs/ranks
+    python -m benchmarks.learning.ranks --out runs/ranks
 
 Each row is a run of `fit` of its own: one process of one torch thread and of two, and two processes of one thread each,
 on a belief network of 200 units (encoder 784-200-200-200, decoder 200-200-200-784), `rloo` with two particles, batches
@@ -86,7 +86,7 @@ def _started(batch: int, steps: int, processes: int, threads: int) -> dict[str, 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    command = [sys.executable, "-m", "benchmarks.steps.ranks", "worker", str(batch), str(steps), str(threads)]
+    command = [sys.executable, "-m", "benchmarks.learning.ranks", "worker", str(batch), str(steps), str(threads)]
     env = {**os.environ, **address, "WORLD_SIZE": str(processes), "OMP_NUM_THREADS": str(threads)}
     runs = [
         subprocess.Popen(command, env={**env, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
