@@ -74,10 +74,9 @@ def steps(elbo: Any, pair: Bits, around: Any) -> list[tuple[float, dict[str, Ten
     return found
 
 
-@pytest.mark.parametrize(
-    ("name", "sequential"), [*((name, False) for name in ELBOS), ("enumerate", True), ("rloo", True), ("nvil", True)]
-)
+@pytest.mark.parametrize(("name", "sequential"), [*((name, False) for name in ELBOS), ("enumerate", True)])
 def test_it_is_a_subsample(name: str, sequential: bool) -> None:
+    """One by one only what is exact: indices of a subsample are read in Python there, and signals the noisier for it."""
     part = steps(ELBOS[name](), Bits(False, sequential), lambda: PlateParts(["data"], len(X), WHOLE))
     subsample = steps(ELBOS[name](), Bits(True, sequential), lambda: PlateParts([], 1, 1))
     for (loss, gradients), (other, others) in zip(part, subsample, strict=True):
