@@ -76,7 +76,7 @@ def steps(elbo: Any, pair: Bits, around: Any) -> list[tuple[float, dict[str, Ten
 
 @pytest.mark.parametrize(("name", "sequential"), [*((name, False) for name in ELBOS), ("enumerate", True)])
 def test_it_is_a_subsample(name: str, sequential: bool) -> None:
-    """One by one only what is exact: indices of a subsample are read in Python there, and signals the noisier for it."""
+    """One by one, what is exact: a subsample's indices are read in Python there, and signals noisier for it."""
     part = steps(ELBOS[name](), Bits(False, sequential), lambda: PlateParts(["data"], len(X), WHOLE))
     subsample = steps(ELBOS[name](), Bits(True, sequential), lambda: PlateParts([], 1, 1))
     for (loss, gradients), (other, others) in zip(part, subsample, strict=True):
