@@ -456,6 +456,8 @@ class _Gathering:
     def _is_sum(self, node: fx.Node) -> bool:
         if node.target is not aten.add.Tensor or node.kwargs or not all(isinstance(arg, fx.Node) for arg in node.args):
             return False
+        if node.args[0] is node.args[1]:  # doubled over and over, it would be a sum of ever more
+            return False
         return all(_alike(arg, node) for arg in node.args) and not meets_writes(node, self.written)
 
     def _addends(self, node: Any) -> Iterator[fx.Node]:
