@@ -19,6 +19,7 @@ __all__ = [
     "lift_constants",
     "meets_writes",
     "own_outputs",
+    "own_targets",
     "refuse_dynamic_shapes",
     "refuse_overlap",
     "refuse_own_generators",
@@ -285,6 +286,36 @@ def separate_biases(graph: fx.GraphModule) -> None:
             total = graph.graph.call_function(torch.ops.aten.view.default, (total, shape))
         node.replace_all_uses_with(total)
         graph.graph.erase_node(node)
+    graph.recompile()
+
+
+_INTO_A_COPY = (
+    torch.ops.aten.index_put.default,
+    torch.ops.aten.index_add.default,
+    torch.ops.aten.index_copy.default,
+    torch.ops.aten.scatter.src,
+    torch.ops.aten.scatter_add.default,
+)
+
+
+def own_targets(graph: fx.GraphModule) -> None:
+    """Have values put into memory of their own where they are put into a tensor that was expanded.
+
+    Inductor (torch 2.13) takes the copy of it that these operations change for expanded too, and so adds up, for all of
+    a dim, what belongs to one place of it. `tests/capture/test_compiled_step.py` fails once it no longer does.
+    """
+    for node in list(graph.graph.nodes):
+        if node.target not in _INTO_A_COPY:
+            continue
+        value = node.args[0].meta["val"]
+        if not any(step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True)):
+            continue
+        with graph.graph.inserting_before(node):
+            own = graph.graph.call_function(
+                torch.ops.aten.clone.default, (node.args[0],), {"memory_format": torch.contiguous_format}
+            )
+        own.meta["val"] = value.contiguous()
+        node.args = (own, *node.args[1:])
     graph.recompile()
 
 

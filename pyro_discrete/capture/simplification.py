@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from pyro_discrete.capture.rewriting import gather_sums, share_repeated, storage_root, written_roots
 
 __all__ = [
+    "drawing_name",
     "drop_dead",
     "is_random",
     "simplify",
@@ -50,6 +51,11 @@ def is_random(node: fx.Node) -> bool:
     return isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in target.tags
 
 
+def drawing_name(node: fx.Node) -> str:
+    """The name that an operation that draws had before the graph was rewritten."""
+    return node.meta.get("drawing_name", node.name)
+
+
 def drop_dead(graph: fx.GraphModule) -> None:
     """As `eliminate_dead_code`, where nodes may stand in any order; draws stay, as they move the random stream."""
     waiting = [n for n in graph.graph.nodes if n.op == "call_function" and not n.users]
@@ -70,7 +76,7 @@ def _free_writes(graph: fx.GraphModule) -> None:
         root = storage_root(node)
         if root is None:  # one of several
             views.update(node.all_input_nodes)
-        elif root is not node and not (node.args[0] is root and _functional(node)):
+        elif root is not node and _first_written(node) is not root:
             views.add(root)
     for node in list(place):
         functional = _functional(node)
@@ -82,7 +88,7 @@ def _free_writes(graph: fx.GraphModule) -> None:
             continue
         with graph.graph.inserting_before(node):
             made = graph.graph.call_function(functional, node.args, node.kwargs)
-            made.meta["val"] = _result_of(made)
+            made.meta.update(val=_result_of(made), drawing_name=node.name)
             place[made] = place[node]
             if made.meta["val"].dtype is not value_of(changed).dtype:
                 made = graph.graph.call_function(
@@ -93,6 +99,13 @@ def _free_writes(graph: fx.GraphModule) -> None:
         node.replace_all_uses_with(made)
         changed.replace_all_uses_with(made, delete_user_cb=lambda user, at=place[node]: place[user] > at)
         graph.graph.erase_node(node)
+
+
+def _first_written(node: Any) -> Any:
+    """The tensor that operations in a row have changed, the last of them being this node; the node if it is none."""
+    while isinstance(node, fx.Node) and _functional(node) is not None:
+        node = node.args[0]
+    return node
 
 
 def _functional(node: fx.Node) -> Any:

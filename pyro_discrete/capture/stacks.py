@@ -96,20 +96,23 @@ class Stacks:
                 self._indices[key] = torch.tensor(key, device=like.device)
         return self._indices[key]
 
-    def do(self, group: Sequence[fx.Node]) -> Tensor | None:
-        """Do the operations of a group, together if they are enough. Gives what was drawn, where it is draws."""
-        random = is_random(group[0])
+    def do(self, group: Sequence[fx.Node]) -> list[Tensor]:
+        """Do the operations of a group, together if they are `FEWEST` at least.
+
+        Where they are draws, gives what was drawn: by each, or for all of them together.
+        """
+        first = group[0]
+        random = is_random(first)
         if len(group) < FEWEST:
             for node in group:
                 self._do_alone(node)
-            return torch.stack([self.one(node) for node in group]) if random else None
-        first = group[0]
+            return [self.one(node) for node in group] if random else []
         if first.target is aten.select.int:
             source, dim = first.args[:2]
             if all(n.args[:2] == (source, dim) for n in group):
                 size = shape_of(source)[dim]  # type: ignore[arg-type, index]
                 self.put(group, self.one(source).movedim(dim, 0), [n.args[2] % size for n in group])  # type: ignore
-                return None
+                return []
         if not random:
             group = self._ordered(group)
         value = self._drawn(group) if random else self._done(group)
@@ -121,7 +124,7 @@ class Stacks:
             self.put(group, value)
         else:
             raise TypeError(f"{first.target} done together gives {value.shape}, by itself {shape_of(first)}")
-        return value if random else None
+        return [value] if random else []
 
     # ------------------------------------------------------------------ one by one
 
