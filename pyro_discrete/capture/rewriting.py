@@ -434,7 +434,13 @@ class _Gathering:
         first = group[0]
         if self._scattered(first):
             zeros, dim = first.args[:2]
-            joined = [self.graph.call_function(aten.cat.default, ([n.args[i] for n in group], dim)) for i in (2, 3)]
+            joined = []
+            for i in (2, 3):
+                like = first.args[i].meta["val"]
+                shape = list(like.shape)
+                shape[dim] *= len(group)
+                joined.append(self.graph.call_function(aten.cat.default, ([n.args[i] for n in group], dim)))
+                joined[-1].meta["val"] = like.new_empty(shape)
             return [self._call(aten.scatter_add.default, (zeros, dim, *joined), first)]
         args = list(first.args)
         args[place] = self._total([addend for node in group for addend in self._addends(node.args[place])])

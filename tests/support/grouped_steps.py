@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import pytest
 import torch
 from torch import Tensor, fx
@@ -43,7 +44,7 @@ def grouped_always(monkeypatch: pytest.MonkeyPatch, tolerance: float = 1e-12) ->
 
 
 def gradients(elbo: DiscreteELBO, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> list[Tensor]:
-    """The loss and gradients of the fourth step: one that a captured graph gives by itself."""
+    """The loss, and gradients in the order of their names, of the fourth step: a captured graph gives it by itself."""
     if elbo.captures is not None:
         elbo.captures.least_operations = 0
     for _ in range(4):
@@ -51,4 +52,6 @@ def gradients(elbo: DiscreteELBO, model: Callable[..., Any], guide: Callable[...
     torch.manual_seed(7)
     step = elbo.gradients(model, guide, *args)
     found = {id(p): g for p, g in zip(step.parameters, step.gradients, strict=True)}
-    return [step.loss, *(found[key] for key in sorted(found))]
+    stored = {name: param for name, param in pyro.get_param_store()._params.items() if id(param) in found}
+    assert len(stored) == len(found)
+    return [step.loss, *(found[id(stored[name])] for name in sorted(stored))]
