@@ -5,11 +5,11 @@
 
 A case is a program, its length and the number of states. Milliseconds are medians of process time for the loss and its
 gradients, in float64 on one thread: in each round every way runs in turn, twice, and the second time counts. `step` is
-all of `TraceELBO.gradients`, compiled; `graph`, `grouped` and `compiled` are the graph alone: as it was traced, grouped,
-and compiled. By hand, a hidden Markov model is summed in pairs of links, as tensors of all links.
+all of `TraceELBO.gradients`, compiled; `graph`, `grouped` and `compiled` are the graph alone: as it was traced,
+grouped, and compiled. By hand, a hidden Markov model is summed in pairs of links, as tensors of all links.
 
-NumPyro runs in a process of its own, in an environment of its own (`pip install numpyro funsor optax`): its scan, in
-float64, of which `TraceEnum_ELBO` gives the loss, jitted with its gradients.
+NumPyro runs in a process of its own, in an environment of its own (`pip install numpyro funsor`): its scan, in float64,
+whose enumerated log-density gives the loss, jitted with its gradients. Losses are held to each other.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def by_hand(states: int, x: Tensor) -> tuple[Callable[[], Tensor], Callable[[], 
     return lambda: loss(transition, locs), lambda: compiled(transition, locs), [transition, locs]
 
 
-def captured(case: str, compile: bool | str = "graph") -> tuple[TraceELBO, Any, Capture, Tensor, dict[str, float]]:
+def captured(case: str, compile: Any = "graph") -> tuple[TraceELBO, Any, Capture, Tensor, dict[str, float]]:
     """A pair's ELBO, the pair, its captured step, its data, and how long the first calls took."""
     kind, length, states = case.split(":")
     pyro.clear_param_store()
@@ -186,7 +186,7 @@ def medians(runs: dict[str, Callable[[], Any]], seconds: float) -> dict[str, flo
 
 def measure(case: str, seconds: float, numpyro: str | None) -> dict[str, Any]:
     """One case: its sizes, start-up and times."""
-    kind, length, states = case.split(":")
+    kind, _, states = case.split(":")
     elbo, (model, guide), graph, x, spent = captured(case)
     begun = time.process_time()
     graph.compile([x])

@@ -1,4 +1,4 @@
-"""NumPyro's scan of a hidden Markov model, jitted, in an environment of its own (`pip install numpyro funsor optax`)."""
+"""NumPyro's scan of a hidden Markov model, jitted, in an environment of its own (`pip install numpyro funsor`)."""
 
 # pyright: reportMissingImports=false
 from __future__ import annotations
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 from numpyro.contrib.control_flow import scan
-from numpyro.contrib.funsor import config_enumerate
-from numpyro.infer import TraceEnum_ELBO
+from numpyro.contrib.funsor import config_enumerate, enum, log_density
+from numpyro.handlers import seed
 
 
 def main() -> None:
@@ -34,16 +34,15 @@ def main() -> None:
             numpyro.sample("x", dist.Normal(locs[z], 1.0), obs=each)
             return z, None
 
-        scan(link, 0, x)
+        first = numpyro.sample("z_0", dist.Categorical(logits=logits[0]))
+        numpyro.sample("x_0", dist.Normal(locs[first], 1.0), obs=x[0])
+        scan(link, first, x[1:])
 
-    def guide(x: Any) -> None:
-        return None
-
-    elbo, key = TraceEnum_ELBO(max_plate_nesting=0), jax.random.PRNGKey(0)
     params = {"transition": 2 * jnp.eye(states), "locs": jnp.linspace(-2.0, 2.0, states)}
+    enumerated = enum(seed(model, jax.random.PRNGKey(0)), -1)
 
     def loss(params: Any, x: Any) -> Any:
-        return elbo.loss(key, params, model, guide, x)
+        return -log_density(enumerated, (x,), {}, params)[0]
 
     run = jax.jit(jax.value_and_grad(loss))
     value, _ = jax.block_until_ready(run(params, x))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ def join_sums(graph: fx.GraphModule) -> None:
     drop_dead(graph)
 
 
-def is_zeros(node: fx.Node) -> bool:
+def is_zeros(node: Any) -> bool:
     """Whether a node is zeros of some shape."""
     return node.target is aten.full.default and node.args[1] == 0
 
@@ -108,8 +109,8 @@ def _join_running_sums(graph: fx.GraphModule) -> None:
         taken.update(chain)
         if len(chain) < LONG or sum(len(n.users) > 1 for n in chain[:-1]) < FEWEST:
             continue
-        values = [*chain[0].args]
-        for previous, node in zip(chain, chain[1:], strict=False):
+        values: list[Any] = [*chain[0].args]
+        for previous, node in pairwise(chain):
             values.append(node.args[1] if node.args[0] is previous else node.args[0])
         looked_at += 1
         if looked_at > MOST_RUNNING:
@@ -146,6 +147,7 @@ def _join_totals(graph: fx.GraphModule) -> None:
         if len(addends) < LONG:
             continue
         places, puts, rest = defaultdict(list), defaultdict(list), []
+        node: Any
         for node in addends:
             if len(node.users) == 1 and node.target is aten.select_backward.default:
                 places[tuple(node.args[1]), node.args[2]].append(node)
@@ -178,7 +180,7 @@ def _addends(root: fx.Node, sums: Collection[fx.Node]) -> list[fx.Node]:
     return found
 
 
-def _puts_into_first_dim(node: fx.Node) -> bool:
+def _puts_into_first_dim(node: Any) -> bool:
     """Whether a node adds a value to zeros at indices into their first dim, one value for each."""
     if node.target is not aten.index_put.default or node.args[3:] != (True,) or node.kwargs:
         return False

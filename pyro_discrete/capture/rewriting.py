@@ -436,10 +436,11 @@ class _Gathering:
             zeros, dim = first.args[:2]
             joined = []
             for i in (2, 3):
-                like = first.args[i].meta["val"]
+                parts: list[Any] = [n.args[i] for n in group]
+                like = parts[0].meta["val"]
                 shape = list(like.shape)
-                shape[dim] *= len(group)
-                joined.append(self.graph.call_function(aten.cat.default, ([n.args[i] for n in group], dim)))
+                shape[dim] *= len(group)  # type: ignore[index]
+                joined.append(self.graph.call_function(aten.cat.default, (parts, dim)))
                 joined[-1].meta["val"] = like.new_empty(shape)
             return [self._call(aten.scatter_add.default, (zeros, dim, *joined), first)]
         args = list(first.args)

@@ -91,9 +91,7 @@ def _free_writes(graph: fx.GraphModule) -> None:
             made.meta.update(val=_result_of(made), drawing_name=node.name)
             place[made] = place[node]
             if made.meta["val"].dtype is not value_of(changed).dtype:
-                made = graph.graph.call_function(
-                    aten._to_copy.default, (made,), {"dtype": value_of(changed).dtype}
-                )
+                made = graph.graph.call_function(aten._to_copy.default, (made,), {"dtype": value_of(changed).dtype})
                 place[made] = place[node]
         made.meta["val"] = value_of(changed)
         node.replace_all_uses_with(made)
@@ -185,7 +183,7 @@ def _select_parts(graph: fx.GraphModule) -> None:
             with graph.graph.inserting_before(node):
                 made = graph.graph.call_function(aten.select.int, (source, dim, node.args[1]))
         elif node.target is aten.slice.Tensor and not node.kwargs and len(node.args) >= 4:
-            source, dim, start, end, *_ = node.args
+            source, dim, start, *_ = node.args
             size = value_of(source).shape[dim]
             if value_of(node).shape[dim] != 1 or size == 1 or start is None or not -size <= start < size:
                 continue
@@ -200,9 +198,7 @@ def _select_parts(graph: fx.GraphModule) -> None:
             with graph.graph.inserting_before(node):
                 part = graph.graph.call_function(aten.squeeze.dim, (value, dim))
                 part.meta["val"] = value_of(value).squeeze(dim)
-                made = graph.graph.call_function(
-                    aten.select_backward.default, (part, sizes, dim, start % sizes[dim])
-                )
+                made = graph.graph.call_function(aten.select_backward.default, (part, sizes, dim, start % sizes[dim]))
         else:
             continue
         made.meta["val"] = value_of(node)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ __all__ = [
 aten = torch.ops.aten
 
 
-_BY_SHAPE = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
+_BY_SHAPE: dict[Any, Any] = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
 """Views that need a layout which values out of a stack may not have."""
 
 
@@ -83,7 +83,7 @@ class Stacks:
         """Those places of a stack: the stack, a slice or an index."""
         whole, count = self._stacks[stack], len(places)
         step = places[1] - places[0] if count > 1 else 1
-        if step == 0 or any(b - a != step for a, b in zip(places, places[1:], strict=False)):
+        if step == 0 or any(b - a != step for a, b in pairwise(places)):
             return whole.index_select(0, self._index(places, whole))
         if step > 0:
             return whole if count == len(whole) else whole[places[0] : places[-1] + 1 : step]
@@ -217,7 +217,7 @@ class Stacks:
             return 0
         if any(n not in self._at for n in nodes) or len({self._at[n][0] for n in nodes}) > 1:
             return 3
-        steps = {self._at[b][1] - self._at[a][1] for a, b in zip(nodes, nodes[1:], strict=False)}
+        steps = {self._at[b][1] - self._at[a][1] for a, b in pairwise(nodes)}
         return 0 if len(steps) == 1 and min(steps) > 0 else 2
 
     def _done(self, group: Sequence[fx.Node]) -> Tensor:

@@ -163,7 +163,7 @@ class Elimination(LogRing):
         others = {d: n for t in terms for d, n in zip(dims_of(t), t.shape, strict=True) if d not in index}
         matrix = states**2 * math.prod(others.values())
         sequential = self._goes_through(states, len(links) // width * matrix)
-        if len(links) // width < LONG // 4 or not sequential and states * matrix > SCAN_TABLE:
+        if len(links) // width < LONG // 4 or (not sequential and states * matrix > SCAN_TABLE):
             return terms, dims
         spare = len(links) % width
         terms = self._eliminate(terms, links[:spare])

@@ -29,6 +29,7 @@ from pyro_discrete.testing import discover_estimators
 from pyro_discrete.testing.small_programs.program import Program
 from tests.support.captured_programs import a_program_for
 
+
 def run(program: Program, estimator: Estimator, compile: Any, steps: int = 5) -> tuple[list[Any], DiscreteELBO]:
     """Losses, gradients and the estimators' state after some steps of gradient descent."""
     seen: list[Any] = []

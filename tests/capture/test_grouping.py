@@ -20,6 +20,7 @@ from pyro_discrete import TraceELBO, TraceExpectation, TraceIWELBO
 from pyro_discrete.capture import grouping
 from pyro_discrete.capture.grouping import GroupingMismatchError, group_alike
 from pyro_discrete.capture.rewriting import written_roots
+from pyro_discrete.elbos.engine import DiscreteELBO
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.testing import discover_estimators
 from tests.support.captured_programs import a_program_for
@@ -468,7 +469,7 @@ def chain_guide(x: Tensor) -> None:
 
 
 TWO = {"num_particles": 2}
-UNROLLED: dict[str, tuple[Any, Any, Callable[[Any], TraceELBO]]] = {
+UNROLLED: dict[str, tuple[Any, Any, Callable[[Any], DiscreteELBO]]] = {
     "hidden chain": (hidden_chain, nothing, lambda c: TraceELBO("enumerate", compile=c)),
     "switching system": (switching_system, nothing, lambda c: TraceELBO("enumerate", compile=c)),
     "mean-field categories": (hidden_chain, mean_field_categories, lambda c: TraceELBO("rloo", compile=c, **TWO)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from pyro.ops.rings import LogRing
@@ -154,7 +156,7 @@ def test_links_beyond_what_can_be_stacked_go_one_by_one(monkeypatch):
     monkeypatch.setattr(elimination, "SCAN_TABLE", 100)
     letters = "abcdefghijklmnopqrst"
     sizes = dict.fromkeys(letters, 8)
-    terms = factors(["a", *(a + b for a, b in zip(letters, letters[1:], strict=False))], sizes)
+    terms = factors(["a", *(a + b for a, b in pairwise(letters))], sizes)
     ring = Elimination()
     total = ring.sumproduct(terms, letters)
     monkeypatch.undo()
