@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_discrete.capture.long_sums import FEWEST
+from pyro_discrete.capture.long_sums import FEWEST, LARGEST
 from pyro_discrete.capture.simplification import is_random, value_of
 
 __all__ = [
@@ -189,6 +189,8 @@ def _signature(node: fx.Node, selects: Mapping[Any, int]) -> Hashable:
         return None
     tensors = [value_of(a) for a in node.all_input_nodes]
     if not all(isinstance(t, Tensor) and t.layout is torch.strided for t in tensors) or _promotes_by_dims(tensors):
+        return None
+    if max(t.numel() for t in [value, *tensors]) > LARGEST:
         return None
     return target, _plain(node.args), _plain(sorted(node.kwargs.items()))
 

@@ -33,6 +33,8 @@ MOST_KINDS = 64
 
 MOST_MISMATCHES = 3
 
+LEAST_OPERATIONS = 800
+
 _SETTINGS = ("mode", "check_every", "least_operations", "most_operations")
 
 
@@ -73,7 +75,7 @@ class Captures:
         if compile is not True and compile != "graph":
             raise SettingError(f'compile={shown(compile)} given; False, True or "graph" expected.')
         self.mode = "graph" if compile == "graph" else "inductor"
-        self.check_every, self.least_operations, self.most_operations = 1024, 800, 5000
+        self.check_every, self.least_operations, self.most_operations = 1024, LEAST_OPERATIONS, 5000
         self._begin()
 
     def _begin(self) -> None:
@@ -97,6 +99,7 @@ class Captures:
         return {name: getattr(self, name) for name in _SETTINGS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self.least_operations = LEAST_OPERATIONS  # which an older state has not
         self.__dict__.update(state)
         self._begin()
 

@@ -17,6 +17,7 @@ from pyro_discrete.capture.simplification import drop_dead, value_of
 
 __all__ = [
     "FEWEST",
+    "LARGEST",
     "accumulated",
     "is_zeros",
     "item",
@@ -32,6 +33,9 @@ aten = torch.ops.aten
 
 FEWEST = 4
 """So many operations that are alike are worth doing at once."""
+
+LARGEST = 2**18
+"""Tensors of more elements are not put beside each other: to copy them would cost what is saved."""
 
 LONG = 12
 """So many values make a sum long; shorter ones stay as they are, as those of many sites are alike."""
@@ -83,9 +87,13 @@ def _is_sum(node: Any) -> bool:
     if node.args[0] is node.args[1]:  # doubled over and over, it would be a sum of ever more
         return False
     like = value_of(node)
-    return like.is_floating_point() and all(
-        isinstance(a, fx.Node) and value_of(a).shape == like.shape and value_of(a).dtype is like.dtype
-        for a in node.args
+    return (
+        like.is_floating_point()
+        and like.numel() <= LARGEST
+        and all(
+            isinstance(a, fx.Node) and value_of(a).shape == like.shape and value_of(a).dtype is like.dtype
+            for a in node.args
+        )
     )
 
 

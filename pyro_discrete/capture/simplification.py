@@ -23,13 +23,13 @@ aten = torch.ops.aten
 
 
 def simplify(graph: fx.GraphModule) -> bool:
-    """Rewrite a graph in place; False where it writes to tensors in a way that only its own order keeps.
+    """Rewrite a graph in place; False where it depends on its own order (of writes), or on how tensors are laid out.
 
     What it writes to a tensor of its own is made a new tensor, equal literals and repeated work are shared, zeros and
     ones depend on nothing, sums are gathered, and parts of one tensor are selected from it.
     """
     _free_writes(graph)
-    if written_roots(graph):
+    if written_roots(graph) or any(node.target in _BY_LAYOUT for node in graph.graph.nodes):
         return False
     _share_literals(graph)
     share_repeated(graph)
@@ -38,6 +38,10 @@ def simplify(graph: fx.GraphModule) -> bool:
     _select_parts(graph)
     share_repeated(graph)
     return True
+
+
+_BY_LAYOUT = (aten.as_strided.default, aten.as_strided_copy.default, aten.as_strided_scatter.default)
+"""Operations that look at a tensor's memory, whatever its shape."""
 
 
 def value_of(node: fx.Node) -> Any:
@@ -57,11 +61,11 @@ def drawing_name(node: fx.Node) -> str:
 
 
 def drop_dead(graph: fx.GraphModule) -> None:
-    """As `eliminate_dead_code`, where nodes may stand in any order; draws stay, as they move the random stream."""
+    """As `eliminate_dead_code`, where nodes may stand in any order. Draws stay: they move the random stream."""
     waiting = [n for n in graph.graph.nodes if n.op == "call_function" and not n.users]
     while waiting:
         node = waiting.pop()
-        if node.users or node._erased or is_random(node):
+        if node.users or node._erased or node.is_impure():
             continue
         before = node.all_input_nodes
         graph.graph.erase_node(node)

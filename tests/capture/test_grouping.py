@@ -266,6 +266,16 @@ def written_list(x: Tensor) -> list[Tensor]:
     return [torch.stack(parts).sum(0)]
 
 
+def looked_at_by_layout(x: Tensor) -> list[Tensor]:
+    parts = [(x[t % 5] * t).as_strided((3,), (1,)) for t in range(LENGTH)]
+    return [torch.stack(parts).sum(0)]
+
+
+def large(x: Tensor) -> list[Tensor]:
+    wide = x.new_ones(2**18 + 1)
+    return [sum((wide * (t + 1)).sin() for t in range(LENGTH))]  # type: ignore[list-item]
+
+
 def nothing_alike(x: Tensor) -> list[Tensor]:
     for t in range(LENGTH):
         x = (x @ x.T[:, :3] + t).sin() if t % 2 else x.softmax(-1)
@@ -273,7 +283,16 @@ def nothing_alike(x: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    "function", [state_in_order, written_through_views, written_input, written_list, nothing_alike]
+    "function",
+    [
+        state_in_order,
+        written_through_views,
+        written_input,
+        written_list,
+        looked_at_by_layout,
+        large,
+        nothing_alike,
+    ],
 )
 def test_functions_that_are_left_as_they_are(function: Callable[[Tensor], list[Tensor]]) -> None:
     graph = make_fx(function)(X.clone())
