@@ -1,7 +1,7 @@
 """Unrolled chains: what grouping makes of their graphs, and a step beside hand-vectorised code and NumPyro's scan.
 
-    python -m benchmarks.steps.unrolled --curve
-    python -m benchmarks.steps.unrolled [hidden:100:4 hidden:1000:4 ...] [--numpyro ENVIRONMENT/bin/python]
+    python -m benchmarks.chains.unrolled --curve
+    python -m benchmarks.chains.unrolled [hidden:100:4 hidden:1000:4 ...] [--numpyro ENVIRONMENT/bin/python]
 
 A case is a program, its length and the number of states. Milliseconds are medians of process time for the loss and its
 gradients, in float64 on one thread: in each round every way runs in turn, twice, and the second time counts. `step` is
@@ -42,7 +42,7 @@ GOALS = {
     "hidden:1000:4": ("by hand, compiled", 1.0),
 }
 LENGTHS = (25, 50, 100, 200)
-WORKER = Path(__file__).with_name("unrolled_numpyro.py")
+WORKER = Path(__file__).with_name("numpyro_scan.py")
 
 
 def hidden(states: int, x: Tensor) -> None:
