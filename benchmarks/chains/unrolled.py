@@ -42,6 +42,7 @@ GOALS = {
     "hidden:1000:4": ("by hand, compiled", 1.0),
 }
 LENGTHS = (25, 50, 100, 200)
+CURVES = (("hidden", 4), ("hidden", 16), ("categories", 4), ("bits", 2), ("sequence", 2))
 WORKER = Path(__file__).with_name("numpyro_scan.py")
 
 
@@ -162,7 +163,7 @@ def curve() -> None:
     """How many operations a step has, over the length: as traced, and grouped."""
     print("| program |", " | ".join(f"{n} steps" for n in LENGTHS), "|")
     print("| --- " * (len(LENGTHS) + 1) + "|")
-    for kind, states in (("hidden", 4), ("hidden", 16), ("categories", 4), ("bits", 2), ("sequence", 2)):
+    for kind, states in CURVES:
         cells = []
         for length in LENGTHS:
             graph = captured(f"{kind}:{length}:{states}")[2]
