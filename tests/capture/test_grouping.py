@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from benchmarks.soundness import example_chains
-from benchmarks.soundness.example_programs import EXAMPLES
+from benchmarks.examples import chains as example_chains
+from benchmarks.examples.example import EXAMPLES
 from pyro_discrete import TraceELBO, TraceExpectation, TraceIWELBO
 from pyro_discrete.capture import grouping
 from pyro_discrete.capture.grouping import GroupingMismatchError, group_alike
