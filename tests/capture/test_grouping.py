@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from benchmarks.chains.unrolled import bits, nothing, sequence_guide
 from benchmarks.examples import chains as example_chains
 from benchmarks.examples.example import EXAMPLES
 from pyro_discrete import TraceELBO, TraceExpectation, TraceIWELBO
@@ -448,23 +449,6 @@ def switching_system(x: Tensor) -> None:
         pyro.sample(f"x{t}", dist.Normal(0.9 * before + drift[s], scale[s]), obs=x[t])
 
 
-def nothing(x: Tensor) -> None:
-    """Leaves all to the sum."""
-
-
-def chain_of_bits(x: Tensor) -> None:
-    a, z = pyro.param("a", lambda: torch.tensor([0.3, 0.8])), torch.tensor(0.0)
-    for t in pyro.markov(range(len(x))):
-        z = pyro.sample(f"z{t}", dist.Bernoulli(logits=a[0] + a[1] * z))
-        pyro.sample(f"x{t}", dist.Normal(z, 1.0), obs=x[t])
-
-
-def drawn_in_sequence(x: Tensor) -> None:
-    q, z = pyro.param("q", lambda: 0.1 * torch.randn(len(x), 2)), torch.tensor(0.0)
-    for t in range(len(x)):
-        z = pyro.sample(f"z{t}", dist.Bernoulli(logits=q[t, 0] + q[t, 1] * z))
-
-
 def hidden_chain(x: Tensor) -> None:
     logits = pyro.param("transition", lambda: 2 * torch.eye(4)).log_softmax(-1)
     locs = pyro.param("locs", lambda: torch.linspace(-2.0, 2.0, 4))
@@ -494,11 +478,11 @@ UNROLLED: dict[str, tuple[Any, Any, Callable[[Any], DiscreteELBO]]] = {
     "mean-field categories": (hidden_chain, mean_field_categories, lambda c: TraceELBO("rloo", compile=c, **TWO)),
     "guided chain": (hidden_chain, chain_guide, lambda c: TraceELBO("enumerate", compile=c)),
     "guided chain, drawn": (hidden_chain, chain_guide, lambda c: TraceELBO("rloo", compile=c, **TWO)),
-    "bits in sequence": (chain_of_bits, drawn_in_sequence, lambda c: TraceELBO("rloo", compile=c, **TWO)),
-    "bits in sequence, a bound": (chain_of_bits, drawn_in_sequence, lambda c: TraceIWELBO("vimco", compile=c, **TWO)),
+    "bits in sequence": (bits, sequence_guide, lambda c: TraceELBO("rloo", compile=c, **TWO)),
+    "bits in sequence, a bound": (bits, sequence_guide, lambda c: TraceIWELBO("vimco", compile=c, **TWO)),
     "bits in sequence, likelihood alone": (
-        chain_of_bits,
-        drawn_in_sequence,
+        bits,
+        sequence_guide,
         lambda c: TraceExpectation("rloo", compile=c, **TWO),
     ),
 }
