@@ -21,6 +21,7 @@ from torch.nn.functional import one_hot
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_discrete.capture.grouping import group_alike
 from pyro_discrete.capture.rewriting import (
     NotCapturableError,
     changed_tensors,
@@ -30,6 +31,7 @@ from pyro_discrete.capture.rewriting import (
     gather_sums,
     lift_constants,
     own_outputs,
+    own_targets,
     refuse_dynamic_shapes,
     refuse_overlap,
     refuse_own_generators,
@@ -52,6 +54,9 @@ Step = Callable[..., list[Tensor]]
 class Capture:
     """The graph of a step.
 
+    Once `group` was called, operations of it that are alike are done together, and once `compile` was, by inductor; the
+    graph itself is what `exactly` runs, for comparisons with the program.
+
     `tensors` are those that the step uses besides its inputs (parameters, state, constants), by reference. The ones
     that it changes are changed in copies; `commit` writes these back, once the result is known to be good.
     """
@@ -63,10 +68,16 @@ class Capture:
         self.tensors = list(tensors)
         for index, shadow in zip(changed, self.shadows, strict=True):
             self.tensors[index] = shadow
+        self._grouped: fx.GraphModule | None = None
         self._function: Callable[..., Any] = graph.forward
 
+    @property
+    def operations(self) -> int:
+        """How many operations a run has, those that are done together being one."""
+        return len((self._grouped or self.graph).graph.nodes)
+
     def __call__(self, inputs: Sequence[Tensor], exactly: bool = False) -> list[Tensor]:
-        """Run on inputs shaped like the first ones; `exactly` by the graph, even where it was compiled."""
+        """Run on inputs shaped like the first ones; `exactly` by the graph, even where it was grouped or compiled."""
         function = self.graph.forward if exactly else self._function
         with torch.no_grad():
             if self.shadows:
@@ -101,6 +112,15 @@ class Capture:
         """Whether the tensors whose values Python read have not been written to since."""
         return all(tensor._version == version for tensor, version in self.reads)
 
+    def group(self, inputs: Sequence[Tensor]) -> None:
+        """Have operations that are alike done together, where that is much less work.
+
+        Raises `GroupingMismatchError` if they give something else on these inputs, or what going about it raises; the
+        graph runs as it was then.
+        """
+        self._grouped = group_alike(self.graph, [*inputs, *self.tensors])
+        self._function = (self._grouped or self.graph).forward
+
     def compile(self, inputs: Sequence[Tensor]) -> None:
         """Have inductor compile the graph; random numbers still come from torch's own generator.
 
@@ -109,9 +129,11 @@ class Capture:
         from torch import _inductor
 
         with torch.no_grad():
-            graph = fx.GraphModule(self.graph, copy.deepcopy(self.graph.graph))
+            run = self._grouped or self.graph
+            graph = fx.GraphModule(run, copy.deepcopy(run.graph))
             gather_sums(graph)
             separate_biases(graph)
+            own_targets(graph)
             compiled = _inductor.compile(graph, [*inputs, *self.tensors], options={"fallback_random": True})
             self._function = cast(Callable[..., Any], compiled)
 

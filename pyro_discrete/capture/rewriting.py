@@ -19,6 +19,7 @@ __all__ = [
     "lift_constants",
     "meets_writes",
     "own_outputs",
+    "own_targets",
     "refuse_dynamic_shapes",
     "refuse_overlap",
     "refuse_own_generators",
@@ -288,6 +289,36 @@ def separate_biases(graph: fx.GraphModule) -> None:
     graph.recompile()
 
 
+_INTO_A_COPY = (
+    torch.ops.aten.index_put.default,
+    torch.ops.aten.index_add.default,
+    torch.ops.aten.index_copy.default,
+    torch.ops.aten.scatter.src,
+    torch.ops.aten.scatter_add.default,
+)
+
+
+def own_targets(graph: fx.GraphModule) -> None:
+    """Have values put into memory of their own where they are put into a tensor that was expanded.
+
+    Inductor (torch 2.13) takes the copy of it that these operations change for expanded too, and so adds up, for all of
+    a dim, what belongs to one place of it. `tests/capture/test_compiled_step.py` fails once it no longer does.
+    """
+    for node in list(graph.graph.nodes):
+        if node.target not in _INTO_A_COPY:
+            continue
+        value = node.args[0].meta["val"]
+        if not any(step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True)):
+            continue
+        with graph.graph.inserting_before(node):
+            own = graph.graph.call_function(
+                torch.ops.aten.clone.default, (node.args[0],), {"memory_format": torch.contiguous_format}
+            )
+        own.meta["val"] = value.contiguous()
+        node.args = (own, *node.args[1:])
+    graph.recompile()
+
+
 def changed_tensors(graph: fx.GraphModule, inputs: int) -> list[int]:
     """Positions, behind the inputs, of the tensors that the graph writes to."""
     places = [node for node in graph.graph.nodes if node.op == "placeholder"]
@@ -403,7 +434,14 @@ class _Gathering:
         first = group[0]
         if self._scattered(first):
             zeros, dim = first.args[:2]
-            joined = [self.graph.call_function(aten.cat.default, ([n.args[i] for n in group], dim)) for i in (2, 3)]
+            joined = []
+            for i in (2, 3):
+                parts: list[Any] = [n.args[i] for n in group]
+                like = parts[0].meta["val"]
+                shape = list(like.shape)
+                shape[dim] *= len(group)  # type: ignore[index]
+                joined.append(self.graph.call_function(aten.cat.default, (parts, dim)))
+                joined[-1].meta["val"] = like.new_empty(shape)
             return [self._call(aten.scatter_add.default, (zeros, dim, *joined), first)]
         args = list(first.args)
         args[place] = self._total([addend for node in group for addend in self._addends(node.args[place])])
@@ -455,6 +493,8 @@ class _Gathering:
 
     def _is_sum(self, node: fx.Node) -> bool:
         if node.target is not aten.add.Tensor or node.kwargs or not all(isinstance(arg, fx.Node) for arg in node.args):
+            return False
+        if node.args[0] is node.args[1]:  # doubled over and over, it would be a sum of ever more
             return False
         return all(_alike(arg, node) for arg in node.args) and not meets_writes(node, self.written)
 

@@ -11,6 +11,7 @@ import torch
 from pyro.ops.rings import LogRing
 from torch import Tensor
 
+from pyro_discrete.draws.forward_backward import chain_log_sum
 from pyro_discrete.draws.log_space import Reduce, log_product, log_sum_exp
 
 __all__ = [
@@ -30,12 +31,19 @@ LONG = 16
 SCAN_TABLE = 2**15
 """Elements of the table by which two links of a chain are joined; beyond it, one link after another is faster."""
 
+SEQUENTIAL = 8
+"""From so many states of a chain on, one link after another is faster, by forward and backward sums."""
+
+MOST_STACKED = 2**24
+"""So many elements at most all links of a chain have together, for forward and backward sums."""
+
 
 class Elimination(LogRing):
     """Pyro's ring of sums and products in log space, with an order of sums of its own.
 
     Dims are summed out one by one, the one that leaves the smallest table first. Dims that follow one another in a
-    chain (a hidden Markov model, of any order) are summed out in pairs of links at once, in log2(length) rounds.
+    chain (a hidden Markov model, of any order) are summed out in pairs of links at once, in log2(length) rounds, or,
+    where they have many states, by one operation that goes through the links (`chain_log_sum`).
 
     - `reduce(table, dim)`: sums a dim out; another one gives maxima, or draws.
     - `largest`, `operations`: elements of the largest table so far, and of all tables together (`SizesAlone` gives
@@ -118,9 +126,9 @@ class Elimination(LogRing):
             table = table + _aligned(term, union)
         return table
 
-    def _note(self, elements: int) -> None:
+    def _note(self, elements: int, tables: int = 1) -> None:
         self.largest = max(self.largest, elements)
-        self.operations += elements
+        self.operations += tables * elements
 
     def _without_leaves(self, terms: list[Tensor], dims: list[str]) -> tuple[list[Tensor], list[str]]:
         """Sum out dims that hang on one other alone (a comb's teeth), unless these are only the ends of a chain."""
@@ -153,7 +161,9 @@ class Elimination(LogRing):
         width = max(max(max(at) - min(at) for at in touched if at), 1)
         states = sizes[links[0]] ** width
         others = {d: n for t in terms for d, n in zip(dims_of(t), t.shape, strict=True) if d not in index}
-        if len(links) // width < LONG // 4 or states**3 * math.prod(others.values()) > SCAN_TABLE:
+        matrix = states**2 * math.prod(others.values())
+        sequential = self._goes_through(states, len(links) // width * matrix)
+        if len(links) // width < LONG // 4 or (not sequential and states * matrix > SCAN_TABLE):
             return terms, dims
         spare = len(links) % width
         terms = self._eliminate(terms, links[:spare])
@@ -162,11 +172,18 @@ class Elimination(LogRing):
         batch = "".join(sorted(others))
         return [*rest, named(self._scanned(chain, links[spare:], width, sizes, batch), batch)], hubs
 
+    def _goes_through(self, states: int, stacked: int) -> bool:
+        """Whether a chain's links, of so many elements, are summed up one after another."""
+        return self.reduce is log_sum_exp and states >= SEQUENTIAL and stacked <= MOST_STACKED
+
     def _scanned(
         self, terms: Sequence[Tensor], dims: Sequence[str], width: int, sizes: dict[str, int], batch: str
     ) -> Tensor:
         """The product in log space of a chain's matrices, summed over its first and last state: `[*batch]`."""
         matrices = _links(terms, dims, width, sizes, batch)
+        if self._goes_through(matrices.shape[1], matrices.numel()):
+            self._note(matrices[0].numel(), len(matrices))
+            return chain_log_sum(matrices)
         for paired in _pairs(len(matrices)):
             self._note(paired * matrices[0].numel() * matrices.shape[1])
         product, taken = log_product(matrices, self.reduce)
@@ -213,9 +230,14 @@ class SizesAlone(Elimination):
         return self.product(table, dim)
 
     def _scanned(self, terms: Sequence[Any], dims: Sequence[str], width: int, sizes: dict[str, int], batch: str) -> Any:
-        rest = [sizes[d] for d in batch]
-        for paired in _pairs(len(dims) // width - 1):
-            self._note(paired * sizes[dims[0]] ** (3 * width) * math.prod(rest))
+        rest, links = [sizes[d] for d in batch], len(dims) // width - 1
+        states = sizes[dims[0]] ** width
+        matrix = states**2 * math.prod(rest)
+        if self._goes_through(states, links * matrix):
+            self._note(matrix, links)
+            return Table(rest, batch)
+        for paired in _pairs(links):
+            self._note(paired * states * matrix)
         return Table(rest, batch)
 
 

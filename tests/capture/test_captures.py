@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import pickle
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
 from pyro_discrete import TraceELBO
+from pyro_discrete.capture.graph import Capture
 from pyro_discrete.errors import SettingError
 from tests.support.captured_pairs import Pair, captures_of, data, graph_elbo, same_as_eager, steps
 
@@ -102,3 +105,48 @@ def test_a_step_of_many_operations_is_not_given_to_inductor():
     for _ in range(3):
         assert same_as_eager(elbo, pair.model, pair.guide, data())
     assert captures_of(elbo).count == 1
+
+
+def chain(x: torch.Tensor) -> None:
+    z = torch.tensor(0.0)
+    for t in range(len(x)):
+        z = pyro.sample(f"z{t}", dist.Bernoulli(logits=0.5 * z + x[t]))
+
+
+def chain_guide(x: torch.Tensor) -> None:
+    slope = pyro.param("slope", torch.tensor(0.3))
+    for t in range(len(x)):
+        pyro.sample(f"z{t}", dist.Bernoulli(logits=slope * x[t]))
+
+
+def captured_chain(elbo: TraceELBO) -> Capture:
+    pyro.clear_param_store()
+    for _ in range(4):
+        elbo.loss_and_grads(chain, chain_guide, torch.linspace(-1, 1, 30))
+    (graph,) = (k.step.graph for kinds in captures_of(elbo)._kinds.values() for k in kinds if k.step)
+    return graph
+
+
+def test_steps_of_few_operations_stay_as_they_are():
+    elbo = graph_elbo()
+    graph = captured_chain(elbo)
+    assert graph.operations < 0.5 * len(graph.graph.graph.nodes)
+    large = graph_elbo()
+    captures_of(large).least_operations = 10**6
+    graph = captured_chain(large)
+    assert graph.operations == len(graph.graph.graph.nodes)
+    assert captures_of(copy.deepcopy(large)).least_operations == 10**6
+
+
+def test_a_graph_that_cannot_be_grouped_is_run_as_it_is(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pyro_discrete.capture.grouping.TOLERANCES", {torch.float32: -1.0})
+    elbo = graph_elbo()
+    with pytest.warns(UserWarning, match="could not be done together"):
+        graph = captured_chain(elbo)
+    assert graph.operations == len(graph.graph.graph.nodes)
+    torch.manual_seed(3)
+    found = elbo.loss_and_grads(chain, chain_guide, torch.linspace(-1, 1, 30))
+    expected = TraceELBO("rloo", num_particles=2)
+    expected.loss(chain, chain_guide, torch.linspace(-1, 1, 30))
+    torch.manual_seed(3)
+    assert found == expected.loss_and_grads(chain, chain_guide, torch.linspace(-1, 1, 30))

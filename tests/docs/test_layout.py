@@ -59,7 +59,7 @@ FLOORS = {
     "benchmarks": """
         examples
         noise
-        steps
+        steps chains
         learning
         auto
         soundness

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from pyro.ops.rings import LogRing
@@ -119,3 +121,44 @@ def test_products_far_apart_do_not_underflow():
     message, step = named(torch.tensor([0.0, -200.0]), "a"), named(torch.tensor([[-300.0], [0.0]]), "ab")
     assert Elimination().sumproduct([message, step], "a").item() == -200.0
     assert elimination.log_sum_exp(torch.tensor([1e4, 1e4]), 0).item() == pytest.approx(1e4 + 0.6931, abs=1e-2)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+@pytest.mark.parametrize("plates", ["", "Z"])
+def test_chains_of_many_states_go_link_by_link(width, plates, monkeypatch):
+    """The same sums and gradients as in pairs, of any order of the chain, and again when these are differentiated."""
+    letters = "abcdefghijklmnopqrstu"
+    sizes = dict.fromkeys(letters, 9 if width == 1 else 3) | {"Z": 2}
+    scopes = ["".join(sorted(letters[max(0, i - width) : i + 1] + plates)) for i in range(len(letters))]
+    terms = [*factors([*scopes, *letters], sizes), *factors(scopes[4:5], sizes, 1)]
+    for term in terms:
+        term.requires_grad_()
+    results, operations = [], []
+    for sequential in (True, False):
+        if not sequential:
+            monkeypatch.setattr(elimination, "SEQUENTIAL", 10**6)
+        ring, alone = Elimination(), SizesAlone()
+        total = ring.sumproduct(terms, letters)
+        assert total._pyro_dims == plates
+        alone.sumproduct([elimination.Table(t.shape, t._pyro_dims) for t in terms], letters)
+        assert (alone.largest, alone.operations) == (ring.largest, ring.operations)
+        first = torch.autograd.grad(total.sum(), terms, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), terms)
+        results.append([total, *first, *second])
+        operations.append(ring.operations)
+    assert operations[0] < 0.5 * operations[1]
+    for one, other in zip(*results, strict=True):
+        assert torch.allclose(one, other, rtol=1e-11, atol=1e-11)
+
+
+def test_links_beyond_what_can_be_stacked_go_one_by_one(monkeypatch):
+    monkeypatch.setattr(elimination, "MOST_STACKED", 100)
+    monkeypatch.setattr(elimination, "SCAN_TABLE", 100)
+    letters = "abcdefghijklmnopqrst"
+    sizes = dict.fromkeys(letters, 8)
+    terms = factors(["a", *(a + b for a, b in pairwise(letters))], sizes)
+    ring = Elimination()
+    total = ring.sumproduct(terms, letters)
+    monkeypatch.undo()
+    assert torch.allclose(total, Elimination().sumproduct(terms, letters), atol=1e-12)
+    assert ring.largest == 64

@@ -1,0 +1,1 @@
+"""Unrolled loops: what their graphs become, and what a step of theirs takes."""

@@ -1,0 +1,155 @@
+"""Operations of a captured step that are alike and independent, done as one: an unrolled loop at the speed of a scan.
+
+A graph of an unrolled loop repeats each operation for each step. Here those that are alike (the same operation, shapes
+and types) and do not need each other are done together, level by level, and the whole is traced anew.
+
+Source: Neubig, Goldberg and Dyer (2017), On-the-fly operation batching in dynamic computation graphs.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_discrete.capture.agenda import groups_of
+from pyro_discrete.capture.long_sums import FEWEST, join_sums
+from pyro_discrete.capture.rewriting import drop_aliases, share_repeated
+from pyro_discrete.capture.simplification import drawing_name, is_random, simplify
+from pyro_discrete.capture.stacks import Stacks
+
+__all__ = [
+    "GroupingMismatchError",
+    "group_alike",
+]
+
+
+LEAST_GAIN = 0.3
+"""A graph that would keep more than the rest of its operations is left as it is."""
+
+TOLERANCES = {torch.float64: 1e-8, torch.float32: 2e-3}
+"""How far results may be apart, by the largest of a tensor: sums are added up in another order."""
+
+
+class GroupingMismatchError(Exception):
+    """A graph whose operations were grouped gives something else than the graph itself, with the same draws."""
+
+
+def group_alike(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphModule | None:
+    """A graph that gives the same with far fewer operations; None if there is none, or if the graph writes to tensors.
+
+    Draws have the same law, as those made together are independent given their arguments. Their stream is the same too,
+    on the processor, where their order is kept (unless that would cost operations) and none of them are normal.
+    `inputs` are such that the graph takes: it is run on them with the draws of the new one, to compare their results.
+    Raises `GroupingMismatchError` if these differ.
+    """
+    draft = _Draft(graph, copy.deepcopy(graph.graph))
+    if not simplify(draft):
+        return None
+    join_sums(draft)
+    groups = groups_of(draft)
+    most = (1 - LEAST_GAIN) * len(graph.graph.nodes)
+    if sum(len(g) if len(g) < FEWEST else 1 for g in groups) > most:
+        return None
+    grouped, drawing = _traced(draft, groups, inputs)
+    if len(grouped.graph.nodes) > most:
+        return None
+    _compare(graph, grouped, inputs, drawing)
+    output = next(n for n in grouped.graph.nodes if n.op == "output")
+    output.args = (list(output.args[0][: len(output.args[0]) - len(drawing)]),)
+    grouped.graph.eliminate_dead_code()
+    grouped.recompile()
+    return grouped
+
+
+def _traced(
+    graph: fx.GraphModule, groups: Sequence[Sequence[fx.Node]], inputs: Sequence[Tensor]
+) -> tuple[fx.GraphModule, list[list[fx.Node]]]:
+    """The groups as a graph. Behind its results it gives what was drawn, by the nodes of a list each."""
+    places = [n for n in graph.graph.nodes if n.op == "placeholder"]
+    results = next(n for n in graph.graph.nodes if n.op == "output").args[0]
+    held = {n: getattr(graph, str(n.target)) for n in graph.graph.nodes if n.op == "get_attr"}
+    literals, alike = set(), defaultdict(list)
+    for node in graph.graph.nodes:
+        if node.target is torch.ops.aten.lift_fresh_copy.default and isinstance(held.get(node.args[0]), Tensor):
+            literals.add(node)
+            value = held[node.args[0]]
+            alike[value.shape, value.dtype, value.device].append(node)
+    stacked = [(nodes, torch.stack([held[n.args[0]] for n in nodes])) for nodes in alike.values()]
+    indices: dict[tuple[int, ...], Tensor] = {}
+    drawing: list[list[fx.Node]] = []
+    for group in groups:
+        if is_random(group[0]):
+            drawing += [list(group)] if len(group) >= FEWEST else [[node] for node in group]
+
+    def run(*tensors: Tensor) -> list[Tensor]:
+        stacks = Stacks({**dict(zip(places, tensors, strict=True)), **held}, indices)
+        for nodes, stack in stacked:
+            stacks.put(nodes, stack)
+        drawn = [values for group in groups if group[0] not in literals for values in stacks.do(group)]
+        found = [stacks.one(node).clone(memory_format=torch.contiguous_format) for node in results]  # type: ignore
+        return [*found, *drawn]
+
+    shapes = tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
+    with torch.no_grad(), shapes, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of operations that `vmap` does one by one: then little is gained
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            traced = make_fx(run)(*inputs)
+    drop_aliases(traced)
+    traced.graph.eliminate_dead_code()
+    share_repeated(traced)
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+    return traced, drawing
+
+
+class _Draft(fx.GraphModule):
+    """A graph that is rewritten and never run as it is: no code is made for it."""
+
+    def recompile(self) -> Any:
+        """Nothing."""
+
+
+class _WithDraws(fx.Interpreter):
+    """Runs a graph with draws that were made elsewhere."""
+
+    def __init__(self, graph: fx.GraphModule, draws: Mapping[str, Tensor]) -> None:
+        super().__init__(graph)
+        self._draws = draws
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.name not in self._draws:
+            return super().run_node(n)
+        if n.target._schema.is_mutable:  # type: ignore[union-attr]
+            return self.fetch_args_kwargs_from_env(n)[0][0].copy_(self._draws[n.name])
+        return self._draws[n.name].clone()
+
+
+def _compare(
+    graph: fx.GraphModule, grouped: fx.GraphModule, inputs: Sequence[Tensor], drawing: Sequence[Sequence[fx.Node]]
+) -> None:
+    """Raise `GroupingMismatchError` unless both graphs give the same for the same draws."""
+    with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        found = grouped(*inputs)
+        results, drawn = found[: len(found) - len(drawing)], found[len(found) - len(drawing) :]
+        draws: dict[str, Tensor] = {}
+        for nodes, values in zip(drawing, drawn, strict=True):
+            names = [drawing_name(node) for node in nodes]
+            draws.update(zip(names, values.unbind() if len(names) > 1 else [values], strict=True))
+        expected = _WithDraws(graph, draws).run(*inputs)
+    for one, other in zip(results, expected, strict=True):
+        if one.shape != other.shape or one.dtype is not other.dtype:
+            raise GroupingMismatchError(f"{one.dtype} {tuple(one.shape)} for {other.dtype} {tuple(other.shape)}")
+        floating = other.is_floating_point()
+        largest = float(other.nan_to_num(0.0, 0.0, 0.0).abs().max()) if floating and other.numel() else 0.0
+        tolerance = TOLERANCES.get(other.dtype, 0.05 if floating else 0.0)
+        if not torch.allclose(one, other, tolerance, tolerance * largest, equal_nan=True):
+            raise GroupingMismatchError(f"values {float((one - other).abs().max()):.3g} apart, of {largest:.3g}")
