@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import deepcopy
 from fnmatch import fnmatchcase
 
+from torch.distributions import Binomial
+
 from pyro_discrete.errors import (
     ParticleError,
     SettingError,
@@ -24,7 +26,7 @@ from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import ANY_FAMILY, Family
 from pyro_discrete.objectives.base import Objective
 from pyro_discrete.planning.automatic import Situation, ranking
-from pyro_discrete.programs.sites import Site
+from pyro_discrete.programs.sites import Site, base_distribution
 
 __all__ = [
     "Selection",
@@ -186,6 +188,14 @@ class Selection:
                 return name, f"auto: least variance x time ({cell}{skipped})"
             passed.append((name, why_not))
         return ("rloo", f"auto: {self.particles} particles") if self.particles > 1 else ("nvil", "auto: one particle")
+
+    def may_sum(self, site: Site) -> bool:
+        """Whether a count is to be given a last value: "enumerate" was asked for; "auto" takes a Binomial's as well,
+        from which nothing is left out."""
+        choice = self.wanted(site)[0]
+        if choice in (None, AUTO):
+            return isinstance(base_distribution(site.distribution), Binomial)
+        return isinstance(choice, Enumerate) or choice == Enumerate.name
 
     def wants_enumeration(self, sites: Iterable[Site]) -> tuple[bool, Enumerate]:
         """Whether one of these sites is asked to be enumerated and none otherwise, and with which settings."""

@@ -29,6 +29,7 @@ from torch.nn.functional import one_hot
 from pyro_discrete.errors import DiscreteInferenceError, MissingDataError
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.families import Family
+from pyro_discrete.programs.counts import CountUpTo
 from pyro_discrete.programs.dims import Layout, plates_of
 
 __all__ = [
@@ -201,7 +202,7 @@ def family_of(fn: Any) -> Family | None:
         return Family.CATEGORICAL
     if isinstance(base, OneHotCategorical):
         return Family.ONE_HOT
-    if isinstance(base, Binomial | Multinomial | Poisson | Geometric | NegativeBinomial):
+    if isinstance(base, Binomial | Multinomial | Poisson | Geometric | NegativeBinomial | CountUpTo):
         return Family.COUNT
     try:
         discrete = base.support.is_discrete
@@ -234,11 +235,14 @@ def cardinality(fn: Any) -> float:
 
 def why_not_enumerable(fn: Any, infer: Mapping[str, Any]) -> str:
     """Why a site of infinite `cardinality` cannot be enumerated."""
-    base = base_distribution(fn)
     if "truncation" in infer:
-        return "states a truncation, which relaxations read, while exact sums would leave out the values beyond it"
-    if isinstance(base, Binomial):
-        return "has numbers of trials that differ between its elements, which have no support in common"
+        return "has no finite support, and states a truncation, which only counts (whole numbers from 0) may do"
+    support = getattr(base_distribution(fn), "support", None)
+    if getattr(support, "is_discrete", False) and getattr(support, "lower_bound", None) == 0:
+        return (
+            "has no finite support, and no bound is known of what a sum would leave out: state the last value of the "
+            'sum, infer={"truncation": 100}'
+        )
     return "has no finite support that could be enumerated"
 
 
