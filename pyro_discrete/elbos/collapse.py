@@ -34,7 +34,8 @@ from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.trial import check_batch_dims, check_data, plain_trial
 from pyro_discrete.programs.dims import subsampling_scale
-from pyro_discrete.programs.pair import KeepSubsamples, Pair, Program, Substitute, kept_buffers, on_trial
+from pyro_discrete.programs.module_state import kept_state
+from pyro_discrete.programs.pair import KeepSubsamples, Pair, Program, Substitute, on_trial
 from pyro_discrete.programs.sites import (
     family_of,
     is_deterministic,
@@ -216,7 +217,7 @@ class Collapsed:
     def _planned(self, key: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CollapsedPlan:
         """Look at the program: what is observed, what is to be summed out, and in which way it can be."""
         counts = Counts(steady=False)
-        with _unseen(), on_trial(), kept_buffers(self.model), torch.enable_grad():
+        with _unseen(), on_trial(), kept_state(self.model), torch.enable_grad():
             given = _names_in(*_PYRO_STACK)
             model = poutine.condition(self.model, _conditioned())
 
