@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from benchmarks.learning import long_run, mixtures_and_chains, relaxations
 from benchmarks.noise import bias_variance, bound_variance, nvil_ablation, variance
+from benchmarks.soundness import collapsed
 from benchmarks.steps import (
     chains_beside_torch_struct,
-    collapsed,
     enumeration,
     loss_memory,
     step_curves,

@@ -1,6 +1,6 @@
 """What NUTS evaluates: log density and gradient of a model collapsed, beside Pyro's own enumeration inside NUTS.
 
-    python -m benchmarks.steps.collapsed --out runs/collapsed
+    python -m benchmarks.soundness.collapsed --out runs/collapsed
 
 Densities are compared in double precision at random points of the unconstrained space, and are to be equal to 1e-6.
 Times are of potential and gradient in single precision, by turns; the ratio is the median of the paired ratios, with an
