@@ -20,6 +20,7 @@ from pyro_discrete.draws.schedules import (
     Schedule,
     StepDecay,
 )
+from pyro_discrete.elbos.collapse import collapse
 from pyro_discrete.elbos.elbo import TraceELBO
 from pyro_discrete.elbos.expectation import TraceExpectation
 from pyro_discrete.elbos.iwelbo import TraceIWELBO
@@ -29,6 +30,7 @@ from pyro_discrete.estimators.registry import EstimatorInfo, available_estimator
 from pyro_discrete.guides.auto_discrete import AutoDiscreteMeanField
 from pyro_discrete.posterior.discrete_posterior import DiscretePosterior
 from pyro_discrete.posterior.inference_data import to_inference_data
+from pyro_discrete.posterior.label_switching import relabel
 from pyro_discrete.relaxations.handler import relax
 from pyro_discrete.relaxations.soft_index import SoftIndex
 from pyro_discrete.training.fit import FitResult, fit
@@ -55,6 +57,7 @@ __all__ = [
     "TraceExpectation",
     "TraceIWELBO",
     "available_estimators",
+    "collapse",
     "diagnostics",
     "distributions",
     "fit",
@@ -62,6 +65,7 @@ __all__ = [
     "gumbel_top_k",
     "log_prob_ordered",
     "log_prob_unordered",
+    "relabel",
     "relax",
     "to_inference_data",
     "truncated_gumbel",

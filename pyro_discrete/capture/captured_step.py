@@ -177,11 +177,13 @@ class Stepper(Protocol):
 
 
 class NotFiniteStepError(Exception):
-    """The run that was to be captured has a loss or a gradient that is not finite."""
+    """The run that was to be captured has a loss or gradient that is not finite, or a sum that goes not far enough."""
 
 
 class CapturedStep:
-    """A graph with what its results are: the loss, whether all is finite, and a gradient for each of `targets`.
+    """A graph with what its results are: the loss, whether it stands, and a gradient for each of `targets`.
+
+    A result stands if all is finite, and if all sums over counts go far enough. What does not is left to the program.
 
     `targets` are parameters, and for arguments that want a gradient their positions among the inputs.
     """
@@ -190,7 +192,7 @@ class CapturedStep:
         self.graph, self.targets = graph, targets
 
     def run(self, call: Call) -> tuple[StepGradients, Tensor]:
-        """The step's result, and whether it is finite. What estimators learned in it waits for `graph.commit`."""
+        """The step's result, and whether it stands. What estimators learned in it waits for `graph.commit`."""
         outputs = self.graph(call.inputs())
         return self.result(call, outputs), outputs[1]
 
@@ -233,7 +235,8 @@ def capture_step(
         present[:] = [i for i, gradient in enumerate(gradients) if gradient is not None]
         loss = torch.as_tensor(outcome.loss).detach()
         wanted = [gradient for gradient in gradients if gradient is not None]
-        return [loss, _all_finite([loss, *wanted]), *wanted]
+        finite, settled = _all_finite([loss, *wanted]), plan.counts.settled()
+        return [loss, finite if settled is None else finite & settled, *wanted]
 
     with torch.enable_grad():
         graph, outputs = capture(step, stand_ins, list({id(t): t for t in [*parameters, *stepper.state()]}.values()))

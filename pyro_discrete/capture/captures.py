@@ -226,8 +226,8 @@ class Captures:
         kind.uses += 1
         if kind.uses & (kind.uses - 1) == 0 or kind.uses % self.check_every == 0:
             return self._compared(stepper, call, kind, step)
-        result, finite = step.run(call)
-        if check and not finite:  # the program says where
+        result, stands = step.run(call)
+        if (check or kind.plan.counts.tops) and not stands:  # the program says where, or sums further
             set_torch_random_state(random_state)
             return _eagerly(stepper, call)
         step.graph.commit()

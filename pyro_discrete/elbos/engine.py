@@ -37,6 +37,7 @@ from pyro_discrete.steps.choice import TrainingChoice
 from pyro_discrete.steps.outcome import Outcome, StepGradients
 from pyro_discrete.steps.settling import settled
 from pyro_discrete.steps.step import evaluate_step, train_step
+from pyro_discrete.sums.counts import MoreTermsError
 from pyro_discrete.sums.packed_terms import CoupledElementsError
 
 __all__ = [
@@ -93,6 +94,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         self._apart: dict[str, dict[str, int]] = {}
         self._coupled = ""
         self._replans = self._calls = 0
+        self._unknown = ""
         self._takes_gradients = False
         self._leaves = KnownLeaves()
         self.captures = Captures(compile) if compile is not False else None
@@ -192,7 +194,8 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         """Part of Pyro's interface: one guide trace with hard draws and the model replayed against it."""
         pair = Pair(model, guide, args, kwargs)
-        (evaluation,) = evaluate_step(self._planned(pair).single(), pair, self.objective).evaluations
+        outcome = self._retried(pair, lambda plan: evaluate_step(plan.single(), pair, self.objective))
+        (evaluation,) = outcome.evaluations
         return evaluation.model_trace, evaluation.guide_trace
 
     def _step(self, pair: Pair, register: bool) -> tuple[Outcome, Tensor]:
@@ -200,6 +203,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         self._advance()
 
         def check(outcome: Outcome) -> None:
+            self.plan.counts.judge()
             if not math.isfinite(float(outcome.loss)):
                 raise self._not_finite(pair, outcome)
 
@@ -250,9 +254,11 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
 
     def _make_plan(self, pair: Pair, vectorise: bool, reason: str = "") -> None:
         """Plan the steps of a pair; with a `reason`, as if nothing were known of what depends on what."""
+        again = self._plan is not None and self._pair == (pair.model, pair.guide)
+        counts = self.plan.counts if again else None
         with on_trial(), kept_state(pair.model, pair.guide) as state:
             given = (pair, self.selection, self.objective, vectorise, self.max_plate_nesting, self.row_chunk)
-            met = {"unknown": reason, "apart": self._apart, "coupled": self._coupled}
+            met = {"unknown": reason, "apart": self._apart, "coupled": self._coupled, "counts": counts}
             plan, trial = make_plan(*given, **met)
             if isinstance(plan.way, Exact):
                 had = settled(plan, pair, self.objective, trial)
@@ -270,7 +276,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
                 if estimator is not None:
                     self._prepare(name, estimator, contexts, trial)
             self.estimators.warn_of_strangers(latent_sites(trial.guide_trace), lambda: names_of_guide(pair))
-        self._plan, self._pair, self._leaves = plan, (pair.model, pair.guide), KnownLeaves()
+        self._plan, self._pair, self._leaves, self._unknown = plan, (pair.model, pair.guide), KnownLeaves(), reason
 
     def _prepare(self, name: str, estimator: Estimator, contexts: Contexts, trial: Trial) -> None:
         msg = latent_sites(trial.guide_trace)[name]
@@ -279,13 +285,17 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         estimator.prepare(0 if context is None else context.shape[-1], like.detach())
 
     def _retried(self, pair: Pair, run: Callable[[Plan], Outcome]) -> Outcome:
-        """Run, and again with a new plan if the program's structure has changed; row by row if it often does."""
+        """Run, and again with a new plan if the program's structure has changed, or if a sum over a count has to go
+        further; row by row if the structure often changes."""
         vectorise, reason, changes = self.vectorize_particles, "", 0
         while changes < 4:
             plan = self._planned(pair)
             before = Saved(plan.state)
             try:
                 return run(plan)
+            except MoreTermsError:
+                before.put_back()
+                self._make_plan(pair, vectorise and not self._unknown, reason or self._unknown)
             except CoupledElementsError as change:
                 before.put_back()
                 if self._coupled:

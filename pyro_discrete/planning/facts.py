@@ -104,5 +104,12 @@ FACTS = (
         "every run that is not captured: `state_trials`",
         "the relaxation goes up to the larger number from then on",
     ),
+    Fact(
+        "counts",
+        "how far a sum over a count without an end has to go, and the largest number of trials of Binomials",
+        "rates, and data in the tail of a prior",
+        "every run, captured ones too: `sums.left_out`, `sums.counts.Counts.judge`",
+        "run again with more terms; EnumerationError where that does not end, or where no bound is known",
+    ),
 )
 """The facts of a plan."""

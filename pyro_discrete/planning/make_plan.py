@@ -65,6 +65,7 @@ from pyro_discrete.programs.sites import (
     sample_sites,
     why_not_enumerable,
 )
+from pyro_discrete.sums.counts import Counts
 from pyro_discrete.sums.enumerated_sites import BudgetError, check_table, refuse_unguided
 from pyro_discrete.sums.marginalisation import (
     NoLeadingDimsError,
@@ -113,14 +114,17 @@ def make_plan(
     unknown: str = "",
     apart: Mapping[str, Mapping[str, int]] | None = None,
     coupled: str = "",
+    counts: Counts | None = None,
 ) -> tuple[Plan, Trial]:
     """Try the pair once, check it, and choose each site's estimator and the way of a step.
 
     With `may_enumerate=False`, "auto" does not enumerate. `unknown`: why nothing is to be known of what depends
     on what, if so. `apart`: plates whose elements steps have found to share later terms, by site, with their sizes.
     `coupled`: what a step has found to join plate elements that were summed over one by one, if anything.
+    `counts`: how far the sums over counts go already.
     """
-    given, pair = pair, objective.around(pair, training=False)
+    counts = Counts(lambda msg: selection.may_sum(Site(msg))) if counts is None else counts
+    given, pair = pair, objective.around(counts.around(pair), training=False)
     try:
         trial = plain_trial(pair)
         check_data(pair, trial)
@@ -129,7 +133,7 @@ def make_plan(
         marked = marked_trial(pair, max_plate_nesting)
         if marked is None:
             raise
-        return _plan_by_marks(marked, selection, objective, error), marked
+        return replace(_plan_by_marks(marked, selection, objective, error), counts=counts), marked
     if max_plate_nesting != math.inf:
         trial = Trial(
             trial.guide_trace, trial.model_trace, trial.subsamples, max(trial.batch_dims, int(max_plate_nesting))
@@ -151,7 +155,7 @@ def make_plan(
     if isinstance(enumerated, Plan):
         closed = objective.reads_dependencies and any(s.family is None for s in sites)
         known_by = wiring if isinstance(enumerated.way, Elementwise) or closed else None
-        return replace(enumerated, wiring=known_by, closed_terms=objective.closed_terms), trial
+        return replace(enumerated, wiring=known_by, closed_terms=objective.closed_terms, counts=counts), trial
     wanted = objective.reads_dependencies or any(s.family is not None for s in sites)
     joined = _joined(pair, trial, sites)
     known = (wiring.of(given) if wanted else UNKNOWN).sharing(joined)
@@ -202,6 +206,7 @@ def make_plan(
         joined=joined,
         wiring=wiring if wanted else None,
         costs=known.describe() if wanted else "",
+        counts=counts,
     )
     return plan, trial
 

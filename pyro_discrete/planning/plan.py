@@ -19,6 +19,7 @@ from pyro_discrete.programs.module_state import ModuleState
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.relaxations.jumps import JumpsSeen
 from pyro_discrete.sums.components import SumCost
+from pyro_discrete.sums.counts import Counts
 
 __all__ = [
     "ANALYTIC",
@@ -167,12 +168,12 @@ class Marginals:
     """How discrete sites of the model alone are summed out, whichever way a step goes.
 
     - `settings`: the budget of each. `cost`: what the sums cost a row.
-    - `one_by_one`: by a run of the model for each joint value, where it takes no leading dims.
+    - `one_by_one`: why they are by a run of the model for each joint value, where it takes no leading dims.
     """
 
     settings: Mapping[str, Enumerate] = field(default_factory=dict)
     cost: SumCost | None = None
-    one_by_one: bool = False
+    one_by_one: str = ""
 
 
 @dataclass
@@ -227,6 +228,7 @@ class Plan:
     - `joined`: names of plates whose elements share terms.
     - `wiring`: what the costs of a site are known by. `costs`: what each site's learning signal holds, in words.
     - `state`: the modules that a run may change: averages, counts.
+    - `counts`: how far sums over counts go.
     """
 
     way: Way
@@ -248,6 +250,7 @@ class Plan:
     costs: str = ""
     state: ModuleState = field(default_factory=ModuleState)
     met: Met = field(default_factory=Met)
+    counts: Counts = field(default_factory=Counts)
 
     @property
     def path(self) -> str:
@@ -351,7 +354,8 @@ class Plan:
                 f"a step; a bound for {datum}"
             )
         total += f" ({self.reason})" if self.reason else ""
-        exact = [] if self.cost is None else [f"exact sums: {self.cost} a row"]
+        singly = f"; one joint value after another ({self.marginals.one_by_one})" if self.marginals.one_by_one else ""
+        exact = [] if self.cost is None else [f"exact sums: {self.cost} a row{singly}"]
         passed = [f"not summed out, though there are few values: {self.passed_over}"] if self.passed_over else []
         costs = [f"costs: {self.met.costs or self.costs}"] if self.costs else []
         return "\n".join([*(row.rstrip() for row in table), *runs, total, *exact, *passed, *costs])

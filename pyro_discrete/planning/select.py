@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import deepcopy
 from fnmatch import fnmatchcase
 
+from torch.distributions import Binomial
+
 from pyro_discrete.distributions.structure import LARGEST_SUPPORT
 from pyro_discrete.errors import (
     EnumerationError,
@@ -214,6 +216,14 @@ class Selection:
                 return name, f"auto: least variance x time ({cell}{skipped})"
             passed.append((name, why_not))
         return ("rloo", f"auto: {self.particles} particles") if self.particles > 1 else ("nvil", "auto: one particle")
+
+    def may_sum(self, site: Site) -> bool:
+        """Whether a count is to be given a last value: "enumerate" was asked for; "auto" takes a Binomial's as well,
+        from which nothing is left out."""
+        choice = self.wanted(site)[0]
+        if choice in (None, AUTO):
+            return isinstance(base_distribution(site.distribution), Binomial)
+        return isinstance(choice, Enumerate) or choice == Enumerate.name
 
     def wants_enumeration(self, sites: Iterable[Site]) -> tuple[bool, Enumerate]:
         """Whether one of these sites is asked to be enumerated and none otherwise, and with which settings."""

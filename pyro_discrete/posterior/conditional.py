@@ -18,6 +18,7 @@ from pyro_discrete.programs.sites import joint_support
 
 __all__ = [
     "Conditional",
+    "by_draw",
     "check_same_shapes",
     "decoded_shares",
     "joined",
@@ -41,6 +42,18 @@ def of_shares(name: str, parts: Sequence[tuple[Any, Tensor]]) -> Any:
     mean = torch.cat(padded).mean(0)
     drawn = mean.sum(-1, keepdim=True)
     return of_values(fn, mean / drawn if bool((drawn < 1 - 1e-6).any()) else mean)
+
+
+def by_draw(parts: Sequence[Conditional]) -> dict[str, Any]:
+    """Each site's distribution given every draw, `[draws, *batch, *event]`; NaN for draws that a site is not in."""
+    most: dict[str, int] = {}
+    for part in parts:
+        for name, share in part.shares.items():
+            most[name] = max(most.get(name, 0), share.shape[-1])
+    padded = [{n: F.pad(s, (0, most[n] - s.shape[-1])) for n, s in part.shares.items()} for part in parts]
+    found = joined(padded, [part.rows for part in parts])
+    fns = {n: fn for part in parts for n, fn in part.fns.items() if part.shares[n].shape[-1] == most[n]}
+    return {name: of_values(fns[name], share) for name, share in found.items()}
 
 
 def joined(parts: Sequence[Mapping[Any, Tensor]], rows: Sequence[int], absent: float = math.nan) -> dict[Any, Tensor]:

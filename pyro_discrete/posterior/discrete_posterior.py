@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import pyro
 import torch
@@ -31,7 +30,15 @@ from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.enumerability import joined_elements, marked_trial
 from pyro_discrete.inspection.trial import Trial, check_data, check_rows, crossing_site, plain_trial
-from pyro_discrete.posterior.conditional import Conditional, check_same_shapes, decoded_shares, joined, of_shares
+from pyro_discrete.posterior.conditional import (
+    Conditional,
+    by_draw,
+    check_same_shapes,
+    decoded_shares,
+    joined,
+    of_shares,
+)
+from pyro_discrete.posterior.given_draws import GivenDraws, as_pair, uncollapsed
 from pyro_discrete.posterior.mixtures import Part, averaged
 from pyro_discrete.posterior.modes import AtCentre, FiniteCounts, modes, standing_alone
 from pyro_discrete.posterior.value_by_value import (
@@ -41,6 +48,7 @@ from pyro_discrete.posterior.value_by_value import (
     Unmarked,
     disagreement,
     leaves,
+    note_of_leaves,
     summed_leaves,
     value_by_value,
 )
@@ -73,14 +81,17 @@ from pyro_discrete.sums.components import (
     shares,
     within_budget,
 )
+from pyro_discrete.sums.counts import Counts, MoreTermsError
 from pyro_discrete.sums.elimination import Elimination
 from pyro_discrete.sums.enumerated_sites import Marginalise
+from pyro_discrete.sums.left_out import note_left_out
 from pyro_discrete.sums.marginalisation import Known, collapsed, marginal_sites
 
 __all__ = [
     "DiscretePosterior",
     "NotSummed",
     "PosteriorRuns",
+    "answered",
     "outside_of_inference_mode",
 ]
 
@@ -89,7 +100,13 @@ SMALL = 256
 """Guide sites of so many joint values at most are summed over; of larger ones, marginals are means over draws."""
 
 
+ELEMENTS_AT_ONCE = 2**24
+"""Largest tensor of a run in elements; more draws go in several runs."""
+
+
 Values = dict[str, Tensor]
+
+R = TypeVar("R")
 
 
 def outside_of_inference_mode(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -121,6 +138,10 @@ class DiscretePosterior:
     drawn once a call. Continuous sites of the model have to be in the guide.
 
     - `guide`: None where the guide would draw nothing.
+    - `samples`: draws of another inference in the place of a guide: an `MCMC` run (of the model under `collapse`, say),
+      or a dict from site names to `[draws, *batch, *event]`. Marginals, samples and most probable values are then given
+      for every draw, `[draws, *batch, ...]`, chain after chain; the mean of the marginals' probabilities over draws is
+      the posterior's.
     - `num_samples`: draws of the guide to average over, or to return. Where the guide draws nothing that the model's
       own sites depend on, marginals are exact with one.
 
@@ -147,7 +168,12 @@ class DiscretePosterior:
     """
 
     def __init__(
-        self, model: Callable[..., Any], guide: Callable[..., Any] | None = None, num_samples: int = 100
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any] | None = None,
+        num_samples: int = 100,
+        *,
+        samples: Any = None,
     ) -> None:
         if not is_whole(num_samples):
             raise SettingError(f"DiscretePosterior: num_samples={num_samples!r} given, a positive number expected.")
@@ -156,10 +182,15 @@ class DiscretePosterior:
                 raise SettingError(
                     f"DiscretePosterior: {name}={type(program).__name__} given, a callable program expected."
                 )
-        self.model, self.guide, self.num_samples = model, guide or _draws_nothing, num_samples
+        if samples is not None and guide is not None:
+            raise SettingError("DiscretePosterior: guide and samples given; draws are of the one or of the other.")
+        self.model, self.guide, self.num_samples = uncollapsed(model), guide or _draws_nothing, num_samples
+        self.draws = None if samples is None else GivenDraws.of(samples)
 
     def __repr__(self) -> str:
         guide = None if self.guide is _draws_nothing else _named(self.guide)
+        if self.draws is not None:
+            return f"DiscretePosterior(model={_named(self.model)}, samples of {', '.join(self.draws.values)})"
         return f"DiscretePosterior(model={_named(self.model)}, guide={guide}, num_samples={self.num_samples})"
 
     @outside_of_inference_mode
@@ -177,14 +208,17 @@ class DiscretePosterior:
         values of the guide's sites, if these are discrete and have at most `num_samples` of them, else over as many
         draws of the guide. Of a site that some draws lack: its distribution where it is drawn.
         """
-        with self._query(args, kwargs) as run:
-            return run.marginals_of_guide(self.num_samples) | run.own_marginals(self.num_samples)
+        if self.draws is not None:
+            parts = self._answered(args, kwargs, lambda run: run.given_draws(log_sum_exp))
+            return by_draw(parts)
+        return self._answered(
+            args, kwargs, lambda run: run.marginals_of_guide(self.num_samples) | run.own_marginals(self.num_samples)
+        )
 
     @outside_of_inference_mode
     def samples(self, *args: Any, **kwargs: Any) -> Values:
         """Joint draws of all discrete sites, `[num_samples, *batch, *event]`."""
-        with self._query(args, kwargs) as run:
-            parts = run.conditional(self.num_samples, random_value)
+        parts = self._answered(args, kwargs, self._joint_draws)
         return joined([p.discrete | p.decoded() for p in parts], [p.rows for p in parts])
 
     @outside_of_inference_mode
@@ -199,24 +233,36 @@ class DiscretePosterior:
         masked site has no term of its own: the values are the most probable ones of the sites that are not masked (of
         chains of unequal length, up to their ends).
         """
-        with self._query(args, kwargs) as run:
+        if self.draws is not None:
+            parts = self._answered(args, kwargs, lambda run: run.given_draws(highest))
+            return joined([p.discrete | p.decoded() for p in parts], [p.rows for p in parts])
+
+        def best(run: PosteriorRuns) -> Conditional:
             guide = AtCentre()(run.pair.guide)
-            best = run.best_of_guide(guide)
-            (part,) = run.conditional(None, highest, guide, best)
+            return run.conditional(None, highest, guide, run.best_of_guide(guide))[0]
+
+        part = self._answered(args, kwargs, best)
         return {n: v[0] for n, v in (part.discrete | part.decoded()).items()}
 
     @outside_of_inference_mode
     def predictive(self, *args: Any, **kwargs: Any) -> Values:
         """New data: observed sites drawn anew given joint draws of all latent ones, `[num_samples, *batch, *event]`."""
-        with self._query(args, kwargs) as run:
-            parts = run.conditional(self.num_samples, random_value)
+
+        def predicted(run: PosteriorRuns) -> Values:
+            parts = self._joint_draws(run)
             return joined([run.predicted(p) for p in parts], [p.rows for p in parts])
 
-    @contextmanager
-    def _query(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[PosteriorRuns]:
-        """Runs of the pair that leave the averages and counts of its modules as they were."""
-        with kept_state(self.model, self.guide):
-            yield PosteriorRuns(Pair(self.model, self.guide, args, kwargs), self.num_samples)
+        return self._answered(args, kwargs, predicted)
+
+    def _joint_draws(self, run: PosteriorRuns) -> list[Conditional]:
+        if self.draws is not None:
+            return run.given_draws(random_value)
+        return run.conditional(self.num_samples, random_value)
+
+    def _answered(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], question: Callable[[PosteriorRuns], R]) -> R:
+        if self.draws is not None:
+            return answered(as_pair(self.model, self.draws, args, kwargs), self.num_samples, question, self.draws)
+        return answered(Pair(self.model, self.guide, args, kwargs), self.num_samples, question)
 
 
 def _named(program: Any) -> str:
@@ -231,11 +277,26 @@ class NotSummed(Exception):  # caught within the package
     """Sums over values side by side cannot be had, or are not what plain runs give."""
 
 
-class PosteriorRuns:
-    """Runs of one pair with one set of arguments."""
+def answered(
+    pair: Pair, num_samples: int, question: Callable[[PosteriorRuns], R], draws: GivenDraws | None = None
+) -> R:
+    """What `question` finds by runs of a pair, whose modules' averages and counts are left as they were: again, where
+    a sum over a count has to go further."""
+    counts = Counts()
+    with kept_state(pair.model, pair.guide):
+        while True:
+            found = question(PosteriorRuns(counts.around(pair), num_samples, draws))
+            try:
+                counts.judge()
+                return found
+            except MoreTermsError:
+                continue
 
-    def __init__(self, pair: Pair, num_samples: int) -> None:
-        self.num_samples = num_samples
+
+class PosteriorRuns:
+    """Runs of one pair with one set of arguments; `draws` are those of the guide, where they are given."""
+
+    def __init__(self, pair: Pair, num_samples: int, draws: GivenDraws | None = None) -> None:
         self.pair = Pair(Unmarked()(pair.model), Unmarked()(pair.guide), pair.args, pair.kwargs)
         self.marked_alone: EnumerationError | None = None
         try:
@@ -244,7 +305,13 @@ class PosteriorRuns:
             self.marked_alone = _marked_alone(pair, error)
             self.pair = Pair(_draws_nothing, self.pair.guide, pair.args, pair.kwargs)
             self.trial = _trial(self.pair)
-        _refuse_swapped(self.trial)
+        self.values: Values = {}
+        self.chains, self.num_samples = 1, num_samples
+        if draws is None:
+            _refuse_swapped(self.trial)
+        else:
+            self.values, self.chains = draws.fitted(self.trial)
+            self.num_samples = len(next(iter(self.values.values())))
         marginal = marginal_sites(self.trial)
         self.guide_sites = {n: Site(m) for n, m in latent_sites(self.trial.guide_trace).items()}
         self.model_sites = {s.name: s for s in marginal}
@@ -403,6 +470,7 @@ class PosteriorRuns:
         for component in found:
             if not component.sites:
                 continue
+            note_left_out(component)
             for name, part in shares(component, names, run.enumerated, reduce).items():
                 batch = run.plain[name].batch_shape
                 padding = (1,) * (self.trial.batch_dims - len(batch))
@@ -475,7 +543,9 @@ class PosteriorRuns:
         try:
             plain = self.rowed(model, None)
             with on_trial():
-                return list(leaves(lambda *h: self.traced(plain, *h, Substitute(given)), own, masked, False))
+                found = list(leaves(lambda *h: self.traced(plain, *h, Substitute(given)), own, masked, False))
+            note_of_leaves(found)
+            return found
         except Exception as error:
             raise self._refusal(self.model_sites, first, error) from first
 
@@ -504,6 +574,33 @@ class PosteriorRuns:
             except (NotSummed, EnumerationError, SiteShapeError):
                 pass
         return [self.of_one_draw(reduce, guide, values or {}) for _ in range(rows or 1)]
+
+    @torch.no_grad()
+    def given_draws(self, reduce: Reduce) -> list[Conditional]:
+        """How the posterior given each of the draws that were handed over shares itself out; many at once."""
+        found: list[Conditional] = []
+        every, at_once = self.num_samples, self.at_once
+        if every > 1 and self.in_rows:
+            padded = {n: self.padded(n, v) for n, v in self.values.items()}
+            try:
+                for start in range(0, every, at_once):
+                    rows = min(at_once, every - start)
+                    part = {n: v[start : start + rows] for n, v in padded.items()}
+                    found.append(self.over_rows(rows, reduce, self.pair.guide, part))
+                return found
+            except (NotSummed, EnumerationError, SiteShapeError):
+                found = []
+        for i in range(every):
+            found.append(self.of_one_draw(reduce, self.pair.guide, {n: v[i] for n, v in self.values.items()}))
+        return found
+
+    @property
+    def at_once(self) -> int:
+        """How many draws are run together: as many as keep tables to some millions of elements."""
+        nodes = [*sample_sites(self.trial.model_trace).values(), *sample_sites(self.trial.guide_trace).values()]
+        numbers = max((torch.as_tensor(m["value"]).numel() for m in nodes), default=1)
+        values = [s.cardinality for s in self.model_sites.values() if s.cardinality < math.inf]
+        return max(1, int(ELEMENTS_AT_ONCE // (numbers * max(values, default=1) ** 2)))
 
     def own_marginals(self, num_samples: int) -> dict[str, Any]:
         """Marginals of the sites of the model alone, averaged over draws of the guide."""

@@ -16,9 +16,9 @@ from torch import Tensor
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SiteShapeError
 from pyro_discrete.inspection.trial import Trial, check_matched, check_pair, check_rows
 from pyro_discrete.posterior.conditional import joined
-from pyro_discrete.posterior.discrete_posterior import NotSummed, PosteriorRuns
+from pyro_discrete.posterior.discrete_posterior import ELEMENTS_AT_ONCE, NotSummed, PosteriorRuns, answered
+from pyro_discrete.posterior.given_draws import GivenDraws
 from pyro_discrete.programs.dims import Frames, plates_of
-from pyro_discrete.programs.module_state import kept_state
 from pyro_discrete.programs.pair import Pair, UnconditionSites, on_trial, trace_pair
 from pyro_discrete.programs.sites import guide_terms, is_random_observation, latent_sites, sample_sites, site_log_prob
 from pyro_discrete.sums.components import random_value
@@ -27,10 +27,6 @@ __all__ = [
     "PosteriorDraws",
     "draw_posterior",
 ]
-
-
-ELEMENTS_AT_ONCE = 2**24
-"""Largest tensor of a run in elements; more draws go in several runs."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +49,7 @@ class PosteriorDraws:
     terms: dict[tuple[bool, str], Tensor]
     frames: dict[tuple[bool, str], Frames]
     marginal: dict[str, Frames]
+    chains: int = 1
 
     @property
     def plates(self) -> dict[str, Any]:
@@ -78,14 +75,16 @@ class PosteriorDraws:
 
 
 @torch.no_grad()
-def draw_posterior(pair: Pair, num_samples: int) -> PosteriorDraws:
-    """Run the guide, and the model against it, `num_samples` times: at once where the programs can take it."""
-    with kept_state(pair.model, pair.guide):
-        return _draw_posterior(pair, num_samples)
+def draw_posterior(pair: Pair, num_samples: int, draws: GivenDraws | None = None) -> PosteriorDraws:
+    """Run the guide, and the model against it, `num_samples` times: at once where the programs can take it.
+
+    `draws`: those of the guide, where they are given.
+    """
+    return answered(pair, num_samples, _draw_posterior, draws)
 
 
-def _draw_posterior(pair: Pair, num_samples: int) -> PosteriorDraws:
-    runs = PosteriorRuns(pair, num_samples)
+def _draw_posterior(runs: PosteriorRuns) -> PosteriorDraws:
+    num_samples = runs.num_samples
     with on_trial():
         check_pair(runs.trial)
         try:
@@ -95,10 +94,10 @@ def _draw_posterior(pair: Pair, num_samples: int) -> PosteriorDraws:
     parts: list[_Run] = []
     if vectorised:
         try:
-            parts = [_Run(runs, rows) for rows in _sizes(runs.trial, num_samples)]
+            parts = [_Run(runs, rows, first) for first, rows in _sizes(runs, num_samples)]
         except (NotSummed, EnumerationError, SiteShapeError):
             parts = []
-    parts = parts or [_Run(runs, None) for _ in range(num_samples)]
+    parts = parts or [_Run(runs, None, i) for i in range(num_samples)]
     rows = [part.rows for part in parts]
 
     def together(read: Callable[[_Run], dict[Any, Tensor]]) -> dict[Any, Tensor]:
@@ -115,29 +114,31 @@ def _draw_posterior(pair: Pair, num_samples: int) -> PosteriorDraws:
         joined([part.terms for part in parts], rows, 0.0),
         {key: frames for part in parts for key, frames in part.frames.items()},
         {name: frames for part in parts for name, frames in part.marginal.items()},
+        runs.chains,
     )
 
 
-def _sizes(trial: Trial, num_samples: int) -> Iterator[int]:
-    """How many draws each run has."""
-    traces = (trial.guide_trace, trial.model_trace)
+def _sizes(runs: PosteriorRuns, num_samples: int) -> Iterator[tuple[int, int]]:
+    """The first draw of each run, and how many it has."""
+    traces = (runs.trial.guide_trace, runs.trial.model_trace)
     largest = max((m["value"].numel() for t in traces for m in sample_sites(t).values()), default=1)
-    at_once = max(1, ELEMENTS_AT_ONCE // max(1, largest))
+    at_once = max(1, ELEMENTS_AT_ONCE // max(1, largest)) if not runs.values else runs.at_once
     for start in range(0, num_samples, at_once):
-        yield min(at_once, num_samples - start)
+        yield start, min(at_once, num_samples - start)
 
 
 class _Run:
-    """One run over `rows` draws (None: one draw, without a leading dim), its terms `[rows, *batch]`."""
+    """One run over `rows` draws from the `first` on (None: one draw, without a leading dim); terms `[rows, *batch]`."""
 
-    def __init__(self, runs: PosteriorRuns, rows: int | None) -> None:
+    def __init__(self, runs: PosteriorRuns, rows: int | None, first: int) -> None:
         trial = runs.trial
         self.trial, self.rows, self.leading = trial, 1 if rows is None else rows, rows is not None
         leading = None if rows is None else (rows, -1 - trial.batch_dims)
         if rows is None:
-            part = runs.of_one_draw(random_value, runs.pair.guide, {})
+            part = runs.of_one_draw(random_value, runs.pair.guide, {n: v[first] for n, v in runs.values.items()})
         else:
-            part = runs.over_rows(rows, random_value, runs.pair.guide, {})
+            given = {n: runs.padded(n, v[first : first + rows]) for n, v in runs.values.items()}
+            part = runs.over_rows(rows, random_value, runs.pair.guide, given)
         own = part.decoded()
         values = {n: v[0] if rows is None else runs.padded(n, v) for n, v in (part.draws | own).items()}
         guide_trace, model_trace = trace_pair(runs.pair, trial.subsamples, values, leading)

@@ -16,6 +16,7 @@ from pyro_discrete.distributions.structure import Structure
 from pyro_discrete.errors import SettingError, near_matches
 from pyro_discrete.posterior.discrete_posterior import outside_of_inference_mode
 from pyro_discrete.posterior.draws import PosteriorDraws, draw_posterior
+from pyro_discrete.posterior.given_draws import GivenDraws, as_pair, uncollapsed
 from pyro_discrete.posterior.pareto import k_hat
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair, Program
@@ -30,14 +31,15 @@ __all__ = [
 @outside_of_inference_mode
 def to_inference_data(
     model: Program,
-    guide: Program,
+    guide: Program | None,
     *args: Any,
     num_samples: int = 1000,
+    samples: Any = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """What a trained pair says, as ArviZ's `InferenceData` (its `DataTree` from version 1 on).
+    """What a trained pair, or an MCMC run, says, as ArviZ's `InferenceData` (its `DataTree` from version 1 on).
 
     Groups, with one chain of `num_samples` draws:
 
@@ -53,6 +55,10 @@ def to_inference_data(
     - `sample_stats`: `log_weight`, log p(x, z) - log q(z | x), and `lp`, log p(x, z), both scaled and masked; z are the
       guide's sites.
     - `constant_data`: tensors among the arguments that are not observed values (`x_argument` if a site is named `x`).
+
+    With `samples`, and None in the place of the guide, the draws are those of an `MCMC` run, with its chains, or of a
+    dict from site names to `[draws, *batch, *event]` (or `[chains, draws, ...]`), as in `DiscretePosterior`: beside
+    them stand the discrete sites, drawn given each of them. There is no `log_weight` then.
 
     Dims bear the names of plates, their coords are the (sub-sampled) indices; `coords` and `dims` (site -> names of its
     event dims) go before these. A structure's dims are named by what they count: `order_place` of a ranking, `z_item`
@@ -76,17 +82,28 @@ def to_inference_data(
     """
     import arviz as az
 
-    pair = Pair(model, guide, args, kwargs)
-    draws = draw_posterior(pair, _positive(num_samples))
+    model = uncollapsed(model)
+    if (guide is None) is (samples is None):
+        raise SettingError("to_inference_data: a guide is expected, or None in its place and samples=; not both.")
+    if guide is None:
+        given = GivenDraws.of(samples)
+        pair = as_pair(model, given, args, kwargs)
+        draws = draw_posterior(pair, 1, given)
+    else:
+        pair = Pair(model, guide, args, kwargs)
+        draws = draw_posterior(pair, _positive(num_samples))
     _warn_of_local_sites(draws)
     names = _DimNames(draws, dims or {})
     observed = {n: m for n, m in draws.sites.items() if is_random_observation(m)}
     observed_data = {n: _array(m["value"].expand(_full_shape(m))) for n, m in observed.items()}
     groups = {
-        "posterior": _chain(draws.posterior),
-        "posterior_predictive": _chain(draws.predictive),
-        "log_likelihood": _chain(draws.log_likelihood),
-        "sample_stats": _chain({"log_weight": draws.log_weight, "lp": draws.log_joint}),
+        "posterior": _chains(draws.posterior, draws.chains),
+        "posterior_predictive": _chains(draws.predictive, draws.chains),
+        "log_likelihood": _chains(draws.log_likelihood, draws.chains),
+        "sample_stats": _chains(
+            {"lp": draws.log_joint} if guide is None else {"log_weight": draws.log_weight, "lp": draws.log_joint},
+            draws.chains,
+        ),
         "observed_data": observed_data,
         "constant_data": {
             f"{n}_argument" if n in names.dims else n: value
@@ -209,8 +226,8 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.float().numpy() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor.numpy()
 
 
-def _chain(values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    return {name: _array(value)[None] for name, value in values.items()}
+def _chains(values: Mapping[str, Tensor], chains: int) -> dict[str, np.ndarray]:
+    return {name: _array(value.reshape(chains, -1, *value.shape[1:])) for name, value in values.items()}
 
 
 def _constants(pair: Pair, observed: Sequence[Tensor]) -> dict[str, np.ndarray]:

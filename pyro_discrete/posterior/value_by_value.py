@@ -28,6 +28,7 @@ from pyro_discrete.programs.sites import (
 from pyro_discrete.sums.components import FIRST_SYMBOL, Component, Factor, Names
 from pyro_discrete.sums.enumerated_sites import Marginalise
 from pyro_discrete.sums.joint_values import GiveValues, JointValues, Own
+from pyro_discrete.sums.left_out import LeftOutOfRuns, has_open_end
 from pyro_discrete.sums.marginalisation import SCALES_DIFFER, Known
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Unmarked",
     "disagreement",
     "leaves",
+    "note_of_leaves",
     "summed_leaves",
     "value_by_value",
 ]
@@ -100,6 +102,8 @@ def value_by_value(run: Callable[..., Trace], own: Own, drawn: Any, masked: bool
     give = GiveValues(own, lambda name, batch, count: torch.tensor(numbers.get(name, 0)))
     trace = run(give)
     sizes, first = dict(give.sizes), sample_sites(trace)
+    if any(has_open_end(first[name]["fn"]) for name in sizes):
+        raise EnumerationError("how far the sum over a count goes is judged by runs at every joint value.")
     if math.prod(sizes.values()) > MOST_RUNS:
         raise EnumerationError(f"there are {math.prod(sizes.values()):.3g} joint values, more than {MOST_RUNS}.")
     terms: dict[str, list[Tensor]] = {name: [] for name in first}
@@ -185,6 +189,14 @@ def leaves(
                 _check_scale(name, msg, scales)
         total = sum((term.double().sum() for term in terms.values()), torch.zeros((), dtype=torch.double))
         yield Leaf(trace, total, give.given, give.sizes, terms)
+
+
+def note_of_leaves(found: Sequence[Leaf]) -> None:
+    """Note, with the counts that are summed over, whether they go far enough."""
+    left_out = LeftOutOfRuns()
+    for leaf in found:
+        left_out.saw(leaf.terms, leaf.trace.nodes, list(leaf.given))
+    left_out.note(torch.stack([leaf.log_weight for leaf in found]).logsumexp(0))
 
 
 def summed_leaves(found: Sequence[Leaf], plate_dims: int) -> tuple[Trace, dict[str, list[str]]]:

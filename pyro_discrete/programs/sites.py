@@ -31,6 +31,7 @@ from pyro_discrete.draws.noise import Perturbed
 from pyro_discrete.errors import DiscreteInferenceError, MissingDataError
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.families import RELAXABLE, Family, Need
+from pyro_discrete.programs.counts import CountUpTo
 from pyro_discrete.programs.dims import Layout, plates_of
 from pyro_discrete.programs.laws import law_of, needs_met, parameter_dims, structure_of
 
@@ -213,7 +214,7 @@ def family_of(fn: Any) -> Family | None:
         return Family.CATEGORICAL
     if isinstance(base, OneHotCategorical):
         return Family.ONE_HOT
-    if isinstance(base, Binomial | Multinomial | Poisson | Geometric | NegativeBinomial):
+    if isinstance(base, Binomial | Multinomial | Poisson | Geometric | NegativeBinomial | CountUpTo):
         return Family.COUNT
     try:
         discrete = base.support.is_discrete
@@ -270,11 +271,15 @@ def why_not_enumerable(fn: Any, infer: Mapping[str, Any]) -> str:
     """Why a site of infinite `cardinality` cannot be enumerated."""
     base = base_distribution(fn)
     if "truncation" in infer:
-        return "states a truncation, which relaxations read, while exact sums would leave out the values beyond it"
+        return "has no finite support, and states a truncation, which only counts (whole numbers from 0) may do"
     if structure_of(base) is not None:
         return "has more values than a number holds"
-    if isinstance(base, Binomial):
-        return "has numbers of trials that differ between its elements, which have no support in common"
+    support = getattr(base, "support", None)
+    if getattr(support, "is_discrete", False) and getattr(support, "lower_bound", None) == 0:
+        return (
+            "has no finite support, and no bound is known of what a sum would leave out: state the last value of the "
+            'sum, infer={"truncation": 100}'
+        )
     return "has no finite support that could be enumerated"
 
 

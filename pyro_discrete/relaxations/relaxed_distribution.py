@@ -54,6 +54,7 @@ __all__ = [
     "rebuilt",
     "softened",
     "state_trials",
+    "stated_truncation",
     "with_vertex",
 ]
 
@@ -122,14 +123,20 @@ def one_hot_form(base: Any, infer: Mapping[str, Any], name: str) -> Any:
     return base
 
 
-def _largest(base: Any, infer: Mapping[str, Any], name: str) -> int:
+def stated_truncation(infer: Mapping[str, Any], name: str) -> int | None:
+    """The largest count that a site states, None where it states none. Raises `SettingError` for what is no count."""
     given = infer.get(TRUNCATION)
+    if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
+        raise SettingError(
+            f"Site {name!r}: infer={{{TRUNCATION!r}: {given!r}}} given; the largest count, a whole number of at "
+            "least one, is expected."
+        )
+    return given
+
+
+def _largest(base: Any, infer: Mapping[str, Any], name: str) -> int:
+    given = stated_truncation(infer, name)
     if given is not None:
-        if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-            raise SettingError(
-                f"Site {name!r}: infer={{{TRUNCATION!r}: {given!r}}} given; the largest count, a whole number of at "
-                "least one, is expected."
-            )
         return given
     if isinstance(base, Binomial):
         return infer[MET] if MET in infer else int(base.total_count.max())

@@ -40,7 +40,7 @@ def settled(plan: Plan, pair: Pair, objective: Objective, trial: Trial) -> Plan 
     cannot be had at all.
     """
     assert isinstance(plan.way, Exact)
-    known, pair = plan.dependencies(pair), objective.around(pair, training=False)
+    known, pair = plan.dependencies(pair), objective.around(plan.counts.around(pair), training=False)
     way = plan.way
     if isinstance(way, Parallel) and way.untried:
         return _as_marked(plan, pair, objective, known)

@@ -100,7 +100,7 @@ def train_step(
     Within `train`, in this order: 2 place the guide's draws in their rows, 3 run the guide and the model once,
     4 turn their terms into each site's cost and hand it to its estimator. Raises `StructureChangedError` from there.
     """
-    pair = objective.around(pair, training=True)
+    pair = objective.around(plan.counts.around(pair), training=True)
     with same_state(plan, pair) as runs:
         outcome = WAYS[type(plan.way)].train(plan, runs, objective, choice, known)  # 2, 3, 4
     check(outcome)  # the loss, before anything is learned from it
@@ -110,8 +110,13 @@ def train_step(
 
 
 def evaluate_step(plan: Plan, pair: Pair, objective: Objective) -> Outcome:
-    """The discrete objective, by exact sums or hard draws, whatever the estimators."""
+    """The discrete objective, by exact sums or hard draws, whatever the estimators.
+
+    Raises `MoreTermsError` where a sum over a count has to go further.
+    """
     known = plan.dependencies(pair) if objective.reads_dependencies or isinstance(plan.way, Exact) else UNKNOWN
-    pair = objective.around(pair, training=False)
+    pair = objective.around(plan.counts.around(pair), training=False)
     with same_state(plan, pair, training=False) as runs:
-        return WAYS[type(plan.way)].evaluate(plan, runs, objective, known)
+        outcome = WAYS[type(plan.way)].evaluate(plan, runs, objective, known)
+    plan.counts.judge()
+    return outcome

@@ -45,7 +45,10 @@ FIRST_SYMBOL = 0x10000
 
 @dataclass(eq=False)
 class Factor:
-    """A log-probability that depends on enumerated values: `value` is packed (no dims of size 1, named by symbols)."""
+    """A log-probability that depends on enumerated values: `value` is packed (no dims of size 1, named by symbols).
+
+    `own`: the symbol of the site itself, if it is summed out. `places`: the symbols of the dims of its message.
+    """
 
     name: str
     position: int
@@ -53,6 +56,8 @@ class Factor:
     symbols: frozenset[str]
     plates: frozenset[str]
     message: Any
+    own: str = ""
+    places: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -131,14 +136,12 @@ def _factor(name: str, position: int, msg: Any, marginalise: Marginalise, names:
     if torch.is_tensor(msg["scale"]) and msg["scale"].dim() >= -first and msg["scale"].numel() > 1:
         raise EnumerationError(SCALE_OF_VALUES.format(name=name, shape=tuple(msg["scale"].shape)))
     at = {f.dim: names.of_plate(f) for f in msg["cond_indep_stack"] if f.dim is not None}
-    known = marginalise.dims.get(name, {})
+    places = at | {dim: symbol_of(n) for dim, n in marginalise.dims.get(name, {}).items() if dim <= first}
     symbols = ""
     for dim, size in enumerate(log_p.shape, start=-log_p.dim()):
         if size > 1:
-            if dim <= first and dim in known:
-                symbols += symbol_of(known[dim])
-            elif dim in at:
-                symbols += at[dim]
+            if dim in places:
+                symbols += places[dim]
             else:
                 raise SiteShapeError(
                     f"Site {name!r} has a log-probability of shape {tuple(log_p.shape)}, whose dim {dim} is in no "
@@ -147,7 +150,8 @@ def _factor(name: str, position: int, msg: Any, marginalise: Marginalise, names:
     packed = log_p.squeeze() if 1 in log_p.shape else log_p.clone()  # a tensor of its own, to carry the symbols
     packed._pyro_dims = symbols  # type: ignore[attr-defined]
     plates = frozenset(at.values())
-    return Factor(name, position, packed, frozenset(symbols) - plates, plates, msg)
+    own = symbol_of(marginalise.own[name]) if name in marginalise.own else ""
+    return Factor(name, position, packed, frozenset(symbols) - plates, plates, msg, own, places)
 
 
 SCALE_OF_VALUES = (

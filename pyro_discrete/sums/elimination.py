@@ -18,6 +18,7 @@ __all__ = [
     "Elimination",
     "SizesAlone",
     "Table",
+    "aligned",
     "dims_of",
     "named",
     "selected",
@@ -121,9 +122,9 @@ class Elimination(LogRing):
         return named(table, union)
 
     def _added(self, terms: Sequence[Tensor], union: str) -> Tensor:
-        table = _aligned(terms[0], union)
+        table = aligned(terms[0], union)
         for term in terms[1:]:
-            table = table + _aligned(term, union)
+            table = table + aligned(term, union)
         return table
 
     def _note(self, elements: int, tables: int = 1) -> None:
@@ -260,7 +261,7 @@ def _links(terms: Sequence[Tensor], dims: Sequence[str], width: int, sizes: dict
         places = tuple(i - link * width for i in at)
         beside = "".join(sorted(d for d in dims_of(term) if d not in index))
         number = seen[link, places, beside] = seen.get((link, places, beside), -1) + 1
-        ordered = _aligned(term, "".join([dims[i] for i in at]) + beside)
+        ordered = aligned(term, "".join([dims[i] for i in at]) + beside)
         alike.setdefault((places, beside, number), []).append((link, ordered))
     total: Tensor | None = None
     for (places, beside, _), group in alike.items():
@@ -301,7 +302,7 @@ def selected(term: Any, dim: str, index: int) -> Any:
     return Table((*term.shape[:position], *term.shape[position + 1 :]), dims.replace(dim, ""))
 
 
-def _aligned(term: Tensor, dims: str) -> Tensor:
+def aligned(term: Tensor, dims: str) -> Tensor:
     """The term with its dims in the order of `dims`, of size 1 where it has none."""
     own = dims_of(term)
     if own == dims:

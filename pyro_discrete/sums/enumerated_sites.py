@@ -43,6 +43,7 @@ __all__ = [
     "OutOfScopeError",
     "check_table",
     "mark_for_enumeration",
+    "plain_distribution",
     "refuse_unguided",
     "unmarked",
 ]
@@ -90,6 +91,11 @@ def mark_for_enumeration(msg: Any, settings: Enumerate, marginal: bool, parallel
         msg["infer"] = {**infer, "enumerate": "parallel"}
     else:  # one after another: a value has the shape of a draw
         msg["infer"] = {**infer, "enumerate": "sequential", "expand": True}
+
+
+def plain_distribution(fn: Any) -> Any:
+    """A site's distribution as it was before the site was marked."""
+    return fn.fn if isinstance(fn, _Enumerated) else fn
 
 
 def unmarked(msg: Any) -> dict[str, Any]:

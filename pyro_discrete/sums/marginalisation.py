@@ -37,6 +37,7 @@ from pyro_discrete.programs.sites import (
 from pyro_discrete.sums.components import Component, SumCost, components, contract, unpacked, within_budget
 from pyro_discrete.sums.enumerated_sites import BudgetError, Marginalise, OutOfScopeError
 from pyro_discrete.sums.joint_values import GiveValues, JointValues
+from pyro_discrete.sums.left_out import LeftOutOfRuns, note_left_out
 
 __all__ = [
     "MOST",
@@ -125,6 +126,7 @@ def collapsed(model_trace: Trace, marginalise: Marginalise, batch_dims: int) -> 
         if name in after:
             component = after[name]
             term = contract(component)
+            note_left_out(component)
             log_prob = unpacked(term, term._pyro_dims, names)  # type: ignore[attr-defined]
             node = {**msg, **_with(log_prob), "scale": common_scale(component)}
             shared = frozenset.intersection(*(frozenset(f.message["cond_indep_stack"]) for f in component.factors))
@@ -182,11 +184,14 @@ def summed_one_by_one(
     scale = _one_number(own[0], first.nodes[own[0]]["scale"])
     outside = _outside(traces, drawn, scale)
     members = [n for n in from_first(first, drawn) if n not in outside]
-    totals = []
+    totals, left_out = [], LeftOutOfRuns()
     for trace in traces:
         inside = [n for n in from_first(trace, drawn) if n not in outside]
-        totals.append(torch.stack([_term(trace.nodes[n], n in drawn) for n in inside]).sum())
+        terms = {n: _term(trace.nodes[n], n in drawn) for n in inside}
+        totals.append(torch.stack(list(terms.values())).sum())
+        left_out.saw(terms, trace.nodes, [n for n in latent_sites(trace) if n in terms and n not in drawn])
     term = torch.stack(totals).logsumexp(0)
+    left_out.note(term)
     scored = Trace()
     for name, msg in first.nodes.items():
         zero = {"fn": Known(term.new_zeros(())), "mask": None, "args": (), "kwargs": {}, "scale": 1.0}
@@ -271,7 +276,11 @@ class NotAtOnceError(EnumerationError):
 
 
 class NoLeadingDimsError(NotAtOnceError):
-    """A program that cannot take leading dims, over which its own sites are summed out."""
+    """A program that cannot take leading dims, over which its own sites are summed out; `reason` says why."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def marginal_sites(trial: Trial) -> list[Site]:
@@ -308,12 +317,12 @@ class Summed:
     """What sums over sites of the model alone join, and cost.
 
     - `groups`: one for each sum.
-    - `one_by_one`: whether it is taken by a run of the model for each joint value.
+    - `one_by_one`: why it is taken by a run of the model for each joint value, if it is.
     """
 
     cost: SumCost = field(default_factory=SumCost)
     groups: Sequence[Group] = ()
-    one_by_one: bool = False
+    one_by_one: str = ""
 
     @property
     def members(self) -> frozenset[str]:
@@ -358,7 +367,8 @@ def _no_leading_dims(trial: Trial, settings: Mapping[str, Enumerate], reason: st
     names = ", ".join(repr(s.name) for s in sites[:5]) + (", ..." if len(sites) > 5 else "")
     return NoLeadingDimsError(
         f"Sites of the model alone ({names}) are summed out over leading dims, which the program cannot take "
-        f"({reason}). Index from the right so that dims on the left broadcast, or draw them in the guide too."
+        f"({reason}). Index from the right so that dims on the left broadcast, or draw them in the guide too.",
+        reason,
     )
 
 
@@ -369,8 +379,8 @@ def nor_one_by_one(refused: DiscreteInferenceError, other: Exception) -> Discret
     return EnumerationError(f"{refused} One joint value after another cannot be had either: {first_line(other)}")
 
 
-def settle(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate]) -> Summed:
-    """As `settle_marginals`, or else by a run for each joint value of all elements.
+def settle(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate], most: int = MOST) -> Summed:
+    """As `settle_marginals`, or else by a run for each joint value of all elements, `most` at most.
 
     Raises `EnumerationError` if neither can be had.
     """
@@ -385,10 +395,11 @@ def settle(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate]) -> Summe
     try:
         with torch.no_grad(), trial.subsamples:
             replayed = pair.replayed(trial.guide_trace)
-            traces = list(joint_traces(replayed, drawn, pair.args, pair.kwargs))
-            summed_one_by_one(replayed, trial.guide_trace, pair.args, pair.kwargs)
+            traces = list(joint_traces(replayed, drawn, pair.args, pair.kwargs, most))
+            summed_one_by_one(replayed, trial.guide_trace, pair.args, pair.kwargs, most)
     except EnumerationError as other:
         raise nor_one_by_one(refused, other) from None
     numbers = [sum(m["value"].numel() for m in sample_sites(trace).values()) for trace in traces]
     members = frozenset(from_first(traces[0], drawn))
-    return Summed(SumCost(max(numbers), sum(numbers)), [(members, frozenset())], one_by_one=True)
+    why = refused.reason if isinstance(refused, NoLeadingDimsError) else first_line(refused)
+    return Summed(SumCost(max(numbers), sum(numbers)), [(members, frozenset())], why)

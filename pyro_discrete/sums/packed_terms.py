@@ -17,6 +17,7 @@ from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.sites import latent_sites, sample_sites
 from pyro_discrete.sums.components import SCALE_OF_VALUES, Component, Factor, SumCost, contract, joined_factors
 from pyro_discrete.sums.elimination import SizesAlone, dims_of
+from pyro_discrete.sums.left_out import note_left_out
 from pyro_discrete.sums.marginalisation import common_scale
 
 __all__ = [
@@ -98,7 +99,8 @@ def model_costs(model_trace: Trace, guide_trace: Trace) -> tuple[Costs, list[Com
         if is_tensor(site["scale"]) and site["scale"].numel() > 1:
             raise EnumerationError(SCALE_OF_VALUES.format(name=name, shape=tuple(site["scale"].shape)))
         symbols = frozenset(dims_of(value)) & inside.keys()
-        factors.append(Factor(name, position, value, symbols, plates, site))
+        places = site["infer"]["_dim_to_symbol"]
+        factors.append(Factor(name, position, value, symbols, plates, site, own.get(name, ""), places))
     return costs, joined_factors(factors, inside, own)
 
 
@@ -120,6 +122,7 @@ def add_sums(costs: Costs, found: Collection[Component], guide_trace: Trace) -> 
                         "would have to be enumerated. Use 'rloo' or 'nvil', or draw it in the guide too.",
                         "a site of the model alone couples them",
                     )
+        note_left_out(component)
         term = packed.scale_and_mask(contract(component), scale=common_scale(component))
         costs.setdefault(shared, []).append(term)
 

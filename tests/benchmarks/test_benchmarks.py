@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from benchmarks.learning import endurance, long_run, mixtures_and_chains, ranks, relaxations
 from benchmarks.noise import bias_variance, bound_variance, nvil_ablation, variance
+from benchmarks.soundness import collapsed
 from benchmarks.steps import (
     chains_beside_torch_struct,
     enumeration,
@@ -357,3 +358,14 @@ def test_a_loss_in_blocks_is_that_of_all_at_once() -> None:
     assert min(blocks["seconds"], at_once["seconds"]) > 0
     row = {"blocks": blocks, "at once": at_once}
     assert loss_memory.table({"1000": row, "10000": {"blocks": blocks}}).count("\n") == 4
+
+
+def test_collapsed_models_against_pyros_enumeration(tmp_path, capsys):
+    """The table is written; densities and gradients are Pyro's to 1e-6 (times belong to a machine at rest)."""
+    collapsed.main(["--out", str(tmp_path), "--turns", "2", "--only", "groups"])
+    assert (tmp_path / "collapsed.md").read_text().rstrip() == capsys.readouterr().out.rstrip()
+    for case in collapsed.CASES:
+        if case.both and case.size <= 500:
+            assert collapsed.difference(case) < 1e-6
+    collapsed.main(["--out", str(tmp_path), "--turns", "2", "--only", "counts"])
+    assert "counts, 200" in (tmp_path / "collapsed.md").read_text()

@@ -32,7 +32,7 @@ from pyro_discrete.errors import (
     SiteShapeError,
     UnsupportedSiteError,
 )
-from tests.support.pairs import DATA, gradients, mixture, mixture_guide
+from tests.support.pairs import DATA, OwnCount, gradients, mixture, mixture_guide
 
 
 def poisson(x):
@@ -95,7 +95,12 @@ def test_relax_handler_around_this_elbo():
 
 
 def test_enumerating_an_infinite_support():
-    run(EnumerationError, "'z'.*no finite support", "enumerate", poisson, poisson_guide)
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", OwnCount(pyro.param("w", torch.tensor(0.2))))
+
+    run(EnumerationError, "'z'.*no finite support.*truncation", "enumerate", poisson, guide)
+    TraceELBO("enumerate").loss(poisson, poisson_guide, DATA)  # of a Poisson a bound is known
 
 
 def test_enumerating_too_large_a_support_states_its_size():
@@ -124,7 +129,7 @@ def test_guide_site_that_the_model_does_not_have():
 def test_model_site_that_the_guide_does_not_have():
     def counts(x):
         mixture(x)
-        pyro.sample("w", dist.Poisson(0.5))
+        pyro.sample("w", OwnCount(torch.tensor(0.5)))
 
     def continuous(x):
         mixture(x)

@@ -175,6 +175,16 @@ def break_trials():
     assert elbo.plan.met.largest["z"] == 5
 
 
+def break_counts():
+    def counting(x):
+        pyro.sample("x", dist.Normal(pyro.sample("n", dist.Poisson(2.5)), 0.1), obs=x)
+
+    elbo = TraceELBO("enumerate")
+    elbo.loss_and_grads(counting, lambda x: None, torch.tensor(2.0))
+    assert elbo.plan.counts.tops["n"] < 30
+    assert abs(elbo.loss_and_grads(counting, lambda x: None, torch.tensor(30.0)) - 48.2859) < 1e-3
+
+
 @pytest.mark.parametrize("fact", FACTS, ids=lambda fact: fact.name)
 def test_a_fact_that_fails_has_its_fallback(fact):
     with warnings.catch_warnings():

@@ -16,6 +16,7 @@ from pyro.infer import config_enumerate
 
 from pyro_discrete import DiscretePosterior, TraceELBO
 from pyro_discrete.errors import EnumerationError, SettingError, SiteMatchError
+from tests.support.pairs import OwnCount
 
 t = torch.tensor
 
@@ -433,8 +434,8 @@ def test_what_is_refused_and_what_is_said():
     assert "num_samples=7" in repr(DiscretePosterior(model, guide, 7))
     assert "guide=None" in repr(DiscretePosterior(model))
 
-    def counted():
-        z = pyro.sample("z", dist.Poisson(2.0))
+    def counted():  # without an end, and without a known bound of its tail
+        z = pyro.sample("z", OwnCount(t(2.0)))
         pyro.sample("x", dist.Normal(z, 1.0), obs=t(0.3))
 
     with pytest.raises(SiteMatchError, match=r"'z' is latent in the model but not drawn in the guide"):

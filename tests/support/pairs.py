@@ -8,6 +8,10 @@ from torch import Tensor
 DATA = torch.tensor([0.3, -0.7, 1.2])
 
 
+class OwnCount(dist.Poisson):
+    """A count without an end of a class of its own, of whose tail nothing is known."""
+
+
 def mixture(x: Tensor) -> None:
     """One Bernoulli a datum."""
     with pyro.plate("data", len(x)):

@@ -22,7 +22,17 @@ class Enumerate(Estimator):
     Beside other estimators it is the local expectation: the site's whole support in its rows, other sites sampled.
     With `product` several sites of such a program have the product of their supports as rows, and no noise from each
     other; the cost, rows in `elbo.plan`, is the product of their numbers of values instead of the sum.
-    Serves Bernoulli, Categorical, OneHotCategorical and other sites of finite support.
+    Serves Bernoulli, Categorical, OneHotCategorical and other sites of finite support, and counts without an end:
+
+    - of the model alone they are summed until what is left out is below 1e-8 of the sum. That is judged in every step,
+      by the prior's mass beyond the last value times the largest densities of what reads the count: 1 for discrete
+      data; a density's largest value where its scale does not depend on the count; an error where none is known. With
+      `infer={"truncation": 20}` at the site the sum ends there, each value with its own probability, and a warning says
+      so where its last term has a share above 1e-6.
+    - of the guide they are cut, at the truncation that the site states or where a probability of 1e-15 is left: the
+      values beyond are taken out of the guide's distribution, and the others' probabilities divided by their sum. The
+      draws of the site, `loss()` and the gradient are then those of this distribution, and the loss is a bound.
+    - a `Binomial` whose elements have different numbers of trials goes up to the largest of them.
 
     - `max_elements`: the largest table, in elements, that may be built. `max_operations`: elements of all tables of a
       step together. More is refused before any work is done.

@@ -158,4 +158,6 @@ def _weighted(
             weight = weight + log_q
         elif torch.is_tensor(log_q):  # drawn, without a derivative of its own: the score function's
             weight = weight + log_q - log_q.detach()
-    return -(torch.as_tensor(weight).exp() * f).sum() / particles
+    weight = torch.as_tensor(weight)
+    impossible = weight.isneginf()  # such as more successes than an element's own trials: no number times zero
+    return -(weight.exp() * torch.where(impossible, 0.0, f)).sum() / particles
