@@ -13,7 +13,9 @@ from models.data.answers import load_ability, load_simulated_answers
 from models.data.dataset import Dataset
 from models.data.images import BINARISATIONS, Images, binarise_once, draw_pixels, load_digits, load_fashion_mnist
 from models.data.points import load_blobs, load_iris, load_wine
+from models.data.rankings import load_bake_off, load_simulated_rankings
 from models.data.sequences import load_brown_characters, load_brown_words, load_simulated_chains
+from models.data.tables import load_breast_cancer, load_diabetes, load_simulated_regression
 from models.errors import ConfigError, DataError
 from pyro_discrete.errors import near_matches
 
@@ -46,6 +48,11 @@ DATASETS: Mapping[str, Callable[[Path | None], Dataset]] = {
     "simulated-chains": load_simulated_chains,
     "brown-words": load_brown_words,
     "brown-characters": load_brown_characters,
+    "simulated-rankings": load_simulated_rankings,
+    "bake-off": load_bake_off,
+    "simulated-regression": load_simulated_regression,
+    "diabetes": load_diabetes,
+    "breast-cancer": load_breast_cancer,
 }
 
 

@@ -39,12 +39,14 @@ class Dataset(ABC):
         """A checksum of the training elements: a run is continued on the data that it began with."""
         return f"{self.name}:{len(self.train)}:{zlib.crc32(self.train.numpy().tobytes()):08x}"
 
-    def check_splits(self, sizes: Sequence[int]) -> None:
-        """Raise `DataError` for a split that is empty, whose elements have not the `sizes`, or that has NaN."""
+    def check_splits(self, sizes: Sequence[int | None]) -> None:
+        """Raise `DataError` for a split that is empty, whose elements have not the `sizes` (None: any), or that has NaN."""
         for split, values in (("train", self.train), ("test", self.test)):
             where = f"The {split} {self.elements} of {self.name!r}"
-            if values.ndim != len(sizes) + 1 or list(values.shape[1:]) != list(sizes):
-                expected = ", ".join(["number", *map(str, sizes)])
+            if values.ndim != len(sizes) + 1 or any(
+                size not in (None, found) for size, found in zip(sizes, values.shape[1:], strict=True)
+            ):
+                expected = ", ".join(["number", *("any" if size is None else str(size) for size in sizes)])
                 raise DataError(f"{where} have shape {list(values.shape)}; expected [{expected}].")
             if len(values) == 0:
                 raise DataError(f"{where} are empty; at least one {self.element} is needed.")

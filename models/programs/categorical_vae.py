@@ -30,6 +30,7 @@ class CategoricalVAE(Program):
     summary = "autoencoder with a row of one-hot variables as its code"
     reads = Images
     data = "digits"
+    size = "{latents} x {categories} one-hot"
     defaults: ClassVar = {
         "binarisation": "dynamic",
         "latents": 20,

@@ -50,12 +50,16 @@ class Program(nn.Module, ABC):
 
     - `summary`: a line on it. `reads`: the kind of data; `data`: the set taken if none is named.
     - `defaults`: the settings of a run that it has of its own, with their defaults.
+    - `size`: that of its latents for titles, with the settings' names in braces.
+    - `finds`: whether its latents are something to be found, which is judged and drawn after training.
     """
 
     summary: ClassVar[str]
     reads: ClassVar[type[Dataset]]
     data: ClassVar[str]
     defaults: ClassVar[Mapping[str, Any]]
+    size: ClassVar[str] = "{latents} latents"
+    finds: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -83,6 +87,8 @@ class LatentClasses(Program):
     """
 
     marginal: bool
+    size = "{categories} classes"
+    finds = True
     GUIDES: ClassVar[Mapping[str, str]] = {
         "amortised": "a network reads the data and gives the latents' logits",
         "marginal": "the latents are left out of the guide and summed in the model",

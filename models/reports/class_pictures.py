@@ -1,4 +1,4 @@
-"""Pictures of what a program of latent classes has found: clusters, answers by class, symbols by state."""
+"""Pictures of what a program has found: clusters, answers by class, symbols by state, and structures."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Ellipse
 
 from models.data.dataset import Dataset
+from models.data.rankings import Rankings
+from models.data.tables import Tables
 from models.programs.gmm import GaussianMixture
 from models.programs.hmm import HiddenMarkovModel
 from models.programs.lca import LatentClassAnalysis
-from models.programs.program import LatentClasses
+from models.programs.program import Program
+from models.programs.rankings import ConsensusRanking
+from models.programs.subset import SubsetRegression
+from models.reports.structure_pictures import draw_season, draw_subset
 from models.runs.posterior import most_probable
 
 __all__ = ["draw_found"]
@@ -21,8 +26,8 @@ SHOWN_SYMBOLS, SHOWN_STATES = 5, 20
 MARKERS = "os^DvP*X<>"
 
 
-def draw_found(axes: Axes, program: LatentClasses, data: Dataset, colours: Sequence[str]) -> None:
-    """Draw the classes that the program has after training; `colours` are used in turn."""
+def draw_found(axes: Axes, program: Program, data: Dataset, colours: Sequence[str]) -> None:
+    """Draw what the program has found in training; `colours` are used in turn."""
     with torch.no_grad():
         if isinstance(program, GaussianMixture):
             _draw_clusters(axes, program, data, colours)
@@ -30,6 +35,10 @@ def draw_found(axes: Axes, program: LatentClasses, data: Dataset, colours: Seque
             _draw_answers(axes, program, data)
         elif isinstance(program, HiddenMarkovModel):
             _draw_states(axes, program, data)
+        elif isinstance(program, ConsensusRanking) and isinstance(data, Rankings):
+            draw_season(axes, program, data)
+        elif isinstance(program, SubsetRegression) and isinstance(data, Tables):
+            draw_subset(axes, program, data, colours)
 
 
 def _draw_clusters(axes: Axes, program: GaussianMixture, data: Dataset, colours: Sequence[str]) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from models.data.dataset import Dataset
 from models.data.images import Images
-from models.programs.program import LatentClasses
 from models.reports.class_pictures import draw_found
 from models.runs.comparison import Comparison
 from models.runs.config import size_of
@@ -33,7 +32,7 @@ ACROSS, FEW = 10, 5
 def picture_run(result: RunResult, data: Dataset, out: Path) -> list[Path]:
     """Write `curves.png` into the folder, and what was learned; returns the paths.
 
-    Of images, that is `reconstructions.png` and `samples.png`; of latent classes, `found.png`; `gradients.png` where
+    Of images, that is `reconstructions.png` and `samples.png`; of latents that are sought, `found.png`; `gradients.png` where
     they were monitored.
     """
     config, program, bounds = result.training.config, result.training.program, result.bounds
@@ -50,7 +49,7 @@ def picture_run(result: RunResult, data: Dataset, out: Path) -> list[Path]:
     )
 
     figures = {"curves": curves}
-    if isinstance(program, LatentClasses):
+    if program.finds:
         figures["found"] = Figure(figsize=(8, 5.5), layout="constrained")
         draw_found(figures["found"].subplots(), program, data, PALETTE)
         figures["found"].suptitle(title, fontsize=10)
@@ -86,7 +85,7 @@ def picture_comparisons(comparisons: Sequence[Comparison], data: Dataset, path: 
         _draw_test_curves(left, comparison, colours, data)
         _draw_noise(middle, comparison, colours, data)
         program = comparison.best.result.training.program
-        if isinstance(program, LatentClasses):
+        if program.finds:
             draw_found(right, program, data, PALETTE)
             right.set_title(f"learned under {comparison.best.estimator}\n{right.get_title()}", fontsize=9)
         if not isinstance(data, Images):

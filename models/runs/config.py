@@ -18,7 +18,9 @@ from models.programs.gmm import GaussianMixture
 from models.programs.hmm import HiddenMarkovModel
 from models.programs.lca import LatentClassAnalysis
 from models.programs.program import LatentClasses, Program
+from models.programs.rankings import ConsensusRanking
 from models.programs.sbn import SigmoidBeliefNetwork
+from models.programs.subset import SubsetRegression
 from models.runs.estimators import AUTO, check_estimator, has_temperature, least_particles
 from pyro_discrete import NVIL, Estimator, TraceELBO, TraceIWELBO, available_estimators
 from pyro_discrete.checkpoints import load_checkpoint
@@ -44,6 +46,8 @@ PROGRAMS: dict[str, type[Program]] = {
     "gmm": GaussianMixture,
     "lca": LatentClassAnalysis,
     "hmm": HiddenMarkovModel,
+    "rankings": ConsensusRanking,
+    "subset": SubsetRegression,
 }
 CHECKPOINT_NAME = "checkpoint.pt"
 """The file of a run's folder that `fit` keeps its state in."""
@@ -77,7 +81,8 @@ class RunConfig:
     """The settings of a training run. Raises `ConfigError` for an unknown name or a number out of its range.
 
     - `binarisation`: how grey images become binary; "none" for other data.
-    - `latents`: units of each stochastic layer (sbn) or number of one-hot variables (categorical_vae).
+    - `latents`: units of each stochastic layer (sbn), number of one-hot variables (categorical_vae), or of features
+      that are chosen (subset).
     - `categories`: values of a categorical variable: components (gmm), classes (lca), states (hmm). `layers`:
       stochastic layers (sbn).
     - `hidden_layers`, `hidden_units`: of each network between two stochastic layers, or of the guide's network.
@@ -197,10 +202,7 @@ def build_elbo(config: RunConfig, *, rescaled: bool = True) -> DiscreteELBO:
 
 def size_of(config: RunConfig) -> str:
     """The size of the program's latents in a few words, for titles."""
-    own = PROGRAMS[config.program].defaults
-    if "latents" not in own:
-        return f"{config.categories} classes"
-    return f"{config.latents} x {config.categories} one-hot" if "categories" in own else f"{config.latents} latents"
+    return PROGRAMS[config.program].size.format(**config.to_dict())
 
 
 def resumed(folder: Path, given: Mapping[str, Any]) -> RunConfig:

@@ -127,11 +127,14 @@ def bounds(program: Program, x: Tensor, samples: int) -> Bounds:
     return Bounds(elbo / len(x), importance_weighted / len(x), samples)
 
 
-def log_likelihood(program: LatentClasses, x: Tensor) -> float:
-    """The exact mean of log p(x) over the elements of `x` `[n, ...]`, in nats: all latents are summed in the model."""
+def log_likelihood(program: Program, x: Tensor, values: int = 1) -> float:
+    """The exact mean of log p(x) over the elements of `x` `[n, ...]`, in nats: all latents are summed in the model.
+
+    `values`: how many joint values one run goes through that the program's own count of numbers leaves out.
+    """
     with isolated(EVALUATION_SEED):
         elbo = TraceELBO("enumerate")
-        total = sum(-elbo.loss(program.model, _without_sites, piece) for piece in pieces(program, x, 1))
+        total = sum(-elbo.loss(program.model, _without_sites, piece) for piece in pieces(program, x, values))
     return total / len(x)
 
 

@@ -15,11 +15,11 @@ from models.data.catalogue import BatchStream
 from models.data.dataset import Dataset
 from models.data.images import binarise_once
 from models.errors import ConfigError
-from models.programs.program import LatentClasses, Program
+from models.programs.program import Program
 from models.runs.config import CHECKPOINT_NAME, RunConfig, build_elbo, build_program, check_resumable
-from models.runs.evaluation import Bounds, bounds, isolated, log_likelihood
+from models.runs.evaluation import Bounds, bounds, isolated
+from models.runs.findings import findings
 from models.runs.folder import refuse_used_folder, taken
-from models.runs.posterior import agreement
 from models.runs.recording import LOG_EVERY, Metrics, Recorder
 from pyro_discrete import fit
 from pyro_discrete.checkpoints import load_checkpoint, write_atomically
@@ -83,7 +83,7 @@ class RunResult:
     """A finished run: its training state, metrics, and bounds on the test elements `test` `[m, ...]` (binary images).
 
     `monitor` has looked at its gradients as it went.
-    `found`, where the latents are classes: the exact test log-likelihood, and how the classes agree with the labels.
+    `found`: what its latents are judged by (see `findings`), such as the exact test log-likelihood and labels.
     """
 
     training: Training
@@ -207,9 +207,7 @@ def _run(
                 (out / "metrics.jsonl").unlink(missing_ok=True)  # of a run that ended before its first checkpoint
             write_atomically(out / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
         training.run(callbacks, path, checkpoint_every, resume)
-    found = {}
-    if isinstance(program, LatentClasses):
-        found = {"test_log_likelihood": log_likelihood(program, test), **agreement(program, data)}
+    found = findings(program, data, test)
     result = RunResult(training, metrics, test, bounds(program, test, bound_samples), monitor, found)
     if out is not None:
         write_atomically(out / "summary.json", json.dumps(result.summary, indent=2) + "\n")

@@ -1,0 +1,64 @@
+"""Pictures of what a program of a structured latent has found: a season's order, the features that are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+
+from models.data.rankings import ABSENT, Rankings
+from models.data.tables import Tables
+from models.programs.rankings import ConsensusRanking
+from models.programs.subset import SubsetRegression
+from models.runs.evaluation import EVALUATION_SEED, isolated
+from models.runs.findings import exact_inclusion
+from models.runs.rivals import lasso_fit, plackett_luce_by_mm
+from pyro_discrete.distributions import PlackettLuce
+
+__all__ = ["draw_season", "draw_subset"]
+
+DRAWS = 2000
+
+
+def draw_season(axes: Axes, program: ConsensusRanking, data: Rankings) -> None:
+    """How probable each place is for each candidate of the last test season, the best on top, beside the order by MM."""
+    season = data.test[-1:]
+    there = (season[0] != ABSENT).any(0)
+    logits = program.logits(season.to(program.strength.device))[0].cpu()
+    with isolated(EVALUATION_SEED):
+        orders = PlackettLuce(logits).sample((DRAWS,))
+    best = [i for i in logits.argsort(descending=True).tolist() if there[i]]
+    chances = torch.nn.functional.one_hot(orders, len(logits)).double().mean(0)[: len(best), best].T
+    by_mm = plackett_luce_by_mm(season)[0]
+    names = data.candidates[-1] if data.candidates else [f"{i}" for i in range(len(logits))]
+    mm_places = {i: 1 + int((by_mm[best] > by_mm[i]).sum()) for i in best}
+    axes.imshow(chances.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (row, column), chance in np.ndenumerate(chances.numpy()):
+        ink = "white" if chance > 0.6 else "black"
+        axes.text(column, row, f"{100 * chance:.0f}", ha="center", va="center", fontsize=7, color=ink)
+    axes.set_xticks(range(len(best)), [str(place + 1) for place in range(len(best))], fontsize=8)
+    axes.set_yticks(range(len(best)), [f"{names[i]} (MM: {mm_places[i]})" for i in best], fontsize=8)
+    axes.set_xlabel("place in the latent order", fontsize=9)
+    axes.set_title("the guide's belief on one season, in percent;\nin brackets the place by Hunter's MM fit", fontsize=9)
+
+
+def draw_subset(axes: Axes, program: SubsetRegression, data: Tables, colours: Sequence[str]) -> None:
+    """How probable it is that each feature is read: by the guide, exactly where that is small, and the lasso's choice."""
+    chances = program.chosen.marginals().detach().cpu()
+    order = chances.argsort(descending=True).tolist()
+    rows = np.arange(len(order))
+    axes.barh(rows, chances[order].numpy(), color=colours[0], height=0.6, label="guide")
+    exact = exact_inclusion(program, data)
+    if exact is not None:
+        axes.plot(exact[order].numpy(), rows, "o", color=colours[1], markersize=6, label="exact, at these weights")
+    chosen = [row for row, feature in enumerate(order) if feature in set(lasso_fit(data, program.k).chosen.tolist())]
+    axes.plot(np.full(len(chosen), 1.05), chosen, "*", color=colours[2], markersize=8, label="the lasso's choice")
+    axes.set_yticks(rows, [f"{data.features[j]}{' (true)' * (j in data.truth)}" for j in order], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.1)
+    axes.set_xlabel("probability that the feature is read", fontsize=9)
+    axes.legend(fontsize=8, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(f"which {program.k} of {len(order)} features", fontsize=9)
