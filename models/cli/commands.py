@@ -43,7 +43,7 @@ __all__ = ["app"]
 
 BAD_INPUT = 2
 """Exit code for what the user can put right."""
-TABLE_WIDTH = 120
+TABLE_WIDTH = 140
 """Columns of a table that is not written to a terminal."""
 
 app = typer.Typer(

@@ -14,7 +14,11 @@ __all__ = ["SETTINGS", "takes_settings"]
 SETTINGS: dict[str, tuple[type, str]] = {
     "data": (str, "A data set from `list`. (default: digits, or a small set that the program reads)"),
     "binarisation": (str, "Of images: dynamic, static or threshold. (default: dynamic)"),
-    "latents": (int, "Units a stochastic layer (sbn); one-hot variables (categorical_vae); features chosen (subset). (default: 200; 20; 3)"),
+    "latents": (
+        int,
+        "Units a stochastic layer (sbn); one-hot variables (categorical_vae); features chosen (subset). "
+        "(default: 200; 20; 3)",
+    ),
     "categories": (
         int,
         "Values of a variable (categorical_vae); components, classes, states. (default: 10; gmm 3; lca, hmm 4)",
@@ -25,7 +29,10 @@ SETTINGS: dict[str, tuple[type, str]] = {
     "prior": (str, "uniform or learned. (default: uniform)"),
     "guide": (str, "amortised, or marginal: latents summed in the model (gmm, lca, hmm). (default: amortised)"),
     "steps": (int, "Training steps. (default: 5000)"),
-    "batch_size": (int, "Images, points, persons, sequences, seasons or tables a step. (default: 100; rankings 10; subset 1)"),
+    "batch_size": (
+        int,
+        "Images, points, persons, sequences, seasons or tables a step. (default: 100; rankings 10; subset 1)",
+    ),
     "lr": (float, "Adam's learning rate. (default: 0.001; gmm, lca, hmm, rankings, subset 0.02)"),
     "estimator_lr": (float, "The same for what the estimator itself learns. (default: 0.001)"),
     "particles": (int, "Independent draws a step. (default: the least that the estimator works with)"),

@@ -40,7 +40,7 @@ class Dataset(ABC):
         return f"{self.name}:{len(self.train)}:{zlib.crc32(self.train.numpy().tobytes()):08x}"
 
     def check_splits(self, sizes: Sequence[int | None]) -> None:
-        """Raise `DataError` for a split that is empty, whose elements have not the `sizes` (None: any), or that has NaN."""
+        """Raise `DataError` for a split that is empty, has elements of other `sizes` (None: any), or has NaN."""
         for split, values in (("train", self.train), ("test", self.test)):
             where = f"The {split} {self.elements} of {self.name!r}"
             if values.ndim != len(sizes) + 1 or any(

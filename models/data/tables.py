@@ -26,11 +26,11 @@ TEST_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Tables(Dataset):
-    """One table to train on, `[1, n, 1 + features]`, one to test, `[1, m, 1 + features]`, float32: the target comes first.
+    """One table to train on, `[1, n, 1 + features]`, one to test, `[1, m, 1 + features]`: the target comes first.
 
     A whole table is one element: what explains it belongs to all of its rows. `classes`: whether targets are 0 and 1.
-    `truth`: the features that matter, where that is known. Raises `DataError` for another number of tables, NaN, or classes
-    that are neither 0 nor 1.
+    `truth`: the features that matter, where that is known. Raises `DataError` for tables of another width, NaN, or
+    classes that are neither 0 nor 1.
     """
 
     name: str

@@ -23,8 +23,8 @@ LAST = -60.0
 class ConsensusRanking(Program):
     """Site "z": the true order of a season's candidates; "x": the order of those that each challenge sees.
 
-    A candidate's strength is that of the place in the true order, a table that all seasons share. Each challenge is a race of
-    these strengths. The guide is a race too: a network gives each candidate a logit from the places reached.
+    A candidate's strength is that of the place in the true order, a table that all seasons share. Each challenge is a
+    race of these strengths. The guide is a race too: a network gives each candidate a logit from the places reached.
 
     - `candidates`: how many a season has. `hidden`: units of the hidden layers of the guide's network.
 
@@ -52,7 +52,7 @@ class ConsensusRanking(Program):
         pyro.module("consensus_ranking", self)
         there = x != ABSENT
         with pyro.plate("data", len(x)):
-            order = pyro.sample("z", PlackettLuce(_last(torch.zeros_like(x[:, 0], dtype=self.strength.dtype), there.any(1))))
+            order = pyro.sample("z", PlackettLuce(_last(torch.zeros_like(self.strength), there.any(1))))
             strength = self.strength[inverse(order)]  # [batch, candidates]
             race = PlackettLuce(_last(strength.unsqueeze(-2), there))
             pyro.sample("x", race.to_event(1), obs=_order(x))

@@ -21,8 +21,8 @@ __all__ = ["SubsetRegression"]
 class SubsetRegression(Program):
     """Site "z": which features are read, k of them; "x": the targets, of a linear model that sees the others as zero.
 
-    Weights, intercept and the noise's scale are parameters that all subsets share. The guide is a subset of the same size with
-    free logits.
+    Weights, intercept and the noise's scale are parameters that all subsets share. The guide is a subset of the same
+    size with free logits.
 
     - `features`: how many there are; `k`: how many are read. `classes`: whether targets are classes 0 and 1, whose
       logits the linear model gives, or numbers.

@@ -32,8 +32,8 @@ ACROSS, FEW = 10, 5
 def picture_run(result: RunResult, data: Dataset, out: Path) -> list[Path]:
     """Write `curves.png` into the folder, and what was learned; returns the paths.
 
-    Of images, that is `reconstructions.png` and `samples.png`; of latents that are sought, `found.png`; `gradients.png` where
-    they were monitored.
+    Of images, that is `reconstructions.png` and `samples.png`; of latents that are sought, `found.png`;
+    `gradients.png` where they were monitored.
     """
     config, program, bounds = result.training.config, result.training.program, result.bounds
     title = f"{config.program} on {config.data}, estimator {config.estimator}"

@@ -23,7 +23,7 @@ DRAWS = 2000
 
 
 def draw_season(axes: Axes, program: ConsensusRanking, data: Rankings) -> None:
-    """How probable each place is for each candidate of the last test season, the best on top, beside the order by MM."""
+    """How probable each place is for the candidates of the last test season, the best on top, beside MM's order."""
     season = data.test[-1:]
     there = (season[0] != ABSENT).any(0)
     logits = program.logits(season.to(program.strength.device))[0].cpu()
@@ -34,18 +34,20 @@ def draw_season(axes: Axes, program: ConsensusRanking, data: Rankings) -> None:
     by_mm = plackett_luce_by_mm(season)[0]
     names = data.candidates[-1] if data.candidates else [f"{i}" for i in range(len(logits))]
     mm_places = {i: 1 + int((by_mm[best] > by_mm[i]).sum()) for i in best}
-    axes.imshow(chances.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.imshow(chances.numpy(), cmap="Blues", vmin=0, aspect="auto")
     for (row, column), chance in np.ndenumerate(chances.numpy()):
-        ink = "white" if chance > 0.6 else "black"
+        ink = "white" if chance > 0.6 * float(chances.max()) else "black"
         axes.text(column, row, f"{100 * chance:.0f}", ha="center", va="center", fontsize=7, color=ink)
     axes.set_xticks(range(len(best)), [str(place + 1) for place in range(len(best))], fontsize=8)
     axes.set_yticks(range(len(best)), [f"{names[i]} (MM: {mm_places[i]})" for i in best], fontsize=8)
     axes.set_xlabel("place in the latent order", fontsize=9)
-    axes.set_title("the guide's belief on one season, in percent;\nin brackets the place by Hunter's MM fit", fontsize=9)
+    axes.set_title(
+        "the guide's belief on one season, in percent;\nin brackets the place by Hunter's MM fit", fontsize=9
+    )
 
 
 def draw_subset(axes: Axes, program: SubsetRegression, data: Tables, colours: Sequence[str]) -> None:
-    """How probable it is that each feature is read: by the guide, exactly where that is small, and the lasso's choice."""
+    """How probable it is that each feature is read, by the guide and (if small) exactly, beside the lasso's choice."""
     chances = program.chosen.marginals().detach().cpu()
     order = chances.argsort(descending=True).tolist()
     rows = np.arange(len(order))

@@ -53,7 +53,7 @@ def pairs_in_order(scores: Tensor, standing: Tensor) -> float:
 
 
 def exact_inclusion(program: SubsetRegression, data: Tables) -> Tensor | None:
-    """How probable each feature is given the training table, `[features]`, exactly; None where there are too many subsets."""
+    """How probable each feature is given the training table, `[features]`; None if there are too many subsets."""
     if program.chosen.cardinality > MOST_VALUES:
         return None
     with isolated(EVALUATION_SEED), torch.no_grad():

@@ -22,8 +22,8 @@ def plackett_luce_by_mm(places: Tensor, iterations: int = MM_ITERATIONS) -> Tens
 
     .. math:: \gamma_i \leftarrow w_i \Big/ \sum_{\text{stages with } i} \Big(\sum_{j \text{ left}} \gamma_j\Big)^{-1}
 
-    - `places` `[n, challenges, candidates]`, `ABSENT` for who takes no part. The last place of a challenge is no stage; w
-      counts the challenges in which a candidate is placed above the last. Who never is has strength zero.
+    - `places` `[n, challenges, candidates]`, `ABSENT` for who takes no part. The last place of a challenge is no stage;
+      w counts the challenges in which a candidate is placed above the last. Who never is has strength zero.
 
     Source: Hunter (2004), MM algorithms for generalized Bradley-Terry models, section 5.
 
@@ -70,8 +70,8 @@ def lasso_fit(data: Tables, k: int) -> LinearFit:
 
     Classes enter the path as the numbers 0 and 1.
 
-    Source: Tibshirani (1996), Regression shrinkage and selection via the lasso; weights anew: Meinshausen (2007), Relaxed
-    lasso.
+    Source: Tibshirani (1996), Regression shrinkage and selection via the lasso; weights anew: Meinshausen (2007),
+    Relaxed lasso.
     """
     from sklearn.linear_model import lasso_path
 

@@ -86,6 +86,41 @@ def test_programs_of_latent_classes_report_what_they_found(tmp_path: Path, progr
     assert {**first, "ms_per_step": 0} == {**second, "ms_per_step": 0}
 
 
+@pytest.mark.parametrize("program", ["rankings", "subset"])
+def test_programs_of_structures_report_what_they_found(tmp_path: Path, program: str) -> None:
+    out = tmp_path / "a"
+    common = ["--estimator", "rloo", "--bound-samples", 5, "--monitor-every", 0]
+    result = call("train", program, "--out", out, "--steps", 6, *common)
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in out.glob("*.png")} == {"curves.png", "found.png"}
+    assert matplotlib.image.imread(out / "found.png").std() > 0.01
+    judged = {
+        "rankings": ("test_log_likelihood", "pairs_in_order", "mm_pairs_in_order"),
+        "subset": ("test_r_squared", "lasso_r_squared", "right_features", "lasso_right_features", "inclusion_error"),
+    }[program]
+    summary = json.loads((out / "summary.json").read_text())
+    for name in judged:
+        assert f"{summary[name]:.3f}" in result.stdout
+    again = call("train", program, "--out", out, "--resume", "--steps", 10, *common[2:])
+    assert again.exit_code == 0, again.output
+    whole = call("train", program, "--out", tmp_path / "whole", "--steps", 10, *common)
+    assert whole.exit_code == 0, whole.output
+    first, second = (json.loads((folder / "summary.json").read_text()) for folder in (out, tmp_path / "whole"))
+    assert {**first, "ms_per_step": 0} == {**second, "ms_per_step": 0}
+    assert call("report", out).exit_code == 0
+    assert "What was found" in (out / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("quick_noise")
+@pytest.mark.parametrize(("program", "size"), [("rankings", "a ranking a season"), ("subset", "3 features chosen")])
+def test_compare_structures(tmp_path: Path, program: str, size: str) -> None:
+    out = tmp_path / "c"
+    result = call("compare", program, "--estimators", "unordered_set,rloo", "--out", out, "--steps", 5)
+    assert result.exit_code == 0, result.output
+    assert f"{program}, {size}" in result.stdout
+    assert matplotlib.image.imread(out / "comparison.png").std() > 0.01
+
+
 @pytest.mark.usefixtures("quick_noise")
 def test_compare_latent_classes(tmp_path: Path) -> None:
     out = tmp_path / "c"

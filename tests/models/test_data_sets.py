@@ -17,7 +17,9 @@ from models.data import answers, sequences
 from models.data.answers import Answers, load_ability, load_simulated_answers
 from models.data.catalogue import DATASETS, BatchStream, load_data, load_images
 from models.data.points import Points, load_blobs, load_iris, load_wine
+from models.data.rankings import load_simulated_rankings
 from models.data.sequences import Sequences, coarse_tag, load_brown_characters, load_brown_words, load_simulated_chains
+from models.data.tables import load_simulated_regression
 from models.errors import ConfigError, DataError
 from models.runs.config import build_program, configure
 
@@ -42,7 +44,13 @@ def test_sets_of_points() -> None:
 
 
 def test_simulated_sets_are_the_same_every_time() -> None:
-    for load in (load_blobs, load_simulated_answers, load_simulated_chains):
+    for load in (
+        load_blobs,
+        load_simulated_answers,
+        load_simulated_chains,
+        load_simulated_rankings,
+        load_simulated_regression,
+    ):
         assert load().fingerprint == load().fingerprint
 
 
@@ -54,7 +62,9 @@ def test_simulated_chains_are_of_unequal_length_and_labelled_to_their_end() -> N
     assert torch.equal(chains.labels >= 0, chains.test >= 0)
 
 
-@pytest.mark.parametrize("name", ["iris", "wine", "blobs", "simulated-answers", "simulated-chains"])
+@pytest.mark.parametrize(
+    "name", ["iris", "wine", "blobs", "simulated-answers", "simulated-chains", "simulated-rankings", "diabetes"]
+)
 def test_what_is_in_no_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="leave out --data-dir"):
         load_data(name, tmp_path)
