@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.errors import DataError
 
-__all__ = ["Dataset", "find_folder"]
+__all__ = ["Dataset", "find_folder", "refuse_folder"]
 
 
 class Dataset(ABC):
@@ -75,3 +75,9 @@ def find_folder(places: Sequence[Path], data_dir: Path | None, holds: str, insta
         if folder.is_dir():
             return folder
     raise DataError(f"{install}, or name with --data-dir a folder that holds {holds}.")
+
+
+def refuse_folder(name: str, data_dir: Path | None, why: str) -> None:
+    """Raise `DataError` if the user named a folder for data that are in none; `why` follows their name."""
+    if data_dir is not None:
+        raise DataError(f"The data {name!r} {why} and are read from no folder: leave out --data-dir.")

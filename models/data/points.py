@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.data.dataset import Dataset
-from models.errors import DataError
+from models.data.dataset import Dataset, refuse_folder
 
 __all__ = ["Points", "load_blobs", "load_iris", "load_wine"]
 
@@ -47,7 +46,7 @@ def load_wine(data_dir: Path | None = None) -> Points:
 
 def load_blobs(data_dir: Path | None = None) -> Points:
     """Simulated points in the plane from 5 Gaussians of different shapes and sizes: 1200 to train, 400 to test."""
-    _no_folder("blobs", data_dir, "are simulated")
+    refuse_folder("blobs", data_dir, "are simulated")
     generator = torch.Generator().manual_seed(BLOBS_SEED)
     number, components = sum(BLOBS), 5
     angles = torch.arange(components) * (2 * torch.pi / components)
@@ -64,7 +63,7 @@ def load_blobs(data_dir: Path | None = None) -> Points:
 
 def _of_scikit_learn(name: str, data_dir: Path | None) -> Points:
     """One of its data sets, each feature with mean 0 and standard deviation 1."""
-    _no_folder(name, data_dir, "come with scikit-learn")
+    refuse_folder(name, data_dir, "come with scikit-learn")
     from sklearn import datasets
 
     bunch: Any = getattr(datasets, f"load_{name}")()
@@ -72,8 +71,3 @@ def _of_scikit_learn(name: str, data_dir: Path | None) -> Points:
     points = (points - points.mean(0)) / points.std(0)
     origin = f"scikit-learn's {name}, {len(points)} standardised points, trained on and judged by all"
     return Points(name, points, points, origin, torch.as_tensor(bunch.target))
-
-
-def _no_folder(name: str, data_dir: Path | None, why: str) -> None:
-    if data_dir is not None:
-        raise DataError(f"The data {name!r} {why} and are read from no folder: leave out --data-dir.")

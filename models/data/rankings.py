@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import math
 import pickle
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.data.dataset import Dataset, find_folder
+from models.data.dataset import Dataset, find_folder, refuse_folder
 from models.errors import DataError
 
 __all__ = ["ABSENT", "Rankings", "load_bake_off", "load_simulated_rankings"]
@@ -67,8 +68,7 @@ class Rankings(Dataset):
 
 def load_simulated_rankings(data_dir: Path | None = None) -> Rankings:
     """Simulated seasons of 5 candidates and 4 challenges, the last two without one of them: 400 + 100 seasons."""
-    if data_dir is not None:
-        raise DataError("The simulated rankings are read from no folder: leave out --data-dir.")
+    refuse_folder("simulated-rankings", data_dir, "are simulated")
     generator = torch.Generator().manual_seed(SIMULATION_SEED)
     seasons, cut = sum(SIMULATED), SIMULATED[0]
     true = torch.rand(seasons, CANDIDATES, generator=generator).argsort(-1)  # each candidate's true place
@@ -105,7 +105,7 @@ def load_bake_off(data_dir: Path | None = None) -> Rankings:
     for i, s in enumerate(seasons):
         last = dict.fromkeys(bakers[s], 0)
         for e, episode in enumerate(episodes[s]):
-            ranks = {baker: int(rank) for _, at, baker, rank in rows[s] if at == episode and rank == rank}
+            ranks = {baker: int(rank) for _, at, baker, rank in rows[s] if at == episode and not math.isnan(rank)}
             for baker in ranks:
                 last[baker] = episode
             if len(ranks) > 1 and sorted(ranks.values()) == list(range(1, len(ranks) + 1)):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.data.dataset import Dataset
+from models.data.dataset import Dataset, refuse_folder
 from models.errors import DataError
 
 __all__ = ["Tables", "load_breast_cancer", "load_diabetes", "load_simulated_regression"]
@@ -55,7 +55,7 @@ class Tables(Dataset):
 
 def load_simulated_regression(data_dir: Path | None = None) -> Tables:
     """Simulated regression on 10 correlated features of which 3 matter: 200 rows to train, 200 to test."""
-    _no_folder("simulated-regression", data_dir, "are simulated")
+    refuse_folder("simulated-regression", data_dir, "are simulated")
     generator = torch.Generator().manual_seed(SIMULATION_SEED)
     rows, cut, n = sum(SIMULATED), SIMULATED[0], len(WEIGHTS)
     common = torch.randn(rows, 1, generator=generator)
@@ -85,7 +85,7 @@ def load_breast_cancer(data_dir: Path | None = None) -> Tables:
 
 def _of_scikit_learn(name: str, data_dir: Path | None, classes: bool) -> Tables:
     """Features, and a target that is a number, with mean 0 and standard deviation 1 among the rows to train on."""
-    _no_folder(name, data_dir, "come with scikit-learn")
+    refuse_folder(name, data_dir, "come with scikit-learn")
     from sklearn import datasets
 
     bunch: Any = getattr(datasets, f"load_{name.replace('-', '_')}")()
@@ -102,8 +102,3 @@ def _of_scikit_learn(name: str, data_dir: Path | None, classes: bool) -> Tables:
     )
     features = tuple(str(feature) for feature in bunch.feature_names)
     return Tables(name, table[None, :cut], table[None, cut:], origin, classes=classes, features=features)
-
-
-def _no_folder(name: str, data_dir: Path | None, why: str) -> None:
-    if data_dir is not None:
-        raise DataError(f"The data {name!r} {why} and are read from no folder: leave out --data-dir.")

@@ -42,7 +42,7 @@ def draw_season(axes: Axes, program: ConsensusRanking, data: Rankings) -> None:
     axes.set_yticks(range(len(best)), [f"{names[i]} (MM: {mm_places[i]})" for i in best], fontsize=8)
     axes.set_xlabel("place in the latent order", fontsize=9)
     axes.set_title(
-        "the guide's belief on one season, in percent;\nin brackets the place by Hunter's MM fit", fontsize=9
+        "the guide's belief on the last season, in percent;\nin brackets the place by Hunter's MM fit", fontsize=9
     )
 
 
