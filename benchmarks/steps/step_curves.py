@@ -22,11 +22,8 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.steps.step_shapes import Shape
+from benchmarks.steps.step_shapes import Shape, training_loop
 from pyro_discrete import TraceELBO
-from pyro_discrete.training.batches import TensorBatches, as_arguments
-from pyro_discrete.training.loop import FitState, Loop
-from pyro_discrete.training.optimisation import build_optimizer
 
 BASE = Shape("", "binary", 100)
 AXES: dict[str, list[int]] = {
@@ -63,15 +60,7 @@ def measured(shape: Shape, settings: dict[str, Any], seconds: float) -> dict[str
     torch.set_num_threads(1)
     program, x = shape.program(), shape.data()
     elbo = TraceELBO("rloo", **settings)
-    loop = Loop(
-        FitState(program.model, program.guide, elbo),
-        TensorBatches(x),
-        as_arguments,
-        lambda named: build_optimizer("adam", named, 1e-3, None),
-        None,
-        (None, None),
-        (),
-    )
+    loop = training_loop(program, elbo, x, 1e-3)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     loop.begin(None)
     for _ in range(3):

@@ -23,11 +23,8 @@ import typer
 from pyro.infer import SVI, Trace_ELBO
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.steps.step_shapes import DRAWS, SHAPES, Shape
+from benchmarks.steps.step_shapes import DRAWS, SHAPES, Shape, training_loop
 from pyro_discrete import TraceELBO
-from pyro_discrete.training.batches import TensorBatches, as_arguments
-from pyro_discrete.training.loop import FitState, Loop
-from pyro_discrete.training.optimisation import build_optimizer
 
 PARTS: dict[str, tuple[str, ...]] = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm"),
@@ -44,15 +41,7 @@ def compiled_step(shape: Shape) -> Callable[[], None]:
 
     config.cpp.enable_kernel_profile = True
     program = shape.program()
-    loop = Loop(
-        FitState(program.model, program.guide, TraceELBO("rloo", num_particles=DRAWS, compile=True)),
-        TensorBatches(shape.data()),
-        as_arguments,
-        lambda named: build_optimizer("adam", named, 1e-3, None),
-        None,
-        (None, None),
-        (),
-    )
+    loop = training_loop(program, TraceELBO("rloo", num_particles=DRAWS, compile=True), shape.data(), 1e-3)
     loop.begin(None)
     return lambda: loop.advance(recorded=False)
 

@@ -19,11 +19,8 @@ import pyro
 import torch
 from pyro.infer import SVI, JitTrace_ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, config_enumerate
 
-from benchmarks.steps.step_shapes import DRAWS, Shape, by_hand
+from benchmarks.steps.step_shapes import DRAWS, Shape, by_hand, training_loop
 from pyro_discrete import TraceELBO
-from pyro_discrete.training.batches import TensorBatches, as_arguments
-from pyro_discrete.training.loop import FitState, Loop
-from pyro_discrete.training.optimisation import build_optimizer
 
 __all__ = ["Here", "Row", "Worker", "rows_here"]
 
@@ -122,15 +119,7 @@ def rows_here(shape: Shape, compiled: bool = True) -> list[Row]:
 
     def fitted(compile: bool) -> Callable[[], Any]:
         program = shape.program()
-        loop = Loop(
-            FitState(program.model, program.guide, TraceELBO(**estimator, compile=compile)),
-            TensorBatches(x),
-            as_arguments,
-            lambda named: build_optimizer("adam", named, LR, None),
-            None,
-            (None, None),
-            (),
-        )
+        loop = training_loop(program, TraceELBO(**estimator, compile=compile), x, LR)
         loop.begin(None)
         return lambda: loop.advance(recorded=False)
 

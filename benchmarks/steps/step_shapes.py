@@ -12,9 +12,16 @@ from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
 from models.programs.categorical_vae import CategoricalVAE
 from models.programs.hmm import HiddenMarkovModel
+from models.programs.program import Program
 from models.programs.sbn import SigmoidBeliefNetwork
+from pyro_discrete.elbos.engine import DiscreteELBO
+from pyro_discrete.training.batches import TensorBatches, as_arguments
+from pyro_discrete.training.loop import FitState, Loop
+from pyro_discrete.training.optimisation import build_optimizer
+from pyro_discrete.training.parts import Parts
+from pyro_discrete.training.ranks import Ranks
 
-__all__ = ["SHAPES", "Shape", "by_hand"]
+__all__ = ["SHAPES", "Shape", "by_hand", "training_loop"]
 
 DRAWS = 2
 STATES, SYMBOLS, LENGTH = 8, 20, 100
@@ -114,3 +121,17 @@ def _chain(program: Any, x: Tensor) -> Tensor:
     for t in range(1, x.shape[1]):
         alpha = (alpha.unsqueeze(-1) + transition).logsumexp(1) + emission[:, t]
     return -alpha.logsumexp(-1).sum()
+
+
+def training_loop(program: Program, elbo: DiscreteELBO, x: Tensor, lr: float) -> Loop:
+    """The steps of `fit` with Adam on `x`, one batch, not yet begun."""
+    return Loop(
+        FitState(program.model, program.guide, elbo),
+        Parts(TensorBatches(x), as_arguments, Ranks(), "data", None, None),
+        lambda named: build_optimizer("adam", named, lr, None),
+        None,
+        (None, None),
+        (),
+        lambda: None,
+        None,
+    )
