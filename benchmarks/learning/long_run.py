@@ -52,7 +52,7 @@ class Log:
         now = time.perf_counter()
         self.spent, self._since = self.spent + now - self._since, now
         line: Any = {"step": state.step, "elbo": -(state.loss or math.nan) / BATCH}
-        line |= {"ms_per_step": state.records[-1]["ms_per_step"], "seconds": round(self.spent, 1)}
+        line |= {"ms_per_step": state.records[-1]["ms_per_step"], "seconds": round(self.spent, 3)}
         self.metrics.append(line)
         if now - self._begun > 60 * self.minutes:
             state.stop(f"{self.minutes:g} minutes")
