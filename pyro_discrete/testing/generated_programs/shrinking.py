@@ -22,7 +22,7 @@ def shrink(description: Description, disagrees: Callable[[Description], bool], m
     """Greedily the smallest program found for which `disagrees` is still true, after so many tries at most.
 
     >>> from pyro_discrete.testing.generated_programs.random_pairs import random_pair
-    >>> small = shrink(random_pair(1), lambda d: any(s.role == "latent" for s in d.sites()))
+    >>> small = shrink(random_pair(2), lambda d: any(s.role == "latent" for s in d.sites()))
     >>> [(site.name, site.family, site.plates) for site in small.sites()]
     [('z1', 'bernoulli', ())]
     """
