@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro.distributions import Delta, Normal
+from pyro.distributions import Delta, Normal, ZeroInflatedDistribution
 from pyro.distributions.distribution import Distribution
 from pyro.distributions.torch import Independent
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.distributions import Geometric, Multinomial, NegativeBinomial, Poisson
 
 from pyro_discrete.errors import EnumerationError
+from pyro_discrete.programs.counts import CountUpTo
+from pyro_discrete.relaxations.relaxed_distribution import rebuilt, stated_truncation
 
 __all__ = ["AssignValues", "Choices", "innermost"]
 
@@ -84,6 +86,10 @@ def _written(number: int) -> str:
 class AssignValues(Messenger):
     """Sets every random site of one run to the value that `choices` is at.
 
+    A count that has no end goes up to the last value that its site states. In the guide (nothing is `given`) its
+    distribution is cut there, as that of "enumerate" is: its values' probabilities are divided by their sum. In the
+    model they stay as they are.
+
     - `given`: values that sites of these names have (the guide's, when the model runs).
     - `weight`: after the run, the probability of the path under the program, `[]` float64: neither scaled nor masked,
       and differentiable in what the probabilities depend on.
@@ -96,6 +102,7 @@ class AssignValues(Messenger):
         super().__init__()
         self.choices = choices
         self.nodes = nodes
+        self.in_guide = given is None
         self.given = {} if given is None else given
         self.weight = torch.ones((), dtype=torch.float64)
         self.subsets: list[tuple[str, int]] = []
@@ -112,7 +119,10 @@ class AssignValues(Messenger):
         elif isinstance(fn, _Subsample):
             value = self._subsample(name, fn)
         else:
-            value = self._site(name, fn, msg["infer"].get("truncation"))
+            last = stated_truncation(msg["infer"], name)
+            if last is not None and isinstance(innermost(fn), ENDLESS):
+                fn = msg["fn"] = rebuilt(fn, lambda base: CountUpTo(base, last, cut=self.in_guide, ends="stated"))
+            value = self._site(name, fn)
         self.values[name] = value
         msg["value"], msg["done"] = value, True
 
@@ -126,7 +136,7 @@ class AssignValues(Messenger):
         self.weight = self.weight / comb(size, subsample_size)
         return torch.tensor(list(combinations(range(size), subsample_size))[index])
 
-    def _site(self, name: str, fn: Any, truncation: int | None) -> Tensor:
+    def _site(self, name: str, fn: Any) -> Tensor:
         base = innermost(fn)
         shape = fn.batch_shape + fn.event_shape
         elements = shape[: len(shape) - len(base.event_shape)]
@@ -134,7 +144,7 @@ class AssignValues(Messenger):
             return base.v.expand(shape)
         if isinstance(base, Normal):
             return self._quadrature(name, base, elements)
-        support = _support(base, truncation)
+        support = _support(base)
         if support is None:
             raise EnumerationError(
                 f"Site {name!r} ({type(base).__name__}) can be neither enumerated nor integrated: an exact answer "
@@ -163,8 +173,12 @@ class AssignValues(Messenger):
         return value
 
 
-def _support(base: Any, truncation: int | None) -> Tensor | None:
-    """Every value of one element, `[values, *event]`; a count's without an end up to the truncation that it states."""
+ENDLESS = Poisson | Geometric | NegativeBinomial | ZeroInflatedDistribution
+"""Counts that have no end of their own."""
+
+
+def _support(base: Any) -> Tensor | None:
+    """Every value of one element, `[values, *event]`."""
     if isinstance(base, Multinomial):
         steps = [torch.arange(base.total_count + 1)] * (base.event_shape[0] - 1)
         first = torch.cartesian_prod(*steps).reshape(-1, len(steps))
@@ -173,9 +187,7 @@ def _support(base: Any, truncation: int | None) -> Tensor | None:
     if base.has_enumerate_support:
         support = base.enumerate_support(expand=False)
         return support.reshape(support.shape[:1] + base.event_shape)
-    if truncation is None or not isinstance(base, Poisson | Geometric | NegativeBinomial):
-        return None
-    return torch.arange(truncation + 1, dtype=base.mean.dtype)
+    return None
 
 
 def innermost(fn: Any) -> Any:

@@ -56,7 +56,8 @@ class Oracle:
     order, so sites and supports may depend on earlier values. Subsampled plates are averaged over every subset. A
     discrete site of the model that the guide does not have is summed out inside the logarithm, its scale outside (as
     `pyro.infer.TraceEnum_ELBO` does). `Normal` sites are integrated with Gauss-Hermite quadrature. A count that has no
-    end is summed up to the one that its site states, `infer={"truncation": 20}`.
+    end is summed up to the one that its site states, `infer={"truncation": 20}`: the guide's is cut there (its
+    probabilities are divided by their sum, as "enumerate" does), and a prior keeps its own.
 
     Cost: one run of guide and model for each assignment, so it is meant for two or three data.
 

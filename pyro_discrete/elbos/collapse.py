@@ -29,7 +29,13 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_discrete.errors import EnumerationError, SettingError, refuses_unknown_keywords, shown
+from pyro_discrete.errors import (
+    DiscreteInferenceError,
+    EnumerationError,
+    SettingError,
+    refuses_unknown_keywords,
+    shown,
+)
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.trial import check_batch_dims, check_data, plain_trial
@@ -46,7 +52,7 @@ from pyro_discrete.programs.sites import (
 )
 from pyro_discrete.sums.components import SumCost
 from pyro_discrete.sums.counts import Counts, MoreTermsError
-from pyro_discrete.sums.enumerated_sites import Marginalise
+from pyro_discrete.sums.enumerated_sites import BUDGET, IN_GUIDE, NOT_IN_GUIDE, Marginalise
 from pyro_discrete.sums.marginalisation import collapsed, settle, summed_one_by_one
 
 __all__ = [
@@ -83,13 +89,14 @@ def collapse(model: Program, *, max_elements: int = 2**27, max_operations: int =
       do around the model itself; a scale goes outside of the logarithm.
     - A continuous site whose prior depends on a discrete one is drawn from the mean of that prior over the discrete
       values, each as likely, which is its term, too; the factor makes up for the difference.
+    - Structures (rankings, subsets, matchings, chains, trees) are summed over the list of their values, of up to 2^20.
     - A program that cannot be given all values at once (that reads a discrete draw by `.item()`, or branches on it) is
       run for one joint value after another; `plan`, after the first call, says so.
 
     `max_elements`, `max_operations`: what the sums may cost, as in `Enumerate`.
 
-    Raises `EnumerationError`, with the width or the reason, for sums beyond these, for elements of a plate that hang
-    together, and for a count's sum that does not settle.
+    Raises `EnumerationError`, with the width or the reason, for sums beyond these, for structures of more values than
+    are listed, for elements of a plate that hang together, and for a count's sum that does not settle.
 
     >>> import pyro, torch
     >>> import pyro.distributions as dist
@@ -171,6 +178,10 @@ class Collapsed:
         """Run the program with its discrete sites summed out; returns what it returns, for all of their values."""
         if poutine.get_mask() is False:
             return self.model(*args, **kwargs)
+        with _worded():
+            return self._summed_out(args, kwargs)
+
+    def _summed_out(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         key = _kind(args, kwargs), _given()
         plan = self._plans.get(key)
         if plan is None or not plan.sites:  # whether anything is observed may have changed
@@ -261,6 +272,27 @@ MOST_PLANS = 64
 
 MOST_RUNS = 2**12
 """So many joint values at most are gone through one after another."""
+
+
+WORDS = {
+    IN_GUIDE: "in a guide (TraceELBO in the place of collapse)",
+    NOT_IN_GUIDE: "latent and to be summed out",
+    BUDGET: "collapse(..., max_elements=...",
+}
+"""What is said here in the place of what sums say under an ELBO."""
+
+
+@contextmanager
+def _worded() -> Iterator[None]:
+    """Errors within advise what can be done where there is no guide."""
+    try:
+        yield
+    except DiscreteInferenceError as error:
+        text = str(error)
+        for said, here in WORDS.items():
+            text = text.replace(said, here)
+        error.args = (text, *error.args[1:])
+        raise
 
 
 def _label(sites: Sequence[str]) -> str:

@@ -9,14 +9,31 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_discrete.distributions.structure import Structure
 from pyro_discrete.errors import SettingError, near_matches
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.programs.dims import Frames, plates_of
-from pyro_discrete.programs.sites import sample_sites
+from pyro_discrete.programs.sites import base_distribution, sample_sites
 
 __all__ = [
     "Contexts",
+    "features_of",
 ]
+
+
+def features_of(msg: Any) -> Tensor:
+    """An observed value as floating features `[*batch, features]`: its numbers, in a row.
+
+    A structure's integers are names (of items, states, parents), not sizes: each has indicators, as in its vertex.
+    """
+    value, event_dim = msg["value"].detach(), msg["fn"].event_dim
+    batch = value.shape[: value.dim() - event_dim]
+    structure = base_distribution(msg["fn"])
+    if isinstance(structure, Structure) and structure.soft_value == "index":
+        value = structure.index_weights(structure.vertex(value)).detach()
+    elif not value.is_floating_point():
+        value = value.to(torch.get_default_dtype())
+    return value.reshape(*batch, -1)
 
 
 class Contexts:
@@ -75,11 +92,8 @@ class Contexts:
 
     def _aligned(self, msg: Any, plates: Frames) -> Tensor:
         """An observed value as `[1, *batch, features]`, averaged over plates that the reader is not in."""
-        value, event_dim = msg["value"].detach(), msg["fn"].event_dim
-        if not value.is_floating_point():
-            value = value.to(torch.get_default_dtype())
-        batch = tuple(value.shape[: value.dim() - event_dim])
-        value = value.reshape((1,) * (1 + self.batch_dims - len(batch)) + batch + (-1,)).nan_to_num()
+        value = features_of(msg)
+        value = value.reshape((1,) * (2 + self.batch_dims - value.dim()) + tuple(value.shape)).nan_to_num()
         for plate in plates_of(msg):
             if plate.dim is not None and plate not in plates and value.shape[plate.dim - 1] > 1:
                 value = value.mean(plate.dim - 1, keepdim=True)

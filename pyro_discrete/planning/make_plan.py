@@ -32,6 +32,7 @@ from pyro_discrete.inspection.wiring import Wiring
 from pyro_discrete.objectives.base import Objective
 from pyro_discrete.objectives.costs import Order
 from pyro_discrete.planning.automatic import CHEAP_SUPPORT, Situation, cheap_enumeration, numbers_of, situations
+from pyro_discrete.planning.baseline_inputs import features_of
 from pyro_discrete.planning.kl_treatment import analytic_notes, note_when_met_late
 from pyro_discrete.planning.plan import (
     ANALYTIC,
@@ -463,7 +464,7 @@ def _choose_way(
     if wants_data:
         names = observed_constants(pair, trial, verdict.model_trace if verdict else None)
         nodes = sample_sites(trial.model_trace)
-        observed = {n: math.prod(nodes[n]["fn"].event_shape) for n in names}
+        observed = {n: features_of(nodes[n]).shape[-1] for n in names}
     if total == 1:
         return Sequential(), "", observed
     if not vectorise:

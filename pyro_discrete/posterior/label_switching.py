@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,17 @@ import torch
 import xarray as xr
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.distributions import Bernoulli, Categorical, OneHotCategorical
 
 from pyro_discrete.errors import SettingError, near_matches, refuses_unknown_keywords, shown
+from pyro_discrete.posterior.discrete_posterior import DiscretePosterior
+from pyro_discrete.posterior.given_draws import GivenDraws
+from pyro_discrete.programs.sites import base_distribution
 
 __all__ = [
     "relabel",
     "relabelling",
+    "renaming",
 ]
 
 
@@ -25,8 +30,19 @@ LEAST = 1e-6
 """The least probability of a label that a draw's labels are compared with."""
 
 
+SAME = 1e-3
+"""So far apart at most are a datum's probabilities of its labels, computed before and after components are renamed."""
+
+
 @refuses_unknown_keywords
-def relabel(posterior: Any, site: str | None = None, *, components: Mapping[str, Any] | None = None) -> Any:
+def relabel(
+    posterior: Any,
+    site: str | None = None,
+    *,
+    components: Mapping[str, Any] | None = None,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+) -> Any:
     r"""The posterior draws of a mixture with its components under the same names in every draw.
 
     The likelihood of a mixture stays the same if its components change names, and a sampler's chains (or one chain, on
@@ -40,22 +56,27 @@ def relabel(posterior: Any, site: str | None = None, *, components: Mapping[str,
     nothing changes.
 
     - `posterior`: what `to_inference_data` returns, an `xarray.Dataset` with dims `chain` and `draw` (or a `sample`
-      dim's worth of draws as the first), or a dict from site names to tensors `[draws, ...]`. It is left as it is.
-    - `site`: the labels, integers from 0 on; worked out if only one variable has integers.
+      dim's worth of draws as the first), or a dict from site names to tensors `[draws, ...]`; or a `DiscretePosterior`
+      of given draws (`samples=`), whose labels are not drawn: their probabilities given each draw are compared, and
+      what is returned gives marginals, samples and most probable values under the same names. It is left as it is.
+    - `site`: the labels, integers from 0 on; worked out if only one variable has integers. Of a `DiscretePosterior` all
+      discrete sites (those of a chain) if none is named.
     - `components`: the variables that are renamed with the labels, each with its dim of components: a name in a
       `Dataset`, a position in a dict, such as `{"locs": -1, "weights": -1}`; or more of them in a list (both dims of a
-      matrix of transitions). Worked out if not given: every other variable's dims, beside those of draws and data, that
-      have as many elements as there are components.
+      matrix of transitions). A `DiscretePosterior`'s are its draws', as those of a dict. Worked out if not given: every
+      other variable's dims, beside those of draws and data, that have as many elements as there are components.
+    - `args`, `kwargs`: what the program of a `DiscretePosterior` is called with.
 
     Returns the same kind of object. Other labels of the same components (`z1`, `z2` along a chain) are renamed along if
     `components` has them with None in the place of a dim.
 
-    Raises `SettingError` for names that are not there, labels that are no integers, or labels that the components'
-    dims have no room for.
+    Raises `SettingError` for names that are not there, labels that are no integers, or labels that the components' dims
+    have no room for, and where a program tells its components apart (by a fixed table), so that renamed draws would not
+    give the renamed labels.
 
-    Source: Stephens (2000), Dealing with label switching in mixture models, algorithm 2 with labels in the place of
-    probabilities; Papastamoulis and Iliopoulos (2010), An artificial allocations based solution to the label switching
-    problem; Kuhn (1955), The Hungarian method for the assignment problem.
+    Source: Stephens (2000), Dealing with label switching in mixture models, algorithm 2, of drawn labels with these in
+    the place of probabilities; Papastamoulis and Iliopoulos (2010), An artificial allocations based solution to the
+    label switching problem; Kuhn (1955), The Hungarian method for the assignment problem.
 
     >>> import torch
     >>> draws = {"z": torch.tensor([[0, 0, 1], [1, 1, 0]]), "locs": torch.tensor([[-1.0, 2.0], [2.1, -0.9]])}
@@ -63,6 +84,10 @@ def relabel(posterior: Any, site: str | None = None, *, components: Mapping[str,
     tensor([[-1.0000,  2.0000],
             [-0.9000,  2.1000]])
     """
+    if isinstance(posterior, DiscretePosterior):
+        return _relabelled_posterior(posterior, site, components, tuple(args), dict(kwargs or {}))
+    if args or kwargs:
+        raise SettingError("relabel: args and kwargs are for the program of a DiscretePosterior; here nothing is run.")
     if hasattr(posterior, "posterior"):  # ArviZ's InferenceData, or DataTree
         return _with_posterior(posterior, relabel(_dataset(posterior.posterior), site, components=components))
     if isinstance(posterior, xr.Dataset):
@@ -71,8 +96,90 @@ def relabel(posterior: Any, site: str | None = None, *, components: Mapping[str,
         return _relabelled_draws(dict(posterior), site, components)
     raise SettingError(
         f"relabel: {shown(posterior)} given; what to_inference_data returns, an xarray.Dataset with dims chain and "
-        "draw, or a dict from site names to tensors of draws is expected."
+        "draw, a dict from site names to tensors of draws, or a DiscretePosterior of draws is expected."
     )
+
+
+def _relabelled_posterior(
+    posterior: DiscretePosterior,
+    site: str | None,
+    components: Mapping[str, Any] | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> DiscretePosterior:
+    """Of the probabilities of labels, given every draw."""
+    if posterior.draws is None:
+        raise SettingError(
+            "relabel: a DiscretePosterior without samples= given. A guide's draws have no chains to switch between: "
+            "its components have one name each."
+        )
+    before = _probabilities(posterior, site, args, kwargs)
+    shares = np.concatenate([p.reshape(len(p), -1, p.shape[-1]) for p in before.values()], 1)
+    count, given = shares.shape[-1], posterior.draws
+    leading = {n: 2 if given.grouped or len(v) != len(shares) else 1 for n, v in given.values.items()}
+    draws = {n: v.reshape(len(shares), *v.shape[leading[n] :]) for n, v in given.values.items()}
+    if components is None:
+        named = {n: [f"{n} {i}" for i in range(1, v.dim()) if v.shape[i] == count] for n, v in draws.items()}
+    else:
+        missing = [n for n in components if n not in draws]
+        if missing:
+            raise SettingError(f"relabel: there is no {missing[0]!r}. {near_matches(missing[0], draws)}")
+        named = {n: _positions(n, at, draws) for n, at in components.items() if at is not None}
+    names = renaming(shares)
+    made = dict(given.values)
+    for name, dims in named.items():
+        value = xr.DataArray(
+            draws[name].cpu().numpy()[None],
+            dims=["chain", "draw", *(f"{name} {i}" for i in range(1, draws[name].dim()))],
+        )
+        for dim in dims:
+            if value.sizes[dim] != count:
+                raise SettingError(
+                    f"relabel: {name!r} has {value.sizes[dim]} elements in a dim of components, and labels have "
+                    f"{count} values; as many are expected."
+                )
+            value = _reordered(value, dim, names)
+        made[name] = torch.as_tensor(value.values[0]).to(given.values[name]).reshape(given.values[name].shape)
+    found = DiscretePosterior(posterior.model)
+    found.draws = GivenDraws(made, given.grouped)
+    after = _probabilities(found, site, args, kwargs)
+    order = np.argsort(names, 1)
+    for name, probs in before.items():
+        at = order.reshape(len(order), *(1,) * (probs.ndim - 2), count)
+        off = np.abs(np.take_along_axis(probs, np.broadcast_to(at, probs.shape), -1) - after[name]).max()
+        if not off < SAME:
+            listed = ", ".join(f"{n!r}" for n, dims in named.items() if dims) or "nothing"
+            raise SettingError(
+                f"relabel: with the components of {listed} renamed, the labels {name!r} do not follow (a probability "
+                f"is off by {off:.2g}): either other draws have components as well, or some dim is none of components "
+                '(say which are: components={"locs": -1}), or the program tells its components apart by a fixed table, '
+                "so that there is nothing to rename."
+            )
+    return found
+
+
+def _probabilities(
+    posterior: DiscretePosterior, site: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    """Each labels' probabilities given every draw, `[draws, *batch, labels]`."""
+    fns = {n: base_distribution(fn) for n, fn in posterior.marginals(*args, **kwargs).items()}
+    labels = {n: fn for n, fn in fns.items() if isinstance(fn, Bernoulli | Categorical | OneHotCategorical)}
+    if site is not None:
+        if site not in labels:
+            raise SettingError(f"relabel: there are no labels {site!r}. {near_matches(site, labels)}")
+        labels = {site: labels[site]}
+    found = {n: _of_labels(fn).detach().double().cpu().numpy() for n, fn in labels.items()}
+    if len({p.shape[-1] for p in found.values()}) != 1:
+        listed = ", ".join(f"{n!r} of {p.shape[-1]} values" for n, p in found.items()) or "none"
+        raise SettingError(f"relabel: discrete sites are {listed}; say which has the labels: site=...")
+    absent = [n for n, p in found.items() if np.isnan(p).any()]
+    if absent:
+        raise SettingError(f"relabel: {absent[0]!r} is not there in every draw; labels that always are, are expected.")
+    return found
+
+
+def _of_labels(fn: Any) -> Tensor:
+    return torch.stack([1 - fn.probs, fn.probs], -1) if isinstance(fn, Bernoulli) else fn.probs
 
 
 def _dataset(group: Any) -> xr.Dataset:
@@ -202,16 +309,21 @@ def relabelling(labels: np.ndarray, count: int) -> np.ndarray:
 
     Component k of draw s is called `names[s, k]`. The first draw's names are where the search begins.
     """
-    draws, size = labels.shape
-    one_hot = np.zeros((draws, size, count))
+    one_hot = np.zeros((*labels.shape, count))
     np.put_along_axis(one_hot, labels[:, :, None], 1.0, 2)
-    names = np.tile(np.arange(count), (draws, 1))
-    shares = one_hot[0]
+    return renaming(one_hot)
+
+
+def renaming(probabilities: np.ndarray) -> np.ndarray:
+    """New names `[draws, count]` of the components of each draw, from the probabilities `[draws, data, count]` that
+    each datum has each label in it: the sum of the Kullback-Leibler divergences from these to their mean is least."""
+    names = np.tile(np.arange(probabilities.shape[-1]), (len(probabilities), 1))
+    shares = probabilities[0]
     for _ in range(ROUNDS):
         scores = np.log(np.clip(shares, LEAST, None))
-        costs = -np.einsum("snj,nk->sjk", one_hot, scores)
+        costs = -np.einsum("snj,nk->sjk", probabilities, scores)
         found = np.stack([linear_sum_assignment(cost)[1] for cost in costs])
-        shares = np.take_along_axis(one_hot, np.argsort(found, 1)[:, None, :], 2).mean(0)
+        shares = np.take_along_axis(probabilities, np.argsort(found, 1)[:, None, :], 2).mean(0)
         if np.array_equal(found, names):
             break
         names = found

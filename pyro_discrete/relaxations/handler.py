@@ -185,7 +185,9 @@ def relax(
     Multinomial site has a floating value; a Categorical one (OrderedLogistic, too) a `SoftIndex`, which does what the
     integer does; Binomial, Poisson, Geometric and NegativeBinomial ones a soft count, over 0 to the largest one: for a
     Binomial its number of trials, for the others what the site states as `infer={"truncation": 30}`. Log-masses are
-    extended linearly to soft values. Observed and reparameterised sites are left alone.
+    extended linearly to soft values. Structures that have noise of their own (`PlackettLuce`, `KSubset`,
+    `SequentialMatching`, `GibbsMatching`, `LinearChain`) are softened by it, to weights (a subset's) or a `SoftIndex`,
+    and scored by their `log_mass`; trees have none. Observed and reparameterised sites are left alone.
 
     The handler wraps a model and a guide (both, as the model has to score the guide's soft values), or is a context
     manager around a whole step, with Pyro's own ELBOs. Outside it, as in `Predictive`, everything stays hard.
@@ -200,13 +202,13 @@ def relax(
     mixtures and tables from any start, at a loss that is not the discrete one. Hard values keep the discrete loss, but
     a category gets a gradient only from the data that draw it: see "The stall" in benchmarks/results/RESULTS.md.
 
-    Raises `SettingError` if a temperature is not positive, `UnsupportedSiteError` at a discrete site of another
-    family (or a count without an end), `UnknownSiteError` for a name that the first run has no site for,
-    `RelaxationError` where the program does to a soft index what only an integer allows.
+    Raises `SettingError` if a temperature is not positive, `UnsupportedSiteError` at a discrete site of another family
+    (or a count without an end, or a structure without noise), `UnknownSiteError` for a name that the first run has no
+    site for, `RelaxationError` where the program does to a soft index what only an integer allows.
 
     Source: Jang, Gu and Poole (2017), Categorical reparameterization with Gumbel-Softmax; Maddison, Mnih and Teh
     (2017), The Concrete distribution; for counts Joo, Kim, Shin and Moon (2020), Generalized Gumbel-Softmax gradient
-    estimator for generic discrete random variables.
+    estimator for generic discrete random variables; structures name theirs.
 
     >>> import pyro, torch
     >>> import pyro.distributions as dist

@@ -17,7 +17,7 @@ from pyro_discrete.errors import EnumerationError, SiteShapeError
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.programs.sites import sample_sites, site_log_prob
 from pyro_discrete.sums.elimination import Elimination, SizesAlone
-from pyro_discrete.sums.enumerated_sites import BudgetError, Marginalise
+from pyro_discrete.sums.enumerated_sites import BUDGET, IN_GUIDE, BudgetError, Marginalise
 from pyro_discrete.sums.plates import CrossedPlatesError, PlatedTerm, connected, contract_plates
 
 __all__ = [
@@ -157,7 +157,7 @@ def _factor(name: str, position: int, msg: Any, marginalise: Marginalise, names:
 SCALE_OF_VALUES = (
     "Site {name!r} has a poutine.scale of shape {shape}, which depends on a site that is summed out: a sum needs one "
     "scale for all of its terms. Put what depends on the site into the distribution or a pyro.factor, or draw the site "
-    "in the guide too."
+    f"{IN_GUIDE}."
 )
 
 
@@ -172,7 +172,7 @@ def _check_plates(factors: Sequence[Factor], marginalise: Marginalise, names: Na
                 raise EnumerationError(
                     f"Site {factor.name!r} outside plate {plates} depends on site {inside[symbol].name!r} inside it, "
                     "which is in the model alone: all joint values of the plate's elements would have to be summed "
-                    f"over. Draw {inside[symbol].name!r} in the guide too."
+                    f"over. Draw {inside[symbol].name!r} {IN_GUIDE}."
                 )
 
 
@@ -189,7 +189,7 @@ def _not_nested(component: Component, needs: str) -> str:
     return (
         f"Sites {_listed(component.sites)} of the model alone depend on each other across plates that are not nested "
         f"({_loose_plates(component)}), so that their sum grows exponentially with the plates' sizes: it needs "
-        f"{needs}. Draw some of them in the guide too."
+        f"{needs}. Draw some of them {IN_GUIDE}."
     )
 
 
@@ -260,14 +260,14 @@ def within_budget(component: Component, settings: Mapping[str, Enumerate]) -> Su
         needs = (
             f"a largest table of {magnitude(cost.largest)} elements, over the values of {cost.width} draws, and "
             f"{magnitude(cost.operations)} operations a row; at most {budget.max_elements:.3g} and "
-            f"{budget.max_operations:.3g} are allowed (Enumerate(max_elements=..., max_operations=...))"
+            f"{budget.max_operations:.3g} are allowed ({BUDGET}, max_operations=...))"
         )
         if cost.width > len(component.inside):  # elements of plates by themselves
             raise BudgetError(_not_nested(component, needs))
         raise BudgetError(
             f"Summing out {len(component.sites)} site(s) of the model alone together ({_listed(component.sites)}) "
             f"needs {needs}. Put chains in pyro.markov and independent sites in a pyro.plate, or draw some of these "
-            "sites in the guide too, by 'rloo' or 'nvil'."
+            f"sites {IN_GUIDE}, by 'rloo' or 'nvil'."
         )
     return cost
 

@@ -36,6 +36,9 @@ from pyro_discrete.programs.sites import (
 )
 
 __all__ = [
+    "BUDGET",
+    "IN_GUIDE",
+    "NOT_IN_GUIDE",
     "BudgetError",
     "EnumerateSites",
     "EnumerationDims",
@@ -47,6 +50,16 @@ __all__ = [
     "refuse_unguided",
     "unmarked",
 ]
+
+
+IN_GUIDE = "in the guide too"
+"""Where a site is to be drawn that cannot be summed out, as messages say it; `collapse`, which has none, rewords it."""
+
+NOT_IN_GUIDE = "latent in the model but not drawn in the guide"
+"""What such a site is, as messages say it; reworded likewise."""
+
+BUDGET = "Enumerate(max_elements=..."
+"""Where a larger sum is allowed, as messages say it; reworded likewise."""
 
 
 class BudgetError(EnumerationError):
@@ -62,16 +75,20 @@ def check_table(msg: Any, settings: Enumerate, marginal: bool) -> None:
     fn = msg["fn"]
     elements = cardinality(fn) * math.prod(fn.shape())
     if elements > settings.max_elements or not listable(fn):
-        allowed = f"{settings.max_elements:.3g}" if listable(fn) else f"{LARGEST_SUPPORT} values of a structure"
+        allowed = (
+            f"{settings.max_elements:.3g} are allowed ({BUDGET}))"
+            if listable(fn)
+            else f"{LARGEST_SUPPORT} values of a structure are listed"
+        )
         remedy = (
-            "Draw it in the guide too, declare independent dims as a pyro.plate, or put chains in pyro.markov."
+            f"Draw it {IN_GUIDE}, declare independent dims as a pyro.plate, or put chains in pyro.markov."
             if marginal
             else "Use 'rloo' or 'nvil', put chains in pyro.markov, or enumerate fewer sites."
         )
         raise BudgetError(
             f"Enumerating site {msg['name']!r} needs a table of {elements:.3g} elements ({cardinality(fn):.3g} "
             f"values by shape {tuple(fn.shape())}, enumerated dims of earlier sites included); at most "
-            f"{allowed} are allowed (Enumerate(max_elements=...)). {remedy}"
+            f"{allowed}. {remedy}"
         )
 
 
@@ -111,11 +128,10 @@ def refuse_unguided(name: str, fn: Any, infer: Mapping[str, Any]) -> None:
                 f"Site {name!r} is what obs_mask leaves to be drawn: missing values that no guide draws, and that have "
                 "no finite support to be summed over. If no later site reads them, fill the gaps (torch.nan_to_num) "
                 "and observe the data under poutine.mask(mask=obs_mask) in the place of obs_mask, which integrates "
-                f"the missing ones out; else draw {name!r} in the guide too."
+                f"the missing ones out; else draw {name!r} {IN_GUIDE}."
             )
         raise SiteMatchError(
-            f"Site {name!r} is latent in the model but not drawn in the guide, and {why_not_enumerable(fn, infer)}. "
-            "Draw it in the guide too."
+            f"Site {name!r} is {NOT_IN_GUIDE}, and {why_not_enumerable(fn, infer)}. Draw it {IN_GUIDE}."
         )
 
 

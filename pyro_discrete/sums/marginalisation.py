@@ -35,7 +35,7 @@ from pyro_discrete.programs.sites import (
     without_mask,
 )
 from pyro_discrete.sums.components import Component, SumCost, components, contract, unpacked, within_budget
-from pyro_discrete.sums.enumerated_sites import BudgetError, Marginalise, OutOfScopeError
+from pyro_discrete.sums.enumerated_sites import IN_GUIDE, BudgetError, Marginalise, OutOfScopeError
 from pyro_discrete.sums.joint_values import GiveValues, JointValues
 from pyro_discrete.sums.left_out import LeftOutOfRuns, note_left_out
 
@@ -62,8 +62,8 @@ __all__ = [
 
 SCALES_DIFFER = (
     "the scales of these differ, so there is no marginal likelihood to scale. Put them into the same subsampled plate "
-    "and poutine.scale (a kl_weight is one, too: it weighs the sites that the guide draws), or draw them in the guide "
-    "too."
+    "and poutine.scale (a kl_weight is one, too: it weighs the sites that the guide draws), or draw them "
+    f"{IN_GUIDE}."
 )
 
 
@@ -296,15 +296,15 @@ def check_elements(pair: Pair, trial: Trial, sites: Sequence[Site]) -> None:
         outer, inner = crossed
         raise NotAtOnceError(
             f"Site {outer!r} outside a plate depends on site {inner.name!r} inside it, which is in the model alone: "
-            f"all joint values of the plate's elements would have to be summed over. Draw {inner.name!r} in the guide "
-            "too."
+            f"all joint values of the plate's elements would have to be summed over. Draw {inner.name!r} "
+            f"{IN_GUIDE}."
         )
     joined = joined_elements(pair, trial, sites)
     if joined:
         listed = ", ".join(repr(s.name) for s in sites)
         raise NotAtOnceError(
             f"Sites {listed} are in the model alone, and {joined}: all joint values of the plate's elements would have "
-            "to be summed over. Draw them in the guide too."
+            f"to be summed over. Draw them {IN_GUIDE}."
         )
 
 
@@ -367,7 +367,7 @@ def _no_leading_dims(trial: Trial, settings: Mapping[str, Enumerate], reason: st
     names = ", ".join(repr(s.name) for s in sites[:5]) + (", ..." if len(sites) > 5 else "")
     return NoLeadingDimsError(
         f"Sites of the model alone ({names}) are summed out over leading dims, which the program cannot take "
-        f"({reason}). Index from the right so that dims on the left broadcast, or draw them in the guide too.",
+        f"({reason}). Index from the right so that dims on the left broadcast, or draw them {IN_GUIDE}.",
         reason,
     )
 

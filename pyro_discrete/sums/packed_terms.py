@@ -17,6 +17,7 @@ from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.sites import latent_sites, sample_sites
 from pyro_discrete.sums.components import SCALE_OF_VALUES, Component, Factor, SumCost, contract, joined_factors
 from pyro_discrete.sums.elimination import SizesAlone, dims_of
+from pyro_discrete.sums.enumerated_sites import IN_GUIDE
 from pyro_discrete.sums.left_out import note_left_out
 from pyro_discrete.sums.marginalisation import common_scale
 
@@ -119,7 +120,7 @@ def add_sums(costs: Costs, found: Collection[Component], guide_trace: Trace) -> 
                     raise CoupledElementsError(
                         f"Site {component.sites[0]!r} of the model alone is summed out outside of a plate in which "
                         f"site {name!r} is enumerated, and couples the plate's elements, so all their joint values "
-                        "would have to be enumerated. Use 'rloo' or 'nvil', or draw it in the guide too.",
+                        f"would have to be enumerated. Use 'rloo' or 'nvil', or draw it {IN_GUIDE}.",
                         "a site of the model alone couples them",
                     )
         note_left_out(component)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -12,6 +13,7 @@ from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoDelta
 
+from pyro_discrete import TraceELBO
 from pyro_discrete.diagnostics import Oracle, exact_gradient, exact_loss
 from pyro_discrete.testing import programs
 
@@ -72,6 +74,48 @@ def test_counts_up_to_their_stated_ends():
     assert exact.loss == pytest.approx(-(0.7 + 0.49 - 2 * mean.item()), rel=1e-12)
     assert exact.gradients["rate"].item() == pytest.approx(-2.4, rel=1e-12)
     torch.testing.assert_close(exact.gradients["logits"], torch.autograd.grad(2 * mean, logits)[0])
+
+
+ENDLESS = {
+    "poisson": lambda t: dist.Poisson(2.0 + t),
+    "geometric": lambda t: dist.Geometric(logits=t - 1),
+    "negative binomial": lambda t: dist.NegativeBinomial(torch.tensor(3.0, dtype=DOUBLE), logits=t - 0.5),
+    "zero-inflated": lambda t: dist.ZeroInflatedPoisson(2.0 + t, gate=torch.tensor(0.2, dtype=DOUBLE)),
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+@pytest.mark.parametrize("last", [3, 30])
+def test_a_count_of_the_guide_is_cut_at_its_stated_end(kind, last):
+    """Loss and gradient are those of the distribution up to it, as under "enumerate"; the prior is not cut."""
+    t, x = torch.tensor(0.3, dtype=DOUBLE, requires_grad=True), torch.tensor([1.0, 2.5], dtype=DOUBLE)
+    make, prior = ENDLESS[kind], dist.Poisson(torch.tensor(2.5, dtype=DOUBLE))
+
+    def model():
+        with pyro.plate("data", 2):
+            n = pyro.sample("n", prior)
+            pyro.sample("x", dist.Normal(n, torch.ones_like(x)), obs=x)
+        with pyro.plate("own", 1):  # of the model alone
+            m = pyro.sample("m", prior, infer={"truncation": last})
+            pyro.sample("y", dist.Normal(m, torch.ones_like(x[:1])), obs=x[:1])
+
+    def guide():
+        with pyro.plate("data", 2):
+            pyro.sample("n", make(t), infer={"truncation": last})
+
+    n = torch.arange(last + 1, dtype=DOUBLE)
+    log_q = make(t).log_prob(n).log_softmax(0)
+    log_p = prior.log_prob(n)[:, None] + dist.Normal(n[:, None], torch.ones_like(x)).log_prob(x)
+    loss = (log_q.exp()[:, None] * (log_q[:, None] - log_p)).sum() - log_p[:, 0].logsumexp(0)
+    exact = Oracle()(model, guide)
+    assert exact.loss == pytest.approx(loss.item(), rel=1e-9)
+    assert exact.gradients["t"].item() == pytest.approx(torch.autograd.grad(loss, t)[0].item(), rel=1e-9)
+    t.grad = None
+    with warnings.catch_warnings():  # of the share that the last term has
+        warnings.simplefilter("ignore")
+        assert TraceELBO("enumerate").loss_and_grads(model, guide) == pytest.approx(exact.loss, rel=1e-9)
+    assert t.grad is not None
+    assert t.grad.item() == pytest.approx(exact.gradients["t"].item(), rel=1e-6)
 
 
 def test_scalar_gradient_as_printed():

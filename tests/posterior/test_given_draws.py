@@ -203,6 +203,93 @@ def test_r_hat_after_relabelling():
     np.testing.assert_array_equal(again["move"].values, found.posterior["move"].values)
 
 
+def of_posterior(given, points):
+    """Each point's label given every draw, `[draws, points, components]`."""
+    each = given["w"].log()[:, None] + dist.Normal(given["locs"][:, None], 1.0).log_prob(points[:, None])
+    return each.softmax(-1)
+
+
+@pytest.mark.parametrize("chains", [1, 2])
+def test_a_posterior_is_relabelled_by_the_probabilities_of_labels(chains):
+    given, labels = switched()
+    points = torch.as_tensor(np.array([-4.0, 0.0, 5.0])[labels])
+    shape = (60,) if chains == 1 else (2, 30)
+
+    def model(points):
+        w = pyro.sample("w", dist.Dirichlet(torch.ones(3).double()))
+        locs = pyro.sample("locs", dist.Normal(torch.zeros(3).double(), 5.0).to_event(1))
+        with pyro.plate("data", len(points)):
+            z = pyro.sample("z", dist.Categorical(w))
+            pyro.sample("x", dist.Normal(Vindex(locs)[..., z], 1.0), obs=points)
+
+    draws = {n: given[n].reshape(*shape, 3) for n in ("w", "locs")}
+    posterior = DiscretePosterior(collapse(model), samples=draws)
+    found = relabel(posterior, args=(points,))
+    renamed = {n: v.reshape(60, 3) for n, v in found.draws.values.items()}
+    assert found.draws.values["locs"].shape == (*shape, 3)
+    assert (renamed["locs"] - torch.tensor([-4.0, 0.0, 5.0])).abs().max() < 0.5
+    assert torch.equal(renamed["w"], torch.tensor([0.25, 0.4, 0.35], dtype=torch.double).expand(60, 3))
+    torch.testing.assert_close(found.marginals(points)["z"].probs, of_posterior(renamed, points), rtol=1e-5, atol=1e-6)
+    assert torch.equal(found.most_probable(points)["z"], torch.as_tensor(labels).expand(60, -1))
+    assert torch.equal(draws["w"].reshape(60, 3), given["w"])
+    assert posterior.draws.values["w"] is not found.draws.values["w"]
+    again = relabel(posterior, "z", components={"locs": -1, "w": 1 if chains == 1 else -1}, args=(points,))
+    assert torch.equal(again.draws.values["w"], found.draws.values["w"])
+
+
+def test_bits_and_chains_of_a_posterior():
+    """Labels that are bits, and two along a chain whose moves are components twice."""
+    rng = np.random.default_rng(1)
+    order = torch.as_tensor(np.stack([rng.permutation(2) if s else np.arange(2) for s in range(20)]))
+    locs = torch.gather(torch.tensor([-2.0, 3.0]).expand(20, 2), 1, order)
+    move = torch.tensor([[0.9, 0.1], [0.3, 0.7]])[order[:, :, None], order[:, None, :]]
+
+    def chain(x):
+        locs = pyro.sample("locs", dist.Normal(0.0, 3.0).expand([2]).to_event(1))
+        move = pyro.sample("move", dist.Dirichlet(torch.ones(2, 2)).to_event(1))
+        a = pyro.sample("a", dist.Categorical(torch.ones(2) / 2))
+        b = pyro.sample("b", dist.Categorical(Vindex(move)[..., a, :]))
+        pyro.sample("x", dist.Normal(Vindex(locs)[..., a], 1.0), obs=x[0])
+        pyro.sample("y", dist.Normal(Vindex(locs)[..., b], 1.0), obs=x[1])
+
+    x = torch.tensor([-2.0, 2.8])
+    found = relabel(DiscretePosterior(chain, samples={"locs": locs, "move": move}), args=(x,)).draws.values
+    assert torch.equal(found["locs"], torch.tensor([-2.0, 3.0]).expand(20, 2))
+    assert torch.equal(found["move"], torch.tensor([[0.9, 0.1], [0.3, 0.7]]).expand(20, 2, 2))
+
+    def bits(x):
+        locs = pyro.sample("locs", dist.Normal(0.0, 3.0).expand([2]).to_event(1))
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(Vindex(locs)[..., z.long()], 1.0), obs=x)
+
+    found = relabel(DiscretePosterior(bits, samples={"locs": locs}), args=(x[0],)).draws.values
+    assert torch.equal(found["locs"], torch.tensor([-2.0, 3.0]).expand(20, 2))
+
+
+def test_components_that_a_program_tells_apart_are_not_renamed():
+    def model(x):
+        locs = pyro.sample("locs", dist.Normal(0.0, 3.0).expand([2]).to_event(1))
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.2, 0.8])))
+            pyro.sample("x", dist.Normal(Vindex(locs)[..., z], 1.0), obs=x)
+
+    draws = {"locs": torch.tensor([[-2.0, 2.0], [2.0, -2.0], [-2.1, 1.9]])}
+    with pytest.raises(SettingError, match=r"'locs' renamed, the labels 'z' do not follow.*fixed table"):
+        relabel(DiscretePosterior(model, samples=draws), args=(torch.tensor([-1.0, 0.1, 2.0]),))
+    with pytest.raises(SettingError, match="without samples="):
+        relabel(DiscretePosterior(mixture, lambda x: None), args=(X,))
+    with pytest.raises(SettingError, match="no labels 'q'"):
+        relabel(DiscretePosterior(mixture, samples=draws_of_two()), "q", args=(X,))
+    with pytest.raises(SettingError, match="there is no 'loc'"):
+        relabel(DiscretePosterior(mixture, samples=draws_of_two()), components={"loc": 1}, args=(X,))
+    with pytest.raises(SettingError, match="args and kwargs are for"):
+        relabel(draws_of_two(), args=(X,))
+
+
+def draws_of_two():
+    return {"w": torch.tensor([[0.3, 0.7]]), "locs": torch.tensor([[-2.0, 2.0]])}
+
+
 def test_other_labels_are_renamed_along():
     given, _ = switched()
     given["last"] = given["z"][:, -1]

@@ -32,7 +32,7 @@ class NVIL(SelfTrainedBaseline, Estimator):
       tanh units. `local_signals=False` also keeps the terms drawn before the site in its signal.
     - `input`: what the network reads: the name of an observed site, or a function of the program's arguments that
       returns a tensor `[*plates, features]`; by default all observed values, aligned with the site's plates (averaged
-      over plates that the site is not in).
+      over plates that the site is not in); of an observed structure (a ranking) the indicators of its integers.
     - `learning_rate`: by default the caller's optimiser trains the network (it is registered with `pyro.module`, and
       among the ELBO's `parameters()`); with a rate, the estimator trains it itself by Adam.
     - `decay` of the running averages, in (0, 1).

@@ -37,7 +37,7 @@ class RELAX(LearnedBaseline, ConditionallyRelaxed):
     - `temperature`, `eta`: where they start, positive; a schedule leaves nothing of the temperature to learn.
       `learn=False` keeps them and the network.
     - `network`: an `nn.Module` of one's own, `[..., event size + features]` to `[...]` or `[..., 1]`; by default one
-      hidden layer of `hidden` tanh units.
+      hidden layer of `hidden` tanh units. A structure (a ranking, subset, matching or chain) is its vertex to it.
     - `input`: what the network reads besides, as for `NVIL`.
 
     Raises `SettingError` for a setting out of range, `SiteShapeError` if a network's output does not fit the site.
