@@ -59,7 +59,7 @@ FLOORS = {
     "benchmarks": """
         examples
         noise
-        steps chains
+        steps chains literature
         learning
         auto
         soundness

@@ -1,0 +1,1 @@
+"""Toys of papers on structured latents: figures of this package beside the published ones."""
