@@ -16,11 +16,13 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_discrete.diagnostics.gradient_draws import GradientDraws
+from pyro_discrete.distributions.structure import Structure
 from pyro_discrete.draws.schedules import temperature_at
 from pyro_discrete.elbos.engine import DiscreteELBO
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Estimator, ScoredDraw, Surrogate
 from pyro_discrete.families import Family
+from pyro_discrete.posterior.mixtures import marginals_of
 from pyro_discrete.programs.module_state import undisturbed
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import base_distribution, family_of, latent_sites
@@ -36,6 +38,10 @@ __all__ = [
 
 ACTIVE = 0.01
 """A latent is dead if the guide's mean of it varies less than this over the data (Burda et al. 2016, appendix C)."""
+
+
+MOST_VALUES = 2**14
+"""A structure of so many values at most has its entropy from them, where there is no closed form."""
 
 
 BY_SITE = ("baseline_fit", "temperature", "entropy", "dead_latents", "latents")
@@ -56,7 +62,8 @@ class Monitor:
     - `baseline_fit`: R² of a site's control variate, 1 - mean((f - c)²) / var(f), f the cost and c what is taken off it
       before it multiplies the score. 0 is as good as f's mean over the batch; NaN where nothing multiplies a score.
     - `temperature`: of a relaxed estimator. `entropy`: of the guide, nats a latent variable.
-    - `dead_latents` of `latents`: those whose mean under the guide has a variance over the data below 0.01.
+    - `dead_latents` of `latents`: those whose mean under the guide has a variance over the data below 0.01. A structure
+      (a ranking, a subset) is one latent variable, its mean the probabilities of its items at their places.
 
     Raises `SettingError` for a setting out of range. Random states and parameters stay as they were.
 
@@ -269,11 +276,11 @@ def _posterior(msg: Any) -> dict[str, float]:
     """Entropy a latent variable, and how many of the latent variables are dead."""
     fn, base = msg["fn"], base_distribution(msg["fn"])
     copies = fn.event_dim - len(base.event_shape)
-    try:
-        entropy = float(base.entropy().mean())
-    except NotImplementedError:
-        entropy = math.nan
-    mean = getattr(base, "probs", None) if hasattr(base, "logits") else base.mean
+    entropy = _entropy(base)
+    if isinstance(base, Structure):  # one latent variable, of many probabilities
+        mean = marginals_of(base).probs.flatten(len(base.batch_shape))
+    else:
+        mean = getattr(base, "probs", None) if hasattr(base, "logits") else base.mean
     if mean is None:
         return {"entropy": entropy, "dead_latents": math.nan, "latents": math.nan}
     categories = 0 if mean.dim() <= len(fn.batch_shape) + copies else 1
@@ -284,6 +291,17 @@ def _posterior(msg: Any) -> dict[str, float]:
     spread = over.var(0)
     dead = float(((spread.amax(-1) if categories else spread) < ACTIVE).sum())
     return {"entropy": entropy, "dead_latents": dead, "latents": float(latents)}
+
+
+def _entropy(base: Any) -> float:
+    """The mean over elements; of a structure without a closed form by all of its values, while these are few."""
+    try:
+        return float(base.entropy().mean())
+    except NotImplementedError:
+        pass
+    if not isinstance(base, Structure) or base.cardinality > MOST_VALUES:
+        return math.nan
+    return float(torch.special.entr(base.log_prob(base.enumerate_support(expand=False)).exp()).sum(0).mean())
 
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -185,6 +185,89 @@ def test_a_structure_whose_law_depends_on_another():
     assert ours == pytest.approx(-expected.item(), rel=1e-5)
 
 
+TABLE = torch.tensor([0.3, 1.1, -0.5])
+
+
+def test_joint_values_of_two_rankings_in_one_site():
+    law, x, joint = PlackettLuce(torch.tensor([[0.2, -1.0, 0.6], [1.1, 0.0, -0.4]])), torch.tensor(0.6), []
+
+    def likelihood(orders):
+        return dist.Normal(TABLE[orders][..., 0].prod(-1).cos(), 1.0)
+
+    def model(x):
+        pyro.sample("x", likelihood(pyro.sample("orders", law.to_event(1))), obs=x)
+
+    for one in PlackettLuce(torch.zeros(3)).enumerate_support():
+        for other in PlackettLuce(torch.zeros(3)).enumerate_support():
+            orders = torch.stack([one, other])
+            joint.append(law.log_prob(orders).sum() + likelihood(orders).log_prob(x))
+    torch.testing.assert_close(traced(collapse(model), x).log_prob_sum(), torch.stack(joint).logsumexp(0))
+
+
+def test_a_chain_of_rankings():
+    """Each ranking's law depends on the one before: summed forward, link by link."""
+    bias, x = torch.tensor([0.0, 0.2, 0.4]), torch.tensor([0.4, -0.3, 1.2, 0.9, 0.0])
+
+    def model(x):
+        order = None
+        for t in pyro.markov(range(len(x))):
+            order = pyro.sample(f"order{t}", PlackettLuce(bias if order is None else TABLE[order] + bias))
+            pyro.sample(f"x{t}", dist.Normal(TABLE[order][..., 0], 1.0), obs=x[t])
+
+    every = PlackettLuce(torch.zeros(3)).enumerate_support()
+    seen = dist.Normal(TABLE[every][:, :1], 1.0).log_prob(x)
+    moves = torch.stack([PlackettLuce(TABLE[each] + bias).log_prob(every) for each in every])
+    forward = PlackettLuce(bias).log_prob(every) + seen[:, 0]
+    for t in range(1, 5):
+        forward = (forward[:, None] + moves).logsumexp(0) + seen[:, t]
+    found = traced(collapse(model), x).log_prob_sum()
+    torch.testing.assert_close(found, forward.logsumexp(0), rtol=1e-5, atol=1e-5)
+
+
+def test_scales_masks_and_subsamples_of_structures():
+    law, kept, x = KSubset(torch.tensor([0.3, -0.2, 1.0, 0.1]), 2), torch.tensor([True, False, True]), X[:3]
+
+    def likelihood(chosen):
+        return dist.Normal((chosen * torch.arange(4.0)).sum(-1).sin(), 1.0)
+
+    def model(x):
+        with pyro.plate("data", 6, subsample_size=3), poutine.scale(scale=2.0), poutine.mask(mask=kept):
+            pyro.sample("x", likelihood(pyro.sample("chosen", law)), obs=x)
+
+    every = law.enumerate_support(expand=False)
+    each = (law.log_prob(every)[:, None] + likelihood(every[:, None]).log_prob(x)).logsumexp(0)
+    expected = 2 * 6 / 3 * each[kept].sum()
+    torch.testing.assert_close(traced(poutine.scale(collapse(model), scale=0.5), x).log_prob_sum(), expected / 2)
+
+
+def test_a_continuous_site_whose_prior_depends_on_a_ranking():
+    law, y, u = PlackettLuce(torch.tensor([0.1, 0.5, -0.3])), torch.tensor(0.4), torch.tensor(0.2)
+
+    def model(y):
+        order = pyro.sample("order", law)
+        u = pyro.sample("u", dist.Normal(TABLE[order][..., 0], 1.0))
+        pyro.sample("y", dist.Normal(u, 1.0), obs=y)
+
+    every = law.enumerate_support(expand=False)
+    prior = (law.log_prob(every) + dist.Normal(TABLE[every][:, 0], 1.0).log_prob(u)).logsumexp(0)
+    found = traced(poutine.condition(collapse(model), {"u": u}), y).log_prob_sum()
+    torch.testing.assert_close(found, prior + dist.Normal(u, 1.0).log_prob(y))
+
+
+def test_a_structure_too_large_to_list_may_be_conditioned():
+    law, x, bits = PlackettLuce(torch.zeros(20)), torch.tensor(0.3), torch.tensor([0.0, 1.0])
+    order = torch.arange(20).flip(0)
+
+    def model(x):
+        order = pyro.sample("order", law)
+        g = pyro.sample("g", dist.Bernoulli(0.4))
+        pyro.sample("x", dist.Normal(0.1 * order[..., 0] + g, 1.0), obs=x)
+
+    each = dist.Bernoulli(0.4).log_prob(bits) + dist.Normal(1.9 + bits, 1.0).log_prob(x)
+    found = traced(poutine.condition(collapse(model), {"order": order}), x).log_prob_sum()
+    torch.testing.assert_close(found, law.log_prob(order) + each.logsumexp(0))
+
+
 def test_a_program_that_reads_a_ranking_by_item():
     logits = torch.tensor([0.2, -0.4, 1.0])
 
