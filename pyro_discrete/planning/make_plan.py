@@ -124,11 +124,11 @@ def make_plan(
     `coupled`: what a step has found to join plate elements that were summed over one by one, if anything.
     `counts`: how far the sums over counts go already.
     """
-    counts = Counts(lambda msg: selection.may_sum(Site(msg))) if counts is None else counts
+    counts = Counts(selection.may_sum) if counts is None else counts
     given, pair = pair, objective.around(counts.around(pair), training=False)
     try:
         trial = plain_trial(pair)
-        check_data(pair, trial)
+        check_data(given, trial)
         check_batch_dims(trial)
     except (ValueError, RuntimeError, IndexError) as error:
         marked = marked_trial(pair, max_plate_nesting)
@@ -140,7 +140,7 @@ def make_plan(
             trial.guide_trace, trial.model_trace, trial.subsamples, max(trial.batch_dims, int(max_plate_nesting))
         )
     check_pair(trial)
-    warn_of_observations(pair, trial)
+    warn_of_observations(given, trial)
     sites = [Site(m) for m in latent_sites(trial.guide_trace).values()]
     names = latent_sites(trial.guide_trace).keys() | latent_sites(trial.model_trace).keys()
     selection.check_patterns(names, lambda: names | names_of_guide(pair))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import deepcopy
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch.distributions import Binomial
 
@@ -217,9 +218,10 @@ class Selection:
             passed.append((name, why_not))
         return ("rloo", f"auto: {self.particles} particles") if self.particles > 1 else ("nvil", "auto: one particle")
 
-    def may_sum(self, site: Site) -> bool:
+    def may_sum(self, msg: Any) -> bool:
         """Whether a count is to be given a last value: "enumerate" was asked for; "auto" takes a Binomial's as well,
         from which nothing is left out."""
+        site = Site(msg)
         choice = self.wanted(site)[0]
         if choice in (None, AUTO):
             return isinstance(base_distribution(site.distribution), Binomial)
