@@ -36,7 +36,7 @@ from pyro_discrete.programs.sites import (
     guide_terms,
     is_latent,
     is_random_observation,
-    joint_support,
+    joint_values_at,
     latent_sites,
     sample_sites,
     site_log_prob,
@@ -321,12 +321,15 @@ def _same(one: Tensor, other: Tensor) -> bool:
 def value_of_attempt(site: Site, attempt: int) -> Tensor:
     """All elements at the first value, all at the last one, then values that go through the support.
 
-    What an element is compared with may be a sum over all of them: the first two attempts differ in it.
+    What an element is compared with may be a sum over all of them: the first two attempts differ in it. Of counts
+    without a last value, draws.
     """
-    support = joint_support(site.distribution).reshape(-1, *site.distribution.event_shape)
     number = torch.arange(math.prod(site.distribution.batch_shape))
-    index = [0 * number, 0 * number - 1, number, number * (number + 1) // 2][attempt] % len(support)
-    return support[index.to(support.device)].reshape(site.distribution.shape())
+    index = [0 * number, 0 * number - 1, number, number * (number + 1) // 2][attempt]
+    try:
+        return joint_values_at(site.distribution, index).reshape(site.distribution.shape())
+    except NotImplementedError:
+        return site.distribution.sample()
 
 
 def observed_constants(pair: Pair, trial: Trial, rows_run: Trace | None) -> list[str]:

@@ -53,6 +53,7 @@ __all__ = [
     "is_observed_delta",
     "is_random_observation",
     "joint_support",
+    "joint_values_at",
     "latent_sites",
     "listable",
     "log_prob",
@@ -316,6 +317,21 @@ def joint_support(fn: Any) -> Tensor:
         index = torch.cartesian_prod(*[torch.arange(values.shape[0], device=values.device)] * copies)
         values = values[index.reshape(-1, copies)]
     return values.reshape((values.shape[0], *(1,) * len(fn.batch_shape), *fn.event_shape))
+
+
+def joint_values_at(fn: Any, index: Tensor) -> Tensor:
+    """The joint values of one element at places in `joint_support`, `[*index, *event]`, without a list of all of them.
+
+    -1 is the last one. Where they are more than a list would have, other places go through values of differing parts.
+    """
+    values, copied = values_to_try(fn), _independent_dims(fn)
+    number, copies = len(values), math.prod(fn.event_shape[:copied])
+    place = torch.arange(copies, device=index.device)
+    if float(number) ** min(copies, 1024) <= LARGEST_SUPPORT:
+        digits = (index % number**copies).unsqueeze(-1) // number ** (copies - 1 - place)
+    else:
+        digits = torch.where(index.unsqueeze(-1) < 0, -1, index.unsqueeze(-1) * (1 + place))
+    return values[(digits % number).to(values.device)].reshape(*index.shape, *fn.event_shape)
 
 
 class Site:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 
-from pyro_discrete import NVIL, TraceELBO
+from pyro_discrete import NVIL, PlackettLuce, TraceELBO
 from pyro_discrete.estimators import Estimator, Surrogate
 from pyro_discrete.objectives.costs import Costs, Order, Term
 
@@ -176,3 +176,28 @@ def test_a_site_outside_of_a_sequential_plate_alone_leaves_the_elements_of_the_o
     assert costs.of("z").tolist() == [[3.0, 3.0, 3.0]]
     shared = Costs([*terms, term(torch.ones(1, 1), [second], True, 3)], order)
     assert shared.crossed_plates("z")
+
+
+@pytest.mark.parametrize("family", ["large_event", "poisson", "ranking"])
+def test_elements_that_share_terms_are_seen_where_their_values_are_too_many_to_list(family):
+    """2^200 joint values of an event, a count without an end, 30! rankings: none is listed."""
+    made = {
+        "large_event": lambda: dist.Bernoulli(0.4 * torch.ones(3, 200)).to_event(1),
+        "poisson": lambda: dist.Poisson(3.0 * torch.ones(3)),
+        "ranking": lambda: PlackettLuce(torch.zeros(3, 30)),
+    }[family]
+
+    def model(joined):
+        with pyro.plate("p", 3):
+            z = pyro.sample("z", made()).float()
+            z = z if family == "poisson" else z[..., 0]
+            pyro.sample("x", dist.Normal(z.cumsum(-1) if joined else z, 1.0), obs=torch.zeros(3))
+
+    def guide(joined):
+        with pyro.plate("p", 3):
+            pyro.sample("z", made())
+
+    for joined in (True, False):
+        elbo = TraceELBO("reinforce")
+        elbo.loss(model, guide, joined)
+        assert ("as the elements share terms" in str(elbo.plan)) == joined
