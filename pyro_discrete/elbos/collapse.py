@@ -125,7 +125,7 @@ class CollapsedPlan:
     - `one_by_one`: why there is a run for each joint value, if there is.
     - `cost`: of the sums. `batch_dims`: how many dims of plates there are. `given`: sites that are not summed over.
       `computed`: deterministic sites with the shapes that they have at single values. `counts`: how far sums over
-      counts go.
+      counts go. `by_parts`: the structures that are summed by their partition function.
     """
 
     sites: tuple[str, ...] = ()
@@ -136,6 +136,7 @@ class CollapsedPlan:
     given: frozenset[str] = frozenset()
     computed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
+    by_parts: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         if not self.sites:
@@ -144,7 +145,8 @@ class CollapsedPlan:
         singly = f"; one joint value after another ({self.one_by_one})" if self.one_by_one else ""
         tops = {n: top for n, top in self.counts.tops.items() if n in self.sites}
         ends = "".join(f"; {n} up to {top}" for n, top in tops.items())
-        return f"{len(self.sites)} site(s) summed out ({listed}): {self.cost}{singly}{ends}"
+        parts = f"; {', '.join(sorted(self.by_parts))} by the partition function" if self.by_parts else ""
+        return f"{len(self.sites)} site(s) summed out ({listed}): {self.cost}{singly}{ends}{parts}"
 
 
 class Collapsed:
@@ -260,6 +262,7 @@ class Collapsed:
                     given=frozenset(counts.drawn),
                     computed=_shapes_of_computed(trace),
                     counts=counts,
+                    by_parts=sums.by_parts,
                 )
         if len(self._plans) >= MOST_PLANS:
             self._plans.clear()
@@ -379,7 +382,8 @@ class _Run(Marginalise):
     """
 
     def __init__(self, plan: CollapsedPlan, settings: Enumerate) -> None:
-        super().__init__(set(), dict.fromkeys(plan.sites, settings), plan.batch_dims, rows=False)
+        given = dict.fromkeys(plan.sites, settings)
+        super().__init__(set(), given, plan.batch_dims, rows=False, by_parts=plan.by_parts)
         self.plan, self.trace, self.subsamples = plan, Trace(), KeepSubsamples()
         self.shown: dict[str, Any] = {}
         self.outer: frozenset[Any] = frozenset()

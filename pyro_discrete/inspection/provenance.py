@@ -297,12 +297,14 @@ class Provenance:
         names = NOTHING if func.overloadpacket.__name__ in _SHAPES_ALONE else self.of(*read)
         if torch.Tag.data_dependent_output in func.tags and not self._may_be_read(read) and not _in_a_structure():
             self.escaped(f"Python reads a tensor's value ({func.overloadpacket.__name__})")
-        if torch.Tag.dynamic_output_shape in func.tags and not _keeps_shape(func, args):
+        free = self._tells_nothing(read)
+        if torch.Tag.dynamic_output_shape in func.tags and not free and not _keeps_shape(func, args):
             self.escaped(f"a shape depends on values ({func.overloadpacket.__name__})")
         try:
             result = func(*args, **kwargs)
         except Exception:
-            self.escaped(f"an operation fails ({func.overloadpacket.__name__})")
+            if not free:
+                self.escaped(f"an operation fails ({func.overloadpacket.__name__})")
             raise
         present = {self._key(tensor) for tensor in read}
         for tensor in written_tensors(func, args, kwargs):
@@ -324,6 +326,17 @@ class Provenance:
                 if axis is not None:
                     self._axes[id(tensor)] = (tensor, axis)
         return result
+
+    def left(self, args: Sequence[Any], how: str) -> None:
+        """Note that these leave torch."""
+        self.escaped(how)
+
+    def _tells_nothing(self, read: Sequence[Tensor]) -> bool:
+        """Whether what these tensors hold may be learned: nothing that is followed is in them."""
+        return False
+
+    def one_hot(self, index: Tensor, result: Tensor) -> None:
+        """Note what `one_hot` made of integers."""
 
     def _may_be_read(self, read: Sequence[Tensor]) -> bool:
         return self.reading_allowed or (bool(read) and all(self._key(t) in self._constants for t in read))
@@ -357,10 +370,10 @@ class _Exits(TorchFunctionMode):
         if self.provenance.quiet:
             return func(*args, **kwargs)
         if name in _LEAVES or name == "__reduce_ex__":
-            self.provenance.escaped(f"a tensor leaves torch (.{name})")
+            self.provenance.left(args, f"a tensor leaves torch (.{name})")
         elif func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
             if not _in_a_structure():
-                self.provenance.escaped("the program takes gradients itself")
+                self.provenance.left(tree_leaves((args, kwargs)), "the program takes gradients itself")
         elif func is torch.nn.functional.one_hot and classes_stated(args, kwargs) >= 0:
             return self._reading(func, args, kwargs)  # it compares the indices with their number, and no more
         return func(*args, **kwargs)
@@ -368,9 +381,11 @@ class _Exits(TorchFunctionMode):
     def _reading(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.provenance.reading_allowed = True
         try:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
         finally:
             self.provenance.reading_allowed = False
+        self.provenance.one_hot(args[0] if args else kwargs["input"], result)
+        return result
 
 
 def classes_stated(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:

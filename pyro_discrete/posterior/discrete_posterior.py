@@ -73,17 +73,15 @@ from pyro_discrete.programs.sites import (
     sample_sites,
 )
 from pyro_discrete.sums.components import (
-    Component,
     components,
     contract,
-    highest,
-    random_value,
     shares,
     within_budget,
 )
 from pyro_discrete.sums.counts import Counts, MoreTermsError
-from pyro_discrete.sums.elimination import Elimination
+from pyro_discrete.sums.elimination import Elimination, highest, random_value
 from pyro_discrete.sums.enumerated_sites import Marginalise
+from pyro_discrete.sums.factors import Component
 from pyro_discrete.sums.left_out import note_left_out
 from pyro_discrete.sums.marginalisation import Known, collapsed, marginal_sites
 

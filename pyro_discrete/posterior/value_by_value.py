@@ -25,8 +25,9 @@ from pyro_discrete.programs.sites import (
     site_log_prob,
     without_mask,
 )
-from pyro_discrete.sums.components import FIRST_SYMBOL, Component, Factor, Names
+from pyro_discrete.sums.components import FIRST_SYMBOL, Names
 from pyro_discrete.sums.enumerated_sites import Marginalise
+from pyro_discrete.sums.factors import Component, Factor
 from pyro_discrete.sums.joint_values import GiveValues, JointValues, Own
 from pyro_discrete.sums.left_out import LeftOutOfRuns, has_open_end
 from pyro_discrete.sums.marginalisation import SCALES_DIFFER, Known

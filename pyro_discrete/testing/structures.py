@@ -25,11 +25,6 @@ MOST_VALUES = 200
 
 
 @dataclass
-def _numbered(values: Tensor, numbers: int) -> Tensor:
-    """Indicators of the number at each place, `[..., places, numbers]`."""
-    return torch.nn.functional.one_hot(values.long(), numbers).double()
-
-
 class StructureReport:
     """What `check_structure` found.
 
@@ -437,6 +432,11 @@ def _refused(structure: Structure, value: Tensor) -> bool:
     except ValueError:
         return True
     return False
+
+
+def _numbered(values: Tensor, numbers: int) -> Tensor:
+    """Indicators of the number at each place, `[..., places, numbers]`."""
+    return torch.nn.functional.one_hot(values.long(), numbers).double()
 
 
 def _has_law(structure: Structure) -> bool:
