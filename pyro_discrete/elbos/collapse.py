@@ -29,6 +29,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_discrete.distributions.structure import Structure
 from pyro_discrete.errors import (
     DiscreteInferenceError,
     EnumerationError,
@@ -49,6 +50,7 @@ from pyro_discrete.programs.sites import (
     joint_support,
     sample_sites,
     weighed_log_prob,
+    without_mask,
 )
 from pyro_discrete.sums.components import SumCost
 from pyro_discrete.sums.counts import Counts, MoreTermsError
@@ -90,13 +92,18 @@ def collapse(model: Program, *, max_elements: int = 2**27, max_operations: int =
     - A continuous site whose prior depends on a discrete one is drawn from the mean of that prior over the discrete
       values, each as likely, which is its term, too; the factor makes up for the difference.
     - Structures (rankings, subsets, matchings, chains, trees) are summed over the list of their values, of up to 2^20.
+      Larger ones whose law is linear in their parts (`KSubset`, `GibbsMatching`, `LinearChain`, the trees) go by their
+      partition function, if each term that reads one reads a single place of its value (`z[..., i]`), or place by place
+      (`Normal(table[z], 1.0).to_event(1)`). That is followed through every run, operation by operation; what is not
+      known to add up so is refused.
     - A program that cannot be given all values at once (that reads a discrete draw by `.item()`, or branches on it) is
       run for one joint value after another; `plan`, after the first call, says so.
 
     `max_elements`, `max_operations`: what the sums may cost, as in `Enumerate`.
 
     Raises `EnumerationError`, with the width or the reason, for sums beyond these, for structures of more values than
-    are listed, for elements of a plate that hang together, and for a count's sum that does not settle.
+    are listed whose terms do not add up over their places, for elements of a plate that hang together, and for a
+    count's sum that does not settle.
 
     >>> import pyro, torch
     >>> import pyro.distributions as dist
@@ -248,6 +255,8 @@ class Collapsed:
             elif not any(m["is_observed"] for m in sites.values()):
                 plan = CollapsedPlan(reason="nothing is observed")
             else:
+                if torch._C._get_tracing_state() is not None:
+                    _refuse_traced({n: sites[n]["fn"] for n in discrete})
                 counts.drawn = {n for n in sites if n not in discrete}
                 pair = replace(pair, model=counts.in_model(model))
                 trial = plain_trial(pair)
@@ -296,6 +305,16 @@ def _worded() -> Iterator[None]:
             text = text.replace(said, here)
         error.args = (text, *error.args[1:])
         raise
+
+
+def _refuse_traced(fns: Mapping[str, Any]) -> None:
+    """Raise `EnumerationError` for structures that are summed by their partition function in a traced program."""
+    for name, fn in fns.items():
+        if isinstance(without_mask(fn), Structure):
+            raise EnumerationError(
+                f"Site {name!r}, a structure, is summed in ways that are chosen by values in every run, which a traced "
+                "program (as of jit_compile=True) cannot do. Do without."
+            )
 
 
 def _label(sites: Sequence[str]) -> str:
@@ -469,6 +488,9 @@ class _Run(Marginalise):
         if name not in self._inside:
             return
         self.outer |= {*msg["cond_indep_stack"]} - {*self._inside[name]}
+        if self.parts is not None and is_latent(msg) and name not in self.own and self.parts.of(msg["value"]):
+            with self.parts.unwatched():  # drawn from the mean over all values, it is the same at each of them
+                msg["value"] = msg["value"].clone()
         if name not in self.own:
             self.shown[name] = dict(msg)
         really = {**msg, "fn": self._really.get(name, msg["fn"])}

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
-from pyro_discrete.inspection.provenance import Provenance, axis_after, written_tensors
+from pyro_discrete.inspection.provenance import (
+    SHAPES_ALONE,
+    Provenance,
+    axis_after,
+    in_a_structure,
+    keeps_shape,
+    written_tensors,
+)
 
 __all__ = ["Along", "At", "Places"]
 
@@ -35,7 +41,8 @@ class At:
     place: int
 
 
-_VALIDATION = tuple(str(Path(torch.distributions.__file__).parent / f"{name}.py") for name in ("distribution",))
+_VALIDATION = str(Path(torch.distributions.__file__).parent / "distribution.py")
+_TORCH = str(Path(torch.__file__).parent)
 
 
 class Places(Provenance):
@@ -47,7 +54,8 @@ class Places(Provenance):
     site, `found` is None.
 
     What is noted in `escape` is as in `Provenance`, where it comes from followed values: Python may read all others, as
-    the run that is followed is the run that counts. Arguments are validated as always.
+    the run that is followed is the run that counts. Arguments are validated as always. A value that is written in place
+    into a tensor is not followed on.
 
     >>> import torch
     >>> with Places() as places:
@@ -61,17 +69,29 @@ class Places(Provenance):
 
     def __init__(self) -> None:
         super().__init__()
-        self._known: dict[Any, tuple[Tensor, Along | At]] = {}
+        self._sites: dict[int, frozenset[str]] = {}
+        self._held: list[Tensor] = []
+        self._known: dict[Any, Along | At] = {}
 
     def follow(self, value: Tensor, site: str) -> None:
         """From here on follow a site's value, `[..., places]`."""
-        self.mark(value, [site])
+        self._comes_from(value, frozenset([site]))
         self._note(value, Along(site, -1, 0, value.shape[-1]))
 
     def found(self, tensor: Tensor) -> Along | At | None:
         """Which places a tensor was computed from, if that is known."""
-        held = self._known.get(self._where(tensor))
-        return None if held is None else held[1]
+        return self._known.get(self._where(tensor))
+
+    def of(self, *values: Any) -> frozenset[str]:
+        """The sites whose followed values are in these tensors; whatever is not a tensor has none."""
+        keys = [self._key(value) for value in values if isinstance(value, Tensor)]
+        return frozenset[str]().union(*(self._sites[key] for key in keys if key in self._sites))
+
+    def _comes_from(self, tensor: Tensor, sites: frozenset[str]) -> None:
+        key = self._key(tensor)
+        if key is not None:
+            self._sites[key] = self._sites.get(key, frozenset()) | sites
+            self._held.append(tensor)  # no other storage gets its address
 
     def _where(self, tensor: Tensor) -> Any:
         """A tensor's place in memory: what has the same holds the same."""
@@ -82,25 +102,43 @@ class Places(Provenance):
             self.quiet = before
 
     def _note(self, tensor: Tensor, status: Along | At) -> None:
-        self._known[self._where(tensor)] = (tensor, status)
+        self._known[self._where(tensor)] = status
 
     def operation(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        result = super().operation(func, args, kwargs)
-        written = {self._key(tensor) for tensor in written_tensors(func, args, kwargs)}
-        if written:
-            self._known = {where: held for where, held in self._known.items() if where[0] not in written}
+        moved = [tensor for tensor in _tensors((*args, *kwargs.values())) if self._key(tensor) in self._sites]
+        name = func.overloadpacket.__name__
+        if not moved or name in SHAPES_ALONE:
+            return func(*args, **kwargs)
+        if torch.Tag.data_dependent_output in func.tags and not (
+            self.reading_allowed or _is_validation() or in_a_structure()
+        ):
+            self.escaped(f"Python reads a tensor's value ({name})")
+        if torch.Tag.dynamic_output_shape in func.tags and not keeps_shape(func, args):
+            self.escaped(f"a shape depends on values ({name})")
+        try:
+            result = func(*args, **kwargs)
+        except Exception:
+            self.escaped(f"an operation fails ({name})")
+            raise
+        sites = self.of(*moved)
+        if func._schema.is_mutable:
+            written = written_tensors(func, args, kwargs)
+            keys = {self._key(tensor) for tensor in written}
+            if not keys <= self._sites.keys() and not self.reading_allowed:
+                self.escaped("a value is written in place into another tensor")
+            for tensor in written:
+                self._comes_from(tensor, sites)
+            self._known = {where: held for where, held in self._known.items() if where[0] not in keys}
             return result
-        read = [v for v in tree_leaves((args, dict(kwargs))) if isinstance(v, Tensor)]
-        moved = [tensor for tensor in read if self.of(tensor)]
-        if not moved:
-            return result
-        known = [self.found(tensor) for tensor in moved]
-        first = known[0]
-        if isinstance(first, At) and all(each == first for each in known):
-            for tensor in tree_leaves(result):
-                if isinstance(tensor, Tensor) and self.of(tensor):
-                    self._note(tensor, first)
-        elif isinstance(first, Along) and all(each == first for each in known):
+        made = _tensors([result])
+        for tensor in made:
+            self._comes_from(tensor, sites)
+        known = {self.found(tensor) for tensor in moved}
+        first = next(iter(known)) if len(known) == 1 else None
+        if isinstance(first, At):
+            for tensor in made:
+                self._note(tensor, first)
+        elif first is not None:
             self._along(func, args, kwargs, result, moved, first)
         return result
 
@@ -120,11 +158,10 @@ class Places(Provenance):
             if dim % tensor.dim() == tensor.dim() + known.axis:
                 self._taken_out(name, args, kwargs, result, known)
                 return
-        for made in tree_leaves(result):
-            if isinstance(made, Tensor) and self.of(made):
-                axis = axis_after(func, args, kwargs, made, moved, lambda _: known.axis)
-                if axis is not None:
-                    self._note(made, Along(known.site, axis, known.start, known.size))
+        for made in _tensors([result]):
+            axis = axis_after(func, args, kwargs, made, moved, lambda _: known.axis)
+            if axis is not None:
+                self._note(made, Along(known.site, axis, known.start, known.size))
 
     def _taken_out(
         self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any, known: Along
@@ -143,7 +180,7 @@ class Places(Provenance):
             size = result.shape[known.axis]
             self._note(result, Along(known.site, known.axis, known.start + min(first, known.size), size))
 
-    # -------------------------------------------------------------------------------------------------- what may be read
+    # ------------------------------------------------------------------------------------------------ what may be read
 
     def left(self, args: Sequence[Any], how: str) -> None:
         if self.of(*args):
@@ -156,23 +193,27 @@ class Places(Provenance):
         elif known is not None:
             self._note(result, Along(known.site, known.axis - 1, known.start, known.size))
 
-    def _tells_nothing(self, read: Sequence[Tensor]) -> bool:
-        return not self.of(*read)
 
-    def _may_be_read(self, read: Sequence[Tensor]) -> bool:
-        return self.reading_allowed or not self.of(*read) or _is_validation()
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among an operation's arguments, or results."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += _tensors(value)
+    return found
 
 
 def _is_validation() -> bool:
     """Whether a distribution validates its arguments: it raises, or goes on as if it had not looked."""
     frame = sys._getframe(1)
-    torch_alone = str(Path(torch.__file__).parent)
     here = (__file__, sys.modules[Provenance.__module__].__file__)
     while frame is not None:
         file = frame.f_code.co_filename
-        if file.startswith(_VALIDATION):
+        if file == _VALIDATION:
             return True
-        if file not in here and not file.startswith(torch_alone):
+        if file not in here and not file.startswith(_TORCH):
             return False
         frame = frame.f_back
     return False

@@ -23,10 +23,13 @@ from torch.utils._pytree import tree_leaves
 from pyro_discrete.programs.sites import base_distribution
 
 __all__ = [
+    "SHAPES_ALONE",
     "Provenance",
     "axis_after",
     "classes_stated",
     "element_axis",
+    "in_a_structure",
+    "keeps_shape",
     "written_tensors",
 ]
 
@@ -162,10 +165,11 @@ NOTHING: Names = frozenset()
 _LEAVES = {"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "storage", "untyped_storage", "_typed_storage"}
 
 
-_SHAPES_ALONE = {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"}
+SHAPES_ALONE = {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"}
 
 
-_SHAPES_ALONE |= {"new_zeros", "new_ones", "new_empty", "new_full"}
+SHAPES_ALONE |= {"new_zeros", "new_ones", "new_empty", "new_full"}
+"""Operations of whose arguments no value is read."""
 
 
 _LIBRARIES = tuple(str(Path(module.__file__ or "").parent) for module in (torch, pyro)) + (
@@ -294,17 +298,15 @@ class Provenance:
     def operation(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run one operation of the dispatcher and note what its results come from."""
         read = [v for v in tree_leaves((args, dict(kwargs))) if isinstance(v, Tensor)]
-        names = NOTHING if func.overloadpacket.__name__ in _SHAPES_ALONE else self.of(*read)
-        if torch.Tag.data_dependent_output in func.tags and not self._may_be_read(read) and not _in_a_structure():
+        names = NOTHING if func.overloadpacket.__name__ in SHAPES_ALONE else self.of(*read)
+        if torch.Tag.data_dependent_output in func.tags and not self._may_be_read(read) and not in_a_structure():
             self.escaped(f"Python reads a tensor's value ({func.overloadpacket.__name__})")
-        free = self._tells_nothing(read)
-        if torch.Tag.dynamic_output_shape in func.tags and not free and not _keeps_shape(func, args):
+        if torch.Tag.dynamic_output_shape in func.tags and not keeps_shape(func, args):
             self.escaped(f"a shape depends on values ({func.overloadpacket.__name__})")
         try:
             result = func(*args, **kwargs)
         except Exception:
-            if not free:
-                self.escaped(f"an operation fails ({func.overloadpacket.__name__})")
+            self.escaped(f"an operation fails ({func.overloadpacket.__name__})")
             raise
         present = {self._key(tensor) for tensor in read}
         for tensor in written_tensors(func, args, kwargs):
@@ -330,10 +332,6 @@ class Provenance:
     def left(self, args: Sequence[Any], how: str) -> None:
         """Note that these leave torch."""
         self.escaped(how)
-
-    def _tells_nothing(self, read: Sequence[Tensor]) -> bool:
-        """Whether what these tensors hold may be learned: nothing that is followed is in them."""
-        return False
 
     def one_hot(self, index: Tensor, result: Tensor) -> None:
         """Note what `one_hot` made of integers."""
@@ -372,7 +370,7 @@ class _Exits(TorchFunctionMode):
         if name in _LEAVES or name == "__reduce_ex__":
             self.provenance.left(args, f"a tensor leaves torch (.{name})")
         elif func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
-            if not _in_a_structure():
+            if not in_a_structure():
                 self.provenance.left(tree_leaves((args, kwargs)), "the program takes gradients itself")
         elif func is torch.nn.functional.one_hot and classes_stated(args, kwargs) >= 0:
             return self._reading(func, args, kwargs)  # it compares the indices with their number, and no more
@@ -393,7 +391,7 @@ def classes_stated(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
     return args[1] if len(args) > 1 else kwargs.get("num_classes", -1)
 
 
-def _keeps_shape(func: Any, args: tuple[Any, ...]) -> bool:
+def keeps_shape(func: Any, args: tuple[Any, ...]) -> bool:
     """Whether an indexing takes integers alone, so that its result's shape is that of the indices."""
     if func.overloadpacket is not torch.ops.aten.index:
         return False
@@ -403,7 +401,7 @@ def _keeps_shape(func: Any, args: tuple[Any, ...]) -> bool:
 _STRUCTURES = str(Path(__file__).parents[1] / "distributions")
 
 
-def _in_a_structure() -> bool:
+def in_a_structure() -> bool:
     """Whether a distribution of this package looks at its numbers: they say how it sums, and not what the sum is."""
     frame = sys._getframe(1)
     while frame is not None:

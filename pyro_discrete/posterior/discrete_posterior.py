@@ -606,7 +606,9 @@ class PosteriorRuns:
         """How many draws are run together: as many as keep tables to some millions of elements."""
         nodes = [*sample_sites(self.trial.model_trace).values(), *sample_sites(self.trial.guide_trace).values()]
         numbers = max((torch.as_tensor(m["value"]).numel() for m in nodes), default=1)
-        values = [s.cardinality for n, s in self.model_sites.items() if s.cardinality < math.inf and n not in self.by_parts]
+        values = [
+            s.cardinality for n, s in self.model_sites.items() if s.cardinality < math.inf and n not in self.by_parts
+        ]
         values += [structure.numbers for structure in self.by_parts.values()]
         return max(1, int(ELEMENTS_AT_ONCE // (numbers * max(values, default=1) ** 2)))
 

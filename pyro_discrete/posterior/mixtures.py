@@ -15,7 +15,14 @@ from torch.distributions import constraints
 
 from pyro_discrete.distributions.structure import Structure
 from pyro_discrete.families import Family
-from pyro_discrete.programs.sites import base_distribution, cardinality, family_of, joint_support, summed_by_parts, without_mask
+from pyro_discrete.programs.sites import (
+    base_distribution,
+    cardinality,
+    family_of,
+    joint_support,
+    summed_by_parts,
+    without_mask,
+)
 
 __all__ = [
     "MixtureOfDraws",

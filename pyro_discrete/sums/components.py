@@ -206,10 +206,10 @@ def _by_places(name: str, msg: Any, log_p: Tensor, marginalise: Marginalise) -> 
 
 def _not_by_parts(sites: Sequence[str], reason: str) -> EnumerationError:
     return EnumerationError(
-        f"Site {_listed(sites)} has too many values to be listed, so that it is summed by its partition function, which "
-        f"takes terms that read one place of the value each (z[..., i]), or place by place (an event of "
-        f"Normal(table[z], 1.0).to_event(1)); {reason}. Write what reads it so, make it smaller, or draw it {IN_GUIDE}, "
-        "by 'rloo' or a relaxation."
+        f"Site {_listed(sites)} has too many values to be listed, so that it is summed by its partition function, "
+        "which takes terms that read one place of the value each (z[..., i]), or place by place (an event of "
+        f"Normal(table[z], 1.0).to_event(1)); {reason}. Write what reads it so, make it smaller, or draw it "
+        f"{IN_GUIDE}, by 'rloo' or a relaxation."
     )
 
 

@@ -381,12 +381,8 @@ class Marginalise(EnumerateSites):
 
     def _mark_parts(self, msg: Any, settings: Enumerate) -> None:
         name, structure = msg["name"], summed_by_parts(msg["fn"])
-        if torch._C._get_tracing_state() is not None or get_proxy_mode() is not None:
-            raise EnumerationError(
-                f"Site {name!r} is summed by its partition function, and that its readers add up over its places is "
-                "looked at in every run, which a traced program (jit_compile=True) or a captured step cannot do. Do "
-                "without."
-            )
+        if get_proxy_mode() is not None:  # a step is not captured then
+            raise RuntimeError(f"what reads site {name!r} is looked at in every run, as it is summed by parts")
         if structure is None:
             raise EnumerationError(f"Site {name!r} is another kind of site than in the trial run.")
         if self.masked and msg["mask"] is not None and msg["mask"] is not True:

@@ -58,7 +58,8 @@ def _check(owner: Factor, factor: Factor, component: Component) -> None:
 
 def _summed(owner: Factor, readers: Sequence[Factor], ring: Elimination) -> Factor:
     parts = owner.parts
-    assert parts is not None and parts.structure is not None
+    assert parts is not None
+    assert parts.structure is not None
     structure, symbol = parts.structure, owner.own
     tables = [(f, ring.product(f.value, f.plates - owner.plates)) for f in readers]
     along = {f.parts.along for f in readers if f.parts is not None and f.parts.along}

@@ -3,11 +3,15 @@
 The route is forced at small sizes: structures count as too large to be listed from four values on.
 """
 
+from itertools import combinations
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import MCMC, NUTS
+from pyro.ops.indexing import Vindex
 
 from pyro_discrete import DiscretePosterior, TraceELBO, collapse
 from pyro_discrete.distributions import Arborescence, GibbsMatching, KSubset, LinearChain, SpanningTree
@@ -182,7 +186,8 @@ def test_posteriors_given_draws(structure, none_listed):
     right_probs = right[..., 1] if structure.soft_value == "weights" else right
     torch.testing.assert_close(probs, right_probs, rtol=1e-6, atol=1e-8)
     best = posterior.most_probable(x)["z"]
-    assert best.dtype == every.dtype and torch.equal(best, every[joint.argmax(-1)])
+    assert best.dtype == every.dtype
+    assert torch.equal(best, every[joint.argmax(-1)])
     pyro.set_rng_seed(0)
     drawn = DiscretePosterior(program, samples={"m": m[:1].expand(400)}).samples(x)["z"]
     assert (structure.log_prob(drawn) > -torch.inf).all()
@@ -228,6 +233,72 @@ def test_single_precision(structure, none_listed):
     torch.testing.assert_close(found.to(D), right.logsumexp(0), rtol=1e-5, atol=1e-5)
 
 
+def test_a_continuous_site_whose_prior_goes_place_by_place():
+    law, table, u, y = LinearChain(numbers(20, 3, 3)), numbers(3), numbers(20), torch.tensor(0.3, dtype=D)
+
+    def program():
+        z = pyro.sample("z", law)
+        u = pyro.sample("u", dist.Normal(table[z], 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(u.sum(-1), 1.0), obs=y)
+
+    made, _ = law.weighted(dist.Normal(table, 1.0).log_prob(u.unsqueeze(-1)))
+    right = made.log_partition - law.log_partition + dist.Normal(u.sum(), 1.0).log_prob(y)
+    torch.testing.assert_close(score(program, {"u": u}), right, rtol=1e-9, atol=1e-9)
+    pyro.set_rng_seed(0)
+    mcmc = MCMC(NUTS(collapse(program)), num_samples=3, warmup_steps=3, disable_progbar=True)
+    mcmc.run()
+    assert mcmc.get_samples()["u"].shape == (3, 20)
+
+
+def test_counts_beside():
+    """Alone they are summed as always; read together with a structure they need a last value."""
+    law, table, x = LinearChain(numbers(20, 3, 3)), numbers(3), numbers(20)
+
+    def program(stated):
+        z = pyro.sample("z", law)
+        rate = torch.tensor(2.0, dtype=D)
+        n = pyro.sample("n", dist.Poisson(rate), infer={"truncation": 60} if stated else {})
+        pyro.sample("x", dist.Normal(table[z] + n.unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+    counts = torch.arange(61, dtype=D)
+    weights = dist.Normal(table + counts[:, None, None], 1.0).log_prob(x.unsqueeze(-1))
+    right = law.weighted(weights)[0].log_partition - law.log_partition
+    right = (right + dist.Poisson(torch.tensor(2.0, dtype=D)).log_prob(counts)).logsumexp(0)
+    torch.testing.assert_close(score(program, {}, True), right, rtol=1e-9, atol=1e-9)
+    with pytest.raises(EnumerationError, match=r"'n'.*it reads a structure.*truncation"):
+        score(program, {}, False)
+
+
+def test_no_value_is_possible():
+    def program():
+        z = pyro.sample("z", GibbsMatching(numbers(11, 11)))
+        pyro.sample("x", dist.Delta(z.to(D)).to_event(1), obs=torch.full((11,), 3.0, dtype=D))
+
+    assert score(program, {}) == -torch.inf
+
+
+def test_under_guides_particles_and_subsamples():
+    law, x = LinearChain(numbers(40, 3, 3)), numbers(5, 40)
+    means = torch.tensor([-1.0, 0.3, 2.0], dtype=D)
+
+    def program(x):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(3, dtype=D), 2.0).to_event(1))
+        with pyro.plate("sequences", 5, subsample_size=3) as i:
+            z = pyro.sample("z", law)
+            pyro.sample("x", dist.Normal(Vindex(mu)[..., z], 1.0).to_event(1), obs=x[i])
+
+    def guide(x):
+        pyro.sample("mu", dist.Delta(means).to_event(1))
+
+    logs = law.weighted(dist.Normal(means, 1.0).log_prob(x.unsqueeze(-1)))[0].log_partition - law.log_partition
+    prior = dist.Normal(torch.zeros(3, dtype=D), 2.0).log_prob(means).sum()
+    possible = {round(-(prior + 5 / 3 * logs[list(i)].sum()).item(), 6) for i in combinations(range(5), 3)}
+    for particles in (1, 3):
+        assert round(TraceELBO("enumerate", num_particles=particles).loss(program, guide, x), 6) in possible
+    captured = TraceELBO("enumerate", compile="graph")
+    assert round(captured.loss_and_grads(program, guide, x), 6) in possible
+
+
 # --------------------------------------------------------------------------------- what does not add up over places
 
 PLANTED = {
@@ -247,7 +318,9 @@ PLANTED = {
     "covariance": lambda z: dist.MultivariateNormal(z.to(D), torch.eye(z.shape[-1], dtype=D)),
     "scattered": lambda z: dist.Normal(_scattered(z), 1.0).to_event(2),
     "a list": lambda z: dist.Normal(torch.tensor(z.tolist(), dtype=D), 1.0).to_event(1),
-    "a branch": lambda z: dist.Normal(torch.zeros(z.shape[:-1], dtype=D) + (0.0 if bool((z[..., 0] == 1).all()) else 1.0), 1.0),
+    "a branch": lambda z: dist.Normal(
+        torch.zeros(z.shape[:-1], dtype=D) + (0.0 if bool((z[..., 0] == 1).all()) else 1.0), 1.0
+    ),
     "a written buffer": lambda z: dist.Normal(_written(z), 1.0).to_event(1),
 }
 
