@@ -29,7 +29,6 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_discrete.distributions.structure import Structure
 from pyro_discrete.errors import (
     DiscreteInferenceError,
     EnumerationError,
@@ -49,8 +48,8 @@ from pyro_discrete.programs.sites import (
     is_latent,
     joint_support,
     sample_sites,
+    summed_by_parts,
     weighed_log_prob,
-    without_mask,
 )
 from pyro_discrete.sums.components import SumCost
 from pyro_discrete.sums.counts import Counts, MoreTermsError
@@ -310,10 +309,10 @@ def _worded() -> Iterator[None]:
 def _refuse_traced(fns: Mapping[str, Any]) -> None:
     """Raise `EnumerationError` for structures that are summed by their partition function in a traced program."""
     for name, fn in fns.items():
-        if isinstance(without_mask(fn), Structure):
+        if summed_by_parts(fn) is not None:
             raise EnumerationError(
-                f"Site {name!r}, a structure, is summed in ways that are chosen by values in every run, which a traced "
-                "program (as of jit_compile=True) cannot do. Do without."
+                f"Site {name!r} is summed by its partition function, and what reads it is looked at in every run, "
+                "which a traced program (as of jit_compile=True) cannot do. Do without."
             )
 
 

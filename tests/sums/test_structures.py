@@ -269,6 +269,18 @@ def test_counts_beside():
         score(program, {}, False)
 
 
+def test_a_traced_program_is_refused():
+    def program(x):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        z = pyro.sample("z", LinearChain(torch.zeros(40, 3, 3)))
+        pyro.sample("x", dist.Normal(m.unsqueeze(-1) + z, 1.0).to_event(1), obs=x)
+
+    with pytest.raises(EnumerationError, match=r"'z' is summed by its partition function.*jit_compile"):
+        MCMC(NUTS(collapse(program), jit_compile=True, ignore_jit_warnings=True), 1, 1, disable_progbar=True).run(
+            torch.zeros(40)
+        )
+
+
 def test_no_value_is_possible():
     def program():
         z = pyro.sample("z", GibbsMatching(numbers(11, 11)))
