@@ -51,6 +51,18 @@ class GibbsMatching(Matching, DecisionGraph):
     def _no_mass(self) -> str:
         return "every row needs a column above -inf that no other row needs."
 
+    @property
+    def numbers(self) -> int:
+        return self.n
+
+    def weighted(self, weights: Tensor) -> tuple[GibbsMatching, Tensor]:
+        logits = self.logits + weights
+        return self.like(logits), logits.new_zeros(logits.shape[:-2])
+
+    @property
+    def work(self) -> int:
+        return self.n * 2**self.n
+
     def layers(self) -> tuple[DecisionLayer, ...]:
         return _sets_of_columns(self.n, self.logits.device)
 

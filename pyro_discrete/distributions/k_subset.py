@@ -88,6 +88,21 @@ class KSubset(PathStructure):
     def value_of(self, vertex: Tensor) -> Tensor:
         return vertex
 
+    @property
+    def numbers(self) -> int:
+        return 2
+
+    def weighted(self, weights: Tensor) -> tuple[KSubset, Tensor]:
+        """An item that has no weight left out has a logit of +inf: it is in every subset."""
+        out, taken = weights.unbind(-1)
+        weight = self.logits + taken
+        certain = (out == -math.inf) & (weight > -math.inf)
+        known = torch.where(out == -math.inf, torch.where(weight > -math.inf, weight, 0.0), out)
+        logits = torch.where(weight > -math.inf, weight - known, weight)
+        empty = ((out == -math.inf) & (weight == -math.inf)).any(-1)
+        total = torch.where(empty, -math.inf, known.sum(-1))
+        return self.like(torch.where(certain, math.inf, logits)), total
+
     # ------------------------------------------------------------------------------------------------------- by halves
 
     def _padded(self, x: Tensor, fill: float) -> Tensor:
@@ -97,7 +112,9 @@ class KSubset(PathStructure):
     def _make_tables(self, logits: Tensor) -> tuple[Tensor, ...]:
         """log Z; and from the whole down to pairs, log-probabilities `[*batch, blocks, r, a]` of a left given r."""
         leaves = self._padded(logits, -math.inf)
-        block = torch.stack([torch.zeros_like(leaves), leaves], -1)
+        certain = leaves == math.inf  # taken for sure, see `weighted`
+        out = torch.where(certain, -math.inf, torch.zeros_like(leaves))
+        block = torch.stack([out, torch.where(certain, 0.0, leaves)], -1)
         levels = []
         while block.shape[-2] > 1:
             left, right = block[..., 0::2, :], block[..., 1::2, :]

@@ -109,6 +109,14 @@ class LinearChain(PathStructure):
 
     # ----------------------------------------------------------------------------------------------------------- sums
 
+    @property
+    def numbers(self) -> int:
+        return self.states
+
+    def weighted(self, weights: Tensor) -> tuple[LinearChain, Tensor]:
+        logits = self.logits + weights.unsqueeze(-2)  # to each state, from wherever
+        return self.like(logits), logits.new_zeros(logits.shape[:-3])
+
     def _make_tables(self, logits: Tensor) -> tuple[Tensor, ...]:
         """log Z, log-probabilities of the first state `[*batch, S]`, and of each given the last `[*batch, T-1, S, S]`.
 

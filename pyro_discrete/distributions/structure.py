@@ -198,6 +198,24 @@ class Structure(TorchDistribution):
         """Of a soft vertex the weights of a value's integers, `[..., *event, integers]`, if `soft_value` is "index"."""
         return vertex
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers may stand at a place of a value: 0, 1, ... less than this."""
+        raise self._lacks("sums with weights of places and numbers")
+
+    def weighted(self, weights: Tensor) -> tuple[GibbsStructure, Tensor]:
+        r"""Of an exponential family the same values, each as much more probable as its numbers weigh at their places.
+
+        .. math:: p'(z) \propto \exp\big(\langle \mathrm{vertex}(z), \mathrm{logits} \rangle + \sum_i w_{i, z_i}\big)
+
+        - `weights` `[*batch, places, numbers]`.
+
+        Returns the structure, and what is to be added to its `log_partition` `[*batch]` for the log of the sum of these
+        terms over all values. Structures whose parts say which number stands where have it: each place of a value adds
+        to one of their logits.
+        """
+        raise self._lacks("sums with weights of places and numbers")
+
     def argmax(self, scores: Tensor) -> Tensor:
         """The value of the largest total of scores, which are like the logits."""
         raise self._lacks("best value that can be found")
@@ -326,6 +344,18 @@ class GibbsStructure(Structure):
 
     def log_mass(self, vertex: Tensor) -> Tensor:
         return self.weight(vertex) - self.log_partition
+
+    def place_marginals(self) -> Tensor:
+        """How probable each number is at each place: `[*batch, places, numbers]`."""
+        marginals = self.marginals()
+        if self.soft_value == "weights":
+            return torch.stack([1 - marginals, marginals], -1)
+        return self.index_weights(marginals)
+
+    @property
+    def work(self) -> int:
+        """About how many numbers a log-partition goes through."""
+        return self.vertex_shape.numel()
 
     def marginals(self) -> Tensor:
         tracked = self.logits.requires_grad and torch.is_grad_enabled()

@@ -101,6 +101,19 @@ class Arborescence(GibbsStructure):
 
     # ----------------------------------------------------------------------------------------------------------- sums
 
+    @property
+    def numbers(self) -> int:
+        return self.n
+
+    @property
+    def work(self) -> int:
+        return self.n**3
+
+    def weighted(self, weights: Tensor) -> tuple[Arborescence, Tensor]:
+        """An `Arborescence`: edges have a direction then, as the parent of a node is another one than its child's."""
+        logits = self.logits + F.pad(weights.mT, (1, 0))
+        return Arborescence(logits, validate_args=False), logits.new_zeros(logits.shape[:-2])
+
     def _weights(self, logits: Tensor) -> Tensor:
         """The logits, -inf where no edge can be: onto itself and into the root."""
         node = torch.arange(logits.shape[-1], device=logits.device)

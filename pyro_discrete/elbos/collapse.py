@@ -48,6 +48,7 @@ from pyro_discrete.programs.sites import (
     is_latent,
     joint_support,
     sample_sites,
+    summed_by_parts,
     weighed_log_prob,
 )
 from pyro_discrete.sums.components import SumCost
@@ -90,13 +91,18 @@ def collapse(model: Program, *, max_elements: int = 2**27, max_operations: int =
     - A continuous site whose prior depends on a discrete one is drawn from the mean of that prior over the discrete
       values, each as likely, which is its term, too; the factor makes up for the difference.
     - Structures (rankings, subsets, matchings, chains, trees) are summed over the list of their values, of up to 2^20.
+      Larger ones whose law is linear in their parts (`KSubset`, `GibbsMatching`, `LinearChain`, the trees) go by their
+      partition function, if each term that reads one reads a single place of its value (`z[..., i]`), or place by place
+      (`Normal(table[z], 1.0).to_event(1)`). That is followed through every run, operation by operation; what is not
+      known to add up so is refused.
     - A program that cannot be given all values at once (that reads a discrete draw by `.item()`, or branches on it) is
       run for one joint value after another; `plan`, after the first call, says so.
 
     `max_elements`, `max_operations`: what the sums may cost, as in `Enumerate`.
 
     Raises `EnumerationError`, with the width or the reason, for sums beyond these, for structures of more values than
-    are listed, for elements of a plate that hang together, and for a count's sum that does not settle.
+    are listed whose terms do not add up over their places, for elements of a plate that hang together, and for a
+    count's sum that does not settle.
 
     >>> import pyro, torch
     >>> import pyro.distributions as dist
@@ -125,7 +131,7 @@ class CollapsedPlan:
     - `one_by_one`: why there is a run for each joint value, if there is.
     - `cost`: of the sums. `batch_dims`: how many dims of plates there are. `given`: sites that are not summed over.
       `computed`: deterministic sites with the shapes that they have at single values. `counts`: how far sums over
-      counts go.
+      counts go. `by_parts`: the structures that are summed by their partition function.
     """
 
     sites: tuple[str, ...] = ()
@@ -136,6 +142,7 @@ class CollapsedPlan:
     given: frozenset[str] = frozenset()
     computed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
+    by_parts: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         if not self.sites:
@@ -144,7 +151,8 @@ class CollapsedPlan:
         singly = f"; one joint value after another ({self.one_by_one})" if self.one_by_one else ""
         tops = {n: top for n, top in self.counts.tops.items() if n in self.sites}
         ends = "".join(f"; {n} up to {top}" for n, top in tops.items())
-        return f"{len(self.sites)} site(s) summed out ({listed}): {self.cost}{singly}{ends}"
+        parts = f"; {', '.join(sorted(self.by_parts))} by the partition function" if self.by_parts else ""
+        return f"{len(self.sites)} site(s) summed out ({listed}): {self.cost}{singly}{ends}{parts}"
 
 
 class Collapsed:
@@ -246,6 +254,8 @@ class Collapsed:
             elif not any(m["is_observed"] for m in sites.values()):
                 plan = CollapsedPlan(reason="nothing is observed")
             else:
+                if torch._C._get_tracing_state() is not None:
+                    _refuse_traced({n: sites[n]["fn"] for n in discrete})
                 counts.drawn = {n for n in sites if n not in discrete}
                 pair = replace(pair, model=counts.in_model(model))
                 trial = plain_trial(pair)
@@ -260,6 +270,7 @@ class Collapsed:
                     given=frozenset(counts.drawn),
                     computed=_shapes_of_computed(trace),
                     counts=counts,
+                    by_parts=sums.by_parts,
                 )
         if len(self._plans) >= MOST_PLANS:
             self._plans.clear()
@@ -293,6 +304,16 @@ def _worded() -> Iterator[None]:
             text = text.replace(said, here)
         error.args = (text, *error.args[1:])
         raise
+
+
+def _refuse_traced(fns: Mapping[str, Any]) -> None:
+    """Raise `EnumerationError` for structures that are summed by their partition function in a traced program."""
+    for name, fn in fns.items():
+        if summed_by_parts(fn) is not None:
+            raise EnumerationError(
+                f"Site {name!r} is summed by its partition function, and what reads it is looked at in every run, "
+                "which a traced program (as of jit_compile=True) cannot do. Do without."
+            )
 
 
 def _label(sites: Sequence[str]) -> str:
@@ -379,7 +400,8 @@ class _Run(Marginalise):
     """
 
     def __init__(self, plan: CollapsedPlan, settings: Enumerate) -> None:
-        super().__init__(set(), dict.fromkeys(plan.sites, settings), plan.batch_dims, rows=False)
+        given = dict.fromkeys(plan.sites, settings)
+        super().__init__(set(), given, plan.batch_dims, rows=False, by_parts=plan.by_parts)
         self.plan, self.trace, self.subsamples = plan, Trace(), KeepSubsamples()
         self.shown: dict[str, Any] = {}
         self.outer: frozenset[Any] = frozenset()
@@ -465,6 +487,9 @@ class _Run(Marginalise):
         if name not in self._inside:
             return
         self.outer |= {*msg["cond_indep_stack"]} - {*self._inside[name]}
+        if self.parts is not None and is_latent(msg) and name not in self.own and self.parts.of(msg["value"]):
+            with self.parts.unwatched():  # drawn from the mean over all values, it is the same at each of them
+                msg["value"] = msg["value"].clone()
         if name not in self.own:
             self.shown[name] = dict(msg)
         really = {**msg, "fn": self._really.get(name, msg["fn"])}

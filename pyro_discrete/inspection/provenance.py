@@ -23,10 +23,13 @@ from torch.utils._pytree import tree_leaves
 from pyro_discrete.programs.sites import base_distribution
 
 __all__ = [
+    "SHAPES_ALONE",
     "Provenance",
     "axis_after",
     "classes_stated",
     "element_axis",
+    "in_a_structure",
+    "keeps_shape",
     "written_tensors",
 ]
 
@@ -162,10 +165,11 @@ NOTHING: Names = frozenset()
 _LEAVES = {"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "storage", "untyped_storage", "_typed_storage"}
 
 
-_SHAPES_ALONE = {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"}
+SHAPES_ALONE = {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"}
 
 
-_SHAPES_ALONE |= {"new_zeros", "new_ones", "new_empty", "new_full"}
+SHAPES_ALONE |= {"new_zeros", "new_ones", "new_empty", "new_full"}
+"""Operations of whose arguments no value is read."""
 
 
 _LIBRARIES = tuple(str(Path(module.__file__ or "").parent) for module in (torch, pyro)) + (
@@ -294,10 +298,10 @@ class Provenance:
     def operation(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run one operation of the dispatcher and note what its results come from."""
         read = [v for v in tree_leaves((args, dict(kwargs))) if isinstance(v, Tensor)]
-        names = NOTHING if func.overloadpacket.__name__ in _SHAPES_ALONE else self.of(*read)
-        if torch.Tag.data_dependent_output in func.tags and not self._may_be_read(read) and not _in_a_structure():
+        names = NOTHING if func.overloadpacket.__name__ in SHAPES_ALONE else self.of(*read)
+        if torch.Tag.data_dependent_output in func.tags and not self._may_be_read(read) and not in_a_structure():
             self.escaped(f"Python reads a tensor's value ({func.overloadpacket.__name__})")
-        if torch.Tag.dynamic_output_shape in func.tags and not _keeps_shape(func, args):
+        if torch.Tag.dynamic_output_shape in func.tags and not keeps_shape(func, args):
             self.escaped(f"a shape depends on values ({func.overloadpacket.__name__})")
         try:
             result = func(*args, **kwargs)
@@ -324,6 +328,13 @@ class Provenance:
                 if axis is not None:
                     self._axes[id(tensor)] = (tensor, axis)
         return result
+
+    def left(self, args: Sequence[Any], how: str) -> None:
+        """Note that these leave torch."""
+        self.escaped(how)
+
+    def one_hot(self, index: Tensor, result: Tensor) -> None:
+        """Note what `one_hot` made of integers."""
 
     def _may_be_read(self, read: Sequence[Tensor]) -> bool:
         return self.reading_allowed or (bool(read) and all(self._key(t) in self._constants for t in read))
@@ -357,10 +368,10 @@ class _Exits(TorchFunctionMode):
         if self.provenance.quiet:
             return func(*args, **kwargs)
         if name in _LEAVES or name == "__reduce_ex__":
-            self.provenance.escaped(f"a tensor leaves torch (.{name})")
+            self.provenance.left(args, f"a tensor leaves torch (.{name})")
         elif func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
-            if not _in_a_structure():
-                self.provenance.escaped("the program takes gradients itself")
+            if not in_a_structure():
+                self.provenance.left(tree_leaves((args, kwargs)), "the program takes gradients itself")
         elif func is torch.nn.functional.one_hot and classes_stated(args, kwargs) >= 0:
             return self._reading(func, args, kwargs)  # it compares the indices with their number, and no more
         return func(*args, **kwargs)
@@ -368,9 +379,11 @@ class _Exits(TorchFunctionMode):
     def _reading(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.provenance.reading_allowed = True
         try:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
         finally:
             self.provenance.reading_allowed = False
+        self.provenance.one_hot(args[0] if args else kwargs["input"], result)
+        return result
 
 
 def classes_stated(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
@@ -378,7 +391,7 @@ def classes_stated(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
     return args[1] if len(args) > 1 else kwargs.get("num_classes", -1)
 
 
-def _keeps_shape(func: Any, args: tuple[Any, ...]) -> bool:
+def keeps_shape(func: Any, args: tuple[Any, ...]) -> bool:
     """Whether an indexing takes integers alone, so that its result's shape is that of the indices."""
     if func.overloadpacket is not torch.ops.aten.index:
         return False
@@ -388,7 +401,7 @@ def _keeps_shape(func: Any, args: tuple[Any, ...]) -> bool:
 _STRUCTURES = str(Path(__file__).parents[1] / "distributions")
 
 
-def _in_a_structure() -> bool:
+def in_a_structure() -> bool:
     """Whether a distribution of this package looks at its numbers: they say how it sums, and not what the sum is."""
     frame = sys._getframe(1)
     while frame is not None:

@@ -111,5 +111,13 @@ FACTS = (
         "every run, captured ones too: `sums.left_out`, `sums.counts.Counts.judge`",
         "run again with more terms; EnumerationError where that does not end, or where no bound is known",
     ),
+    Fact(
+        "places",
+        "each term that reads a structure which is summed by its partition function reads one place of it, or place by "
+        "place: by operations followed",
+        "a branch on an argument, Python's state",
+        "every run: `inspection.places.Places`",
+        "EnumerationError that names the site and the term",
+    ),
 )
 """The facts of a plan."""

@@ -161,7 +161,7 @@ def make_plan(
     joined = _joined(pair, trial, sites)
     known = (wiring.of(given) if wanted else UNKNOWN).sharing(joined)
     sums = settle(pair, trial, settings) if marginal else Summed()
-    marginals = Marginals(settings, sums.cost, sums.one_by_one) if marginal else Marginals()
+    marginals = Marginals(settings, sums.cost, sums.one_by_one, sums.by_parts) if marginal else Marginals()
     elements, layout = numbers_of(trial), objective.layout(pair, trial, known, selection.particles, sums.groups)
     order = Order({n: plates_of(m) for n, m in sample_sites(trial.guide_trace).items()}, {}, known)
     shared = SharedTerms(trial, objective, layout, known, sums.groups, apart or {})

@@ -169,11 +169,13 @@ class Marginals:
 
     - `settings`: the budget of each. `cost`: what the sums cost a row.
     - `one_by_one`: why they are by a run of the model for each joint value, where it takes no leading dims.
+    - `by_parts`: the structures that are summed by their partition function.
     """
 
     settings: Mapping[str, Enumerate] = field(default_factory=dict)
     cost: SumCost | None = None
     one_by_one: str = ""
+    by_parts: frozenset[str] = frozenset()
 
 
 @dataclass

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_discrete.errors import SiteShapeError
 from pyro_discrete.families import Family
 from pyro_discrete.posterior.mixtures import Part, of_values
-from pyro_discrete.programs.sites import joint_support
+from pyro_discrete.programs.sites import joint_support, summed_by_parts
 
 __all__ = [
     "Conditional",
@@ -102,10 +102,16 @@ class Conditional:
 
 
 def decoded_shares(found: Values, fns: Mapping[str, Any]) -> Values:
-    """Values `[rows, *batch, *event]` of one-hot shares `[rows, *batch, values]`, of sites distributed as `fns`."""
+    """Values `[rows, *batch, *event]` of one-hot shares `[rows, *batch, values]`, of sites distributed as `fns`; of a
+    structure that is not listed, of shares of numbers at places, `[rows, *batch, places * numbers]`."""
     values = {}
     for name, share in found.items():
         fn = fns[name]
+        structure = summed_by_parts(fn)
+        if structure is not None:
+            numbers = share.unflatten(-1, (-1, structure.numbers)).argmax(-1)
+            values[name] = numbers.to(structure.logits.dtype) if structure.soft_value == "weights" else numbers
+            continue
         values[name] = joint_support(fn).reshape(-1, *fn.event_shape)[share.argmax(-1)]
     return values
 

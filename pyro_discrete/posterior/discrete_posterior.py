@@ -16,6 +16,7 @@ from pyro.distributions import Delta
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_discrete.distributions.structure import GibbsStructure
 from pyro_discrete.draws.log_space import Reduce, log_sum_exp
 from pyro_discrete.errors import (
     DiscreteInferenceError,
@@ -71,19 +72,18 @@ from pyro_discrete.programs.sites import (
     is_random_observation,
     latent_sites,
     sample_sites,
+    summed_by_parts,
 )
 from pyro_discrete.sums.components import (
-    Component,
     components,
     contract,
-    highest,
-    random_value,
     shares,
     within_budget,
 )
 from pyro_discrete.sums.counts import Counts, MoreTermsError
-from pyro_discrete.sums.elimination import Elimination
+from pyro_discrete.sums.elimination import Elimination, highest, random_value
 from pyro_discrete.sums.enumerated_sites import Marginalise
+from pyro_discrete.sums.factors import Component
 from pyro_discrete.sums.left_out import note_left_out
 from pyro_discrete.sums.marginalisation import Known, collapsed, marginal_sites
 
@@ -320,6 +320,12 @@ class PosteriorRuns:
         self._without_draws: dict[bool, EnumeratedRun | list[Leaf]] = {}
         self.discrete = [n for n, s in every.items() if s.family not in (None, Family.CONTINUOUS)]
 
+    @cached_property
+    def by_parts(self) -> dict[str, GibbsStructure]:
+        """The model's own structures that are summed by their partition function."""
+        found = {n: summed_by_parts(s.distribution) for n, s in self.model_sites.items()}
+        return {n: structure for n, structure in found.items() if structure is not None}
+
     @property
     def guide_draws(self) -> bool:
         """Whether the guide draws anything."""
@@ -396,7 +402,8 @@ class PosteriorRuns:
         """A run with values side by side, and checked. Raises `NotSummed`, or `EnumerationError` beyond the budget."""
         self._check_apart(own_terms_alone)
         batch_dims = self.trial.batch_dims - (rows is None)
-        enumerated = Marginalise(drawn, self.settings, batch_dims, masked=masked)
+        by_parts = [] if own_terms_alone else [n for n in self.by_parts if n not in drawn]
+        enumerated = Marginalise(drawn, self.settings, batch_dims, masked=masked, by_parts=by_parts)
         try:
             trace = self.traced(self.rowed(program, rows), enumerated, Substitute(given))
             run = EnumeratedRun(trace, enumerated, rows, batch_dims)
@@ -599,7 +606,10 @@ class PosteriorRuns:
         """How many draws are run together: as many as keep tables to some millions of elements."""
         nodes = [*sample_sites(self.trial.model_trace).values(), *sample_sites(self.trial.guide_trace).values()]
         numbers = max((torch.as_tensor(m["value"]).numel() for m in nodes), default=1)
-        values = [s.cardinality for s in self.model_sites.values() if s.cardinality < math.inf]
+        values = [
+            s.cardinality for n, s in self.model_sites.items() if s.cardinality < math.inf and n not in self.by_parts
+        ]
+        values += [structure.numbers for structure in self.by_parts.values()]
         return max(1, int(ELEMENTS_AT_ONCE // (numbers * max(values, default=1) ** 2)))
 
     def own_marginals(self, num_samples: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pyro_discrete.posterior.given_draws import GivenDraws
 from pyro_discrete.programs.dims import Frames, plates_of
 from pyro_discrete.programs.pair import Pair, UnconditionSites, on_trial, trace_pair
 from pyro_discrete.programs.sites import guide_terms, is_random_observation, latent_sites, sample_sites, site_log_prob
-from pyro_discrete.sums.components import random_value
+from pyro_discrete.sums.elimination import random_value
 
 __all__ = [
     "PosteriorDraws",

@@ -84,6 +84,11 @@ def relabel(
     tensor([[-1.0000,  2.0000],
             [-0.9000,  2.1000]])
     """
+    if site is not None and not isinstance(site, str):
+        raise SettingError(
+            f"relabel: site={shown(site)} given, a site's name expected; what the program of a DiscretePosterior is "
+            "called with goes into args=(...)."
+        )
     if isinstance(posterior, DiscretePosterior):
         return _relabelled_posterior(posterior, site, components, tuple(args), dict(kwargs or {}))
     if args or kwargs:

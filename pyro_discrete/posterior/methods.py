@@ -10,7 +10,7 @@ import torch
 
 from pyro_discrete.posterior.discrete_posterior import PosteriorRuns, answered, outside_of_inference_mode
 from pyro_discrete.programs.pair import Pair, Substitute
-from pyro_discrete.sums.components import random_value
+from pyro_discrete.sums.elimination import random_value
 
 __all__ = [
     "PosteriorMethods",

@@ -15,7 +15,14 @@ from torch.distributions import constraints
 
 from pyro_discrete.distributions.structure import Structure
 from pyro_discrete.families import Family
-from pyro_discrete.programs.sites import base_distribution, cardinality, family_of, joint_support, without_mask
+from pyro_discrete.programs.sites import (
+    base_distribution,
+    cardinality,
+    family_of,
+    joint_support,
+    summed_by_parts,
+    without_mask,
+)
 
 __all__ = [
     "MixtureOfDraws",
@@ -120,6 +127,9 @@ def of_values(fn: Any, probabilities: Tensor) -> Any:
     """
     base, family = base_distribution(fn), family_of(fn)
     probabilities = probabilities.clamp(0, 1)
+    structure = summed_by_parts(fn)
+    if structure is not None:  # `[*batch, places * numbers]`
+        return _of_numbers(structure, probabilities.unflatten(-1, (-1, structure.numbers))).to_event(fn.event_dim)
     if family in (Family.COUNT, Family.DISCRETE):
         return dist.Categorical(probs=probabilities)
     support = joint_support(fn).reshape(probabilities.shape[-1], *fn.event_shape)
@@ -141,9 +151,16 @@ def marginals_of(structure: Structure, vertex: Tensor | None = None) -> Any:
     """
     vertex = _mean_vertex(structure) if vertex is None else vertex
     if structure.soft_value == "weights":
-        made: Any = dist.Bernoulli(probs=vertex.clamp(0, 1))
+        return _of_numbers(structure, torch.stack([1 - vertex, vertex], -1))
+    return _of_numbers(structure, structure.index_weights(vertex))
+
+
+def _of_numbers(structure: Structure, probabilities: Tensor) -> Any:
+    """The same from the probabilities of each number, `[*batch, places, numbers]`."""
+    if structure.soft_value == "weights":
+        made: Any = dist.Bernoulli(probs=probabilities[..., 1].clamp(0, 1))
     else:
-        made = dist.Categorical(probs=structure.index_weights(vertex).clamp(min=0))
+        made = dist.Categorical(probs=probabilities.clamp(min=0))
     made.structure = structure
     return made
 

@@ -25,8 +25,9 @@ from pyro_discrete.programs.sites import (
     site_log_prob,
     without_mask,
 )
-from pyro_discrete.sums.components import FIRST_SYMBOL, Component, Factor, Names
+from pyro_discrete.sums.components import FIRST_SYMBOL, Names
 from pyro_discrete.sums.enumerated_sites import Marginalise
+from pyro_discrete.sums.factors import Component, Factor
 from pyro_discrete.sums.joint_values import GiveValues, JointValues, Own
 from pyro_discrete.sums.left_out import LeftOutOfRuns, has_open_end
 from pyro_discrete.sums.marginalisation import SCALES_DIFFER, Known
@@ -273,13 +274,14 @@ def disagreement(
     for row in rows:
         constant: dict[str, Tensor] = {}
         for attempt in range(2 if len(rows) > 1 else 3):
-            give = GiveValues(own, _numbers(attempt, attempt == 0))
+            by_parts: dict[str, Tensor] = {}
+            give = GiveValues(own, _numbers(attempt, attempt == 0), by_parts)
             nodes = sample_sites(plain(give, _AsDrawn(run, give.given, row)))
             if nodes.keys() - run.trace.nodes.keys() or give.given.keys() != run.enumerated.own.keys():
                 return "its sites change with the values"
             terms = {n: _term(m, n in give.given, run.enumerated.masked) for n, m in nodes.items()}
             if noisy is None:
-                give_again = GiveValues(own, _numbers(attempt, True))
+                give_again = GiveValues(own, _numbers(attempt, True), by_parts)
                 again = sample_sites(plain(give_again, _AsDrawn(run, give_again.given, row)))
                 noisy = {n for n, t in terms.items() if n not in again or not _equal(t, again[n], n in give.given, run)}
                 run.plain = {n: m["fn"] for n, m in nodes.items()}
@@ -289,6 +291,8 @@ def disagreement(
                 _check_scale(name, nodes[name], scales)
                 if own_terms_alone and name not in give.given:
                     continue
+                if name in factors and _is_by_parts(factors[name]):
+                    continue  # its term is in the sum over the structure
                 if name in factors:
                     expected, got = torch.broadcast_tensors(_entry(factors[name], give.given, run, names, row), term)
                 else:
@@ -311,15 +315,29 @@ def _entry(factor: Factor, given: Mapping[str, Tensor], run: EnumeratedRun, name
     """A packed table's entries at the given values and row, `[*batch]`."""
     sites = {number: name for name, number in run.enumerated.own.items()}
     dims: str = factor.value._pyro_dims  # type: ignore[attr-defined]
-    index = []
+    parts, index = factor.parts, []
+    behind = (1,) if parts is not None and parts.along else ()  # entries place by place, added up
     for symbol, size in zip(dims, factor.value.shape, strict=True):
-        if symbol in factor.symbols:
-            index.append(given[sites[ord(symbol) - FIRST_SYMBOL]])
+        if parts is not None and symbol == parts.along:
+            index.append(torch.arange(size))
+        elif parts is not None and symbol == parts.site:
+            value = given[sites[ord(symbol) - FIRST_SYMBOL]]
+            places = factor.value.shape[dims.index(parts.along)] if behind else 0
+            index.append(value[..., parts.start : parts.start + places] if behind else value[..., parts.start])
+        elif symbol in factor.symbols:
+            found = given[sites[ord(symbol) - FIRST_SYMBOL]]
+            index.append(found.reshape((*found.shape, *behind)))
         elif names.frames[symbol].name == ROWS_PLATE:
             index.append(torch.tensor(row))
         else:
-            index.append(torch.arange(size).reshape(size, *(1,) * (-1 - (names.frames[symbol].dim or -1))))
-    return factor.value[tuple(index)] if index else factor.value
+            after = -1 - (names.frames[symbol].dim or -1)
+            index.append(torch.arange(size).reshape(size, *(1,) * after, *behind))
+    found = factor.value[tuple(index)] if index else factor.value
+    return found.sum(-1) if behind else found
+
+
+def _is_by_parts(factor: Factor) -> bool:
+    return factor.parts is not None and factor.parts.structure is not None
 
 
 class _AsDrawn(SiteMessenger):

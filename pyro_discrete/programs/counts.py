@@ -104,6 +104,8 @@ class CountUpTo(TorchDistribution):
         return log_mass_beyond(self.fn, self.last)
 
     def _each(self, value: Tensor) -> Tensor:
+        if self.ends == "open" and not self.cut:  # another run of the sum may go further
+            return self.fn.log_prob(value)
         own = self.fn.total_count if isinstance(self.fn, Binomial) else self.last
         inside = value <= own
         found = self.fn.log_prob(torch.where(inside, value, 0.0))

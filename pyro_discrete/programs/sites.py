@@ -26,7 +26,7 @@ from torch.distributions import (
 )
 from torch.nn.functional import one_hot
 
-from pyro_discrete.distributions.structure import LARGEST_SUPPORT
+from pyro_discrete.distributions.structure import LARGEST_SUPPORT, GibbsStructure
 from pyro_discrete.draws.noise import Perturbed
 from pyro_discrete.errors import DiscreteInferenceError, MissingDataError
 from pyro_discrete.estimators.base import Estimator
@@ -61,6 +61,7 @@ __all__ = [
     "padded",
     "sample_sites",
     "site_log_prob",
+    "summed_by_parts",
     "values_to_try",
     "weighed_log_prob",
     "why_not_enumerable",
@@ -295,6 +296,15 @@ def listable(fn: Any) -> bool:
     """Whether a distribution of finite support is one whose values are listed: a structure may have too many."""
     structure = structure_of(base_distribution(fn))
     return structure is None or structure.cardinality <= LARGEST_SUPPORT
+
+
+def summed_by_parts(fn: Any) -> GibbsStructure | None:
+    """The structure that a distribution is, if its values are too many to be listed and weights of numbers at places
+    have a log-partition: sums of such weights go by that."""
+    base = without_mask(fn)
+    if not isinstance(base, GibbsStructure) or not base.defines("weighted") or listable(fn):
+        return None
+    return base
 
 
 def values_to_try(fn: Any) -> Tensor:

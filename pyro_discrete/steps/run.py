@@ -125,7 +125,8 @@ def _traces(
     if plan.marginals.one_by_one:
         return Traces(guide_trace, *summed_one_by_one(model, guide_trace, pair.args, pair.kwargs))
     if plan.marginals.settings:
-        marginalise = Marginalise(drawn, plan.marginals.settings, plan.batch_dims, rows=isinstance(placing, PlaceRows))
+        rows, by_parts = isinstance(placing, PlaceRows), plan.marginals.by_parts
+        marginalise = Marginalise(drawn, plan.marginals.settings, plan.batch_dims, rows=rows, by_parts=by_parts)
         model_trace = trace_sites(marginalise(model), pair.args, pair.kwargs, guide_trace)
         return Traces(guide_trace, model_trace, *collapsed(model_trace, marginalise, plan.batch_dims))
     model_trace = trace_sites(model, pair.args, pair.kwargs, guide_trace)

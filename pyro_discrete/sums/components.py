@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,28 +11,28 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
+from torch.distributions import Independent
 
-from pyro_discrete.draws.log_space import Reduce, log_sum_exp
+from pyro_discrete.draws.log_space import Reduce
 from pyro_discrete.errors import EnumerationError, SiteShapeError
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
+from pyro_discrete.inspection.places import Along, At
 from pyro_discrete.programs.sites import sample_sites, site_log_prob
 from pyro_discrete.sums.elimination import Elimination, SizesAlone
-from pyro_discrete.sums.enumerated_sites import BUDGET, IN_GUIDE, BudgetError, Marginalise
+from pyro_discrete.sums.enumerated_sites import BUDGET, IN_GUIDE, BudgetError, ByParts, Marginalise
+from pyro_discrete.sums.factors import Component, Factor, Parts
 from pyro_discrete.sums.plates import CrossedPlatesError, PlatedTerm, connected, contract_plates
+from pyro_discrete.sums.structures import structures_summed
 
 __all__ = [
     "SCALE_OF_VALUES",
-    "Component",
-    "Factor",
     "Names",
     "SumCost",
     "component_cost",
     "components",
     "contract",
-    "highest",
     "joined_factors",
     "magnitude",
-    "random_value",
     "shares",
     "symbol_of",
     "unpacked",
@@ -41,41 +41,6 @@ __all__ = [
 
 FIRST_SYMBOL = 0x10000
 """Symbols of dims are characters from here on, in the order of their sites."""
-
-
-@dataclass(eq=False)
-class Factor:
-    """A log-probability that depends on enumerated values: `value` is packed (no dims of size 1, named by symbols).
-
-    `own`: the symbol of the site itself, if it is summed out. `places`: the symbols of the dims of its message.
-    """
-
-    name: str
-    position: int
-    value: Tensor
-    symbols: frozenset[str]
-    plates: frozenset[str]
-    message: Any
-    own: str = ""
-    places: Mapping[int, str] = field(default_factory=dict)
-
-
-@dataclass
-class Component:
-    """Factors that share enumerated dims, directly or through others: they are summed out together.
-
-    `inside`: for each symbol that is summed over, the plates in which its site is drawn.
-    """
-
-    factors: list[Factor]
-    inside: Mapping[str, frozenset[str]]
-    sites: list[str]
-
-    @property
-    def label(self) -> str:
-        """A name for the term that stands for the component."""
-        shown = ", ".join([*self.sites[:3], "..."] if len(self.sites) > 3 else self.sites)
-        return f"sum over {shown} (up to {self.factors[-1].name})"
 
 
 @dataclass
@@ -101,9 +66,15 @@ def symbol_of(number: int) -> str:
 def components(model_trace: Trace, marginalise: Marginalise) -> tuple[list[Component], Names]:
     """The trace's factors with enumerated dims, by connected component."""
     names, factors = Names(), []
-    for position, (name, msg) in enumerate(sample_sites(model_trace).items()):
-        if name in marginalise.own or _reaches_left(msg, marginalise.given.first):
-            factors.append(_factor(name, position, msg, marginalise, names))
+    with marginalise.watching():
+        for position, (name, msg) in enumerate(sample_sites(model_trace).items()):
+            own = name in marginalise.own
+            if own or _reaches_left(msg, marginalise.given.first) or _is_followed(msg, marginalise):
+                factors.append(_factor(name, position, msg, marginalise, names))
+    if marginalise.parts is not None and marginalise.parts.escape:
+        raise _not_by_parts(
+            sorted(marginalise.by_parts), f"what reads them cannot be followed: {marginalise.parts.escape}"
+        )
     _check_plates(factors, marginalise, names)
     inside = {symbol_of(marginalise.own[f.name]): f.plates for f in factors if f.name in marginalise.own}
     return joined_factors(factors, inside, marginalise.own), names
@@ -130,15 +101,28 @@ def _reaches_left(msg: Any, first: int) -> bool:
 
 def _factor(name: str, position: int, msg: Any, marginalise: Marginalise, names: Names) -> Factor:
     first = marginalise.given.first
-    log_p = site_log_prob(msg)
+    parts, dims_behind = None, ""
+    if isinstance(msg["fn"], ByParts):
+        parts, log_p = _own_parts(name, msg, marginalise)
+        dims_behind = parts.along
+    else:
+        log_p = site_log_prob(msg)
+        if marginalise.parts is not None:
+            log_p, parts = _by_places(name, msg, log_p, marginalise)
+            dims_behind = parts.along if parts is not None else ""
     if marginalise.masked or name not in marginalise.own:
-        log_p = scale_and_mask(log_p, mask=msg["mask"])
+        mask = msg["mask"]
+        if dims_behind and torch.is_tensor(mask):
+            mask = mask.unsqueeze(-1)
+        log_p = scale_and_mask(log_p, mask=mask)
     if torch.is_tensor(msg["scale"]) and msg["scale"].dim() >= -first and msg["scale"].numel() > 1:
         raise EnumerationError(SCALE_OF_VALUES.format(name=name, shape=tuple(msg["scale"].shape)))
     at = {f.dim: names.of_plate(f) for f in msg["cond_indep_stack"] if f.dim is not None}
     places = at | {dim: symbol_of(n) for dim, n in marginalise.dims.get(name, {}).items() if dim <= first}
     symbols = ""
-    for dim, size in enumerate(log_p.shape, start=-log_p.dim()):
+    for dim, size in enumerate(log_p.shape, start=len(dims_behind) - log_p.dim()):
+        if dim >= 0:
+            continue
         if size > 1:
             if dim in places:
                 symbols += places[dim]
@@ -147,11 +131,86 @@ def _factor(name: str, position: int, msg: Any, marginalise: Marginalise, names:
                     f"Site {name!r} has a log-probability of shape {tuple(log_p.shape)}, whose dim {dim} is in no "
                     "plate and belongs to no enumerated site. Index from the right, so that dims on the left broadcast."
                 )
-    packed = log_p.squeeze() if 1 in log_p.shape else log_p.clone()  # a tensor of its own, to carry the symbols
-    packed._pyro_dims = symbols  # type: ignore[attr-defined]
+    kept = [n for i, n in enumerate(log_p.shape) if n > 1 or (dims_behind and i == log_p.dim() - 1)]
+    packed = log_p.reshape(kept) if 1 in log_p.shape else log_p.clone()  # a tensor of its own, to carry the symbols
+    packed._pyro_dims = symbols + dims_behind  # type: ignore[attr-defined]
     plates = frozenset(at.values())
     own = symbol_of(marginalise.own[name]) if name in marginalise.own else ""
-    return Factor(name, position, packed, frozenset(symbols) - plates, plates, msg, own, places)
+    if parts is not None and parts.structure is not None:
+        parts = replace(parts, logits=_symbols_of_logits(parts.structure, places))
+        symbols += parts.logits
+    return Factor(name, position, packed, frozenset(symbols) - plates, plates, msg, own, places, parts)
+
+
+def _is_followed(msg: Any, marginalise: Marginalise) -> bool:
+    """Whether a site's term comes from a structure that is summed by its partition function."""
+    places = marginalise.parts
+    return places is not None and bool(places.of(site_log_prob(msg), msg["mask"], msg["scale"]))
+
+
+FIRST_PLACES = 0x30000
+"""Symbols of the dims of a structure's places are characters from here on, in the order of their sites."""
+
+
+def _own_parts(name: str, msg: Any, marginalise: Marginalise) -> tuple[Parts, Tensor]:
+    """A structure's own factor: weights of zero of numbers at places, `[numbers, ..., *batch, places]`."""
+    number, fn = marginalise.own[name], msg["fn"]
+    value, structure = msg["value"], fn.fn
+    assert marginalise.parts is not None
+    before = sorted(marginalise.parts.of(structure.logits))
+    if before:
+        raise _not_by_parts(before, f"the prior of site {name!r}, another structure, reads them")
+    shape = torch.broadcast_shapes(value.shape[:-1], fn.batch_shape)
+    zeros = structure.logits.new_zeros(*shape, value.shape[-1])
+    return Parts(symbol_of(number), chr(FIRST_PLACES + number), 0, structure), zeros
+
+
+def _symbols_of_logits(structure: Any, places: Mapping[int, str]) -> str:
+    batch = structure.batch_shape
+    return "".join(places[dim] for dim, size in enumerate(batch, start=-len(batch)) if size > 1)
+
+
+def _by_places(name: str, msg: Any, log_p: Tensor, marginalise: Marginalise) -> tuple[Tensor, Parts | None]:
+    """A term that reads a structure, with its entries place by place in a last dim; as it is where it reads none.
+
+    Raises `EnumerationError` where it is not known to read one place, or place by place.
+    """
+    followed = marginalise.parts
+    assert followed is not None
+    weights = followed.of(msg["mask"], msg["scale"])
+    sites = sorted(followed.of(log_p) | weights)
+    if not sites:
+        return log_p, None
+    if weights:
+        raise _not_by_parts(sorted(weights), f"a mask or scale around site {name!r} reads them")
+    if len(sites) > 1:
+        raise _not_by_parts(sites, f"the term of site {name!r} joins them")
+    symbol = symbol_of(marginalise.own[sites[0]])
+    found = followed.found(log_p)
+    if isinstance(found, At):
+        return log_p, Parts(symbol, "", found.place)
+    fn, events = msg["fn"], 0
+    while isinstance(fn, Independent):
+        fn, events = fn.base_dist, events + fn.reinterpreted_batch_ndims
+    if events and name not in marginalise.own:
+        each = fn.log_prob(msg["value"])
+        found = followed.found(each)
+        if isinstance(found, Along) and -found.axis <= events:
+            each = each.movedim(found.axis, -1)
+            if events > 1:
+                each = each.sum(tuple(range(-events, -1)))
+            along = chr(FIRST_PLACES + marginalise.own[sites[0]])
+            return each, Parts(symbol, along, found.start)
+    raise _not_by_parts(sites, f"the term of site {name!r} is not known to add up over its places")
+
+
+def _not_by_parts(sites: Sequence[str], reason: str) -> EnumerationError:
+    return EnumerationError(
+        f"Site {_listed(sites)} has too many values to be listed, so that it is summed by its partition function, "
+        "which takes terms that read one place of the value each (z[..., i]), or place by place (an event of "
+        f"Normal(table[z], 1.0).to_event(1)); {reason}. Write what reads it so, make it smaller, or draw it "
+        f"{IN_GUIDE}, by 'rloo' or a relaxation."
+    )
 
 
 SCALE_OF_VALUES = (
@@ -178,9 +237,11 @@ def _check_plates(factors: Sequence[Factor], marginalise: Marginalise, names: Na
 
 def contract(component: Component, ring: Elimination | None = None) -> Tensor:
     """The component's marginal log-likelihood, packed: `[*plates that all of its factors are in]`."""
-    terms = [PlatedTerm(f.plates, f.value) for f in component.factors]
+    ring = ring or Elimination()
+    summed = structures_summed(component, ring)
+    terms = [PlatedTerm(f.plates, f.value) for f in summed.factors]
     try:
-        return contract_plates(terms, component.inside, ring or Elimination())[1]
+        return contract_plates(terms, summed.inside, ring)[1]
     except CrossedPlatesError as error:
         raise EnumerationError(_not_nested(component, str(error))) from error
 
@@ -280,33 +341,6 @@ def component_cost(component: Component) -> SumCost:
     return SumCost(max(ring.largest, *tables), ring.operations + sum(tables), ring.width)
 
 
-def highest(table: Tensor, dim: int) -> Tensor:
-    """The largest value along a dim."""
-    return table.max(dim).values
-
-
-class _RandomValue(torch.autograd.Function):
-    """A log-sum whose backward pass goes to one value, drawn by its share."""
-
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, dim: int) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(table)
-        ctx.dim = dim
-        return log_sum_exp(table, dim)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        (table,) = ctx.saved_tensors
-        noise = torch.empty_like(table).exponential_().log().neg()  # Gumbel
-        chosen = (table + noise).argmax(ctx.dim, keepdim=True)
-        return torch.zeros_like(table).scatter(ctx.dim, chosen, gradient.unsqueeze(ctx.dim)), None
-
-
-def random_value(table: Tensor, dim: int) -> Tensor:
-    """The log-sum along a dim; its gradient is one at a value drawn by its share, and zero at the others."""
-    return _RandomValue.apply(table, dim)  # type: ignore[return-value]
-
-
 def shares(component: Component, names: Names, enumerated: Marginalise, reduce: Reduce) -> dict[str, Tensor]:
     """For each enumerated site of a component, its values' shares: `[(rows,) *batch, values]`, in float64."""
     for factor in component.factors:
@@ -324,6 +358,11 @@ def shares(component: Component, names: Names, enumerated: Marginalise, reduce: 
         summed = [i for i, d in enumerate(dims) if d in factor.symbols and d != symbol]
         share = gradient.sum(summed) if summed else gradient
         kept = "".join(d for d in dims if d not in factor.symbols or d == symbol)
+        if factor.parts is not None and factor.parts.structure is not None:  # of each number at each place
+            share = share.movedim((kept.index(factor.parts.along), kept.index(symbol)), (-2, -1))
+            kept = kept.replace(symbol, "").replace(factor.parts.along, "")
+            found[factor.name] = unpacked(share, kept, names).flatten(-2)
+            continue
         if symbol in kept:
             share = share.movedim(kept.index(symbol), -1)
             kept = kept.replace(symbol, "")

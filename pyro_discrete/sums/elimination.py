@@ -20,7 +20,9 @@ __all__ = [
     "Table",
     "aligned",
     "dims_of",
+    "highest",
     "named",
+    "random_value",
     "selected",
 ]
 
@@ -216,6 +218,11 @@ class SizesAlone(Elimination):
     def begin(self, dims: Iterable[str]) -> None:
         self.summed.update(dims)
 
+    def weigh(self, largest: int, operations: int) -> None:
+        """A sum that is taken otherwise: its largest table, and what is computed."""
+        self.largest = max(self.largest, largest)
+        self.operations += operations
+
     def product(self, term: Any, ordinal: Iterable[str]) -> Any:
         sizes = {d: n for d, n in zip(dims_of(term), term.shape, strict=True) if d not in ordinal}
         return Table(sizes.values(), "".join(sizes))
@@ -310,3 +317,30 @@ def aligned(term: Tensor, dims: str) -> Tensor:
     ordered = term.permute([own.index(d) for d in dims if d in own])
     sizes = iter(ordered.shape)
     return ordered.reshape([next(sizes) if d in own else 1 for d in dims])
+
+
+def highest(table: Tensor, dim: int) -> Tensor:
+    """The largest value along a dim."""
+    return table.max(dim).values
+
+
+class _RandomValue(torch.autograd.Function):
+    """A log-sum whose backward pass goes to one value, drawn by its share."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, dim: int) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(table)
+        ctx.dim = dim
+        return log_sum_exp(table, dim)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (table,) = ctx.saved_tensors
+        noise = torch.empty_like(table).exponential_().log().neg()  # Gumbel
+        chosen = (table + noise).argmax(ctx.dim, keepdim=True)
+        return torch.zeros_like(table).scatter(ctx.dim, chosen, gradient.unsqueeze(ctx.dim)), None
+
+
+def random_value(table: Tensor, dim: int) -> Tensor:
+    """The log-sum along a dim; its gradient is one at a value drawn by its share, and zero at the others."""
+    return _RandomValue.apply(table, dim)  # type: ignore[return-value]

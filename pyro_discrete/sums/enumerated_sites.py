@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Self
 
 import torch
@@ -18,10 +19,11 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from pyro_discrete.distributions.structure import LARGEST_SUPPORT
+from pyro_discrete.distributions.structure import LARGEST_SUPPORT, GibbsStructure
 from pyro_discrete.errors import EnumerationError, SiteMatchError, SiteShapeError
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
+from pyro_discrete.inspection.places import Places
 from pyro_discrete.programs.pair import SiteMessenger
 from pyro_discrete.programs.sites import (
     base_distribution,
@@ -30,6 +32,7 @@ from pyro_discrete.programs.sites import (
     is_latent,
     joint_support,
     listable,
+    summed_by_parts,
     weighed_log_prob,
     why_not_enumerable,
     without_mask,
@@ -40,6 +43,7 @@ __all__ = [
     "IN_GUIDE",
     "NOT_IN_GUIDE",
     "BudgetError",
+    "ByParts",
     "EnumerateSites",
     "EnumerationDims",
     "Marginalise",
@@ -70,14 +74,20 @@ class OutOfScopeError(EnumerationError):
     """A site depends on a draw that `pyro.markov` does not let it see: with a longer history it may."""
 
 
-def check_table(msg: Any, settings: Enumerate, marginal: bool) -> None:
-    """Raise `BudgetError` if a site's table is larger than `settings` allow, earlier sites' dims included."""
+def check_table(msg: Any, settings: Enumerate, marginal: bool, by_parts: bool = True) -> None:
+    """Raise `BudgetError` if a site's table is larger than `settings` allow, earlier sites' dims included.
+
+    `by_parts`: whether a structure of more values than are listed may be summed by its partition function.
+    """
     fn = msg["fn"]
     elements = cardinality(fn) * math.prod(fn.shape())
-    if elements > settings.max_elements or not listable(fn):
+    parts = summed_by_parts(fn) if marginal and by_parts else None
+    if parts is not None:
+        elements = parts.numbers * math.prod(fn.shape())
+    if elements > settings.max_elements or (parts is None and not listable(fn)):
         allowed = (
             f"{settings.max_elements:.3g} are allowed ({BUDGET}))"
-            if listable(fn)
+            if parts is not None or listable(fn)
             else f"{LARGEST_SUPPORT} values of a structure are listed"
         )
         remedy = (
@@ -99,7 +109,7 @@ def mark_for_enumeration(msg: Any, settings: Enumerate, marginal: bool, parallel
     `EnumerationError` if its table is larger than `settings` allow, enumerated dims of earlier sites included.
     """
     fn = msg["fn"]
-    check_table(msg, settings, marginal)
+    check_table(msg, settings, marginal, by_parts=False)
     base = base_distribution(fn)
     if fn.event_dim > len(base.event_shape) or without_mask(fn) is not fn:
         msg["fn"] = _Enumerated(fn, marginal)
@@ -112,7 +122,7 @@ def mark_for_enumeration(msg: Any, settings: Enumerate, marginal: bool, parallel
 
 def plain_distribution(fn: Any) -> Any:
     """A site's distribution as it was before the site was marked."""
-    return fn.fn if isinstance(fn, _Enumerated) else fn
+    return fn.fn if isinstance(fn, _Enumerated | ByParts) else fn
 
 
 def unmarked(msg: Any) -> dict[str, Any]:
@@ -314,6 +324,10 @@ class Marginalise(EnumerateSites):
     `dims` says, by site, which enumerated site's values (by a number of its own) each such dim holds; `own` is each
     enumerated site's own number. `masked`: whether these sites' masks take their terms out, as maxima have it; in sums
     a masked site keeps its probability, which adds up to one. `rows`: whether the dim left of the plates is theirs.
+
+    `by_parts`: the structures that are summed by their partition function. Their dim holds a number, the same at all
+    places of the value, and what is computed from it is followed by `parts`, in this run and with all terms, to be sure
+    that each reads one place alone, or place by place.
     """
 
     def __init__(
@@ -323,8 +337,11 @@ class Marginalise(EnumerateSites):
         batch_dims: int,
         masked: bool = False,
         rows: bool = True,
+        by_parts: Collection[str] = (),
     ) -> None:
         super().__init__(EnumerationDims(-1 - batch_dims - rows))
+        self.parts = Places() if by_parts else None
+        self.by_parts = frozenset(by_parts)
         self.drawn, self.settings, self.masked = drawn, settings, masked
         self.dims: dict[str, dict[int, int]] = {}
         self.own: dict[str, int] = {}
@@ -333,15 +350,85 @@ class Marginalise(EnumerateSites):
         own = is_latent(msg) and not msg["done"] and msg["name"] not in self.drawn
         if own:
             refuse_unguided(msg["name"], msg["fn"], msg["infer"])
-            mark_for_enumeration(msg, self.settings.get(msg["name"]) or Enumerate(), marginal=not self.masked)
+            settings = self.settings.get(msg["name"]) or Enumerate()
+            if msg["name"] in self.by_parts:
+                self._mark_parts(msg, settings)
+            else:
+                mark_for_enumeration(msg, settings, marginal=not self.masked)
         elif "enumerate" in msg["infer"]:
             msg["infer"] = unmarked(msg)
         super()._pyro_sample(msg)
         if own:
             self.own[msg["name"]] = msg["infer"]["_dim_to_id"][msg["infer"]["_enumerate_dim"]]
+            if msg["name"] in self.by_parts:
+                assert self.parts is not None
+                self.parts.follow(msg["value"], msg["name"])
+
+    def __enter__(self) -> Self:
+        if self.parts is not None:
+            self.parts = Places()
+            self.parts.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        if self.parts is not None:
+            self.parts.__exit__(*exception)
+
+    def watching(self) -> AbstractContextManager[Any]:
+        """Within, what is computed of values is followed as in the run."""
+        return nullcontext() if self.parts is None else self.parts
+
+    def _mark_parts(self, msg: Any, settings: Enumerate) -> None:
+        name, structure = msg["name"], summed_by_parts(msg["fn"])
+        if get_proxy_mode() is not None:  # a step is not captured then
+            raise RuntimeError(f"what reads site {name!r} is looked at in every run, as it is summed by parts")
+        if structure is None:
+            raise EnumerationError(f"Site {name!r} is another kind of site than in the trial run.")
+        if self.masked and msg["mask"] is not None and msg["mask"] is not True:
+            raise EnumerationError(
+                f"Site {name!r} is masked and too large to be listed: its most probable value without its own term is "
+                "not to be had. Take the mask off, or put it around what reads the site."
+            )
+        check_table(msg, settings, marginal=True)
+        msg["fn"] = ByParts(structure)
+        msg["infer"] = {k: v for k, v in msg["infer"].items() if k != "num_samples"} | {"enumerate": "parallel"}
 
     def _note(self, msg: Any, known: dict[int, int]) -> None:
         self.dims[msg["name"]] = known
+
+
+class ByParts(TorchDistribution):
+    """A structure at the numbers that its places may have: a value holds one of them throughout. Its log-probability
+    is in the sum over the structure, and not here."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    has_enumerate_support = True
+
+    def __init__(self, structure: GibbsStructure) -> None:
+        self.fn = structure
+        super().__init__(structure.batch_shape, structure.event_shape, validate_args=False)
+
+    @constraints.dependent_property
+    def support(self) -> Any:  # type: ignore[override]
+        return self.fn.support
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> ByParts:
+        return ByParts(self.fn.expand(batch_shape))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.fn.sample(torch.Size(sample_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        shape = torch.broadcast_shapes(value.shape[: value.dim() - self.event_dim], self.batch_shape)
+        return self.fn.logits.new_zeros(shape)
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        kind = self.fn.logits.dtype if self.fn.soft_value == "weights" else torch.long
+        numbers = torch.arange(self.fn.numbers, dtype=kind, device=self.fn.logits.device)
+        batch = self.batch_shape if expand else (1,) * len(self.batch_shape)
+        values = numbers.reshape(-1, *(1,) * len(batch), *(1,) * self.event_dim)
+        return values.expand(len(numbers), *batch, *self.event_shape).contiguous()
 
 
 class _Enumerated(TorchDistribution):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.programs.pair import SiteMessenger
-from pyro_discrete.programs.sites import cardinality, is_latent, joint_support
+from pyro_discrete.programs.sites import cardinality, is_latent, joint_support, summed_by_parts
 from pyro_discrete.sums.enumerated_sites import refuse_unguided
 
 __all__ = [
@@ -34,11 +34,15 @@ class GiveValues(SiteMessenger):
     """Gives sites to be summed over the values whose numbers `choose(name, batch shape, how many)` says.
 
     - `given`: these numbers `[*batch]`, by site. `sizes`: how many values each has.
+    - `by_parts`: where structures that are summed by their partition function find the value that they take, or keep
+      one that is drawn; without it they are refused. It is in `given`.
     """
 
-    def __init__(self, own: Own, choose: Callable[[str, torch.Size, int], Tensor]) -> None:
+    def __init__(
+        self, own: Own, choose: Callable[[str, torch.Size, int], Tensor], by_parts: dict[str, Tensor] | None = None
+    ) -> None:
         super().__init__()
-        self.own, self.choose = own, choose
+        self.own, self.choose, self.by_parts = own, choose, by_parts
         self.given: dict[str, Tensor] = {}
         self.sizes: dict[str, int] = {}
 
@@ -47,6 +51,11 @@ class GiveValues(SiteMessenger):
             return
         name, fn = msg["name"], msg["fn"]
         refuse_unguided(name, fn, msg["infer"])
+        structure = summed_by_parts(fn)
+        if structure is not None and self.by_parts is not None:
+            msg["value"], msg["done"] = self.by_parts.setdefault(name, structure.sample()), True
+            self.given[name], self.sizes[name] = msg["value"].long(), structure.numbers
+            return
         if cardinality(fn) > MOST_VALUES:
             raise EnumerationError(f"site {name!r} has {cardinality(fn):.3g} joint values, more than {MOST_VALUES}.")
         support = joint_support(fn).reshape(-1, *fn.event_shape)

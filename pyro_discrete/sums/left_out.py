@@ -18,10 +18,11 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.programs.counts import CountUpTo
 from pyro_discrete.programs.sites import base_distribution, joint_support, without_mask
-from pyro_discrete.sums.components import Component, Factor, contract
+from pyro_discrete.sums.components import contract
 from pyro_discrete.sums.counts import LEFT_OUT
 from pyro_discrete.sums.elimination import aligned, dims_of, named
 from pyro_discrete.sums.enumerated_sites import plain_distribution
+from pyro_discrete.sums.factors import Component, Factor
 
 __all__ = [
     "LeftOutOfRuns",
@@ -93,6 +94,8 @@ def _extended(factor: Factor, opened: Mapping[str, CountUpTo]) -> Tensor:
     """A factor's table with one value more for each count that it reads: what is beyond the last one."""
     dims, table = dims_of(factor.value), _double(factor)
     reads = [symbol for symbol in dims if symbol in opened]
+    if reads and factor.parts is not None:
+        raise _unbounded(factor, reads, opened, "it reads a structure that is summed by its partition function, too")
     beyond = None
     if factor.own in reads:
         beyond = _packed(factor, _log_beyond(plain_distribution(factor.message["fn"])))

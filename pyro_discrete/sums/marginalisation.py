@@ -32,10 +32,12 @@ from pyro_discrete.programs.sites import (
     latent_sites,
     sample_sites,
     site_log_prob,
+    summed_by_parts,
     without_mask,
 )
-from pyro_discrete.sums.components import Component, SumCost, components, contract, unpacked, within_budget
+from pyro_discrete.sums.components import SumCost, components, contract, unpacked, within_budget
 from pyro_discrete.sums.enumerated_sites import IN_GUIDE, BudgetError, Marginalise, OutOfScopeError
+from pyro_discrete.sums.factors import Component
 from pyro_discrete.sums.joint_values import GiveValues, JointValues
 from pyro_discrete.sums.left_out import LeftOutOfRuns, note_left_out
 
@@ -55,6 +57,7 @@ __all__ = [
     "nor_one_by_one",
     "settle",
     "settle_marginals",
+    "sites_by_parts",
     "summed_one_by_one",
     "try_sums",
 ]
@@ -289,6 +292,11 @@ def marginal_sites(trial: Trial) -> list[Site]:
     return [Site(m) for n, m in latent_sites(trial.model_trace).items() if n not in drawn]
 
 
+def sites_by_parts(trial: Trial) -> frozenset[str]:
+    """The structures of the model alone that are summed by their partition function."""
+    return frozenset(s.name for s in marginal_sites(trial) if summed_by_parts(s.distribution) is not None)
+
+
 def check_elements(pair: Pair, trial: Trial, sites: Sequence[Site]) -> None:
     """Raise `NotAtOnceError` where plate elements of these sites of the model alone hang together."""
     crossed = crossing_site(pair, trial, sites)
@@ -318,11 +326,13 @@ class Summed:
 
     - `groups`: one for each sum.
     - `one_by_one`: why it is taken by a run of the model for each joint value, if it is.
+    - `by_parts`: the structures that are summed by their partition function.
     """
 
     cost: SumCost = field(default_factory=SumCost)
     groups: Sequence[Group] = ()
     one_by_one: str = ""
+    by_parts: frozenset[str] = frozenset()
 
     @property
     def members(self) -> frozenset[str]:
@@ -348,14 +358,15 @@ def try_sums(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate], rows: 
     cost, groups = SumCost(), []
     try:
         with torch.no_grad(), trial.subsamples:
-            marginalise = Marginalise(latent_sites(trial.guide_trace), settings, trial.batch_dims, rows=rows)
+            drawn, batch_dims = latent_sites(trial.guide_trace), trial.batch_dims
+            marginalise = Marginalise(drawn, settings, batch_dims, rows=rows, by_parts=sites_by_parts(trial))
             replayed = pair.replayed(trial.guide_trace, marginalise)
             trace = poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
             for component in components(trace, marginalise)[0]:
                 cost = cost.beside(within_budget(component, settings))
                 plates = [frozenset(f.name for f in factor.message["cond_indep_stack"]) for factor in component.factors]
                 groups.append((frozenset(f.name for f in component.factors), frozenset.intersection(*plates)))
-        return Summed(cost, groups)
+        return Summed(cost, groups, by_parts=marginalise.by_parts)
     except DiscreteInferenceError:
         raise
     except Exception as error:

@@ -15,9 +15,10 @@ from torch import Tensor, is_tensor
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.sites import latent_sites, sample_sites
-from pyro_discrete.sums.components import SCALE_OF_VALUES, Component, Factor, SumCost, contract, joined_factors
+from pyro_discrete.sums.components import SCALE_OF_VALUES, SumCost, contract, joined_factors
 from pyro_discrete.sums.elimination import SizesAlone, dims_of
 from pyro_discrete.sums.enumerated_sites import IN_GUIDE
+from pyro_discrete.sums.factors import Component, Factor
 from pyro_discrete.sums.left_out import note_left_out
 from pyro_discrete.sums.marginalisation import common_scale
 

@@ -252,6 +252,27 @@ class _Instance:
         weight = torch.randn_like(mean)
         self._slopes("marginals", lambda d: d.marginals() * weight)
         self._slopes("entropy", lambda d: d.entropy())  # type: ignore[attr-defined]
+        if d.defines("weighted"):
+            self._weighted(d)
+
+    def _weighted(self, d: GibbsStructure) -> None:
+        """Weights of numbers at places: some of -inf where every value keeps a number, against the list of values."""
+        places = d.event_shape[0]
+        weights = torch.randn(*d.batch_shape, places, d.numbers, dtype=d.logits.dtype)
+        best = d.mode.long()
+        spared = torch.nn.functional.one_hot(best, d.numbers).bool()
+        weights = torch.where((torch.rand_like(weights) < 0.2) & ~spared, -math.inf, weights).requires_grad_()
+        at = self.support.long().unsqueeze(-1)
+        every = weights.expand(*self.support.shape, d.numbers).gather(-1, at).squeeze(-1).sum(-1)
+        terms = self.log_p + d.log_partition.detach() + every
+        made, more = d.weighted(weights)
+        found = made.log_partition + more
+        right = terms.logsumexp(0)
+        self.near("log-sums with weights of numbers at places", found.detach(), right.detach(), 1e-9)
+        share = (terms.detach().softmax(0).unsqueeze(-1).unsqueeze(-1) * _numbered(self.support, d.numbers)).sum(0)
+        (slope,) = torch.autograd.grad(found.sum(), weights)
+        self.near("their slopes", slope, share, 1e-9)
+        self.near("marginals of numbers at places", made.place_marginals().detach(), share, 1e-9)
 
     # -------------------------------------------------------------------------------------------- vertices, soft values
 
@@ -411,6 +432,11 @@ def _refused(structure: Structure, value: Tensor) -> bool:
     except ValueError:
         return True
     return False
+
+
+def _numbered(values: Tensor, numbers: int) -> Tensor:
+    """Indicators of the number at each place, `[..., places, numbers]`."""
+    return torch.nn.functional.one_hot(values.long(), numbers).double()
 
 
 def _has_law(structure: Structure) -> bool:

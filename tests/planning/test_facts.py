@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pyro_discrete import TraceELBO
+from pyro_discrete.distributions import LinearChain
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SiteMatchError
 from pyro_discrete.planning.facts import FACTS
 from pyro_discrete.planning.plan import Jointly, OneByOne, Parallel
@@ -183,6 +184,22 @@ def break_counts():
     elbo.loss_and_grads(counting, lambda x: None, torch.tensor(2.0))
     assert elbo.plan.counts.tops["n"] < 30
     assert abs(elbo.loss_and_grads(counting, lambda x: None, torch.tensor(30.0)) - 48.2859) < 1e-3
+
+
+def break_places():
+    table = torch.linspace(-1.0, 1.0, 3)
+
+    def path(x, joined):
+        z = pyro.sample("z", LinearChain(torch.zeros(20, 3, 3)))
+        mean = table[z].cumsum(-1) if joined else table[z]
+        pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+    elbo = TraceELBO("enumerate")
+    each = dist.Normal(table, 1.0).log_prob(torch.tensor(0.5)).exp().mean().log()
+    found = elbo.loss_and_grads(path, lambda *args: None, torch.full((20,), 0.5), False)
+    assert found == pytest.approx(-20 * each.item(), rel=1e-5)
+    with pytest.raises(EnumerationError, match=r"'z'.*the term of site 'x' is not known to add up"):
+        elbo.loss_and_grads(path, lambda *args: None, torch.full((20,), 0.5), True)
 
 
 @pytest.mark.parametrize("fact", FACTS, ids=lambda fact: fact.name)

@@ -316,3 +316,8 @@ def test_other_labels_are_renamed_along():
 def test_what_cannot_be_relabelled(call, words):
     with pytest.raises(SettingError, match=words):
         call(switched()[0])
+
+
+def test_arguments_in_the_place_of_a_site_are_an_error():
+    with pytest.raises(SettingError, match=r"relabel: site=.*a site's name expected.*args=\(\.\.\.\)"):
+        relabel(DiscretePosterior(mixture, samples=draws(3)), X)

@@ -16,7 +16,7 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate, infer_discrete
 
 from pyro_discrete import DiscretePosterior
 from pyro_discrete.errors import EnumerationError, SettingError, SiteMatchError
-from pyro_discrete.sums.components import random_value
+from pyro_discrete.sums.elimination import random_value
 from pyro_discrete.sums.enumerated_sites import Marginalise
 
 START, TABLE = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([[0.7, 0.2, 0.1], [0.3, 0.4, 0.3], [0.2, 0.3, 0.5]])

@@ -8,9 +8,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.distributions import constraints
 
-from pyro_discrete import DiscretePosterior, TraceELBO, TraceIWELBO
+from pyro_discrete import DiscretePosterior, TraceELBO, TraceIWELBO, collapse
 from pyro_discrete.errors import EnumerationError, SettingError
 from pyro_discrete.programs.counts import CountUpTo, log_mass_beyond
 
@@ -494,3 +495,26 @@ def test_a_cut_distribution_is_one():
     assert cut.sample((200,)).max() <= 3
     assert cut.expand((5, 2)).sample().shape == (5, 2)
     assert cut.log_prob(torch.tensor([5.0, 2.0]))[0] == -torch.inf
+
+
+def test_a_count_whose_rate_depends_on_a_site_of_an_outer_plate():
+    """How far the sum goes differs from run to run with the outer site's value, and the terms do not."""
+    t = torch.double
+    x = torch.tensor([[1.0, 4.0], [0.0, 2.0], [7.0, 1.0]], dtype=t)
+
+    def model(x):
+        with pyro.plate("groups", 2, dim=-1):
+            g = pyro.sample("g", dist.Bernoulli(torch.tensor(0.4, dtype=t)))
+            with pyro.plate("seen", 3, dim=-2):
+                n = pyro.sample("n", dist.Poisson(1.0 + 4.0 * g))
+                pyro.sample("x", dist.Laplace(n, 0.7), obs=x)
+
+    k = VALUES[:200].reshape(-1, 1, 1)
+    each = []
+    for g, weight in enumerate((0.6, 0.4)):
+        term = dist.Poisson(torch.tensor(1.0 + 4.0 * g, dtype=t)).log_prob(k) + dist.Laplace(k, 0.7).log_prob(x)
+        each.append(term.logsumexp(0).sum(0) + torch.tensor(weight, dtype=t).log())
+    right = torch.stack(each).logsumexp(0).sum().item()
+    found = poutine.trace(collapse(model)).get_trace(x).log_prob_sum().item()
+    assert found == pytest.approx(right, abs=1e-7)
+    assert TraceELBO("enumerate").loss(model, no_guide, x) == pytest.approx(-right, abs=1e-7)

@@ -29,7 +29,7 @@ from pyro_discrete.programs.sites import (
 from pyro_discrete.sums.components import SumCost, magnitude
 from pyro_discrete.sums.enumerated_sites import BudgetError, Marginalise
 from pyro_discrete.sums.joint_values import GiveValues, JointValues
-from pyro_discrete.sums.marginalisation import collapsed, summed_one_by_one
+from pyro_discrete.sums.marginalisation import collapsed, sites_by_parts, summed_one_by_one
 
 __all__ = [
     "ONE_BY_ONE",
@@ -78,7 +78,8 @@ def joint_loss(plan: Plan, pair: Pair, known: Dependencies) -> Tensor:
         table = support[digits.to(support.device)].reshape((rows, 1, *batch, *fn.event_shape))
         values[name] = table.expand((rows, plan.particles, *batch, *fn.event_shape)).flatten(0, 1)
     plan.met.cost = SumCost(total * largest * plan.particles, total * largest * plan.particles)
-    marginalise = Marginalise(latent_sites(trial.guide_trace), dict.fromkeys(extra, settings), plan.batch_dims)
+    drawn, given = latent_sites(trial.guide_trace), dict.fromkeys(extra, settings)
+    marginalise = Marginalise(drawn, given, plan.batch_dims, by_parts=sites_by_parts(trial))
     leading = rows * plan.particles, -1 - plan.batch_dims
     guide_trace, model_trace = trace_pair(pair, trial.subsamples, values, leading, marginalise)
     if extra:
