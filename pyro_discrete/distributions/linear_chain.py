@@ -94,7 +94,7 @@ class LinearChain(PathStructure):
 
     @property
     def cardinality(self) -> float:
-        length, states = self.event_shape[0], self.states
+        length, states = int(self.event_shape[0]), int(self.states)  # a traced program's sizes are tensors of 64 bits
         return float_or_inf(length * math.log(states), lambda: states**length)
 
     def _support_list(self) -> Tensor:

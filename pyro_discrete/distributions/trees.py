@@ -80,7 +80,8 @@ class Arborescence(GibbsStructure):
 
     @property
     def cardinality(self) -> float:
-        return float_or_inf((self.n - 2) * math.log(self.n), lambda: self.n ** (self.n - 2))
+        n = int(self.n)  # a traced program's sizes are tensors of 64 bits
+        return float_or_inf((n - 2) * math.log(n), lambda: n ** (n - 2))
 
     def _support_list(self) -> Tensor:
         """By Prüfer's code: leaf after leaf, the one of the largest number first, hangs on what the code says."""
