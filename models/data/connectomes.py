@@ -18,8 +18,8 @@ __all__ = ["Connectomes", "load_simulated_connectomes", "load_worms", "load_worm
 
 SEED = 0
 """Of the simulation, of which neurons are known, and of the order in which the others come."""
-SIMULATED = (8, 12)
-WORMS, WORMS_UNKNOWN = (10, 30), (0, 30)
+SIMULATED = (4, 12)
+WORMS, WORMS_UNKNOWN = (5, 35), (0, 40)
 """Neurons whose match is known, and others."""
 WORM_FILES = ("WitvlietDataReader7.json", "WitvlietDataReader8.json")
 WORM_EDGES = ("Generic_CS", "Generic_GJ")

@@ -101,21 +101,30 @@ def _table() -> list[dict]:
 
 
 def ranking(
-    family: Family, support: float, depth: int, particles: int, work: int, table: Sequence[dict] | None = None
+    family: Family,
+    support: float,
+    depth: int,
+    particles: int,
+    work: int,
+    table: Sequence[dict] | None = None,
+    law: str = "",
 ) -> tuple[list[str], str]:
     """Names of estimators, least variance times time first, and the measured cell that is nearest.
 
-    Supports are rounded up, for what lists joint values was measured on no larger ones; depth, particles and the work
+    A structure whose `law`, the name of its class, was measured at such a support has cells of its own; else it is looked
+    up by family. Supports are rounded up, for what lists joint values was measured on no larger ones; depth, particles and the work
     of a run (where there is little, further rows are cheap) go to the nearest on a logarithmic scale.
 
     >>> names, cell = ranking(Family.BERNOULLI, float("inf"), depth=1, particles=1, work=1000)
     >>> cell
     'Bernoulli, many joint values, 1 site, 1 particle, a run of 8e+04 operations'
     """
-    kind = _MEASURED_AS.get(family, family)
-    cells = [cell for cell in (_table() if table is None else table) if cell["family"] == kind.value]
+    table = _table() if table is None else table
+    kind = _MEASURED_AS.get(family, family).value
+    cells = [cell for cell in table if cell["family"] == kind]
     largest = max(cell["support"] for cell in cells)
     size = min((cell["support"] for cell in cells if cell["support"] >= support), default=largest)
+    cells = [cell for cell in table if cell["family"] == law and cell["support"] == size] or cells
     wanted = {"depth": depth, "particles": particles, "work": max(work, 1)}
 
     def distance(cell: dict) -> tuple[float, ...]:
