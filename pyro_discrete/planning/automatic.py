@@ -111,9 +111,10 @@ def ranking(
 ) -> tuple[list[str], str]:
     """Names of estimators, least variance times time first, and the measured cell that is nearest.
 
-    A structure whose `law`, the name of its class, was measured at such a support has cells of its own; else it is looked
-    up by family. Supports are rounded up, for what lists joint values was measured on no larger ones; depth, particles and the work
-    of a run (where there is little, further rows are cheap) go to the nearest on a logarithmic scale.
+    A structure whose `law`, the name of its class, was measured at such a support has cells of its own; else it is
+    looked up by family. Supports are rounded up, for what lists joint values was measured on no larger ones; depth,
+    particles and the work of a run (where there is little, further rows are cheap) go to the nearest on a logarithmic
+    scale.
 
     >>> names, cell = ranking(Family.BERNOULLI, float("inf"), depth=1, particles=1, work=1000)
     >>> cell
