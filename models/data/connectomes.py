@@ -86,7 +86,7 @@ def load_simulated_connectomes(data_dir: Path | None = None) -> Connectomes:
 
 
 def load_worms(data_dir: Path | None = None) -> Connectomes:
-    """Two adult C. elegans (Witvliet et al., 2021): their 40 neurons of most contacts, 10 known, 30 to be matched.
+    """Two adult C. elegans (Witvliet et al., 2021): their 40 cells of most contacts, 5 known, 35 to match.
 
     From the package cect, which need only be unpacked, or from `data_dir`, which holds its two files of cect/cache.
     """
@@ -94,7 +94,7 @@ def load_worms(data_dir: Path | None = None) -> Connectomes:
 
 
 def load_worms_unknown(data_dir: Path | None = None) -> Connectomes:
-    """The same animals' 30 neurons of most contacts, none of them known."""
+    """The same cells of the same animals, none of them known."""
     return _worms("worms-unknown", WORMS_UNKNOWN, data_dir)
 
 
@@ -118,7 +118,7 @@ def _worms(name: str, sizes: tuple[int, int], data_dir: Path | None) -> Connecto
     chosen = most[torch.randperm(len(most), generator=generator)]
     origin = (
         f"two adult C. elegans (Witvliet et al., 2021), the {len(most)} of their {len(shared)} shared cells with most "
-        f"contacts; {known} known and {unknown} to be matched"
+        f"contacts; {known} known and {unknown} to match"
     )
     names = tuple(shared[i] for i in chosen.tolist())
     return _shuffled(name, pair[:, :, chosen][..., chosen], known, origin, names, generator)

@@ -85,7 +85,8 @@ def draw_matching(axes: Axes, program: MatchedNeurons, data: Connectomes) -> Non
     bar.set_label("probability", fontsize=8)
     size = min(8.0, 200 / others)
     axes.set_xticks(range(others), names, fontsize=size, rotation=90)
-    axes.set_yticks(range(others), names if data.truth is not None else range(others), fontsize=size)
+    rows = names if data.truth is not None else [str(i) for i in range(others)]
+    axes.set_yticks(range(others), rows, fontsize=size)
     axes.set_xlabel("neuron of the first animal", fontsize=9)
     axes.set_ylabel("neuron of the second animal" + ", by its true name" * (data.truth is not None), fontsize=9)
     axes.set_title(title, fontsize=9)

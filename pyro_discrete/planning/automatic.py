@@ -198,7 +198,8 @@ def multiply_adds(*runs: Callable[[], Any]) -> int:
 def is_differentiable(pair: Pair, trial: Trial, name: str) -> bool:
     """Whether the model's terms are continuous in a relaxed value of the site, with a finite gradient.
 
-    Integers are left out, a structure's too: their soft values are slower than the table's vectors.
+    Integers are left out, as their soft values are slower than the table's vectors, and so are a structure's that has
+    no marginals: of what remains for it nothing is worth its slopes.
     """
     msg = latent_sites(trial.guide_trace)[name]
     values = {n: m["value"].detach() for n, m in latent_sites(trial.guide_trace).items()}
@@ -227,8 +228,8 @@ def _softened(site: Site, hard: Tensor) -> Tensor | None:
         soft = 0.8 * hard + 0.1
     elif site.family is Family.ONE_HOT:
         soft = 0.8 * hard + 0.2 / hard.shape[-1]
-    elif isinstance(base, Structure) and base.soft_value == "weights" and site.relaxable:
-        soft = 0.8 * hard + 0.2 * base.marginals().detach()
+    elif isinstance(base, Structure) and site.relaxable and base.defines("marginals"):
+        soft = 0.8 * base.vertex(hard) + 0.2 * base.marginals().detach()
     else:
         return None
     return soft.requires_grad_()
