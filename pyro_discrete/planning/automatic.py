@@ -199,7 +199,7 @@ def is_differentiable(pair: Pair, trial: Trial, name: str) -> bool:
     """Whether the model's terms are continuous in a relaxed value of the site, with a finite gradient.
 
     Integers are left out, as their soft values are slower than the table's vectors, and so are a structure's that has
-    no marginals: of what remains for it nothing is worth its slopes.
+    no marginals, which REBAR alone would read there.
     """
     msg = latent_sites(trial.guide_trace)[name]
     values = {n: m["value"].detach() for n, m in latent_sites(trial.guide_trace).items()}
