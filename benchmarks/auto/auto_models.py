@@ -74,9 +74,11 @@ def foretold() -> list[float]:
     for cell in table:
         if cell["support"] == max(other["support"] for other in table):
             others = [other for other in table if other is not cell]
-            known = (Family(cell["family"]), math.inf, cell["depth"], cell["particles"], cell["work"])
+            law = cell["family"]
+            family = Family(law) if law in set(Family) else Family.STRUCTURE
+            known = (family, math.inf, cell["depth"], cell["particles"], cell["work"], others, law)
             measured = dict(cell["ranking"])
-            ratios.append(next(measured[name] for name in ranking(*known, others)[0] if name in measured))
+            ratios.append(next(measured[name] for name in ranking(*known)[0] if name in measured))
     return ratios
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,15 @@ from torch import Tensor, nn
 from models.data.catalogue import load_images
 from pyro_discrete import NVIL, Estimator, Family, TraceELBO, available_estimators
 from pyro_discrete.checkpoints import write_atomically
-from pyro_discrete.distributions import KSubset
+from pyro_discrete.distributions import (
+    Arborescence,
+    GibbsMatching,
+    KSubset,
+    LinearChain,
+    PlackettLuce,
+    SequentialMatching,
+    Structure,
+)
 from pyro_discrete.errors import DiscreteInferenceError
 from pyro_discrete.planning.automatic import TABLE_FILE, multiply_adds
 
@@ -40,7 +49,8 @@ MANY = 1 << 20
 class Shape:
     """A program's size: images of a batch and pixels along a side, elements and values of a site, hidden units.
 
-    `chosen`: of so many of the elements a site is a subset, if it is one.
+    `chosen`: of so many of the elements a site is a subset, if it is one. `law`: another structure of which a site is
+    one, of so many elements: items, rows, links or nodes; `values` are the states of a chain.
     """
 
     batch: int
@@ -49,14 +59,30 @@ class Shape:
     values: int
     hidden: int = 0
     chosen: int = 0
+    law: type[Structure] | None = None
 
     @property
     def width(self) -> int:
+        """Numbers of a value, as the networks read it."""
+        if self.law is not None:
+            choices = self.values if self.law is LinearChain else self.elements
+            return (self.elements - (self.law is Arborescence)) * choices
         return self.elements * (self.values if self.values > 2 else 1)
+
+    @property
+    def parameters(self) -> tuple[int, ...]:
+        """The shape of a site's logits."""
+        n = self.elements
+        if self.law is None or self.law is PlackettLuce:
+            return (n if self.law else self.width,)
+        return (n, self.values, self.values) if self.law is LinearChain else (n, n)
 
     def __str__(self) -> str:
         images = f"{self.batch} images of {self.side} x {self.side}, {self.elements} x {self.values} values"
-        if self.chosen:
+        if self.law is not None:
+            states = f" of {self.values} states" if self.law is LinearChain else ""
+            images = f"{self.batch} images of {self.side} x {self.side}, {self.elements} {LAWS[self.law]}{states}"
+        elif self.chosen:
             images = f"{self.batch} images of {self.side} x {self.side}, {self.chosen} of {self.elements} items"
         return images + (f", {self.hidden} hidden units" if self.hidden else "")
 
@@ -79,8 +105,19 @@ SIZES = {
     Family.STRUCTURE: [Shape(20, 8, 30, 2, chosen=10)],
     Family.DISCRETE: [Shape(20, 8, 8, 0)],
 }
-"""The same for sites of many joint values. A Categorical is looked up as a OneHotCategorical. Structures are subsets,
-which every estimator for structures serves."""
+"""The same for sites of many joint values. A Categorical is looked up as a OneHotCategorical. Structures
+without cells of their own are looked up as subsets, which every estimator for structures serves."""
+LAWS: dict[type[Structure], str] = {
+    PlackettLuce: "items in order",
+    SequentialMatching: "rows matched in turn",
+    GibbsMatching: "rows matched",
+    LinearChain: "links",
+    Arborescence: "nodes of a tree",
+}
+"""Structures with cells of their own, and what a site's elements are."""
+LARGE_STRUCTURES: dict[type[Structure], Shape] = {
+    law: Shape(20, 8, 20 if law is LinearChain else 10, 3, law=law) for law in LAWS
+}
 DEPTHS, PARTICLES = (1, 2, 5), (1, 4)
 STEPS = 2000
 """Of rloo, before a cell is measured."""
@@ -106,7 +143,7 @@ class Cell:
         program = Layers(self)
         held = self.shape.side**2 + 2 * self.depth * self.shape.width
         return {
-            "family": self.family.value,
+            "family": self.shape.law.__name__ if self.shape.law else self.family.value,
             "support": self.support,
             "depth": self.depth,
             "particles": self.particles,
@@ -125,7 +162,11 @@ def cells() -> list[Cell]:
         if depth == 1 or not shape.hidden or shape.side == 8
         if depth < 5 or (shape.side == 8 and not shape.hidden and not shape.chosen)
     ]
-    return small + many
+    structures = [
+        Cell(Family.STRUCTURE, MANY, depth, particles, shape)
+        for depth, shape, particles in product((1, 2), LARGE_STRUCTURES.values(), PARTICLES)
+    ]
+    return small + many + structures
 
 
 class Layers(nn.Module):
@@ -136,9 +177,10 @@ class Layers(nn.Module):
         torch.manual_seed(0)
         self.family, self.shape = cell.family, cell.shape
         sizes = [cell.shape.side**2] + [cell.shape.width] * cell.depth
-        self.up = nn.ModuleList(self.network(a, b) for a, b in pairwise(sizes))
-        self.down = nn.ModuleList(self.network(b, a) for a, b in pairwise(sizes))
-        self.top = nn.Parameter(torch.zeros(cell.shape.width))
+        logits = [cell.shape.side**2] + [math.prod(cell.shape.parameters)] * cell.depth
+        self.up = nn.ModuleList(self.network(a, b) for a, b in zip(sizes[:-1], logits[1:], strict=True))
+        self.down = nn.ModuleList(self.network(b, a) for a, b in zip(logits[:-1], sizes[1:], strict=True))
+        self.top = nn.Parameter(torch.zeros(logits[-1]))
         images = load_images("digits").train.reshape(-1, 1, 8, 8)
         self.images = nn.functional.interpolate(images, size=(cell.shape.side,) * 2).flatten(1)
         last = [part for part in self.down[0].modules() if isinstance(part, nn.Linear)][-1]
@@ -158,6 +200,8 @@ class Layers(nn.Module):
     def site(self, logits: Tensor) -> Any:
         if self.family is Family.BERNOULLI:
             return dist.Bernoulli(logits=logits).to_event(1)
+        if self.shape.law is not None:
+            return self.shape.law(logits.unflatten(-1, self.shape.parameters))
         if self.family is Family.STRUCTURE:
             return KSubset(logits, self.shape.chosen)
         if self.family is Family.DISCRETE:
@@ -166,6 +210,9 @@ class Layers(nn.Module):
         return dist.OneHotCategorical(logits=table).to_event(1)
 
     def flat(self, value: Tensor) -> Tensor:
+        if self.shape.law is not None:
+            value = nn.functional.one_hot(value, self.shape.width // value.shape[-1]).to(self.top.dtype)
+            return value.flatten(-2)
         return value.flatten(-2) if self.shape.values > 2 else value
 
     def model(self) -> None:
@@ -227,13 +274,13 @@ def candidates(family: Family | None) -> dict[str, Estimator]:
 
 
 @lru_cache(maxsize=1)
-def trained(cell: Cell) -> Layers:
+def trained(cell: Cell, steps: int) -> Layers:
     """The program of a cell, away from its start, where f is next to linear."""
     program = Layers(cell)
     optimiser = torch.optim.Adam(program.parameters(), lr=1e-3)
     elbo = TraceELBO("rloo", num_particles=2)
     torch.manual_seed(0)
-    for _ in range(STEPS):
+    for _ in range(steps):
         optimiser.zero_grad()
         elbo.loss_and_grads(program.model, program.guide)
         optimiser.step()
@@ -241,9 +288,9 @@ def trained(cell: Cell) -> Layers:
     return program
 
 
-def measure_cell(cell: Cell, seconds: float) -> list[list[Any]]:
+def measure_cell(cell: Cell, seconds: float, steps: int = STEPS) -> list[list[Any]]:
     """Names and relative products of what serves a cell, the best first."""
-    program = trained(replace(cell, particles=1))
+    program = trained(replace(cell, particles=1), steps)
     up = list(program.up.parameters())
     products = products_of(program.model, program.guide, up, candidates(cell.family), cell.particles, seconds)
     best = min(v for v in products.values() if v > 0)
@@ -278,6 +325,7 @@ def products_of(
 def main(
     seconds: Annotated[float, typer.Option(help="For each estimator in each cell.")] = 0.3,
     only: Annotated[int, typer.Option(help="Cells at most; 0: all.")] = 0,
+    steps: Annotated[int, typer.Option(help="Of rloo, before a cell is measured.")] = STEPS,
     out: Annotated[Path, typer.Option(help="The table, which is gone on with.")] = TABLE_FILE,
 ) -> None:
     """Measure the cells that the table does not have, and write it."""
@@ -286,7 +334,7 @@ def main(
     done = [{name: value for name, value in row.items() if name != "ranking"} for row in measured]
     missing = [cell for cell in cells() if cell.key() not in done]
     for cell in missing[: only or None]:
-        key, ranking = cell.key(), measure_cell(cell, seconds)
+        key, ranking = cell.key(), measure_cell(cell, seconds, steps)
         measured.append({**key, "ranking": ranking})
         print(*key.values(), ranking[:4], flush=True)
         lines = ",\n".join(json.dumps(row) for row in measured)

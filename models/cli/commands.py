@@ -53,7 +53,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Program = Annotated[str, typer.Argument(help="sbn, categorical_vae, gmm, lca, hmm, rankings or subset (see `list`).")]
+Program = Annotated[str, typer.Argument(help="Its name, such as sbn, gmm or rankings (see `list`).")]
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder with the data's files, if not where their package puts them.")
 ]

@@ -31,9 +31,10 @@ SETTINGS: dict[str, tuple[type, str]] = {
     "steps": (int, "Training steps. (default: 5000)"),
     "batch_size": (
         int,
-        "Images, points, persons, sequences, seasons or tables a step. (default: 100; rankings 10; subset 1)",
+        "Images, points, persons, sequences, seasons, tables or pairs a step. "
+        "(default: 100; rankings 10; subset, matching 1)",
     ),
-    "lr": (float, "Adam's learning rate. (default: 0.001; gmm, lca, hmm, rankings, subset 0.02)"),
+    "lr": (float, "Adam's learning rate. (default: 0.001; gmm, lca, hmm, rankings, subset 0.02; matching 0.005)"),
     "estimator_lr": (float, "The same for what the estimator itself learns. (default: 0.001)"),
     "particles": (int, "Independent draws a step. (default: the least that the estimator works with)"),
     "temperature": (float, "Of a relaxed estimator. (default: the estimator's own)"),

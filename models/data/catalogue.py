@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from models.data.answers import load_ability, load_simulated_answers
+from models.data.connectomes import load_simulated_connectomes, load_worms, load_worms_unknown
 from models.data.dataset import Dataset
 from models.data.images import BINARISATIONS, Images, binarise_once, draw_pixels, load_digits, load_fashion_mnist
 from models.data.points import load_blobs, load_iris, load_wine
@@ -53,6 +54,9 @@ DATASETS: Mapping[str, Callable[[Path | None], Dataset]] = {
     "simulated-regression": load_simulated_regression,
     "diabetes": load_diabetes,
     "breast-cancer": load_breast_cancer,
+    "simulated-connectomes": load_simulated_connectomes,
+    "worms": load_worms,
+    "worms-unknown": load_worms_unknown,
 }
 
 

@@ -1,4 +1,4 @@
-"""Pictures of what a program of a structured latent has found: a season's order, the features that are read."""
+"""Pictures of what a program of a structured latent has found: an order, features that are read, a matching."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
+from models.data.connectomes import Connectomes
 from models.data.rankings import ABSENT, Rankings
 from models.data.tables import Tables
+from models.programs.matching import MatchedNeurons
 from models.programs.rankings import ConsensusRanking
 from models.programs.subset import SubsetRegression
 from models.runs.evaluation import EVALUATION_SEED, isolated
-from models.runs.findings import exact_inclusion
-from models.runs.rivals import lasso_fit, plackett_luce_by_mm
+from models.runs.findings import exact_inclusion, matching_chances
+from models.runs.rivals import best_assignment, lasso_fit, match_by_faq, plackett_luce_by_mm
 from pyro_discrete.distributions import PlackettLuce
 
-__all__ = ["draw_season", "draw_subset"]
+__all__ = ["draw_matching", "draw_season", "draw_subset"]
 
 DRAWS = 2000
 
@@ -64,3 +66,27 @@ def draw_subset(axes: Axes, program: SubsetRegression, data: Tables, colours: Se
     axes.legend(fontsize=8, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(f"which {program.k} of {len(order)} features", fontsize=9)
+
+
+def draw_matching(axes: Axes, program: MatchedNeurons, data: Connectomes) -> None:
+    """How probable each match is by the guide, the true ones (if known) on the diagonal, beside other ways' shares."""
+    chances = matching_chances(program)
+    others = len(chances)
+    names = list(data.names[data.known :]) or [str(i) for i in range(others)]
+    title = "the guide's belief: which neuron is which"
+    if data.truth is not None:
+        truth = data.truth
+        chances = chances[truth.argsort()]
+        ways = {"guide": best_assignment(matching_chances(program)), "FAQ": match_by_faq(data)}
+        shares = ", ".join(f"{name} {float((found == truth).double().mean()):.0%}" for name, found in ways.items())
+        title += f"\n(right ones are on the diagonal: {shares})"
+    picture = axes.imshow(chances.numpy(), cmap="Blues", vmin=0, vmax=1)
+    bar = axes.figure.colorbar(picture, ax=axes, fraction=0.046)
+    bar.set_label("probability", fontsize=8)
+    size = min(8.0, 200 / others)
+    axes.set_xticks(range(others), names, fontsize=size, rotation=90)
+    rows = names if data.truth is not None else [str(i) for i in range(others)]
+    axes.set_yticks(range(others), rows, fontsize=size)
+    axes.set_xlabel("neuron of the first animal", fontsize=9)
+    axes.set_ylabel("neuron of the second animal" + ", by its true name" * (data.truth is not None), fontsize=9)
+    axes.set_title(title, fontsize=9)

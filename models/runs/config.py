@@ -17,6 +17,7 @@ from models.programs.categorical_vae import CategoricalVAE
 from models.programs.gmm import GaussianMixture
 from models.programs.hmm import HiddenMarkovModel
 from models.programs.lca import LatentClassAnalysis
+from models.programs.matching import MatchedNeurons
 from models.programs.program import LatentClasses, Program
 from models.programs.rankings import ConsensusRanking
 from models.programs.sbn import SigmoidBeliefNetwork
@@ -48,6 +49,7 @@ PROGRAMS: dict[str, type[Program]] = {
     "hmm": HiddenMarkovModel,
     "rankings": ConsensusRanking,
     "subset": SubsetRegression,
+    "matching": MatchedNeurons,
 }
 CHECKPOINT_NAME = "checkpoint.pt"
 """The file of a run's folder that `fit` keeps its state in."""

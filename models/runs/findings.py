@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 
 import torch
+from pyro import poutine
 from torch import Tensor
 
+from models.data.connectomes import Connectomes
 from models.data.dataset import Dataset
 from models.data.rankings import Rankings
 from models.data.tables import Tables
+from models.programs.matching import MatchedNeurons
 from models.programs.program import LatentClasses, Program
 from models.programs.rankings import ConsensusRanking
 from models.programs.subset import SubsetRegression
 from models.runs.evaluation import EVALUATION_SEED, isolated, log_likelihood
 from models.runs.posterior import agreement
-from models.runs.rivals import lasso_fit, plackett_luce_by_mm
+from models.runs.rivals import best_assignment, lasso_fit, match_by_assignment, match_by_faq, plackett_luce_by_mm
 from pyro_discrete import DiscretePosterior
 
-__all__ = ["exact_inclusion", "findings", "pairs_in_order"]
+__all__ = ["exact_inclusion", "findings", "matching_chances", "pairs_in_order"]
 
 MOST_VALUES = 5040
 """Of a latent structure that is summed over for an exact figure."""
@@ -35,6 +38,8 @@ def findings(program: Program, data: Dataset, test: Tensor) -> dict[str, float]:
             return _of_rankings(program, data, test)
         if isinstance(program, SubsetRegression) and isinstance(data, Tables):
             return _of_a_subset(program, data)
+        if isinstance(program, MatchedNeurons) and isinstance(data, Connectomes):
+            return _of_a_matching(program, data)
     return {}
 
 
@@ -59,6 +64,13 @@ def exact_inclusion(program: SubsetRegression, data: Tables) -> Tensor | None:
     with isolated(EVALUATION_SEED), torch.no_grad():
         device = program.weights.device
         return DiscretePosterior(program.model).marginals(data.train.to(device))["z"].mean.reshape(-1).cpu()
+
+
+def matching_chances(program: MatchedNeurons) -> Tensor:
+    """How probable the guide holds each match, `[neuron of the second animal, neuron of the first]`, by draws."""
+    with isolated(EVALUATION_SEED), torch.no_grad():
+        law = program.matching
+        return law.vertex(law.sample((DRAWS,))).mean(0).cpu()
 
 
 def _of_rankings(program: ConsensusRanking, data: Rankings, test: Tensor) -> dict[str, float]:
@@ -89,3 +101,21 @@ def _of_a_subset(program: SubsetRegression, data: Tables) -> dict[str, float]:
     if exact is not None:
         found["inclusion_error"] = float((program.chosen.marginals().detach().cpu() - exact).abs().max())
     return found
+
+
+def _of_a_matching(program: MatchedNeurons, data: Connectomes) -> dict[str, float]:
+    """Shares of neurons that are matched rightly, and what the bound would be if the guide knew the truth."""
+    truth = data.truth
+    if truth is None:
+        return {}
+    found = best_assignment(matching_chances(program))
+    shares = {"test_matched": found == truth}
+    if data.names:
+        shares["test_matched_or_twin"] = (found == truth) | (found == data.twin(truth))
+    shares["assignment_matched"] = match_by_assignment(data) == truth
+    shares["faq_matched"] = match_by_faq(data) == truth
+    device = program.slope.device
+    with isolated(EVALUATION_SEED):
+        given = poutine.condition(program.model, {"z": truth.to(device).unsqueeze(0)})
+        known = float(poutine.trace(given).get_trace(data.test.to(device)).log_prob_sum())
+    return {**{name: float(right.double().mean()) for name, right in shares.items()}, "elbo_of_truth": known}

@@ -7,12 +7,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment, quadratic_assignment
 from torch import Tensor
 
+from models.data.connectomes import Connectomes
 from models.data.rankings import ABSENT
 from models.data.tables import Tables
 
-__all__ = ["LinearFit", "lasso_fit", "plackett_luce_by_mm"]
+__all__ = [
+    "LinearFit",
+    "best_assignment",
+    "lasso_fit",
+    "match_by_assignment",
+    "match_by_faq",
+    "plackett_luce_by_mm",
+]
 
 MM_ITERATIONS = 200
 
@@ -81,3 +90,54 @@ def lasso_fit(data: Tables, k: int) -> LinearFit:
     found: Any = lasso_path(x, y, alphas=np.geomspace(first, 1e-3 * first, 400))
     supports = [np.flatnonzero(weights) for weights in found[1].T]
     return LinearFit(data, max((s for s in supports if len(s) <= k), key=len))
+
+
+FAQ_STARTS, FAQ_ITERATIONS = 20, 100
+
+
+def best_assignment(scores: Tensor) -> Tensor:
+    """The column of each row `[n]` such that all columns differ and the sum of `scores` `[n, n]` is largest.
+
+    >>> best_assignment(torch.tensor([[3.0, 2.0], [2.0, 0.0]]))
+    tensor([1, 0])
+    """
+    return torch.as_tensor(linear_sum_assignment(scores.double().numpy(), maximize=True)[1])
+
+
+def match_by_assignment(data: Connectomes) -> Tensor:
+    """Neurons by contacts alone, `[n - known]` of the first animal's: those of alike contacts with known neurons.
+
+    The smallest sum of squared differences of log(1 + contacts); where no neuron is known, of these summed over all.
+
+    Source: Kuhn (1955), The Hungarian method for the assignment problem; by SciPy's `linear_sum_assignment`.
+    """
+    first, second = (_profiles(animal, data.known) for animal in data.test[0].double().log1p())
+    return best_assignment(-torch.cdist(second, first).square())
+
+
+def _profiles(contacts: Tensor, known: int) -> Tensor:
+    """`[n - known, features]`, of contacts `[kinds, n, n]`."""
+    if known:
+        to, by = contacts[:, known:, :known], contacts[:, :known, known:].mT
+    else:
+        to, by = contacts.sum(-1, keepdim=True), contacts.sum(-2).unsqueeze(-1)
+    return torch.cat([*to, *by], -1)
+
+
+def match_by_faq(data: Connectomes) -> Tensor:
+    """Neurons by the matching that aligns log(1 + contacts) best, `[n - known]`: the best of 20 runs, by that sum.
+
+    The first run starts in the middle, the others at random; kinds of contacts are added up.
+
+    Source: Vogelstein et al. (2015), Fast approximate quadratic programming for graph matching, with known neurons as
+    in Fishkind et al. (2019); by SciPy's `quadratic_assignment`.
+    """
+    first, second = data.test[0].double().log1p().sum(1).numpy()
+    options: dict[str, Any] = {"maximize": True, "maxiter": FAQ_ITERATIONS}
+    if data.known:
+        options["partial_match"] = np.repeat(np.arange(data.known), 2).reshape(-1, 2)
+    generator = np.random.default_rng(0)
+    starts = ["barycenter", *["randomized"] * (FAQ_STARTS - 1)]
+    runs = [quadratic_assignment(second, first, options={**options, "P0": start, "rng": generator}) for start in starts]
+    best: Any = max(runs, key=lambda run: run.fun)
+    return torch.as_tensor(best.col_ind[data.known :] - data.known)

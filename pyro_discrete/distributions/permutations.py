@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_discrete.draws.softening import one_hot_vector
-from pyro_discrete.errors import RelaxationError, SettingError
+from pyro_discrete.errors import RelaxationError, SettingError, shown
 
 __all__ = ["inverse", "k_hot", "precedence"]
 
@@ -20,7 +19,8 @@ def precedence(order: Tensor) -> Tensor:
       weights `[..., place, item]`.
 
     Soft places count as independent, and no item is before itself; do not expect soft precedence to be free of cycles.
-    Raises `SettingError` for a soft list of fewer places than items.
+    Raises `SettingError` for a soft list of fewer places than items, and for an integer that is no item of a ranking
+    of so many places, which a list of the first few may have.
 
     >>> precedence(torch.tensor([2, 0, 1]))
     tensor([[0., 1., 0.],
@@ -36,14 +36,14 @@ def precedence(order: Tensor) -> Tensor:
 def inverse(order: Tensor) -> Tensor:
     """The place of each item, of a full ranking: integers `[..., n]`, of integers; else soft, like `order`.
 
-    Weights `[..., place, item]` give weights `[..., item, place]`. Raises `SettingError` for a soft list of fewer
-    places than items.
+    Weights `[..., place, item]` give weights `[..., item, place]`. Raises `SettingError` as `precedence` does.
 
     >>> inverse(torch.tensor([2, 0, 1]))
     tensor([1, 2, 0])
     """
     if _weights(order) is None:
-        return order.argsort(-1)
+        places = torch.arange(order.shape[-1], device=order.device).expand(order.shape)
+        return _put(order, places, order.shape[-1], "inverse")
     places = _full(order, "inverse").mT
     return order.like(places) if isinstance(_soft(order), Tensor) else places  # type: ignore[attr-defined]
 
@@ -53,15 +53,16 @@ def k_hot(order: Tensor, n: int) -> Tensor:
 
     - `order`: items by place, integers `[..., k]`, their soft value in a relaxed program, or weights `[..., k, n]`.
 
-    Raises `SettingError` for a soft list of another number of items.
+    Raises `SettingError` for a soft list of another number of items, and for an integer that is none of the n.
 
     >>> k_hot(torch.tensor([3, 1]), 4)
     tensor([0., 1., 0., 1.])
     """
     weights = _weights(order)
     if weights is None:
-        weights = one_hot_vector(order, torch.zeros(n, device=order.device))
-    elif weights.shape[-1] != n:
+        ones = torch.ones(order.shape, device=order.device)
+        return _put(order, ones, n, "k_hot")
+    if weights.shape[-1] != n:
         raise SettingError(f"k_hot: a soft list of {weights.shape[-1]} items given, n={n} expected.")
     return weights.sum(-2)
 
@@ -88,10 +89,26 @@ def _full(order: Tensor, function: str) -> Tensor:
     """Weights `[..., place, item]` of a ranking, hard or soft."""
     weights = _weights(order)
     if weights is None:
-        return one_hot_vector(order, torch.zeros(order.shape[-1], device=order.device))
+        n = order.shape[-1]
+        ones = torch.ones((*order.shape, 1), device=order.device)
+        return _put(order.unsqueeze(-1), ones, n, function)
     if weights.shape[-1] != weights.shape[-2]:
         raise SettingError(
             f"{function}: a soft list of {weights.shape[-2]} of {weights.shape[-1]} items given, a full ranking "
             "expected. k_hot tells which items a list holds."
         )
     return weights
+
+
+def _put(items: Tensor, what: Tensor, n: int, function: str) -> Tensor:
+    """Zeros `[..., n]`, but at the items `[..., k]` what stands there for them; added up where an item is repeated."""
+    zeros = torch.zeros((*items.shape[:-1], n), dtype=what.dtype, device=what.device)
+    try:
+        return zeros.scatter_add(-1, items.long(), what)
+    except RuntimeError as error:  # told by the operation itself: a look beforehand would wait for the device
+        if "out of bounds" not in str(error):
+            raise
+        raise SettingError(
+            f"{function}: the items {shown(items.detach().unique().tolist())} given, 0 to {n - 1} expected. Of a list "
+            "of the first places, k_hot(order, n) tells which of n items it holds."
+        ) from error

@@ -101,21 +101,31 @@ def _table() -> list[dict]:
 
 
 def ranking(
-    family: Family, support: float, depth: int, particles: int, work: int, table: Sequence[dict] | None = None
+    family: Family,
+    support: float,
+    depth: int,
+    particles: int,
+    work: int,
+    table: Sequence[dict] | None = None,
+    law: str = "",
 ) -> tuple[list[str], str]:
     """Names of estimators, least variance times time first, and the measured cell that is nearest.
 
-    Supports are rounded up, for what lists joint values was measured on no larger ones; depth, particles and the work
-    of a run (where there is little, further rows are cheap) go to the nearest on a logarithmic scale.
+    A structure whose `law`, the name of its class, was measured at such a support has cells of its own; else it is
+    looked up by family. Supports are rounded up, for what lists joint values was measured on no larger ones; depth,
+    particles and the work of a run (where there is little, further rows are cheap) go to the nearest on a logarithmic
+    scale.
 
     >>> names, cell = ranking(Family.BERNOULLI, float("inf"), depth=1, particles=1, work=1000)
     >>> cell
     'Bernoulli, many joint values, 1 site, 1 particle, a run of 8e+04 operations'
     """
-    kind = _MEASURED_AS.get(family, family)
-    cells = [cell for cell in (_table() if table is None else table) if cell["family"] == kind.value]
+    table = _table() if table is None else table
+    kind = _MEASURED_AS.get(family, family).value
+    cells = [cell for cell in table if cell["family"] == kind]
     largest = max(cell["support"] for cell in cells)
     size = min((cell["support"] for cell in cells if cell["support"] >= support), default=largest)
+    cells = [cell for cell in table if cell["family"] == law and cell["support"] == size] or cells
     wanted = {"depth": depth, "particles": particles, "work": max(work, 1)}
 
     def distance(cell: dict) -> tuple[float, ...]:
@@ -188,7 +198,8 @@ def multiply_adds(*runs: Callable[[], Any]) -> int:
 def is_differentiable(pair: Pair, trial: Trial, name: str) -> bool:
     """Whether the model's terms are continuous in a relaxed value of the site, with a finite gradient.
 
-    Integers are left out, a structure's too: their soft values are slower than the table's vectors.
+    Integers are left out, as their soft values are slower than the table's vectors, and so are a structure's that has
+    no marginals, which REBAR alone would read there.
     """
     msg = latent_sites(trial.guide_trace)[name]
     values = {n: m["value"].detach() for n, m in latent_sites(trial.guide_trace).items()}
@@ -217,8 +228,8 @@ def _softened(site: Site, hard: Tensor) -> Tensor | None:
         soft = 0.8 * hard + 0.1
     elif site.family is Family.ONE_HOT:
         soft = 0.8 * hard + 0.2 / hard.shape[-1]
-    elif isinstance(base, Structure) and base.soft_value == "weights" and site.relaxable:
-        soft = 0.8 * hard + 0.2 * base.marginals().detach()
+    elif isinstance(base, Structure) and site.relaxable and base.defines("marginals"):
+        soft = 0.8 * base.vertex(hard) + 0.2 * base.marginals().detach()
     else:
         return None
     return soft.requires_grad_()

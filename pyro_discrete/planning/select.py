@@ -205,7 +205,9 @@ class Selection:
         if weighed:
             return weighed, "auto: weighted particles"
         family = site.family or Family.DISCRETE
-        names, cell = ranking(family, site.cardinality, situation.depth, self.particles, situation.work())
+        law = type(base_distribution(site.distribution)).__name__
+        work = situation.work()
+        names, cell = ranking(family, site.cardinality, situation.depth, self.particles, work, law=law)
         passed = []
         for name in names if not shared else ():
             info = known[name]

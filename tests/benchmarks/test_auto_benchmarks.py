@@ -22,12 +22,11 @@ def test_dependency_costs_reports_both_kinds_of_costs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_table_behind_auto_is_measured_and_held_against_every_estimator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto_table, "STEPS", 2)
     monkeypatch.setattr(auto_table, "SLOWEST", 10.0)
     monkeypatch.setattr(auto_table, "LEAST_DRAWS", 2)
     cell = auto_table.Cell(Family.BERNOULLI, 8, 1, 1, auto_table.Shape(batch=20, side=8, elements=3, values=2))
     assert set(cell.key()) == set(json.loads(TABLE_FILE.read_text())[0]) - {"ranking"}
-    ranking = auto_table.measure_cell(cell, seconds=0.0)
+    ranking = auto_table.measure_cell(cell, seconds=0.0, steps=2)
     assert [product for _, product in ranking] == sorted(product for _, product in ranking)
     assert ranking[0] == ["enumerate", 0.0]
     found = auto_models.compare_auto("sbn", {"latents": 3}, 1, steps=1, seconds=0.0)

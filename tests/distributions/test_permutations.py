@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from pyro_discrete.distributions import PlackettLuce, inverse, k_hot, precedence
 from pyro_discrete.draws.softening import one_hot_vector
+from pyro_discrete.errors import SettingError
 from pyro_discrete.relaxations import SoftIndex
 
 
@@ -39,6 +41,21 @@ def test_k_hot_forgets_the_order() -> None:
     corners = one_hot_vector(order, torch.zeros(5))
     for value in (order, corners, SoftIndex(corners)):
         assert (k_hot(value, 5) == right).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: k_hot(torch.tensor([[1, 2], [3, 5]]), 4), r"k_hot: the items \[1, 2, 3, 5\] given, 0 to 3 expected"),
+        (lambda: k_hot(torch.tensor([-1, 0]), 4), "k_hot: the items"),
+        (lambda: precedence(torch.tensor([4, 0, 2])), r"precedence: the items \[0, 2, 4\] given, 0 to 2 expected"),
+        (lambda: inverse(torch.tensor([4, 0, 2])), "inverse: the items"),
+    ],
+)
+def test_items_that_there_are_not(call, said):
+    """A list of the first places taken for a ranking would else lose who is not among its numbers, without a word."""
+    with pytest.raises(SettingError, match=said):
+        call()
 
 
 def test_soft_rankings_go_to_the_hard_ones_and_have_slopes() -> None:

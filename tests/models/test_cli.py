@@ -86,7 +86,7 @@ def test_programs_of_latent_classes_report_what_they_found(tmp_path: Path, progr
     assert {**first, "ms_per_step": 0} == {**second, "ms_per_step": 0}
 
 
-@pytest.mark.parametrize("program", ["rankings", "subset"])
+@pytest.mark.parametrize("program", ["rankings", "subset", "matching"])
 def test_programs_of_structures_report_what_they_found(tmp_path: Path, program: str) -> None:
     out = tmp_path / "a"
     common = ["--estimator", "rloo", "--bound-samples", 5, "--monitor-every", 0]
@@ -97,6 +97,7 @@ def test_programs_of_structures_report_what_they_found(tmp_path: Path, program: 
     judged = {
         "rankings": ("test_log_likelihood", "pairs_in_order", "mm_pairs_in_order"),
         "subset": ("test_r_squared", "lasso_r_squared", "right_features", "lasso_right_features", "inclusion_error"),
+        "matching": ("test_matched", "assignment_matched", "faq_matched", "elbo_of_truth"),
     }[program]
     summary = json.loads((out / "summary.json").read_text())
     for name in judged:
@@ -112,10 +113,13 @@ def test_programs_of_structures_report_what_they_found(tmp_path: Path, program: 
 
 
 @pytest.mark.usefixtures("quick_noise")
-@pytest.mark.parametrize(("program", "size"), [("rankings", "a ranking a season"), ("subset", "3 features chosen")])
+@pytest.mark.parametrize(
+    ("program", "size"),
+    [("rankings", "a ranking a season"), ("subset", "3 features chosen"), ("matching", "a matching a pair")],
+)
 def test_compare_structures(tmp_path: Path, program: str, size: str) -> None:
     out = tmp_path / "c"
-    result = call("compare", program, "--estimators", "unordered_set,rloo", "--out", out, "--steps", 5)
+    result = call("compare", program, "--estimators", "gumbel_softmax,rloo", "--out", out, "--steps", 5)
     assert result.exit_code == 0, result.output
     assert f"{program}, {size}" in result.stdout
     assert matplotlib.image.imread(out / "comparison.png").std() > 0.01

@@ -9,7 +9,17 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_discrete import Enumerate, Family, KSubset, PlackettLuce, TraceELBO, TraceIWELBO, available_estimators
+from benchmarks.auto.auto_table import LAWS
+from pyro_discrete import (
+    Enumerate,
+    Family,
+    GibbsMatching,
+    KSubset,
+    PlackettLuce,
+    TraceELBO,
+    TraceIWELBO,
+    available_estimators,
+)
 from pyro_discrete.planning.automatic import TABLE_FILE, ranking
 from pyro_discrete.planning.select import automatic_estimator
 
@@ -63,15 +73,18 @@ def chosen(model, guide, particles=1):
 def test_the_committed_table_ranks_unbiased_estimators_that_serve():
     known = available_estimators()
     cells = json.loads(TABLE_FILE.read_text())
-    assert {c["family"] for c in cells} == {
+    assert {c["family"] for c in cells if c["family"] in set(Family)} == {
         f.value for f in (Family.BERNOULLI, Family.ONE_HOT, Family.STRUCTURE, Family.DISCRETE)
     }
+    laws = {law.__name__ for law in LAWS}
+    assert {c["family"] for c in cells if c["family"] not in set(Family)} == laws
     for cell in cells:
+        family = Family.STRUCTURE if cell["family"] in laws else Family(cell["family"])
         products = [product for _, product in cell["ranking"]]
         assert products == sorted(products)
         for name, _ in cell["ranking"]:
             assert automatic_estimator(name).unbiased
-            assert Family(cell["family"]) in known[name].families
+            assert family in known[name].families
             assert known[name].cls.min_particles <= cell["particles"]
 
 
@@ -271,3 +284,28 @@ def test_rankings_are_left_to_hard_draws():
 
     assert chosen(model, guide)[0] == "nvil"
     assert chosen(model, guide, particles=4)[0] == "rloo"
+
+
+@pytest.mark.parametrize(("smooth", "taken"), [(True, "muprop"), (False, "nvil")])
+def test_a_matching_with_marginals_is_differentiated_where_the_model_is_smooth(smooth, taken):
+    phi, table = torch.zeros(10, 10, requires_grad=True), torch.linspace(-1, 1, 10)
+
+    def model():
+        z = pyro.sample("z", GibbsMatching(torch.zeros(10, 10)))
+        total = (table[z] * table).sum(-1)
+        pyro.sample("x", dist.Normal(total if smooth else (total > 0) * 1.0, 1.0), obs=torch.tensor(2.0))
+
+    name, why = chosen(model, lambda: pyro.sample("z", GibbsMatching(phi)))
+    assert (name, "GibbsMatching, many joint values" in why) == (taken, True)
+
+
+def test_a_structure_has_cells_of_its_own_where_it_was_measured():
+    many = {"family": "structure", "support": 100, "depth": 1, "particles": 1, "work": 1, "ranking": [["rloo", 1.0]]}
+    table = [{**many, "support": 10}, many, {**many, "family": "Own", "ranking": [["nvil", 1.0]]}]
+    asked = {"depth": 1, "particles": 1, "work": 1, "table": table}
+    assert ranking(Family.STRUCTURE, 50.0, **asked, law="Own") == (
+        ["nvil"],
+        "Own, many joint values, 1 site, 1 particle, a run of 1e+00 operations",
+    )
+    assert ranking(Family.STRUCTURE, 5.0, **asked, law="Own")[0] == ["rloo"]
+    assert ranking(Family.STRUCTURE, 50.0, **asked, law="Another")[0] == ["rloo"]
