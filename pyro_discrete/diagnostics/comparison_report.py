@@ -144,13 +144,13 @@ class EstimatorComparison:
         norm = float((ordered["gradient_norm"] ** 2).sum()) ** 0.5 or 1.0
         _dots(left, cost, colours, hollow, exact=ordered["variance"].sum("parameter").values <= ROUNDING * norm**2)
         left.set_yticks(range(len(labels)), labels)
-        left.set_xlabel(f"gradient variance, ({unit})², x milliseconds a step\n(left is better)")
+        left.set_xlabel(f"gradient variance x milliseconds a step,\n({unit})² x ms (left is better)", fontsize=9)
         bias = ((ordered["bias"] ** 2).sum("parameter") ** 0.5).values / norm
         noise = ((ordered["bias_error"] ** 2).sum("parameter") ** 0.5).values / norm
         _dots(right, bias, colours, hollow, exact=bias <= 1e-6)
         right.scatter(noise, range(len(labels)), marker="|", s=80, color="#666666")
         right.set_xlabel(
-            "distance of the mean from the reference / gradient's norm\n(grey bar: what noise alone gives)"
+            "distance of the mean from the reference\n/ gradient's norm (grey bar: what noise alone gives)", fontsize=9
         )
         right.plot([], [], "o", color=COLOURS["unbiased"], label="no bias seen")
         right.plot(
@@ -174,6 +174,7 @@ def _dots(axes: Any, values: Any, colours: list[str], hollow: Any, exact: Any) -
         if zero:
             axes.annotate("0", (floor, height), xytext=(7, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_xscale("log")
+    axes.tick_params(axis="x", which="both", labelsize=7)
     axes.grid(axis="both", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 

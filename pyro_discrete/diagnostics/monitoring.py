@@ -384,7 +384,8 @@ def _draw_map(axes: Any, steps: np.ndarray, history: xr.Dataset, key: str) -> No
 
 def _draw_noise(axes: Any, steps: np.ndarray, history: xr.Dataset) -> None:
     variance, norm = np.sqrt(history["gradient_variance"].values), history["gradient_norm"].values
-    axes.plot(steps, variance, "o-", markersize=3, color=COLOURS[1], label="noise: standard deviation")
+    noise = "noise: standard deviation" if variance.any() else "noise: none (an exact gradient)"
+    axes.plot(steps, np.where(variance > 0, variance, np.nan), "o-", markersize=3, color=COLOURS[1], label=noise)
     axes.plot(
         steps, np.where(norm > 0, norm, np.nan), "o-", markersize=3, color=COLOURS[0], label="signal: norm of the mean"
     )

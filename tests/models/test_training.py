@@ -231,3 +231,12 @@ def test_metrics_say_what_they_promise(finished: Path) -> None:
     assert [line["step"] for line in lines] == [10, 20]
     assert lines[-1].keys() == {"step", "elbo", "smoothed", "test_elbo", "ms_per_step"}
     assert recording.LOG_EVERY == 10
+
+
+def test_the_objective_is_written_where_it_is_new(tmp_path: Path, digits: Images) -> None:
+    config = configure("sbn", "reinforce", **{**SMALL, "evaluate_every": 12}, steps=25)
+    run(config, digits, tmp_path, bound_samples=2)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 12, 20, 24, 25]
+    assert [line["step"] for line in lines if "elbo" in line] == [10, 20]
+    assert [line["step"] for line in lines if "test_elbo" in line] == [12, 24, 25]
