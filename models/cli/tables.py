@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -36,7 +35,9 @@ def fitted(table: Table, console: Console) -> RenderableType:
             if _plain(cell):
                 line = Text.assemble(f"{heading}: ", _text(cell))
                 wrapped = line.wrap(console, max(1, console.width - 4), overflow="fold")
-                lines += [Padding(part, (0, 0, 0, 2 if i == 0 else 4)) for i, part in enumerate(wrapped)]
+                for i, part in enumerate(wrapped):
+                    part.rstrip()
+                    lines.append(Text.assemble("  " if i == 0 else "    ", part))
     if table.caption is not None:
         lines += [Text(), _text(table.caption)]
     return Group(*lines)

@@ -85,12 +85,16 @@ def start(out: Path, *options: str) -> subprocess.Popen[str]:
     command += ["--batch-size", "40", "--evaluate-every", "50", "--checkpoint-every", "25", "--threads", "1"]
     command += ["--steps", "1000000", "--out", str(out), *options]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     metrics = out / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 9):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    try:
+        while not (metrics.exists() and metrics.read_text().count("\n") >= 9):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    except BaseException:  # it would go on for hours
+        process.kill()
+        raise
     return process
 
 
