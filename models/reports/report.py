@@ -67,7 +67,7 @@ h1 { font-size: 1.6rem; } figcaption { color: #555; }
 figure { margin: 2rem 0; overflow-x: auto; } img { width: 100%; min-width: 44rem; }
 figcaption { position: sticky; left: 0; }
 table { border-collapse: collapse; } td, th { padding: 0.2rem 1rem 0.2rem 0; text-align: left; vertical-align: top; }
-th { font-weight: 600; } td { overflow-wrap: anywhere; }
+th { font-weight: 600; } td { white-space: nowrap; }
 tr { border-bottom: 1px solid #ddd; }
 </style>
 </head>

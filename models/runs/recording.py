@@ -108,9 +108,9 @@ class Recorder:
     def __call__(self, state: FitState) -> None:
         self._steps += 1
         self.elements += state.elements or len(state.args[0])
-        logged = state.step % self.log_every == 0 and state.loss is not None
-        if logged:
-            objective = -self.log_every * state.loss / self.elements
+        loss = state.loss if state.step % self.log_every == 0 else None
+        if loss is not None:
+            objective = -self.log_every * loss / self.elements
             smoothed = self.known.get("smoothed", objective)
             self.known = {"elbo": objective, "smoothed": SMOOTHING * smoothed + (1 - SMOOTHING) * objective}
             self.elements = 0
@@ -120,7 +120,7 @@ class Recorder:
         if not evaluate and state.step % self.log_every:
             return
         record: Record = {"step": state.step}
-        if logged:
+        if loss is not None:
             record |= self.known  # type: ignore[typeddict-item]
         record["ms_per_step"] = 1000 * (time.perf_counter() - self._since) / self._steps
         if evaluate:

@@ -291,7 +291,7 @@ class Scored(dist.TorchDistribution):
     """A density that nothing can be drawn from."""
 
     arg_constraints: dict = {}  # noqa: RUF012
-    support = dist.constraints.real
+    support = dist.constraints.real  # type: ignore[assignment]
 
     def __init__(self, loc):
         self.loc = loc
