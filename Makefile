@@ -38,8 +38,9 @@ types: $(VENV)/.with-dev ## Check types
 
 check: lint types test ## All of the above that only looks: what CI runs
 
-docs: $(VENV)/.with-dev ## Renew what is generated: README's table, CONTRIBUTING's route, the tutorials' outputs
+docs: $(VENV)/.with-dev ## Renew what is generated: README's table, what `list` shows, CONTRIBUTING's route, the tutorials' outputs
 	$(RUN) tests/docs/test_readme.py
+	$(RUN) tests/docs/test_choices.py
 	$(RUN) tests/docs/test_contributing_route.py
 	$(RUN) tests/docs/test_tutorials.py
 

@@ -1,26 +1,34 @@
-"""NumPyro's scan of a hidden Markov model, jitted, in an environment of its own (`pip install numpyro funsor`)."""
+"""NumPyro's scan of a hidden Markov model, jitted, in an environment of its own (`pip install numpyro funsor`).
+
+Started by `python -m benchmarks.chains.unrolled`, which hands it a chain as JSON.
+"""
 
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
-import sys
 import time
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpyro
-import numpyro.distributions as dist
-from numpyro.contrib.control_flow import scan
-from numpyro.contrib.funsor import config_enumerate, enum, log_density
-from numpyro.handlers import seed
+try:
+    import jax
+    import jax.numpy as jnp
+    import numpyro
+    import numpyro.distributions as dist
+    from numpyro.contrib.control_flow import scan
+    from numpyro.contrib.funsor import config_enumerate, enum, log_density
+    from numpyro.handlers import seed
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__doc__}\nThis Python has no {missing.name}.") from None
 
 
 def main() -> None:
     """Print the loss and the milliseconds, by process time, of it and its gradients."""
-    settings = json.loads(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("settings", type=json.loads, help="The chain.")
+    settings = parser.parse_args().settings
     numpyro.enable_x64()
     states, x = settings["states"], jnp.array(settings["x"])
 

@@ -260,20 +260,20 @@ def main(
         write_atomically(path, json.dumps(result, indent=2) + "\n")
         write_atomically(out / "stall.md", section(result))
 
-    for name in tqdm(ESTIMATORS, desc="growth", unit="estimator"):
+    for name in tqdm(ESTIMATORS, desc="growth", unit="estimator", disable=None):
         row = result["growth"].setdefault(name, {})
         for ratio in ratios.split(","):
             if ratio not in row:
                 row[ratio] = growth(name, float(ratio))
                 keep()
-    for name in tqdm(MIXTURE, desc="mixture", unit="estimator"):
+    for name in tqdm(MIXTURE, desc="mixture", unit="estimator", disable=None):
         row = result["mixture"].setdefault(name, {})
         for condition in CONDITIONS:
             losses = row.setdefault(condition, [])
             while len(losses) < seeds:
                 losses.append(train(name, condition, len(losses), steps))
                 keep()
-    for name in tqdm(FOLLOWED, desc="directions", unit="estimator"):
+    for name in tqdm(FOLLOWED, desc="directions", unit="estimator", disable=None):
         if name not in result.setdefault("directions", {}):
             result["directions"][name] = directions(name, 0, steps)
             keep()

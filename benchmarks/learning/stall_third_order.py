@@ -173,11 +173,11 @@ def main(
         write_atomically(path, json.dumps(result, indent=2) + "\n")
         write_atomically(out / "stall_third_order.md", section(result))
 
-    for name, (_, make) in tqdm(PAIRS.items(), desc="pairs", unit="estimator"):
+    for name, (_, make) in tqdm(PAIRS.items(), desc="pairs", unit="estimator", disable=None):
         if name not in result["pairs"]:
             result["pairs"][name] = grown(make)
             keep()
-    for name, make in tqdm(WHOLE.items(), desc="mixture", unit="estimator"):
+    for name, make in tqdm(WHOLE.items(), desc="mixture", unit="estimator", disable=None):
         for scales in ("one", "own"):
             runs = result["mixture"].setdefault(name, {}).setdefault(scales, [])
             while len(runs) < seeds:

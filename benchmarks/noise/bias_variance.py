@@ -36,7 +36,7 @@ def measure(temperatures: list[float], particles: int, calls: int) -> dict[str, 
     """Program -> relaxation -> temperature, bias, its error and variance, relative to the exact gradient."""
     chosen = {program.name: program for program in programs() if program.name in SHOWN}
     found: dict[str, Any] = {}
-    with tqdm(total=len(SHOWN) * len(RELAXATIONS) * len(temperatures)) as bar:
+    with tqdm(total=len(SHOWN) * len(RELAXATIONS) * len(temperatures), disable=None) as bar:
         for program in SHOWN:
             rows = found[program] = {}
             for name in RELAXATIONS:

@@ -46,7 +46,7 @@ def train_variant(config: RunConfig, switches: Mapping[str, Any], images: Images
         if own:
             groups.append({"params": own, "lr": config.estimator_lr})
         optimiser = torch.optim.Adam(groups)
-        for _ in tqdm(range(config.steps), desc=f"seed {config.seed}, {dict(switches)}", leave=False):
+        for _ in tqdm(range(config.steps), desc=f"seed {config.seed}, {dict(switches)}", leave=False, disable=None):
             optimiser.zero_grad()
             elbo.loss_and_grads(program.model, program.guide, stream.next_batch())
             optimiser.step()
@@ -102,13 +102,13 @@ def main(
         for seed in range(seeds)
     ]
     programs: dict[str, list[Program]] = {}
-    for name, switches in tqdm(VARIANTS.items(), desc="training", unit="variant"):
+    for name, switches in tqdm(VARIANTS.items(), desc="training", unit="variant", disable=None):
         programs[name] = [train_variant(config, switches, images) for config in configs]
     point = programs["all parts"][0].state_dict()
     measured = replace(configs[0], estimator_lr=1e-2)
     limits = {"draws": draws, "seconds": 60.0, "warm_up_steps": warm_up_steps}
     rows = {}
-    for name, switches in tqdm(VARIANTS.items(), desc="measuring", unit="variant"):
+    for name, switches in tqdm(VARIANTS.items(), desc="measuring", unit="variant", disable=None):
         elbos = [bounds(program, test, samples=10).elbo for program in programs[name]]
         noise = variance_at(point, measured, switches, images, **limits)
         rows[name] = {"switches": switches, "test_elbo": elbos, "variance": noise}

@@ -105,12 +105,14 @@ def measure(
         elbo.loss(program.model, program.guide, batch)
         if any(state.is_floating_point() for state in [*elbo.parameters(), *elbo.buffers()]):
             pair = Pair(program.model, program.guide, (batch,), {})
-            with tqdm(total=warm_up_steps, desc="warming up", leave=False) as bar:
+            with tqdm(total=warm_up_steps, desc="warming up", leave=False, disable=None) as bar:
                 stream, rate = training.stream, config.estimator_lr
                 train_own_parts(elbo, pair, warm_up_steps, rate, bar.update, stream.next_batch)
     ms = _one_draw_ms(program, elbo, batch)
     number = max(min(draws, int(1000 * seconds / ms)), min(draws, LEAST_DRAWS))
-    with tqdm(total=number, desc=f"{config.program}: {config.estimator}", unit="draw", leave=False) as bar:
+    with tqdm(
+        total=number, desc=f"{config.program}: {config.estimator}", unit="draw", leave=False, disable=None
+    ) as bar:
         noise = gradient_noise(program, elbo, batch, number, bar.update)
     evaluations = elbo.plan.evaluations
     kind = "unbiased" if config.estimator == NVIL.name else bias(config.estimator)  # measured without its rescaling
@@ -136,7 +138,7 @@ def times(configs: Sequence[RunConfig], images: Images, rounds: int = 15, second
     """
     taken: dict[str, list[float]] = {config.estimator: [] for config in configs}
     runs = [_Timed(config, images) for config in configs]
-    for _ in tqdm(range(rounds), desc="times", leave=False):
+    for _ in tqdm(range(rounds), desc="times", leave=False, disable=None):
         for run in runs:
             so_far = taken[run.config.estimator]
             if len(so_far) < 3 or sum(so_far) < 1000 * seconds:
@@ -171,7 +173,7 @@ def measure_network(
     point = start.program.state_dict()
     measured: list[Measured] = []
     left_out: dict[str, str] = {}
-    for name in tqdm(estimators, desc=network, unit="estimator"):
+    for name in tqdm(estimators, desc=network, unit="estimator", disable=None):
         config = configure(program, name, **{**shared, "estimator_lr": 1e-2})
         try:
             measured.append(measure(point, config, images, **limits))

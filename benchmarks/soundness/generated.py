@@ -126,7 +126,7 @@ def main(
     reasons: Counter[str] = Counter()
     wrong: list[Found] = []
     started, examples, verdicts = time.perf_counter(), {}, Counter()
-    with suppress(KeyboardInterrupt), tqdm(total=programs, unit="program", mininterval=1.0) as bar:
+    with suppress(KeyboardInterrupt), tqdm(total=programs, unit="program", mininterval=1.0, disable=None) as bar:
         for found in _all(tasks, workers):
             bar.update()
             if found is None:

@@ -527,7 +527,7 @@ def main(
     torch.set_num_threads(1)
     print(f"package: {Path(pyro_discrete.__file__).parent}", file=sys.stderr)
     chosen = {case.key: case for case in cases() if fnmatchcase(case.key, only)}
-    found = {key: measured(case) for key, case in tqdm(chosen.items(), unit="case", mininterval=2.0)}
+    found = {key: measured(case) for key, case in tqdm(chosen.items(), unit="case", mininterval=2.0, disable=None)}
     groups: dict[tuple[str, str], list[str]] = {}
     for key, case in chosen.items():
         groups.setdefault((case.objective, case.estimator), []).append(key)

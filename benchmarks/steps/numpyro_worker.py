@@ -1,8 +1,12 @@
-"""NumPyro's jitted step for one shape, in an environment of its own (`pip install numpyro funsor optax`)."""
+"""NumPyro's jitted step for one shape, in an environment of its own (`pip install numpyro funsor optax`).
+
+Started by `python -m benchmarks.steps.step_time`, which hands it a shape as JSON.
+"""
 
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -10,13 +14,16 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpyro
-import numpyro.distributions as dist
-from numpyro.contrib.control_flow import scan
-from numpyro.contrib.funsor import config_enumerate
-from numpyro.infer import SVI, TraceEnum_ELBO, TraceGraph_ELBO
+try:
+    import jax
+    import jax.numpy as jnp
+    import numpyro
+    import numpyro.distributions as dist
+    from numpyro.contrib.control_flow import scan
+    from numpyro.contrib.funsor import config_enumerate
+    from numpyro.infer import SVI, TraceEnum_ELBO, TraceGraph_ELBO
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__doc__}\nThis Python has no {missing.name}.") from None
 
 DRAWS, STATES, SYMBOLS, LENGTH = 2, 8, 20, 100
 
@@ -107,7 +114,9 @@ def programs(settings: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
 
 def main() -> None:
     """Answer "version", or a number of steps by their times in ms of the processor, until the input ends."""
-    model, guide, loss, x = programs(json.loads(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("settings", type=json.loads, help="The shape.")
+    model, guide, loss, x = programs(parser.parse_args().settings)
     svi = SVI(model, guide, numpyro.optim.Adam(1e-3), loss)
     state = svi.init(jax.random.PRNGKey(0), x)
     update = jax.jit(svi.update, donate_argnums=0)

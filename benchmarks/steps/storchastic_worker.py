@@ -1,8 +1,12 @@
-"""Storchastic's step for one shape: the score function with two draws, each the other's baseline."""
+"""Storchastic's step for one shape: the score function with two draws, each the other's baseline.
+
+Started by `python -m benchmarks.steps.step_time`, which hands it a shape as JSON.
+"""
 
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -10,11 +14,14 @@ from importlib.metadata import version
 from itertools import pairwise
 from typing import Any
 
-import storch
-import torch
-from torch import nn
-from torch.distributions import Bernoulli, Independent, OneHotCategorical
-from torch.nn.functional import binary_cross_entropy_with_logits
+try:
+    import storch
+    import torch
+    from torch import nn
+    from torch.distributions import Bernoulli, Independent, OneHotCategorical
+    from torch.nn.functional import binary_cross_entropy_with_logits
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__doc__}\nThis Python has no {missing.name}.") from None
 
 DRAWS = 2
 
@@ -70,8 +77,10 @@ def make(settings: dict[str, Any]) -> Any:
 
 def main() -> None:
     """Answer "version", or a number of steps by their times in ms of the processor, until the input ends."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("settings", type=json.loads, help="The shape.")
     torch.set_num_threads(1)
-    step = make(json.loads(sys.argv[1]))
+    step = make(parser.parse_args().settings)
     for _ in range(3):
         step()
     for line in sys.stdin:

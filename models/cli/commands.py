@@ -11,33 +11,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from models.cli.demo import demonstrate
-from models.cli.options import takes_settings
-from models.data.catalogue import load_data
-from models.data.logged import load_log
-from models.errors import ConfigError, ModelsError
-from models.programs.bandit import bandit_table, learn_policy
-from models.reports.pictures import picture_comparisons, picture_run
-from models.reports.progress import Progress
-from models.reports.report import write_report
-from models.reports.tables import choices, comparison_table, run_table
-from models.runs.comparison import compare as run_comparison
-from models.runs.config import LARGEST_SEED, RunConfig, configure, resumed
-from models.runs.estimators import has_temperature
-from models.runs.folder import RUN_FILES, rank_of, refuse_used_folder, was_broken_off
-from models.runs.training import run, run_beside
-from pyro_discrete.checkpoints import write_atomically
-from pyro_discrete.errors import DiscreteInferenceError
-from pyro_discrete.interrupts import Interrupted
+from models.cli.choices import choice_tables
+from models.cli.options import LARGEST_SEED, takes_settings
+from models.cli.tables import fitted
+
+if TYPE_CHECKING:
+    from models.runs.config import RunConfig
+
+# torch, Pyro and the programs are imported where a command needs them: help and `list` are there at once.
 
 __all__ = ["app"]
 
@@ -60,7 +49,7 @@ DataDir = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, with the settings it has.")]
 CheckpointEvery = Annotated[int, typer.Option(help="Steps between two checkpoints.")]
 BoundSamples = Annotated[int, typer.Option(help="Samples of the final importance-weighted bound.")]
-Threads = Annotated[int | None, typer.Option(help="Torch's threads.  [default: torch's own choice]", min=1)]
+Threads = Annotated[int | None, typer.Option(help="Torch's threads. (default: torch's own choice)", min=1)]
 
 
 def say(text: str) -> None:
@@ -73,15 +62,25 @@ def show(table: Table) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, TABLE_WIDTH)
-    console.print(table)
+    console.print(fitted(table, console))
 
 
 @contextmanager
 def reported(threads: int | None = None) -> Iterator[None]:
     """Turn what the user can put right into one red message and exit code 2, and an interruption into advice."""
+    errors = Console(stderr=True)
+    try:
+        import torch
+
+        from models.errors import ModelsError
+        from models.runs.folder import rank_of
+        from pyro_discrete.errors import DiscreteInferenceError
+        from pyro_discrete.interrupts import Interrupted
+    except KeyboardInterrupt as interruption:  # they take seconds
+        errors.print("Interrupted before anything was done.", highlight=False)
+        raise typer.Exit(128 + signal.SIGINT) from interruption
     if threads is not None:
         torch.set_num_threads(threads)
-    errors = Console(stderr=True)
     try:
         yield
     except (ModelsError, DiscreteInferenceError) as error:
@@ -119,8 +118,8 @@ def reported(threads: int | None = None) -> Iterator[None]:
 def train(
     program: Program,
     settings: dict[str, Any],
-    estimator: Annotated[str | None, typer.Option(help="A name from `list`.  [default: nvil]")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/PROGRAM-DATA-ESTIMATOR]")] = None,
+    estimator: Annotated[str | None, typer.Option(help="A name from `list`. (default: nvil)")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. (default: runs/PROGRAM-DATA-ESTIMATOR)")] = None,
     resume: Resume = False,
     data_dir: DataDir = None,
     checkpoint_every: CheckpointEvery = 500,
@@ -133,6 +132,16 @@ def train(
 ) -> None:
     """Train one program under one estimator; report test ELBO and importance-weighted bound, and save pictures."""
     with reported(threads):
+        import torch
+
+        from models.data.catalogue import load_data
+        from models.errors import ConfigError
+        from models.reports.pictures import picture_run
+        from models.reports.tables import run_table
+        from models.runs.config import resumed
+        from models.runs.folder import rank_of, refuse_used_folder, was_broken_off
+        from models.runs.training import run, run_beside
+
         rank, ranks = rank_of()
         if resume:
             if out is None:
@@ -167,7 +176,7 @@ def compare(
     estimators: Annotated[
         str, typer.Option(help="Names from `list`, separated by commas.")
     ] = "reinforce,nvil,rloo,gumbel_softmax",
-    out: Annotated[Path | None, typer.Option(help="Folder of the runs.  [default: runs/compare-PROGRAM-DATA]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs. (default: runs/compare-PROGRAM-DATA)")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the same comparison in --out.")] = False,
     data_dir: DataDir = None,
     checkpoint_every: CheckpointEvery = 500,
@@ -176,6 +185,14 @@ def compare(
 ) -> None:
     """Train one program from the same start under several estimators; compare their gradients where the best ends."""
     with reported(threads):
+        from models.data.catalogue import load_data
+        from models.errors import ConfigError
+        from models.reports.pictures import picture_comparisons
+        from models.reports.tables import comparison_table
+        from models.runs.comparison import compare as run_comparison
+        from models.runs.folder import RUN_FILES, rank_of, refuse_used_folder
+        from pyro_discrete.checkpoints import write_atomically
+
         if rank_of()[1] > 1:
             raise ConfigError("compare runs in one process: start it without torchrun.")
         names = [name.strip() for name in estimators.split(",") if name.strip()]
@@ -194,9 +211,10 @@ def compare(
         )
         write_atomically(out / "results.json", json.dumps(comparison.to_dict(), indent=2) + "\n")
         show(comparison_table([comparison]))
-        show(comparison.measured.table())
+        per, unit = comparison.batch, f"nats per {data.element}"
+        show(comparison.measured.table(per=per, unit=unit))
         picture_comparisons([comparison], data, out / "comparison.png")
-        comparison.measured.plot(out / "gradients.png")
+        comparison.measured.plot(out / "gradients.png", per=per, unit=unit)
         say(f"pictures: {out / 'comparison.png'}, {out / 'gradients.png'}\nfigures: {out / 'results.json'}")
 
 
@@ -209,6 +227,10 @@ def demo(
 ) -> None:
     """Train both programs on the digits under several estimators: one table, one picture."""
     with reported(threads):
+        from models.cli.demo import demonstrate
+        from models.reports.tables import comparison_table
+        from models.runs.folder import refuse_used_folder
+
         refuse_used_folder(out)
         started = time.perf_counter()
         comparisons = demonstrate(out, steps, seed)
@@ -229,11 +251,18 @@ def bandit(
     learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 0.05,
     seed: Annotated[int, typer.Option(help="Of the draws.", min=0, max=LARGEST_SEED)] = 0,
     data_dir: DataDir = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the figures.  [default: runs/bandit-LOG]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the figures. (default: runs/bandit-LOG)")] = None,
     threads: Threads = 1,
 ) -> None:
     """Learn a categorical policy from a bandit's log under several estimators, against the exact optimum."""
     with reported(threads):
+        from models.data.logged import load_log
+        from models.errors import ConfigError
+        from models.programs.bandit import bandit_table, learn_policy
+        from models.reports.pictures import picture_policies
+        from models.runs.folder import refuse_used_folder
+        from pyro_discrete.checkpoints import write_atomically
+
         names = [name.strip() for name in estimators.split(",") if name.strip()]
         if not names:
             raise ConfigError(f"--estimators is {estimators!r}; expected names separated by commas.")
@@ -255,7 +284,8 @@ def bandit(
         ]
         write_atomically(out / "results.json", json.dumps([run.to_dict() for run in runs], indent=2) + "\n")
         show(bandit_table(rounds, runs))
-        say(f"figures: {out / 'results.json'}")
+        picture_policies(runs, rounds.name, out / "policies.png")
+        say(f"picture: {out / 'policies.png'}\nfigures: {out / 'results.json'}")
 
 
 @app.command()
@@ -266,6 +296,8 @@ def watch(
 ) -> None:
     """Draw the curves of a run under way, with its steps a second and the time left, until it ends."""
     with reported():
+        from models.reports.progress import Progress
+
         console = Console()
         with Live(console=console, auto_refresh=False) as live:
             while True:
@@ -281,17 +313,19 @@ def watch(
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a finished run, the --out of `train`.")],
-    out: Annotated[Path | None, typer.Option(help="The file.  [default: report.html in the folder]")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file. (default: report.html in the folder)")] = None,
 ) -> None:
     """Write one HTML file on a run: its figures, curves, samples, gradient health and settings."""
     with reported():
+        from models.reports.report import write_report
+
         say(f"report: {write_report(folder, out)}")
 
 
 @app.command(name="list")
 def list_choices() -> None:
-    """Show which program runs under which estimators (each is tried), data sets and binarisations."""
-    for table in choices():
+    """Show which program runs under which estimators (each was tried), data sets and binarisations."""
+    for table in choice_tables():
         show(table)
 
 
@@ -300,6 +334,8 @@ def _binarised(config: RunConfig) -> str:
 
 
 def _configure(program: str, estimator: str, settings: dict[str, Any]) -> RunConfig:
+    from models.runs.config import configure
+
     config = configure(program, estimator, **settings)
     if settings["particles"] is None and config.particles > 1:
         say(f"{estimator} needs at least {config.particles} particles and gets them; --particles sets another number.")
@@ -308,4 +344,6 @@ def _configure(program: str, estimator: str, settings: dict[str, Any]) -> RunCon
 
 def _temperature_where_it_has_one(estimator: str, settings: dict[str, Any]) -> dict[str, Any]:
     """In a comparison, a temperature is meant for the relaxed estimators among the rest."""
+    from models.runs.estimators import has_temperature
+
     return settings if has_temperature(estimator) else {**settings, "temperature": None}

@@ -9,7 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["SETTINGS", "takes_settings"]
+__all__ = ["LARGEST_SEED", "SETTINGS", "takes_settings"]
+
+LARGEST_SEED = 2**32 - 1
+"""That of a run's settings, which stand above torch."""
 
 SETTINGS: dict[str, tuple[type, str]] = {
     "data": (str, "A data set from `list`. (default: digits, or a small set that the program reads)"),

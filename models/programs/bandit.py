@@ -172,12 +172,16 @@ def bandit_table(log: LoggedRounds, runs: Sequence[LearnedPolicy]) -> Table:
     """All runs on one log, a row each."""
     first = runs[0]
     regularised = first.entropy_weight > 0
-    table = Table(title=f"policy from the log {log.name!r}: mean reward a round; the log's own {first.log:.4f}")
+    table = Table(
+        title=f"policies learned from the log {log.name!r}: mean reward a round",
+        caption=f"Expected by the log's estimates; the policy that wrote the log earned {first.log:.4f}."
+        + (" True: by the rewards that the log was simulated with." if first.true is not None else ""),
+    )
     table.add_column("estimator")
-    headings = ["particles", "expected", "optimum", "of it"]
-    headings += ["with entropy", "its optimum"] if regularised else []
-    headings += ["true", "true optimum"] if first.true is not None else []
-    for heading in [*headings, "ms per step"]:
+    headings = ["particles", "expected\nreward", "of the best\npolicy", "share of\nthe best"]
+    headings += ["reward and\nentropy", "of the best\nwith entropy"] if regularised else []
+    headings += ["true\nreward", "of the truly\nbest policy"] if first.true is not None else []
+    for heading in [*headings, "ms per\nstep"]:
         table.add_column(heading, justify="right")
     for run in runs:
         cells = [f"{run.particles}", f"{run.expected:.4f}", f"{run.optimum:.4f}", f"{run.expected / run.optimum:.1%}"]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse
+from torch import Tensor
 
 from models.data.connectomes import Connectomes
 from models.data.dataset import Dataset
@@ -24,7 +27,7 @@ from models.runs.posterior import most_probable
 
 __all__ = ["draw_found"]
 
-SHOWN_SYMBOLS, SHOWN_STATES = 5, 20
+SHOWN_SYMBOLS, SHOWN_STATES, MOST_NUMBERS = 24, 20, 300
 MARKERS = "os^DvP*X<>"
 
 
@@ -57,7 +60,9 @@ def _draw_clusters(axes: Axes, program: GaussianMixture, data: Dataset, colours:
         here = kinds == kind
         shades = [colours[k % len(colours)] for k in found[here].tolist()]
         marker = MARKERS[kind % len(MARKERS)]
-        axes.scatter(*points[here].T.numpy(), c=shades, marker=marker, s=12, alpha=0.6, linewidths=0)
+        axes.scatter(*points[here].T.numpy(), c=shades, marker=marker, s=26, alpha=0.65, linewidths=0)
+    handles = []
+    shares = (100 * program.weights.softmax(0)).tolist()
     for k, (mean, factor) in enumerate(zip(means, factors, strict=True)):
         values, vectors = torch.linalg.eigh(factor @ factor.mT)
         width, height = (4 * values.sqrt()).tolist()
@@ -66,6 +71,12 @@ def _draw_clusters(axes: Axes, program: GaussianMixture, data: Dataset, colours:
         axes.add_patch(
             Ellipse(tuple(mean.tolist()), width, height, angle=angle, fill=False, color=colour, linewidth=1.5)
         )
+        handles.append(Line2D([], [], color=colour, linewidth=2, label=f"component of {shares[k]:.0f} %"))
+    if data.labels is not None:
+        for kind in kinds.unique().tolist():
+            marker = MARKERS[kind % len(MARKERS)]
+            handles.append(Line2D([], [], color="#666666", marker=marker, linewidth=0, label=f"true class {kind + 1}"))
+    axes.legend(handles=handles, fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axes.set_xlabel("first principal component", fontsize=9)
     axes.set_ylabel("second", fontsize=9)
     note = "colour: component found" + ("" if data.labels is None else ", shape: true class")
@@ -78,12 +89,7 @@ def _draw_answers(axes: Axes, program: LatentClassAnalysis, data: Dataset) -> No
     shares = program.weights.softmax(0).cpu()
     order = shares.argsort(descending=True)
     chances = program.item_logits.sigmoid().cpu()[order]
-    axes.imshow(chances.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for (row, column), chance in zip(
-        [(r, c) for r in range(len(chances)) for c in range(chances.shape[1])], chances.flatten().tolist(), strict=True
-    ):
-        ink = "white" if chance > 0.6 else "black"
-        axes.text(column, row, f"{100 * chance:.0f}", ha="center", va="center", fontsize=7, color=ink)
+    _draw_chances(axes, chances)
     items = getattr(data, "items", ()) or [str(i + 1) for i in range(chances.shape[1])]
     axes.set_xticks(range(len(items)), items, rotation=60 if len(items[-1]) > 2 else 0, fontsize=7)
     axes.set_yticks(range(len(order)), [f"class of {100 * s:.0f} %" for s in shares[order].tolist()], fontsize=8)
@@ -92,25 +98,39 @@ def _draw_answers(axes: Axes, program: LatentClassAnalysis, data: Dataset) -> No
 
 
 def _draw_states(axes: Axes, program: HiddenMarkovModel, data: Dataset) -> None:
-    """Each state's most probable symbols, the state that explains most symbols on top."""
+    """How probable each symbol is in each state, the state that explains most symbols on top, and what follows what."""
     there = data.test >= 0
     found = most_probable(program, data.test).cpu()[there]
     counts = found.bincount(minlength=len(program.start))
-    order = counts.argsort(descending=True)[:SHOWN_STATES].tolist()
-    chances = program.emission.softmax(-1).cpu()
+    order = counts.argsort(descending=True)[:SHOWN_STATES]
+    emission, transition = (chances.softmax(-1).cpu()[order] for chances in (program.emission, program.transition))
     vocabulary: Sequence[str] = getattr(data, "vocabulary", ())
-    for row, state in enumerate(order):
-        top = chances[state].topk(min(SHOWN_SYMBOLS, chances.shape[1]))
-        shown = [
-            f"{'space' if vocabulary[i] == ' ' else vocabulary[i]} {100 * p:.0f}"
-            for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
-        ]
-        share = 100 * int(counts[state]) / len(found)
-        axes.text(0.0, row, f"{share:.0f} %", ha="right", va="center", fontsize=8, fontweight="bold")
-        axes.text(0.03, row, "   ".join(shown), ha="left", va="center", fontsize=8)
-    axes.set_xlim(-0.12, 1.0)
-    axes.set_ylim(max(len(order), 8) - 0.5, -0.5)
+    each = max(1, SHOWN_SYMBOLS // len(order))  # of a large vocabulary, what is most probable in a state
+    chosen = range(len(vocabulary))
+    if len(vocabulary) > SHOWN_SYMBOLS:
+        chosen = list(dict.fromkeys(emission.topk(each).indices.flatten().tolist()))
+    names = [f"{100 * int(counts[state]) / len(found):.0f} %" for state in order.tolist()]
     axes.axis("off")
-    axes.set_title(
-        "states by their share of the test symbols, each with its most\nprobable symbols (percent)", fontsize=9
-    )
+    left, right = axes.inset_axes((0.0, 0.0, 0.6, 1.0)), axes.inset_axes((0.7, 0.0, 0.3, 1.0))
+    _draw_chances(left, emission[:, list(chosen)])
+    _draw_chances(right, transition[:, order])
+    symbols = ["space" if vocabulary[i] == " " else vocabulary[i] for i in chosen]
+    left.set_xticks(range(len(symbols)), symbols, rotation=90 if max(map(len, symbols)) > 2 else 0, fontsize=7)
+    right.set_xticks(range(len(names)), names, rotation=90 if len(names) > 5 else 0, fontsize=7)
+    for side in (left, right):
+        side.set_yticks(range(len(names)), names, fontsize=8)
+    left.set_ylabel("state, by its share of the test symbols", fontsize=9)
+    whole = len(symbols) == len(vocabulary)
+    left.set_xlabel("symbol" if whole else f"the {each} most probable symbols of each state", fontsize=9)
+    right.set_xlabel("next state", fontsize=9)
+    axes.set_title("a state's symbols (left) and what follows it (right), in percent", fontsize=9)
+
+
+def _draw_chances(axes: Axes, chances: Tensor) -> None:
+    """Probabilities `[rows, columns]` as shades, with percents where there is room for them."""
+    axes.imshow(chances.numpy(), cmap="Blues", vmin=0, vmax=float(chances.max()), aspect="auto")
+    if chances.numel() > MOST_NUMBERS:
+        return
+    for (row, column), chance in zip(product(*map(range, chances.shape)), chances.flatten().tolist(), strict=True):
+        ink = "white" if chance > 0.6 * float(chances.max()) else "black"
+        axes.text(column, row, f"{100 * chance:.0f}", ha="center", va="center", fontsize=6, color=ink)

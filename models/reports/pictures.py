@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.data.dataset import Dataset
 from models.data.images import Images
+from models.programs.bandit import LearnedPolicy
 from models.reports.class_pictures import draw_found
 from models.runs.comparison import Comparison
 from models.runs.config import size_of
@@ -20,7 +21,7 @@ from models.runs.evaluation import reconstruct, sample_prior
 from models.runs.training import RunResult
 from pyro_discrete.checkpoints import write_atomically
 
-__all__ = ["PALETTE", "picture_comparisons", "picture_run"]
+__all__ = ["PALETTE", "picture_comparisons", "picture_policies", "picture_run"]
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colours, which stay distinct for colour-blind readers."""
@@ -50,7 +51,7 @@ def picture_run(result: RunResult, data: Dataset, out: Path) -> list[Path]:
 
     figures = {"curves": curves}
     if program.finds:
-        figures["found"] = Figure(figsize=(8, 5.5), layout="constrained")
+        figures["found"] = Figure(figsize=(9, 5.5), layout="constrained")
         draw_found(figures["found"].subplots(), program, data, PALETTE)
         figures["found"].suptitle(title, fontsize=10)
     if isinstance(data, Images):
@@ -102,16 +103,40 @@ def picture_comparisons(comparisons: Sequence[Comparison], data: Dataset, path: 
     _save({path.stem: figure}, path.parent)
 
 
+def picture_policies(runs: Sequence[LearnedPolicy], log: str, path: Path) -> None:
+    """Write one picture of policies learned from a log: what each still lacks of the best policy's reward, by step."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    ends = []
+    for i, run in enumerate(runs):
+        steps, expected = [step for step, _ in run.trajectory], [reward for _, reward in run.trajectory]
+        lacking = [100 * (1 - reward / run.optimum) for reward in expected]
+        colour = PALETTE[i % len(PALETTE)]
+        axes.plot(steps, lacking, color=colour, linewidth=1.6)
+        ends.append((steps[-1], lacking[-1], f"{lacking[-1]:.2g} %  {_wrapped(run.estimator)}", colour))
+    axes.set_ylim(bottom=0)
+    _label_ends(axes, ends)
+    axes.set_title(
+        f"policies learned from the log {log!r}: what is lacking of the best policy's reward,\n"
+        f"both by the log's estimates; {runs[0].particles} choices drawn a step",
+        fontsize=10,
+    )
+    _finish(axes, "training step", "lacking of the best reward (percent), lower is better")
+    _save({path.stem: figure}, path.parent)
+
+
 def _draw_run_curves(axes: Axes, result: RunResult, nats: str) -> None:
     steps, training = result.metrics.curve("smoothed")
     axes.plot(steps, training, color=PALETTE[0], linewidth=1.2, alpha=0.8)
     tested, test = result.metrics.curve("test_elbo")
+    if tested[-1] == result.training.step:  # at the end from many draws
+        test[-1] = result.bounds.elbo
     axes.plot(tested, test, color=PALETTE[1], marker="o", markersize=3)
     _label_ends(
         axes,
         [
             (steps[-1], training[-1], "training objective\n(running mean)", PALETTE[0]),
-            (tested[-1], test[-1], "discrete test ELBO\n(hard samples)", PALETTE[1]),
+            (tested[-1], test[-1], f"discrete test ELBO\n(hard samples; {test[-1]:.2f})", PALETTE[1]),
         ],
     )
     _finish(axes, "training step", f"bound ({nats}), higher is better")

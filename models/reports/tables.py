@@ -1,8 +1,9 @@
-"""What the command line prints: tables of results, and of what there is to choose from."""
+"""What the command line prints: tables of results, and what there is to choose from."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -16,7 +17,7 @@ from models.runs.training import RunResult
 from models.runs.trials import KINDS, Trial, kind_of, try_program
 from pyro_discrete import available_estimators
 
-__all__ = ["choices", "comparison_table", "programs_table", "run_table"]
+__all__ = ["choices", "comparison_table", "run_table"]
 
 
 def run_table(result: RunResult) -> Table:
@@ -45,8 +46,9 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     found = list(first.result.found)
     table = Table(
         title=f"{config.data}{_binarised(config)}, {config.steps} steps; bounds in nats per {kind.element}",
-        caption=f"ELBO and bound: hard samples on the test {kind.elements}. Gradient variance: "
-        f"{first.noise.draws} draws on one batch, summed over parameters, nvil without its rescaling; measured where "
+        caption=f"ELBO and bound: hard samples on the test {kind.elements}. Gradient variance, (nats per "
+        f"{kind.element})²: {first.noise.draws} draws on one batch, summed over parameters, nvil without its "
+        "rescaling; measured where "
         f"{' / '.join(comparison.shared_point for comparison in comparisons)} ended.",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -93,47 +95,30 @@ def _binarised(config: RunConfig) -> str:
     return "" if config.binarisation == "none" else f", {config.binarisation} binarisation"
 
 
-def programs_table(trials: Sequence[Trial]) -> Table:
-    """Each program with the kinds of estimator under which it ran, unmodified, when it was tried."""
-    table = Table(
-        title="Programs, and how many estimators of each kind ran when every one was tried",
-        caption="Score functions: with any control variate or coupling. "
-        "Relaxed: "
-        + ", ".join(n for n, info in available_estimators().items() if kind_of(info.cls) == "relaxed")
-        + ".",
-    )
-    for heading in ("name", "what", "reads", *KINDS):
-        table.add_column(heading)
-    for trial in trials:
-        program = PROGRAMS[trial.program]
-        table.add_row(
-            trial.program,
-            program.summary,
-            program.reads.elements,
-            *(trial.told(kind) for kind in KINDS),
-        )
-    return table
+def choices() -> dict[str, Any]:
+    """What there is to choose from, each with a line on it; each program is tried under every estimator."""
+    known = available_estimators()
+    return {
+        "programs": [_told(try_program(name)) for name in PROGRAMS],
+        "relaxed": [name for name, info in known.items() if kind_of(info.cls) == "relaxed"],
+        "estimators": [
+            {
+                "name": name,
+                "kind": kind_of(info.cls),
+                "estimate": bias(name),
+                "evaluations a step": info.evaluations,
+                "serves": ", ".join(sorted(family.value for family in info.families)),
+                "what": f"{info.summary} ({info.reference})",
+            }
+            for name, info in known.items()
+        ],
+        "data sets": [{"name": name, "what": (f.__doc__ or "").splitlines()[0]} for name, f in DATASETS.items()],
+        "binarisation": [{"name": name, "what": what} for name, what in BINARISATIONS.items()],
+    }
 
 
-def choices() -> list[Table]:
-    """Programs (each tried under every estimator), estimators, data sets and binarisations, with a line on each."""
-    programs = programs_table([try_program(name) for name in PROGRAMS])
-    estimators = Table(title="Estimators")
-    for heading in ("name", "kind", "estimate", "evaluations a step", "serves", "what"):
-        estimators.add_column(heading, no_wrap=heading == "name")  # names are there to be copied
-    for name, info in available_estimators().items():
-        families = ", ".join(sorted(family.value for family in info.families))
-        estimators.add_row(
-            name, kind_of(info.cls), bias(name), info.evaluations, families, f"{info.summary} ({info.reference})"
-        )
-    data = Table(title="Data sets")
-    data.add_column("name")
-    data.add_column("what")
-    for name, load in DATASETS.items():
-        data.add_row(name, (load.__doc__ or "").splitlines()[0])
-    binarisations = Table(title="Binarisation")
-    binarisations.add_column("name")
-    binarisations.add_column("what")
-    for name, what in BINARISATIONS.items():
-        binarisations.add_row(name, what)
-    return [programs, estimators, data, binarisations]
+def _told(trial: Trial) -> dict[str, str]:
+    """A program, with how many estimators of each kind it ran under, unmodified, when it was tried."""
+    program = PROGRAMS[trial.program]
+    about = {"name": trial.program, "what": program.summary, "reads": program.reads.elements}
+    return about | {kind: trial.told(kind) for kind in KINDS}

@@ -50,11 +50,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows in the order asked for, and the estimator at whose last parameters all gradients were `measured`."""
+    """Rows in the order asked for, and the estimator at whose last parameters all gradients were `measured`.
+
+    `batch`: the elements that they were measured on, of whose joint objective `measured` tells.
+    """
 
     rows: list[Row]
     shared_point: str
     measured: EstimatorComparison
+    batch: int
 
     @property
     def config(self) -> RunConfig:
@@ -108,7 +112,7 @@ def compare(
     measured = measure(point, configs, data)
     size = min(configs[0].batch_size, len(data.train))
     rows = [Row(result, _noise(measured, result.training.config.estimator, size)) for result in results]
-    return Comparison(rows, best.training.config.estimator, measured)
+    return Comparison(rows, best.training.config.estimator, measured, size)
 
 
 def _noise(measured: EstimatorComparison, estimator: str, batch: int) -> GradientNoise:

@@ -30,6 +30,8 @@ from pyro_discrete.errors import CheckpointError, near_matches
 
 __all__ = [
     "CHECKPOINT_NAME",
+    "LARGEST_SEED",
+    "OF_A_PROGRAM",
     "PRIORS",
     "PROGRAMS",
     "RunConfig",

@@ -117,7 +117,8 @@ def bounds(program: Program, x: Tensor, samples: int) -> Bounds:
     elbo = importance_weighted = 0.0
     with isolated(EVALUATION_SEED):
         # Some seconds or minutes of silence at the end of a run would look like a crash.
-        for piece in tqdm(pieces(program, x, samples), desc=f"{samples}-sample bound", leave=False, delay=2):
+        bar = tqdm(pieces(program, x, samples), desc=f"{samples}-sample bound", leave=False, delay=2, disable=None)
+        for piece in bar:
             with _finite_outputs():
                 weights = log_weights(program, piece, samples).double()
             elbo += float(weights.mean(0).sum())

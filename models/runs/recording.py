@@ -27,7 +27,7 @@ SMOOTHING = 0.98**LOG_EVERY
 class Record(TypedDict, total=False):
     """What is known at one step; bounds in nats per image.
 
-    - `elbo`: this step's training objective (of relaxed values where the estimator relaxes).
+    - `elbo`: the training objective of the last steps (of relaxed values where the estimator relaxes), every so many.
     - `smoothed`: its running mean.
     - `test_elbo`: the discrete test ELBO, from one hard draw an image, at steps where it was evaluated.
     - `ms_per_step`: median over the steps since the last record.
@@ -108,8 +108,9 @@ class Recorder:
     def __call__(self, state: FitState) -> None:
         self._steps += 1
         self.elements += state.elements or len(state.args[0])
-        if state.step % self.log_every == 0 and state.loss is not None:
-            objective = -self.log_every * state.loss / self.elements
+        loss = state.loss if state.step % self.log_every == 0 else None
+        if loss is not None:
+            objective = -self.log_every * loss / self.elements
             smoothed = self.known.get("smoothed", objective)
             self.known = {"elbo": objective, "smoothed": SMOOTHING * smoothed + (1 - SMOOTHING) * objective}
             self.elements = 0
@@ -118,7 +119,9 @@ class Recorder:
         evaluate = state.step % self.evaluate_every == 0 or state.step == self.last
         if not evaluate and state.step % self.log_every:
             return
-        record: Record = {"step": state.step, **self.known}  # type: ignore[typeddict-item]
+        record: Record = {"step": state.step}
+        if loss is not None:
+            record |= self.known  # type: ignore[typeddict-item]
         record["ms_per_step"] = 1000 * (time.perf_counter() - self._since) / self._steps
         if evaluate:
             record["test_elbo"] = discrete_elbo(self.program, self.test)

@@ -113,7 +113,7 @@ def compare_estimators(
         if not measured:
             raise SettingError(f"compare_estimators: no estimator serves this pair: {left_out}")
         exact = _exact(pair, objective)
-        with tqdm(total=len(measured) * (draws + warm_up), unit="draw", disable=not progress) as bar:
+        with tqdm(total=len(measured) * (draws + warm_up), unit="draw", disable=None if progress else True) as bar:
             for label, drawn in measured.items():
                 bar.set_description(label)
                 _learn(drawn, warm_up, learning_rate, next_batch, bar)
@@ -218,7 +218,9 @@ def _sampled_reference(measured: Mapping[str, GradientDraws], draws: int, progre
 
     best = min(unbiased, key=noise)
     long = GradientDraws(unbiased[best].elbo, unbiased[best].pair)
-    for _ in tqdm(range(REFERENCE_FACTOR * draws), desc=f"reference: {best}", disable=not progress, leave=False):
+    for _ in tqdm(
+        range(REFERENCE_FACTOR * draws), desc=f"reference: {best}", disable=None if progress else True, leave=False
+    ):
         long.add()
     return _Reference(f"{long.draws} draws of {best}", long.mean, long.moments)
 

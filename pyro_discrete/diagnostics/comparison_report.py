@@ -74,11 +74,15 @@ class EstimatorComparison:
         """One line of code: the ELBO that this comparison speaks for."""
         return self.code[self.best]
 
-    def table(self) -> Table:
-        """The comparison as a rich table, least variance x time first."""
+    def table(self, per: int = 1, unit: str = "objective") -> Table:
+        """The comparison as a rich table, least variance x time first.
+
+        - `per`: a number that the objective is divided by first, such as that of the data. `unit`: what it then is in,
+          such as "nats per image".
+        """
         table = Table(
             title=f"Gradient estimators on this pair; reference: {self.reference}",
-            caption=f"Variance summed over all parameters. Recommended: {self.recommendation}",
+            caption=f"Variance summed over all parameters, ({unit})². Recommended: {self.recommendation}",
             box=box.SIMPLE_HEAD,
         )
         table.add_column("estimator", overflow="fold")
@@ -96,10 +100,10 @@ class EstimatorComparison:
         seen = self.bias_seen
         for label in self.dataset.sortby("variance_x_time")["estimator"].values:
             one = self.dataset.sel(estimator=label)
-            norm = float((one["gradient_norm"] ** 2).sum()) ** 0.5
-            variance = float(one["variance"].sum())
-            bias = float((one["bias"] ** 2).sum()) ** 0.5
-            noise = float((one["bias_error"] ** 2).sum()) ** 0.5
+            norm = float((one["gradient_norm"] ** 2).sum()) ** 0.5 / per
+            variance = float(one["variance"].sum()) / per**2
+            bias = float((one["bias"] ** 2).sum()) ** 0.5 / per
+            noise = float((one["bias_error"] ** 2).sum()) ** 0.5 / per
             table.add_row(
                 str(label),
                 str(int(one["draws"])),
@@ -109,7 +113,7 @@ class EstimatorComparison:
                 "exact" if variance <= ROUNDING * norm**2 else f"{norm / variance**0.5:.2g}",
                 f"{bias / (norm or 1):.2g}{' (seen)' if bool(seen.sel(estimator=label)) else ''}",
                 f"{noise / (norm or 1):.2g}",
-                _short(1000 * float(one["variance_x_time"])),
+                _short(1000 * float(one["variance_x_time"]) / per**2),
                 style="bold" if label == self.best else None,
             )
         return table
@@ -122,8 +126,11 @@ class EstimatorComparison:
             console.print(f"left out (`left_out` says why): {', '.join(self.left_out)}", highlight=False, markup=False)
         return out.getvalue()
 
-    def plot(self, path: str | Path | None = None) -> Figure:
-        """Variance x time of every estimator, and its bias; written to `path` if given (extra `plots`)."""
+    def plot(self, path: str | Path | None = None, per: int = 1, unit: str = "objective") -> Figure:
+        """Variance x time of every estimator, and its bias; written to `path` if given (extra `plots`).
+
+        `per` and `unit` as in `table`.
+        """
         from matplotlib.figure import Figure
 
         ordered = self.dataset.sortby("variance_x_time", ascending=False)
@@ -133,17 +140,17 @@ class EstimatorComparison:
         colours = [COLOURS["biased" if biased else "unbiased"] for biased in seen]
         figure = Figure(figsize=(10, 2.0 + 0.34 * len(labels)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
-        cost = 1000 * ordered["variance_x_time"].values
+        cost = 1000 * ordered["variance_x_time"].values / per**2
         norm = float((ordered["gradient_norm"] ** 2).sum()) ** 0.5 or 1.0
         _dots(left, cost, colours, hollow, exact=ordered["variance"].sum("parameter").values <= ROUNDING * norm**2)
         left.set_yticks(range(len(labels)), labels)
-        left.set_xlabel("gradient variance x milliseconds a step\n(left is better)")
+        left.set_xlabel(f"gradient variance x milliseconds a step,\n({unit})² x ms (left is better)", fontsize=9)
         bias = ((ordered["bias"] ** 2).sum("parameter") ** 0.5).values / norm
         noise = ((ordered["bias_error"] ** 2).sum("parameter") ** 0.5).values / norm
         _dots(right, bias, colours, hollow, exact=bias <= 1e-6)
         right.scatter(noise, range(len(labels)), marker="|", s=80, color="#666666")
         right.set_xlabel(
-            "distance of the mean from the reference / gradient's norm\n(grey bar: what noise alone gives)"
+            "distance of the mean from the reference\n/ gradient's norm (grey bar: what noise alone gives)", fontsize=9
         )
         right.plot([], [], "o", color=COLOURS["unbiased"], label="no bias seen")
         right.plot(
@@ -167,6 +174,7 @@ def _dots(axes: Any, values: Any, colours: list[str], hollow: Any, exact: Any) -
         if zero:
             axes.annotate("0", (floor, height), xytext=(7, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_xscale("log")
+    axes.tick_params(axis="x", which="both", labelsize=7)
     axes.grid(axis="both", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 

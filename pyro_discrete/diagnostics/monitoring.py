@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,7 +159,7 @@ class Monitor:
     def history(self) -> xr.Dataset:
         """All records so far."""
         steps = [record["step"] for record in self.records]
-        sites = sorted({name for record in self.records for name in record["sites"]})
+        sites = sorted({name for record in self.records for name in record["sites"]}, key=_by_number)
         nothing: dict[str, float] = {}
         by_site = {
             key: (
@@ -260,6 +261,16 @@ def _noise(found: list[dict[str, Tensor]]) -> dict[str, float]:
     return {"gradient_variance": variance, "gradient_norm": math.sqrt(squared), "signal_to_noise": ratio}
 
 
+def _by_number(name: str) -> list[tuple[bool, int, str]]:
+    """A key that sorts z_2 before z_10.
+
+    >>> sorted(["z_10", "z_2", "a"], key=_by_number)
+    ['a', 'z_2', 'z_10']
+    """
+    parts = re.split(r"(\d+)", name)
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+
+
 def _temperature(estimator: Estimator, step: Tensor) -> float:
     """A constant's, a schedule's at this step, or a learned one's value; NaN if it has none."""
     learned = getattr(estimator, "log_temperature", None)
@@ -304,6 +315,8 @@ def _entropy(base: Any) -> float:
     return float(torch.special.entr(base.log_prob(base.enumerate_support(expand=False)).exp()).sum(0).mean())
 
 
+MOST_NAMES = 12
+"""Of sites, beside a panel."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, distinct for colour-blind readers."""
 
@@ -323,34 +336,60 @@ def picture(history: xr.Dataset, path: str | Path | None = None) -> Figure:
     panels = np.atleast_1d(figure.subplots(1 + len(shown), 1, sharex=True))
     steps = history["step"].values
     _draw_noise(panels[0], steps, history)
+    many = history.sizes["site"] > len(COLOURS)  # more sites than colours that can be told apart
     for axes, key in zip(panels[1:], shown, strict=True):
-        for number, site in enumerate(history["site"].values):
-            values = history[key].sel(site=site).values
-            if np.isfinite(values).any():
-                axes.plot(steps, values, "o-", markersize=3, color=COLOURS[number % len(COLOURS)], label=str(site))
-        axes.set_ylabel(by_site[key])
-        if key == "dead_latents":
-            total = int(np.nanmax(history["latents"].values))
-            axes.set_ylim(-0.03 * total, 1.03 * total)
-        if key == "baseline_fit":
-            axes.set_ylim(max(-1.0, float(np.nanmin(history[key].values)) - 0.05), 1.05)
+        (_draw_map if many else _draw_lines)(axes, steps, history, key)
+        axes.set_ylabel(f"{by_site[key]}\nby site" if many else by_site[key], fontsize=9)
     panels[-1].set_xlabel("training step")
+    panels[-1].set_xlim(0, 1.03 * steps.max())
     for axes in panels:
-        axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    if shown and history.sizes["site"] > 1:
-        panels[1].legend(title="site", frameon=False)
+    if shown and not many and history.sizes["site"] > 1:
+        panels[1].legend(title="site", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     if path is not None:
         figure.savefig(path, dpi=120)
     return figure
 
 
+def _draw_lines(axes: Any, steps: np.ndarray, history: xr.Dataset, key: str) -> None:
+    """A line for each site."""
+    for number, site in enumerate(history["site"].values):
+        values = history[key].sel(site=site).values
+        if np.isfinite(values).any():
+            axes.plot(steps, values, "o-", markersize=3, color=COLOURS[number % len(COLOURS)], label=str(site))
+    axes.grid(alpha=0.25)
+    if key == "dead_latents":
+        total = int(np.nanmax(history["latents"].values))
+        axes.set_ylim(-0.03 * total, 1.03 * total)
+    if key == "baseline_fit":
+        axes.set_ylim(max(-1.0, float(np.nanmin(history[key].values)) - 0.05), 1.05)
+
+
+def _draw_map(axes: Any, steps: np.ndarray, history: xr.Dataset, key: str) -> None:
+    """A row of colours for each site, in the order of their names, from the top."""
+    values = history[key].transpose("site", "step").values
+    low, high = {"dead_latents": (0.0, float(np.nanmax(history["latents"].values)))}.get(key, (None, None))
+    if key == "baseline_fit":
+        low, high = max(-1.0, float(np.nanmin(values))), 1.0
+    between = (steps[1:] + steps[:-1]) / 2
+    first, last = (steps[0] - (steps[1] - steps[0]) / 2, steps[-1]) if len(steps) > 1 else (0, steps[0])
+    edges = np.concatenate([[max(0.0, first)], between, [last]])
+    shown = axes.pcolormesh(edges, np.arange(len(values) + 1) - 0.5, values, cmap="viridis", vmin=low, vmax=high)
+    axes.figure.colorbar(shown, ax=axes, pad=0.01)
+    names = [str(site) for site in history["site"].values]
+    each = -(-len(names) // MOST_NAMES)
+    axes.set_yticks(range(0, len(names), each), names[::each], fontsize=7)
+    axes.invert_yaxis()
+
+
 def _draw_noise(axes: Any, steps: np.ndarray, history: xr.Dataset) -> None:
     variance, norm = np.sqrt(history["gradient_variance"].values), history["gradient_norm"].values
-    axes.plot(steps, variance, "o-", markersize=3, color=COLOURS[1], label="noise: standard deviation")
+    noise = "noise: standard deviation" if variance.any() else "noise: none (an exact gradient)"
+    axes.plot(steps, np.where(variance > 0, variance, np.nan), "o-", markersize=3, color=COLOURS[1], label=noise)
     axes.plot(
         steps, np.where(norm > 0, norm, np.nan), "o-", markersize=3, color=COLOURS[0], label="signal: norm of the mean"
     )
     axes.set_yscale("log")
-    axes.set_ylabel("gradient on one batch")
+    axes.set_ylabel("gradient on one batch", fontsize=9)
+    axes.grid(alpha=0.25)
     axes.legend(frameon=False)

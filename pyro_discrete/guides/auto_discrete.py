@@ -130,7 +130,9 @@ class AutoDiscreteMeanField(AutoGuide):
         self._sites = {n: VariationalSite.of(m, discrete) for n, m in discrete.items()}
         self._order = _drawing_order(self._sites)
         others = [n for n in latent if n not in self._sites]
-        self._prototype_frames = {f.name: f for m in latent.values() for f in m["cond_indep_stack"] if f.vectorized}
+        frames = {f.name: f for m in latent.values() for f in m["cond_indep_stack"] if f.vectorized}
+        self._prototype_frames = {name: f for name, f in frames.items() if f.size > 0}
+        self._unsized = {name: f.dim for name, f in frames.items() if f.size <= 0}  # as large as what is drawn in them
         self._batch_dims = max([0, *(-f.dim for m in trace.nodes.values() if m["type"] == "sample"
                                      for f in m["cond_indep_stack"] if f.vectorized)])  # fmt: skip
         # A mask may depend on the data, a plate's size too if a network can follow it: then every call looks anew.
@@ -151,6 +153,13 @@ class AutoDiscreteMeanField(AutoGuide):
                 start = start + self.init_scale * torch.randn_like(start)
                 deep_setattr(self.logits, name, PyroParam(start, constraints.real, site.event_dim))
         if others and self._make_continuous is not None:
+            for name in others:
+                unsized = [f.name for f in latent[name]["cond_indep_stack"] if f.name in self._unsized]
+                if unsized:
+                    raise SiteShapeError(
+                        f"Site {name!r} is continuous and in the plate {unsized[0]!r}, which states no size; Pyro's "
+                        f"guides need one for their parameters. Write pyro.plate({unsized[0]!r}, size)."
+                    )
             self.continuous = self._make_continuous(self._continuous_part())
             with torch.no_grad():  # what it keeps of the model's run can then be copied
                 self.continuous._setup_prototype(*args, **kwargs)
@@ -237,7 +246,7 @@ class AutoDiscreteMeanField(AutoGuide):
         trace = self.prototype_trace
         changed = _shapes(args, kwargs) != self._shapes
         if self._looks or changed:
-            given = {name: plate._indices for name, plate in self.plates.items()}
+            given = {name: plate._indices for name, plate in self.plates.items() if name not in self._unsized}
             trace = trace_on_data(self.model, given, args, kwargs)
         if changed:
             self._check_plates(trace)
@@ -255,6 +264,13 @@ class AutoDiscreteMeanField(AutoGuide):
                         f"call, and the guide has parameters of their own for those of site {name!r}. Subsample by "
                         "pyro.plate(name, size, subsample_size=...), or let a network give the logits: amortize=True."
                     )
+            batch = msg["fn"].batch_shape
+            had = self.prototype_trace.nodes[name]["fn"].batch_shape
+            if self._unsized and not self.amortized and name in self._sites and batch != had:
+                raise SiteShapeError(
+                    f"Site {name!r} has batch shape {tuple(batch)} and had {tuple(had)} at the first call, and the "
+                    "guide has parameters of their own for its elements. Let a network give the logits: amortize=True."
+                )
 
     def _enter_plates(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make the plates of this call and look at its data: `self.plates`, and the trace of the look."""
@@ -263,8 +279,10 @@ class AutoDiscreteMeanField(AutoGuide):
         whole = {n for n, f in self._prototype_frames.items() if f.full_size == f.size}
         if self.master is not None or self.create_plates is not None or not (self._looks or self.amortized):
             self._create_plates(*args, **kwargs)
+            self.plates |= {name: pyro.plate(name, dim=dim) for name, dim in self._unsized.items()}
             return self._look(args, kwargs)
-        self.plates = {
+        self.plates = {name: pyro.plate(name, dim=dim) for name, dim in self._unsized.items()}
+        self.plates |= {
             name: pyro.plate(name, frame.full_size, subsample_size=frame.size, dim=frame.dim)
             for name, frame in self._prototype_frames.items()
             if name not in whole
@@ -296,10 +314,14 @@ class AutoDiscreteMeanField(AutoGuide):
             infer: Any = {key: copy(value) for key, value in site.infer.items()}
             with ExitStack() as stack:
                 for frame in site.plates:
-                    stack.enter_context(self.plates[frame.name])
+                    if frame.name not in self._unsized:
+                        stack.enter_context(self.plates[frame.name])
                 if node["mask"] is not None:
                     stack.enter_context(poutine.mask(mask=node["mask"]))
                 own = logits[name] if self.amortized else attrgetter(name)(self.logits)  # the plates' subsample of it
+                for frame in site.plates:  # Pyro has no parameters in a plate that states no size
+                    if frame.name in self._unsized:
+                        stack.enter_context(self.plates[frame.name])
                 result[name] = pyro.sample(name, site.distribution(own, node["fn"]), infer=infer)
         return result
 

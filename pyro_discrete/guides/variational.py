@@ -147,7 +147,7 @@ class VariationalSite:
         """Shape of the logits of all data: batch dims of subsampled plates have their full size."""
         batch = list(self.fn.batch_shape)
         for frame in self.plates:
-            if len(batch) >= -frame.dim:
+            if len(batch) >= -frame.dim and frame.size > 0:  # pyro.plate("data") states none: it is the batch's
                 batch[frame.dim] = frame.full_size or frame.size
         return (*batch, *self.event_shape)
 

@@ -213,13 +213,16 @@ def make_plan(
 
 
 def _joined(pair: Pair, trial: Trial, sites: list[Site]) -> frozenset[str]:
-    """The plates in which a draw of one element may change the terms of others, as far as a few values show."""
+    """The plates in which a draw of one element may change the terms of others, as far as a few values show.
+
+    All of them, where the program does not run at those values.
+    """
     discrete = [s for s in sites if s.family not in (None, Family.CONTINUOUS)]
     try:
         with on_trial():  # what is drawn after (a baseline's weights) does not hang on how often this runs the pair
             return frozenset(joined_plates(pair, trial, discrete))
-    except Exception:  # of runs at values that are never drawn, perhaps
-        return frozenset()
+    except Exception:  # of runs at values that are never drawn, perhaps: nothing is known, then
+        return frozenset(p.name for s in discrete for p in s.plates if p.vectorized and p.size > 1)
 
 
 def _never_analytic(pair: Pair, objective: Objective) -> str:

@@ -24,6 +24,7 @@ from pyro_discrete.errors import (
     SettingError,
     SiteMatchError,
     SiteShapeError,
+    UnsupportedSiteError,
     in_a_line,
     is_whole,
 )
@@ -71,6 +72,7 @@ from pyro_discrete.programs.sites import (
     is_latent,
     is_random_observation,
     latent_sites,
+    not_drawable,
     sample_sites,
     summed_by_parts,
 )
@@ -868,8 +870,14 @@ class PosteriorRuns:
         values = part.draws | part.decoded()
         model = UnconditionSites()(self.rowed(self.pair.model, part.rows if part.in_rows else None))
         given = {n: self.padded(n, v) if part.in_rows else v[0] for n, v in values.items()}
-        trace = self.traced(model, Substitute(given))
         nodes = sample_sites(self.trial.model_trace)
+        try:
+            trace = self.traced(model, Substitute(given))
+        except NotImplementedError as error:
+            without = not_drawable(nodes)
+            if not without:
+                raise
+            raise UnsupportedSiteError(f"There is nothing to predict by: {without}.") from error
         if part.in_rows:
             observed = {n: m["fn"].shape() for n, m in nodes.items() if is_random_observation(m)}
             return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,14 @@ from pyro_discrete.posterior.discrete_posterior import ELEMENTS_AT_ONCE, NotSumm
 from pyro_discrete.posterior.given_draws import GivenDraws
 from pyro_discrete.programs.dims import Frames, plates_of
 from pyro_discrete.programs.pair import Pair, UnconditionSites, on_trial, trace_pair
-from pyro_discrete.programs.sites import guide_terms, is_random_observation, latent_sites, sample_sites, site_log_prob
+from pyro_discrete.programs.sites import (
+    guide_terms,
+    is_random_observation,
+    latent_sites,
+    not_drawable,
+    sample_sites,
+    site_log_prob,
+)
 from pyro_discrete.sums.elimination import random_value
 
 __all__ = [
@@ -147,7 +155,14 @@ class _Run:
         # what the guide observes is drawn anew in the model
         guide = poutine.block(runs.pair.guide, hide_fn=is_random_observation)
         unconditioned = Pair(UnconditionSites()(runs.pair.model), guide, runs.pair.args, runs.pair.kwargs)
-        predicted = trace_pair(unconditioned, trial.subsamples, drawn, leading)[1]
+        predicted = Trace()
+        try:
+            predicted = trace_pair(unconditioned, trial.subsamples, drawn, leading)[1]
+        except NotImplementedError:
+            without = not_drawable(sample_sites(trial.model_trace))
+            if not without:
+                raise
+            warnings.warn(f"posterior_predictive is left out: {without}.", UserWarning, stacklevel=2)
         of_guide, of_model = (
             (guide_trace, model_trace) if rows is None else (trial.guide_trace, trial.model_trace)
         )  # as without rows

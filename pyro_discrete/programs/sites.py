@@ -57,6 +57,7 @@ __all__ = [
     "latent_sites",
     "listable",
     "log_prob",
+    "not_drawable",
     "number_of_values",
     "padded",
     "sample_sites",
@@ -175,6 +176,18 @@ def is_random_observation(msg: Any) -> bool:
     """Whether a trace node is data: observed, and not a deterministic or factor statement."""
     data = msg["type"] == "sample" and msg["is_observed"] and not site_is_subsample(msg)
     return data and not isinstance(base_distribution(msg["fn"]), Delta | Unit)
+
+
+def not_drawable(sites: Mapping[str, Any]) -> str:
+    """Those of the observed sites that no new data can be drawn from, as words for a message; empty if all can be."""
+    without = []
+    for name, msg in sites.items():
+        if is_random_observation(msg):
+            try:
+                msg["fn"].sample()
+            except NotImplementedError:
+                without.append(f"{name!r} ({type(base_distribution(msg['fn'])).__name__})")
+    return f"no new data can be drawn from {', '.join(without)}: sample() is not implemented there" if without else ""
 
 
 def guide_terms(trace: Any) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.image
@@ -369,3 +371,11 @@ def test_collapsed_models_against_pyros_enumeration(tmp_path, capsys):
             assert collapsed.difference(case) < 1e-6
     collapsed.main(["--out", str(tmp_path), "--turns", "2", "--only", "counts"])
     assert "counts, 200" in (tmp_path / "collapsed.md").read_text()
+
+
+@pytest.mark.parametrize("worker", ["chains.numpyro_scan", "steps.numpyro_worker", "steps.storchastic_worker"])
+def test_workers_say_what_they_are_for(worker: str) -> None:
+    command = [sys.executable, "-m", f"benchmarks.{worker}", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "Started by" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr

@@ -146,6 +146,11 @@ def test_table_and_plot_show_every_estimator(tmp_path):
     shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert sorted(shown) == ["arm", "disarm", "enumerate"]
     assert shown[-1] == "enumerate"
+    of_all, of_each = found.table(), found.table(per=10, unit="nats per image")
+    assert "(objective)²" in str(of_all.caption)
+    assert "(nats per image)²" in str(of_each.caption)
+    variances = [[float(cell) for cell in list(table.columns[4].cells)[1:]] for table in (of_all, of_each)]
+    assert variances[0] == pytest.approx([100 * variance for variance in variances[1]], rel=0.01)
 
 
 def test_bad_settings_are_refused():

@@ -150,3 +150,27 @@ def test_bad_settings_are_refused():
     model, guide, _ = pair()
     with pytest.raises(SettingError, match="draws=1"):
         Monitor(model, guide, TraceELBO("nvil"), draws=1)
+
+
+def test_many_sites_are_drawn_in_the_order_of_their_numbers(tmp_path):
+    def model(x):
+        z = pyro.sample("z_0", dist.Bernoulli(0.3))
+        for i in range(1, 12):
+            z = pyro.sample(f"z_{i}", dist.Bernoulli(0.2 + 0.5 * z))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        for i in range(12):
+            pyro.sample(f"z_{i}", dist.Bernoulli(logits=pyro.param(f"logits_{i}", torch.zeros(()))))
+
+    x, elbo = torch.tensor(0.3), TraceELBO("reinforce")
+    elbo.loss_and_grads(model, guide, x)
+    monitor = Monitor(model, guide, elbo, every=1)
+    for looks in range(2):  # one look alone has an axis from the start on as well
+        monitor(x)
+        assert monitor.history["site"].values.tolist() == [f"z_{i}" for i in range(12)]
+        figure = monitor.plot(tmp_path / f"{looks}.png")
+        panels = [axes for axes in figure.axes if axes.get_ylabel().startswith("entropy")]
+        assert [text.get_text() for text in panels[0].get_yticklabels()] == [f"z_{i}" for i in range(12)]
+        assert all(axes.get_legend() is None for axes in figure.axes[1:])
+        assert panels[0].get_xlim()[0] == 0

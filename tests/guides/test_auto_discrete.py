@@ -353,3 +353,42 @@ def test_a_table_is_a_distribution_over_its_values() -> None:
     for i, value in enumerate((0.0, 2.0, 3.0)):
         assert torch.allclose((drawn == value).double().mean(0), table.probs[:, i].double(), atol=6 * 0.5 / 141)
     assert table.expand([2, 4]).sample().shape == (2, 4)
+
+
+@pytest.mark.parametrize("amortize", [False, True])
+def test_a_plate_that_states_no_size_is_as_large_as_what_is_drawn_in_it(amortize: bool) -> None:
+    def of(size: int | None) -> Any:
+        def model(x: Tensor) -> None:
+            with pyro.plate("data", size):
+                z = pyro.sample("z", dist.Bernoulli(torch.full((len(x),), 0.3)))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        return model
+
+    x, losses = torch.tensor([0.2, -1.0, 1.4, 0.9]), []
+    for size in (None, 4):
+        torch.manual_seed(0)
+        guide = AutoDiscreteMeanField(of(size), amortize=amortize)
+        losses.append(TraceELBO("enumerate").loss_and_grads(of(size), guide, x))
+        assert guide.marginals(x)["z"].shape == (4,)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    guide = AutoDiscreteMeanField(of(None), amortize=amortize)
+    guide(x)
+    if amortize:
+        assert guide(x[:3])["z"].shape == (3,)
+    else:
+        with pytest.raises(SiteShapeError, match=r"Site 'z' has batch shape \(3,\) and had \(4,\).*amortize=True"):
+            guide(x[:3])
+
+
+def test_continuous_sites_in_a_plate_that_states_no_size_are_refused() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data"):
+            z = pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.3)))
+            mean = pyro.sample("mean", dist.Normal(torch.zeros(3), 1.0))
+            pyro.sample("x", dist.Normal(z + mean, 1.0), obs=x)
+
+    with pytest.raises(
+        SiteShapeError, match=r"Site 'mean' is continuous and in the plate 'data'.*plate\('data', size\)"
+    ):
+        AutoDiscreteMeanField(model)(torch.zeros(3))

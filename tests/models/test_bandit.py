@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import matplotlib.image
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -92,5 +93,6 @@ def test_the_command_prints_a_table_and_keeps_the_figures(tmp_path: Path):
     runs = json.loads((tmp_path / "results.json").read_text())
     assert [run["estimator"] for run in runs] == ["auto", "reinforce"]
     assert f"{runs[0]['true']:.4f}" in result.output
+    assert matplotlib.image.imread(tmp_path / "policies.png").std() > 0.01
     wrong = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path)])
     assert wrong.exit_code == 2

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from models.cli import commands
 from models.cli.commands import app
+from models.data import catalogue
 from models.data.catalogue import load_images
 from models.errors import ConfigError
+from models.programs import bandit
 from models.runs.config import CHECKPOINT_NAME, configure, resumed
 from models.runs.folder import refuse_used_folder, taken
 from models.runs.training import run
@@ -163,8 +164,8 @@ def test_an_interrupt_outside_of_the_steps_is_one_line(
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(commands, "learn_policy", interrupted)
-    monkeypatch.setattr(commands, "load_data", interrupted)
+    monkeypatch.setattr(bandit, "learn_policy", interrupted)
+    monkeypatch.setattr(catalogue, "load_data", interrupted)
     result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "out")])
     assert result.exit_code == 128 + signal.SIGINT
     assert "Interrupted" in result.stderr

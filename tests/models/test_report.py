@@ -19,7 +19,10 @@ def test_train_then_report(tmp_path: Path) -> None:
     page = (out / "report.html").read_text()
     assert "sbn on digits, trained with rloo" in page
     assert page.count("data:image/png;base64,") == 4  # curves, gradients, reconstructions, samples
-    assert "test elbo" in page
+    assert "bound of the test data (ELBO)" in page
+    assert 'name="viewport"' in page
+    assert "categories" not in page  # which this program does not read
+    assert "hidden layers" in page
     assert "http" not in page  # nothing is fetched
 
 

@@ -372,3 +372,25 @@ def test_rows_of_elements_moved_one_at_a_time():
     assert not nothing
     assert nothing.number == 1
     assert nothing.rows(value, 1) is value
+
+
+def test_where_the_program_does_not_run_at_other_values_elements_may_share_terms():
+    """A value of probability zero, at which the program fails, must not hide what its elements have in common."""
+
+    def model():
+        with pyro.plate("n", 3):
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.3, 0.7, 0.0])))
+            if bool((z > 1).any()):
+                raise ValueError("never drawn")
+            shared = z.double().mean(-1, keepdim=True).expand(z.shape)
+            pyro.sample("x", dist.Normal(shared, 0.3), obs=torch.tensor([0.0, 0.5, 1.0]))
+
+    logits = torch.zeros(3, 2, requires_grad=True)
+
+    def guide():
+        with pyro.plate("n", 3):
+            pyro.sample("z", dist.Categorical(logits=torch.cat([logits, torch.full((3, 1), -1e4)], -1)))
+
+    elbo = TraceELBO("reinforce")
+    elbo.loss(model, guide)
+    assert elbo.plan.joined == {"n"}

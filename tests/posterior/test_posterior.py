@@ -14,8 +14,8 @@ import pytest
 import torch
 from pyro.infer import TraceEnum_ELBO, config_enumerate, infer_discrete
 
-from pyro_discrete import DiscretePosterior
-from pyro_discrete.errors import EnumerationError, SettingError, SiteMatchError
+from pyro_discrete import DiscretePosterior, to_inference_data
+from pyro_discrete.errors import EnumerationError, SettingError, SiteMatchError, UnsupportedSiteError
 from pyro_discrete.sums.elimination import random_value
 from pyro_discrete.sums.enumerated_sites import Marginalise
 
@@ -285,3 +285,40 @@ def test_what_is_refused():
         DiscretePosterior(hmm, num_samples=0)
     with pytest.raises(SiteMatchError, match=r"'loc' is latent in the model.*Draw it in the guide"):
         DiscretePosterior(continuous).marginals(X)
+
+
+class Scored(dist.TorchDistribution):
+    """A density that nothing can be drawn from."""
+
+    arg_constraints: dict = {}  # noqa: RUF012
+    support = dist.constraints.real  # type: ignore[assignment]
+
+    def __init__(self, loc):
+        self.loc = loc
+        super().__init__(loc.shape, ())
+
+    def log_prob(self, value):
+        return dist.Normal(self.loc, 1.0).log_prob(value)
+
+    def expand(self, batch_shape, _instance=None):
+        return Scored(self.loc.expand(batch_shape))
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_data_that_cannot_be_drawn_anew(drawn):
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.5)))
+        pyro.sample("y", Scored(z), obs=torch.tensor(0.5))
+
+    def guide():
+        if drawn:
+            pyro.sample("z", dist.Bernoulli(torch.tensor(0.5)))
+
+    posterior = DiscretePosterior(model, guide)
+    assert posterior.samples()["z"].shape == (100,)
+    with pytest.raises(UnsupportedSiteError, match=r"no new data can be drawn from 'y' \(Scored\)"):
+        posterior.predictive()
+    with pytest.warns(UserWarning, match=r"posterior_predictive is left out: no new data .* 'y' \(Scored\)"):
+        data = to_inference_data(model, guide, num_samples=5)
+    assert data["posterior"]["z"].shape == (1, 5)
+    assert "posterior_predictive" not in data
