@@ -45,6 +45,7 @@ extensions = [
 nitpicky = False  # names in backticks that are no public name stay code
 default_role = "py:obj"
 highlight_language = "none"
+pygments_dark_style = "github-dark"
 
 myst_enable_extensions = ["attrs_block", "colon_fence", "dollarmath"]
 myst_heading_anchors = 4

@@ -2,7 +2,7 @@
 
 `swap` trains the front page's program under four words, with the code taken from the page itself: 1000 steps of 100
 images a word, from the same parameters, seed 0. `gallery` trains each ready model (those named; all, if none is) by the
-command that its entry shows, and keeps what it drew, in few colours, with the figures that it reached.
+command that its entry shows, and keeps what it drew, in few colours and without empty margins, with the figures that it reached.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import pyro
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageOps
 from pyro.infer import SVI
 
 from models.data.catalogue import load_data
@@ -45,7 +45,7 @@ FIGURES = {
     "test_log_likelihood": ("log likelihood", " nats"),
     "adjusted_rand_index": ("adjusted Rand index", ""),
 }
-WIDTH, COLOURS = 800, 64
+WIDTH, MARGIN, COLOURS = 800, 12, 64
 
 
 def program() -> dict[str, Any]:
@@ -102,6 +102,8 @@ def keep(name: str, run: Path) -> None:
     """Store the picture of a finished run, in few colours, and what it reached beside the command."""
     drawn = next(run / file for file in DRAWN if (run / file).exists())
     picture = Image.open(drawn).convert("RGB")
+    left, top, right, bottom = ImageOps.invert(picture).getbbox() or (0, 0, *picture.size)
+    picture = ImageOps.expand(picture.crop((left, top, right, bottom)), MARGIN, "white")
     picture.thumbnail((WIDTH, WIDTH))
     picture.quantize(COLOURS, dither=Image.Dither.NONE).save(DOCS / "gallery" / f"{name}.png", optimize=True)
     summary = json.loads((run / "summary.json").read_text())
