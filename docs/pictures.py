@@ -2,7 +2,8 @@
 
 `swap` trains the front page's program under four words, with the code taken from the page itself: 1000 steps of 100
 images a word, from the same parameters, seed 0. `gallery` trains each ready model (those named; all, if none is) by the
-command that its entry shows, and keeps what it drew, in few colours and without empty margins, with the figures that it reached.
+command that its entry shows, and keeps what it drew, in few colours and without empty margins, with the figures that
+it reached.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def curve(word: str, settings: dict[str, Any]) -> tuple[list[int], list[float]]:
     for step in range(STEPS + 1):
         if step % EVERY == 0:
             at.append(step)
-            nats.append(svi.evaluate_loss(images) / len(images))
+            nats.append(float(svi.evaluate_loss(images)) / len(images))  # type: ignore[arg-type]
         svi.step(images[torch.randint(len(images), (100,))])
     return at, nats
 

@@ -1,6 +1,7 @@
 """What texts refer to is there: links, commands with their options, modules, files.
 
-Texts are README, CONTRIBUTING, RESULTS, the site's pages and the tutorials, and for modules and files every docstring and comment too.
+Texts are README, CONTRIBUTING, RESULTS, the site's pages and the tutorials, and for modules and files every docstring
+and comment too.
 CHANGELOG has the names of earlier versions beside the new ones.
 """
 
