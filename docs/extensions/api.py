@@ -26,7 +26,7 @@ from sphinx.util.nodes import make_refnode
 
 import pyro_discrete
 
-__all__ = ["Public", "public_names", "setup"]
+__all__ = ["Public", "floor_of", "public_names", "setup"]
 
 LOGGER = logging.getLogger(__name__)
 FOR_EXTENSIONS = "pyro_discrete.estimators.base"
@@ -66,11 +66,7 @@ def public_names() -> dict[str, Public]:
 
 
 def floor_of(module: str) -> str:
-    """The folder of a module, or the module that stands at the package's root.
-
-    >>> floor_of("pyro_discrete.estimators.score.nvil"), floor_of("pyro_discrete.errors")
-    ('estimators/score', 'errors')
-    """
+    """The folder of a module, or the module that stands at the package's root."""
     parts = module.split(".")[1:]
     return "/".join(parts[:-1]) or parts[0]
 

@@ -35,6 +35,11 @@ def test_every_public_name_is_on_the_page_of_its_floor() -> None:
     assert {"pyro_discrete.TraceELBO", "pyro_discrete.errors.RanksError", "pyro_discrete.testing.LOGITS"} <= set(PUBLIC)
 
 
+def test_floors_are_folders_or_modules_at_the_root() -> None:
+    assert api.floor_of("pyro_discrete.estimators.score.nvil") == "estimators/score"
+    assert api.floor_of("pyro_discrete.errors") == "errors"
+
+
 def test_every_public_name_has_a_docstring() -> None:
     assert [path for path, public in PUBLIC.items() if public.kind != "data" and not inspect.getdoc(public.thing)] == []
 
