@@ -38,8 +38,8 @@ types: $(VENV)/.with-dev ## Check types
 
 check: lint types docs test ## All of the above that only looks: what CI runs
 
-docs: $(VENV)/.with-docs ## Run the examples of the site's pages, and build it from what is stored into docs/_build
-	@MPLBACKEND=Agg $(RUN) -m pytest -n 2 -q tests/docs/test_site.py tests/docs/test_pages.py
+docs: $(VENV)/.with-docs ## Run the examples of pages and docstrings, and build the site from what is stored
+	@MPLBACKEND=Agg $(RUN) -m pytest -n 2 -q tests/docs/test_site.py tests/docs/test_pages.py pyro_discrete
 	$(RUN) -m sphinx -b html -q -W --keep-going -c docs -d docs/_build/doctrees . docs/_build/html
 	@echo 'open docs/_build/html/index.html'
 

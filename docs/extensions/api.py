@@ -145,14 +145,14 @@ def by_bare_name(app: Sphinx, env: BuildEnvironment, node: addnodes.pending_xref
 
 
 def link_names(app: Sphinx, document: nodes.document) -> None:
-    """Code in a line that is a public name with a capital leads to its entry."""
+    """Code in a line leads to the entry of the public name that it is, if that has a capital or is called: `fit()`."""
     known = {path.rsplit(".", 1)[-1]: path for path in reversed(public_names())}
     for literal in list(document.findall(nodes.literal)):
-        name = literal.astext().removeprefix("pyro_discrete.")
-        above = literal.parent
-        if name.lower() == name or name not in known or isinstance(above, nodes.title | nodes.reference):
+        text = literal.astext()
+        name = text.removesuffix("()").removeprefix("pyro_discrete.")
+        if name not in known or name.lower() == text:
             continue
-        if isinstance(above, addnodes.pending_xref):
+        if isinstance(literal.parent, nodes.title | nodes.reference | addnodes.pending_xref):
             continue
         reference = addnodes.pending_xref(
             "", refdomain="py", reftype="obj", reftarget=known[name], refdoc=app.env.docname, refwarn=False

@@ -9,6 +9,7 @@ import inspect
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +22,9 @@ sys.path.insert(0, str(DOCS / "extensions"))
 
 api = pytest.importorskip("api", reason="the site's own packages: pip install -e '.[docs]'")
 gallery = pytest.importorskip("gallery")
+native_math = pytest.importorskip("native_math")
+
+nodes = pytest.importorskip("docutils.nodes")
 
 PUBLIC = api.public_names()
 FLOORS = {
@@ -42,6 +46,24 @@ def test_floors_are_folders_or_modules_at_the_root() -> None:
 
 def test_every_public_name_has_a_docstring() -> None:
     assert [path for path, public in PUBLIC.items() if public.kind != "data" and not inspect.getdoc(public.thing)] == []
+
+
+def test_a_name_without_an_entry_and_a_formula_without_a_drawing_are_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails the build, planted."""
+    said: list[str] = []
+    logger = SimpleNamespace(warning=lambda text, *arguments, **_: said.append(text % arguments))
+    monkeypatch.setattr(api, "LOGGER", logger)
+    monkeypatch.setattr(native_math, "LOGGER", logger)
+    entries = {public.thing.__name__ if public.kind == "module" else path: None for path, public in PUBLIC.items()}
+    api.check_all_are_there(None, SimpleNamespace(get_domain=lambda _: SimpleNamespace(objects=entries)))
+    assert said == []
+    del entries["pyro_discrete.NVIL"]
+    api.check_all_are_there(None, SimpleNamespace(get_domain=lambda _: SimpleNamespace(objects=entries)))
+    assert said == ["pyro_discrete.NVIL is public and on no page: estimators/score has none in docs/api"]
+    assert "<mi>q</mi>" in native_math.mathml(nodes.math(text=r"\arg\max q"), "inline")
+    native_math.mathml(nodes.math(text=r"\nosuchcommand q"), "inline")
+    assert len(said) == 2
+    assert "nosuchcommand" in said[1]
 
 
 def test_every_page_of_the_api_is_in_its_contents() -> None:
