@@ -30,18 +30,7 @@ def needs(block: str) -> list[str]:
 
 
 def run_in_order(blocks: Iterable[str], name: str) -> dict[str, object]:
-    """Run the blocks in one namespace; a console session has to print what it shows, with `...` for what may differ.
-
-    >>> run_in_order(["a = 1", ">>> a\\n2\\n"], "a page")
-    Traceback (most recent call last):
-    ...
-    AssertionError: a page, Python block 2: a printed
-    1
-    <BLANKLINE>
-    instead of
-    2
-    <BLANKLINE>
-    """
+    """Run the blocks in one namespace; a console session has to print what it shows, with `...` for what may differ."""
     namespace: dict[str, object] = {"__name__": "__main__"}
     for number, block in enumerate(blocks, start=1):
         where = f"{name}, Python block {number}"
