@@ -84,10 +84,11 @@ def test_every_error_is_explained_by_its_own_words() -> None:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_every_model_has_an_entry_in_the_gallery(name: str) -> None:
+    """With its picture, where one is stored, or by its docstring alone."""
     run = gallery.stored().get(name)
-    text = "\n".join(gallery.entry(name, PROGRAMS[name], run))
-    assert f"python -m models train {name} " in text
-    assert len(text) > 150
+    for text in ("\n".join(gallery.entry(name, PROGRAMS[name], shown)) for shown in (run, None)):
+        assert f"python -m models train {name} " in text
+        assert len(text) > 100
     if run is not None:
         assert (DOCS / "gallery" / f"{name}.png").stat().st_size < 60_000
 
