@@ -13,11 +13,11 @@ ENVIRONMENT := pyproject.toml constraints.txt
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types check docs venv clean
+.PHONY: help demo test lint format types check docs generated venv clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
-		printf '  make %-8s %s\n' "$$name" "$$what"; done
+		printf '  make %-9s %s\n' "$$name" "$$what"; done
 
 demo: $(VENV)/.with-models ## Train two models on real digits with several estimators: one table, one picture in runs/demo
 	$(RUN) -m models demo --out $(OUT)
@@ -36,24 +36,32 @@ format: $(VENV)/.with-dev ## Mend what `make lint` finds, where that can be done
 types: $(VENV)/.with-dev ## Check types
 	$(VENV)/bin/pyright --pythonpath $(RUN)
 
-check: lint types test ## All of the above that only looks: what CI runs
+check: lint types docs test ## All of the above that only looks: what CI runs
 
-docs: $(VENV)/.with-dev ## Renew what is generated: README's table, what `list` shows, CONTRIBUTING's route, the tutorials' outputs
+docs: $(VENV)/.with-docs ## Run the examples of pages and docstrings, and build the site from what is stored
+	@MPLBACKEND=Agg $(RUN) -m pytest -n 2 -q tests/docs/test_site.py tests/docs/test_pages.py pyro_discrete
+	$(RUN) -m sphinx -b html -q -W --keep-going -c docs -d docs/_build/doctrees . docs/_build/html
+	@echo 'open docs/_build/html/index.html'
+
+generated: $(VENV)/.with-dev ## Renew what is generated: README's table, what `list` shows, CONTRIBUTING's route, tutorials' outputs, pictures
 	$(RUN) tests/docs/test_readme.py
 	$(RUN) tests/docs/test_choices.py
 	$(RUN) tests/docs/test_contributing_route.py
 	$(RUN) tests/docs/test_tutorials.py
+	$(RUN) docs/pictures.py swap
+	$(RUN) docs/pictures.py gallery
 
 venv: $(VENV)/.with-dev ## Make the environment for development, and nothing else
 
 clean: ## Remove the environment and caches (not runs/)
-	rm -rf $(VENV) .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) .pytest_cache .ruff_cache build dist docs/_build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The extras nest (models < test < dev): a larger one stands for the smaller.
+# The extras nest (models < test < docs < dev): a larger one stands for the smaller.
 provides_models := models
 provides_test := models test
-provides_dev := models test dev
+provides_docs := models test docs
+provides_dev := models test docs dev
 
 $(VENV)/.with-%: $(ENVIRONMENT)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

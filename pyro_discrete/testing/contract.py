@@ -125,7 +125,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Decision:
-    """All comparisons, the |z| of the second stage's alarm, the programs refused, and those that crashed, with why."""
+    """All comparisons, the `|z|` of the second stage's alarm, the programs refused and those that crashed, with why."""
 
     comparisons: list[Comparison]
     threshold: float
@@ -179,7 +179,7 @@ def _z_score(difference: float, error: float, rounding: float, calls: int) -> fl
 def decide(measurements: Iterable[Measurement], false_alarm: float, unbiased: bool = True) -> Decision:
     """All comparisons, decided in two stages.
 
-    A comparison whose |z| has a probability below `FIRST_STAGE` is made again with ten times the calls and another
+    A comparison whose `|z|` has a probability below `FIRST_STAGE` is made again with ten times the calls and another
     seed, and alarms if it fails there too, at a level such that all of them together alarm falsely with a probability
     of at most `false_alarm` (the stages' draws are independent, so their probabilities multiply; then Bonferroni).
     Where bias is declared, gradients alarm as they should, and only the most suspicious program is measured again.
@@ -215,7 +215,7 @@ def decide(measurements: Iterable[Measurement], false_alarm: float, unbiased: bo
 
 
 def _threshold(probability: float) -> float:
-    """The |z| that a normal deviate exceeds with this probability."""
+    """The `|z|` that a normal deviate exceeds with this probability."""
     return -NormalDist().inv_cdf(probability / 2)
 
 
@@ -224,7 +224,7 @@ class Report:
     """What the contract found about one estimator.
 
     - `unbiased`: what the estimator declares. `comparisons`: of gradients and losses with the exact ones.
-    - `threshold`: the |z| at which the second stage alarms. `refused`: the programs that it would not run, and why.
+    - `threshold`: the `|z|` at which the second stage alarms. `refused`: the programs that it would not run, and why.
     - `violations`: other breaches, in words.
     """
 
@@ -251,12 +251,12 @@ class Report:
 
     @property
     def worst(self) -> Comparison:
-        """The comparison with the largest |z| of those that must agree."""
+        """The comparison with the largest `|z|` of those that must agree."""
         counted = [c for c in self.comparisons if self.unbiased or c.is_loss]
         return max(counted, key=lambda c: abs(c.z))
 
     def by_program(self) -> dict[str, tuple[float, float, int]]:
-        """Program -> the worst |z| of its gradients, of its losses, and the number of comparisons."""
+        """Program -> the worst `|z|` of its gradients, of its losses, and the number of comparisons."""
         out: dict[str, tuple[float, float, int]] = {}
         for c in self.comparisons:
             gradient, loss, number = out.get(c.program, (0.0, 0.0, 0))

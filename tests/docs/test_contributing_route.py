@@ -1,6 +1,6 @@
 """CONTRIBUTING's route of a step is the code's own: its quotation is the function's source, its files are there.
 
-`python tests/docs/test_contributing_route.py` (or `make docs`) quotes the function anew.
+`python tests/docs/test_contributing_route.py` (or `make generated`) quotes the function anew.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def with_route(text: str) -> str:
 
 
 def test_the_quotation_is_the_code() -> None:
-    assert quoted(CONTRIBUTING.read_text()) == route(), "run `make docs`"
+    assert quoted(CONTRIBUTING.read_text()) == route(), "run `make generated`"
 
 
 def test_another_quotation_is_seen() -> None:

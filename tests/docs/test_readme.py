@@ -1,6 +1,6 @@
 """The README is true: its Python runs, its commands exist, its table is what the package says of itself.
 
-`python tests/docs/test_readme.py` (or `make docs`) writes the table anew.
+`python tests/docs/test_readme.py` (or `make generated`) writes the table anew.
 """
 
 from __future__ import annotations
@@ -15,18 +15,15 @@ from typer.main import get_command
 from models.cli.commands import app
 from pyro_discrete import available_estimators
 from pyro_discrete.families import ANY_FAMILY, Need
+from tests.support.texts import blocks, run_in_order
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 BEGIN, END = "<!-- estimators: begin -->", "<!-- estimators: end -->"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(), flags=re.MULTILINE | re.DOTALL)
-
-
 def commands() -> list[list[str]]:
-    return [line.split() for block in blocks("bash") for line in block.splitlines() if line.strip()]
+    return [line.split() for block in blocks(README, "bash") for line in block.splitlines() if line.strip()]
 
 
 def estimator_table() -> str:
@@ -60,13 +57,11 @@ def with_table(text: str) -> str:
 
 
 def test_table_of_estimators_is_current() -> None:
-    assert with_table(README.read_text()) == README.read_text(), "run `make docs`"
+    assert with_table(README.read_text()) == README.read_text(), "run `make generated`"
 
 
 def test_python_runs_in_order_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    namespace: dict[str, object] = {}
-    for number, block in enumerate(blocks("python"), start=1):
-        exec(compile(block, f"README.md, Python block {number}", "exec"), namespace)
+    run_in_order(blocks(README, "python"), "README.md")
     printed = capsys.readouterr().out
     bound = re.search(r"(\d+\.\d) nats an image", printed)
     assert bound is not None

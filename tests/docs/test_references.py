@@ -1,6 +1,7 @@
 """What texts refer to is there: links, commands with their options, modules, files.
 
-Texts are README, CONTRIBUTING, RESULTS and the tutorials, and for modules and files every docstring and comment too.
+Texts are README, CONTRIBUTING, RESULTS, the site's pages and the tutorials, and for modules and files every docstring
+and comment too.
 CHANGELOG has the names of earlier versions beside the new ones.
 """
 
@@ -18,7 +19,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TEXTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/results/RESULTS.md"]
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "docs").rglob("*.md")
+    if "_build" not in path.relative_to(ROOT).parts
+)
+TEXTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/results/RESULTS.md", *PAGES]
 TUTORIALS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tutorials").glob("*.ipynb"))
 PACKAGES = ("pyro_discrete", "models", "benchmarks", "tests")
 
@@ -99,7 +105,7 @@ def test_links_lead_somewhere(path: str) -> None:
         assert not anchor or anchor in anchors(str(there.relative_to(ROOT))), target
 
 
-@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", "benchmarks/results/RESULTS.md", *TUTORIALS])
+@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", "benchmarks/results/RESULTS.md", *PAGES, *TUTORIALS])
 def test_commands_run_modules_that_are_there(path: str) -> None:
     for words in commands(read(path)):
         assert is_module(words[0]), " ".join(words)
@@ -141,7 +147,7 @@ def stale(path: str) -> list[str]:
     return [f"{path}: {name}" for name in lost]
 
 
-@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", "benchmarks/results/RESULTS.md", *TUTORIALS])
+@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", "benchmarks/results/RESULTS.md", *PAGES, *TUTORIALS])
 def test_names_and_files_in_texts_are_there(path: str) -> None:
     assert stale(path) == []
 

@@ -1,6 +1,6 @@
 """The tutorials run from top to bottom, with fewer training steps; their cells assert what their text says.
 
-`python tests/docs/test_tutorials.py` (or `make docs`) runs them in full and stores their outputs.
+`python tests/docs/test_tutorials.py` (or `make generated`) runs them in full and stores their outputs.
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ __all__ = [
 class StraightThroughGumbelSoftmax(RelaxedLaw):
     r"""Hard draws in the forward pass, the gradient of the relaxed draw in the backward pass.
 
-    .. math:: f'(D)\, \nabla\, \mathrm{softmax}((\mathrm{logits} + G) / t), \quad D =
-    \mathrm{onehot}(\arg\max(\mathrm{logits} + G))
+    .. math::
+        f'(D)\, \nabla\, \mathrm{softmax}((\mathrm{logits} + G) / t), \quad D =
+        \mathrm{onehot}(\arg\max(\mathrm{logits} + G))
 
     The model sees only hard values, so the loss is the discrete objective's; the gradient is biased. One evaluation.
     Serves Bernoulli, Categorical and OneHotCategorical sites, counts, and structures with noise.
