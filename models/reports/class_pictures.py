@@ -10,14 +10,16 @@ from matplotlib.patches import Ellipse
 
 from models.data.dataset import Dataset
 from models.data.rankings import Rankings
-from models.data.tables import Tables
+from models.data.tables import Tables, Variables
 from models.programs.gmm import GaussianMixture
 from models.programs.hmm import HiddenMarkovModel
 from models.programs.lca import LatentClassAnalysis
 from models.programs.program import Program
 from models.programs.rankings import ConsensusRanking
+from models.programs.structure import DirectedGraph
 from models.programs.subset import SubsetRegression
-from models.reports.structure_pictures import draw_season, draw_subset
+from models.reports.structure_pictures import draw_graph, draw_season, draw_subset
+from models.runs.graphs import draw_graphs
 from models.runs.posterior import most_probable
 
 __all__ = ["draw_found"]
@@ -39,6 +41,8 @@ def draw_found(axes: Axes, program: Program, data: Dataset, colours: Sequence[st
             draw_season(axes, program, data)
         elif isinstance(program, SubsetRegression) and isinstance(data, Tables):
             draw_subset(axes, program, data, colours)
+        elif isinstance(program, DirectedGraph) and isinstance(data, Variables):
+            draw_graph(axes, draw_graphs(program, data)[1], data, colours[1])
 
 
 def _draw_clusters(axes: Axes, program: GaussianMixture, data: Dataset, colours: Sequence[str]) -> None:

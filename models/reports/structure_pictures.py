@@ -1,4 +1,4 @@
-"""Pictures of what a program of a structured latent has found: a season's order, the features that are read."""
+"""Pictures of what a program of a structured latent has found: an order, features that are read, a graph's edges."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from torch import Tensor
 
 from models.data.rankings import ABSENT, Rankings
-from models.data.tables import Tables
+from models.data.tables import Tables, Variables
 from models.programs.rankings import ConsensusRanking
 from models.programs.subset import SubsetRegression
 from models.runs.evaluation import EVALUATION_SEED, isolated
@@ -17,7 +19,7 @@ from models.runs.findings import exact_inclusion
 from models.runs.rivals import lasso_fit, plackett_luce_by_mm
 from pyro_discrete.distributions import PlackettLuce
 
-__all__ = ["draw_season", "draw_subset"]
+__all__ = ["draw_graph", "draw_season", "draw_subset"]
 
 DRAWS = 2000
 
@@ -64,3 +66,26 @@ def draw_subset(axes: Axes, program: SubsetRegression, data: Tables, colours: Se
     axes.legend(fontsize=8, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(f"which {program.k} of {len(order)} features", fontsize=9)
+
+
+def draw_graph(axes: Axes, chances: Tensor, data: Variables, colour: str) -> None:
+    """How probable it is that the variable of a row acts on that of a column, in percent; known edges in frames.
+
+    `chances` `[variables, variables]`: of i acting on j.
+    """
+    n, shown = len(chances), chances.numpy()
+    axes.imshow(shown, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), chance in np.ndenumerate(shown):
+        if row != column and chance >= 0.005:
+            ink = "white" if chance > 0.6 else "black"
+            size = 7 if n <= 12 else 5
+            axes.text(column, row, f"{100 * chance:.0f}", ha="center", va="center", fontsize=size, color=ink)
+    for cause, effect in data.edges:
+        frame = Rectangle((effect - 0.46, cause - 0.46), 0.92, 0.92, fill=False, edgecolor=colour, linewidth=1.5)
+        axes.add_patch(frame)
+    axes.set_xticks(range(n), data.names, fontsize=7, rotation=90)
+    axes.set_yticks(range(n), data.names, fontsize=7)
+    axes.set_xlabel("effect", fontsize=9)
+    axes.set_ylabel("cause", fontsize=9)
+    known = "; framed: the edges that are known" if data.edges else ""
+    axes.set_title(f"probability of an edge from row to column, in percent{known}", fontsize=9)

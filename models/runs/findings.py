@@ -9,11 +9,21 @@ from torch import Tensor
 
 from models.data.dataset import Dataset
 from models.data.rankings import Rankings
-from models.data.tables import Tables
+from models.data.tables import Tables, Variables
 from models.programs.program import LatentClasses, Program
 from models.programs.rankings import ConsensusRanking
+from models.programs.structure import DirectedGraph
 from models.programs.subset import SubsetRegression
 from models.runs.evaluation import EVALUATION_SEED, isolated, log_likelihood
+from models.runs.graphs import (
+    SMALL,
+    area_under_curve,
+    draw_graphs,
+    exact_posterior,
+    guide_posterior,
+    hamming_distance,
+    held_out,
+)
 from models.runs.posterior import agreement
 from models.runs.rivals import lasso_fit, plackett_luce_by_mm
 from pyro_discrete import DiscretePosterior
@@ -35,6 +45,8 @@ def findings(program: Program, data: Dataset, test: Tensor) -> dict[str, float]:
             return _of_rankings(program, data, test)
         if isinstance(program, SubsetRegression) and isinstance(data, Tables):
             return _of_a_subset(program, data)
+        if isinstance(program, DirectedGraph) and isinstance(data, Variables):
+            return _of_a_graph(program, data)
     return {}
 
 
@@ -88,4 +100,18 @@ def _of_a_subset(program: SubsetRegression, data: Tables) -> dict[str, float]:
     exact = exact_inclusion(program, data)
     if exact is not None:
         found["inclusion_error"] = float((program.chosen.marginals().detach().cpu() - exact).abs().max())
+    return found
+
+
+def _of_a_graph(program: DirectedGraph, data: Variables) -> dict[str, float]:
+    graphs, chances = draw_graphs(program, data)
+    found = {"test_row_log_likelihood": held_out(program, data, graphs), "edges": float(chances.sum())}
+    if data.edges:
+        found["auroc"] = area_under_curve(chances, data.graph)
+        found["undirected_auroc"] = area_under_curve(chances, data.graph, directed=False)
+        found["hamming_distance"] = hamming_distance(chances, data.graph)
+    if program.variables <= SMALL:
+        table = data.train[0].to(program.edge_logit.device)
+        apart = guide_posterior(program, table) - exact_posterior(program, table)
+        found["total_variation"] = float(apart.abs().sum() / 2)
     return found
