@@ -49,7 +49,7 @@ class LinearGaussian(TorchDistribution):
     >>> edge = torch.tensor([[0.0, 1.0], [0.0, 0.0]])
     >>> graphs = torch.stack([torch.zeros(2, 2), edge, edge.mT])  # none, and an edge in either direction
     >>> LinearGaussian(table, graphs).log_prob(table.mT).sum(-1)
-    tensor([-7.0985, -5.1290, -5.1290])
+    tensor([-8.4674, -7.1423, -7.1423])
     """
 
     arg_constraints: ClassVar = {}

@@ -150,7 +150,7 @@ def test_the_guide_s_graphs_have_the_probabilities_that_are_said() -> None:
     [
         ("enumerate", 1, 100, 3, 0.02),
         pytest.param("enumerate", 1, 150, 4, 0.05, marks=pytest.mark.slow),
-        pytest.param("rloo", 64, 1200, 3, 0.02, marks=pytest.mark.slow),
+        pytest.param("rloo", 256, 800, 3, 0.02, marks=pytest.mark.slow),
     ],
 )
 def test_the_guide_comes_to_the_exact_posterior(
@@ -167,7 +167,7 @@ def test_the_guide_comes_to_the_exact_posterior(
             program.guide,
             data.train,
             TraceELBO(estimator, num_particles=particles),
-            lr=0.1 if estimator == "enumerate" else 0.03,
+            lr=0.1 if estimator == "enumerate" else 0.05,
             scheduler=lambda optimiser: torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps),
             steps=steps,
             batch_size=1,
@@ -178,16 +178,17 @@ def test_the_guide_comes_to_the_exact_posterior(
     assert float((guide_posterior(program, data.train[0]) - exact).abs().sum() / 2) < mark
 
 
-@pytest.mark.parametrize("estimator", ["rloo", "gumbel_softmax"])
-def test_the_edges_of_a_simulated_graph_are_found(estimator: str) -> None:
+def test_the_edges_of_a_simulated_graph_are_found() -> None:
     """A cut of the rows and few steps. Scores at random are above 0.9 with probability 1e-5 (Mann-Whitney)."""
     data = load_erdos_renyi_10()
-    config = configure("structure", estimator, steps=60, particles=8, lr=0.05)
+    config = configure("structure", "rloo", steps=60, particles=8, lr=0.05)
     cut = Variables("cut", data.train[:, :200], data.test, "made by the test", names=data.names, edges=data.edges)
     with isolated(0):
         training = Training(config, cut)
+        before = bounds(training.program, cut.train, 20).elbo
         training.run()
     found = findings(training.program, cut, cut.test)
+    assert bounds(training.program, cut.train, 20).elbo > before + 5
     assert found["undirected_auroc"] > 0.9
     nothing = torch.zeros(10, 10)
     assert found["hamming_distance"] < 25 < hamming_distance(1 - torch.eye(10), data.graph)
@@ -306,3 +307,16 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert more.exit_code == 0, more.output
     report = CliRunner().invoke(app, ["report", str(tmp_path / "a")])
     assert report.exit_code == 0, report.output
+
+
+def test_searches_give_classes_and_one_graph_of_each() -> None:
+    pytest.importorskip("causallearn")
+    from benchmarks.learning.graph_searches import SEARCHES, search
+
+    data = load_erdos_renyi_10()
+    for name in SEARCHES:
+        chances, graph = search(name, data)
+        assert set(chances.unique().tolist()) <= {0.0, 0.5, 1.0}
+        assert torch.equal((chances + chances.mT) > 0, (graph + graph.mT) > 0)
+        assert bool((graph[chances == 1] == 1).all())
+        assert area_under_curve(chances, data.graph, directed=False) > 0.7

@@ -21,8 +21,8 @@ MARKS = {3: 0.02, 4: 0.05}
 """Total variation from the exact posterior, of graphs of so many variables: set before the runs below were made."""
 ROWS = {3: 30, 4: 30}
 """Few, so that the posterior is not one graph."""
-RUNS = {"enumerate": (1, 300), "rloo": (32, 1200)}
-"""Particles and steps."""
+RUNS = {"enumerate": (1, 200, 0.1), "rloo": (256, 800, 0.05)}
+"""Particles, steps, and the rate from which the run starts."""
 SACHS_STEPS, SACHS_PARTICLES = 300, 16
 
 
@@ -49,10 +49,8 @@ def lines(data_dir: Path | None = None) -> list[Line]:
     found = []
     for variables, mark in MARKS.items():
         data = simulated_graph("erdos-renyi", variables, rows=ROWS[variables])
-        for estimator, (particles, steps) in RUNS.items():
-            if variables == 4 and estimator == "rloo":
-                steps *= 2
-            program = fitted(data, estimator, particles, steps, 0.1, 12)
+        for estimator, (particles, steps, lr) in RUNS.items():
+            program = fitted(data, estimator, particles, steps, lr, 12)
             apart = guide_posterior(program, data.train[0]) - exact_posterior(program, data.train[0])
             total = float(apart.abs().sum() / 2)
             claim = f"posterior over the graphs of {variables} variables, {estimator}"
