@@ -52,7 +52,7 @@ class LinearGaussian(TorchDistribution):
     tensor([-8.4674, -7.1423, -7.1423])
     """
 
-    arg_constraints: ClassVar = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = False
 
     def __init__(self, table: Tensor, parents: Tensor, validate_args: bool | None = None) -> None:

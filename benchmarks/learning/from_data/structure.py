@@ -21,7 +21,7 @@ MARKS = {3: 0.02, 4: 0.05}
 """Total variation from the exact posterior, of graphs of so many variables: set before the runs below were made."""
 ROWS = {3: 30, 4: 30}
 """Few, so that the posterior is not one graph."""
-RUNS = {"enumerate": (1, 200, 0.1), "rloo": (256, 800, 0.05)}
+RUNS = {"enumerate": (1, 200, 0.1), "rloo": (512, 400, 0.03)}
 """Particles, steps, and the rate from which the run starts."""
 SACHS_STEPS, SACHS_PARTICLES = 300, 16
 
