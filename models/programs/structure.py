@@ -160,6 +160,7 @@ class DirectedGraph(Program):
     size = "a graph of the variables"
     finds = True
     plates_inside = 1
+    edge_logit: Tensor
     defaults: ClassVar = {
         "categories": 4,
         "hidden_layers": 0,
@@ -178,7 +179,10 @@ class DirectedGraph(Program):
         n, k = variables, categories
         self.variables = n
         self.networks = NodeNetworks(n, hidden[0]) if hidden else None
-        self.edge_logit = nn.Parameter(torch.zeros(()), requires_grad=learned_prior)
+        if learned_prior:
+            self.edge_logit = nn.Parameter(torch.zeros(()))
+        else:
+            self.register_buffer("edge_logit", torch.zeros(()))
         self.encoder = nn.ParameterDict(
             {
                 "mode": nn.Parameter(torch.zeros(k)),

@@ -87,5 +87,5 @@ def draw_graph(axes: Axes, chances: Tensor, data: Variables, colour: str) -> Non
     axes.set_yticks(range(n), data.names, fontsize=7)
     axes.set_xlabel("effect", fontsize=9)
     axes.set_ylabel("cause", fontsize=9)
-    known = "; framed: the edges that are known" if data.edges else ""
+    known = ";\nframed: the edges that are known" if data.edges else ""
     axes.set_title(f"probability of an edge from row to column, in percent{known}", fontsize=9)
