@@ -16,7 +16,17 @@ from models.data.images import BINARISATIONS, Images, binarise_once, draw_pixels
 from models.data.points import load_blobs, load_iris, load_wine
 from models.data.rankings import load_bake_off, load_simulated_rankings
 from models.data.sequences import load_brown_characters, load_brown_words, load_simulated_chains
-from models.data.tables import load_breast_cancer, load_diabetes, load_simulated_regression
+from models.data.tables import (
+    load_breast_cancer,
+    load_diabetes,
+    load_erdos_renyi_10,
+    load_erdos_renyi_20,
+    load_sachs,
+    load_sachs_all,
+    load_scale_free_10,
+    load_scale_free_20,
+    load_simulated_regression,
+)
 from models.errors import ConfigError, DataError
 from pyro_discrete.errors import near_matches
 
@@ -57,6 +67,12 @@ DATASETS: Mapping[str, Callable[[Path | None], Dataset]] = {
     "simulated-connectomes": load_simulated_connectomes,
     "worms": load_worms,
     "worms-unknown": load_worms_unknown,
+    "erdos-renyi-10": load_erdos_renyi_10,
+    "erdos-renyi-20": load_erdos_renyi_20,
+    "scale-free-10": load_scale_free_10,
+    "scale-free-20": load_scale_free_20,
+    "sachs": load_sachs,
+    "sachs-all": load_sachs_all,
 }
 
 

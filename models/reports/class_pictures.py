@@ -14,15 +14,17 @@ from torch import Tensor
 from models.data.connectomes import Connectomes
 from models.data.dataset import Dataset
 from models.data.rankings import Rankings
-from models.data.tables import Tables
+from models.data.tables import Tables, Variables
 from models.programs.gmm import GaussianMixture
 from models.programs.hmm import HiddenMarkovModel
 from models.programs.lca import LatentClassAnalysis
 from models.programs.matching import MatchedNeurons
 from models.programs.program import Program
 from models.programs.rankings import ConsensusRanking
+from models.programs.structure import DirectedGraph
 from models.programs.subset import SubsetRegression
-from models.reports.structure_pictures import draw_matching, draw_season, draw_subset
+from models.reports.structure_pictures import draw_graph, draw_matching, draw_season, draw_subset
+from models.runs.graphs import draw_graphs
 from models.runs.posterior import most_probable
 
 __all__ = ["draw_found"]
@@ -46,6 +48,8 @@ def draw_found(axes: Axes, program: Program, data: Dataset, colours: Sequence[st
             draw_subset(axes, program, data, colours)
         elif isinstance(program, MatchedNeurons) and isinstance(data, Connectomes):
             draw_matching(axes, program, data)
+        elif isinstance(program, DirectedGraph) and isinstance(data, Variables):
+            draw_graph(axes, draw_graphs(program, data)[1], data, colours[1])
 
 
 def _draw_clusters(axes: Axes, program: GaussianMixture, data: Dataset, colours: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of what a program of a structured latent has found: an order, features that are read, a matching."""
+"""Pictures of what a program of a structured latent has found: an order, features, a matching, a graph's edges."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from torch import Tensor
 
 from models.data.connectomes import Connectomes
 from models.data.rankings import ABSENT, Rankings
-from models.data.tables import Tables
+from models.data.tables import Tables, Variables
 from models.programs.matching import MatchedNeurons
 from models.programs.rankings import ConsensusRanking
 from models.programs.subset import SubsetRegression
@@ -19,7 +21,7 @@ from models.runs.findings import exact_inclusion, matching_chances
 from models.runs.rivals import best_assignment, lasso_fit, match_by_faq, plackett_luce_by_mm
 from pyro_discrete.distributions import PlackettLuce
 
-__all__ = ["draw_matching", "draw_season", "draw_subset"]
+__all__ = ["draw_graph", "draw_matching", "draw_season", "draw_subset"]
 
 DRAWS = 2000
 
@@ -90,3 +92,26 @@ def draw_matching(axes: Axes, program: MatchedNeurons, data: Connectomes) -> Non
     axes.set_xlabel("neuron of the first animal", fontsize=9)
     axes.set_ylabel("neuron of the second animal" + ", by its true name" * (data.truth is not None), fontsize=9)
     axes.set_title(title, fontsize=9)
+
+
+def draw_graph(axes: Axes, chances: Tensor, data: Variables, colour: str) -> None:
+    """How probable it is that the variable of a row acts on that of a column, in percent; known edges in frames.
+
+    `chances` `[variables, variables]`: of i acting on j.
+    """
+    n, shown = len(chances), chances.numpy()
+    axes.imshow(shown, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), chance in np.ndenumerate(shown):
+        if row != column and chance >= 0.005:
+            ink = "white" if chance > 0.6 else "black"
+            size = 7 if n <= 12 else 5
+            axes.text(column, row, f"{100 * chance:.0f}", ha="center", va="center", fontsize=size, color=ink)
+    for cause, effect in data.edges:
+        frame = Rectangle((effect - 0.46, cause - 0.46), 0.92, 0.92, fill=False, edgecolor=colour, linewidth=1.5)
+        axes.add_patch(frame)
+    axes.set_xticks(range(n), data.names, fontsize=7, rotation=90)
+    axes.set_yticks(range(n), data.names, fontsize=7)
+    axes.set_xlabel("effect", fontsize=9)
+    axes.set_ylabel("cause", fontsize=9)
+    known = ";\nframed: the edges that are known" if data.edges else ""
+    axes.set_title(f"probability of an edge from row to column, in percent{known}", fontsize=9)

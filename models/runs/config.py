@@ -21,6 +21,7 @@ from models.programs.matching import MatchedNeurons
 from models.programs.program import LatentClasses, Program
 from models.programs.rankings import ConsensusRanking
 from models.programs.sbn import SigmoidBeliefNetwork
+from models.programs.structure import DirectedGraph
 from models.programs.subset import SubsetRegression
 from models.runs.estimators import AUTO, check_estimator, has_temperature, least_particles
 from pyro_discrete import NVIL, Estimator, TraceELBO, TraceIWELBO, available_estimators
@@ -52,6 +53,7 @@ PROGRAMS: dict[str, type[Program]] = {
     "rankings": ConsensusRanking,
     "subset": SubsetRegression,
     "matching": MatchedNeurons,
+    "structure": DirectedGraph,
 }
 CHECKPOINT_NAME = "checkpoint.pt"
 """The file of a run's folder that `fit` keeps its state in."""
@@ -87,8 +89,8 @@ class RunConfig:
     - `binarisation`: how grey images become binary; "none" for other data.
     - `latents`: units of each stochastic layer (sbn), number of one-hot variables (categorical_vae), or of features
       that are chosen (subset).
-    - `categories`: values of a categorical variable: components (gmm), classes (lca), states (hmm). `layers`:
-      stochastic layers (sbn).
+    - `categories`: values of a categorical variable: components (gmm), classes (lca), states (hmm), parts of the
+      guide's mixtures (structure). `layers`: stochastic layers (sbn).
     - `hidden_layers`, `hidden_units`: of each network between two stochastic layers, or of the guide's network.
     - `guide`: whether a network gives the latents' posterior or they are summed in the model (gmm, lca, hmm).
     - `lr`: Adam's rate for the program, `estimator_lr` for what the estimator learns (baseline networks).

@@ -93,7 +93,8 @@ def isolated(seed: int) -> Iterator[None]:
 @torch.no_grad()
 def log_weights(program: Program, x: Tensor, samples: int) -> Tensor:
     """`[samples, batch]`: log p(x, z) - log q(z | x) in nats, for hard draws z of the guide; `x` `[batch, ...]`."""
-    with pyro.plate("importance_samples", samples, dim=-2):
+    inside = program.plates_inside
+    with pyro.plate("importance_samples", samples, dim=-2 - inside):
         guide_trace = poutine.trace(program.guide).get_trace(x)
         model_trace = poutine.trace(poutine.replay(program.model, trace=guide_trace)).get_trace(x)
     weights = torch.zeros(samples, len(x), device=x.device)
@@ -102,7 +103,9 @@ def log_weights(program: Program, x: Tensor, samples: int) -> Tensor:
         sites: list[Any] = list(trace.nodes.values())
         for site in sites:
             if site["type"] == "sample":
-                weights = weights + sign * site["log_prob"]
+                shape = (samples, len(x)) + (1,) * inside
+                log_prob = site["log_prob"].expand(torch.broadcast_shapes(site["log_prob"].shape, shape))
+                weights = weights + sign * log_prob.flatten(2).sum(-1) if inside else weights + sign * log_prob
     return weights
 
 

@@ -11,12 +11,22 @@ from torch import Tensor
 from models.data.connectomes import Connectomes
 from models.data.dataset import Dataset
 from models.data.rankings import Rankings
-from models.data.tables import Tables
+from models.data.tables import Tables, Variables
 from models.programs.matching import MatchedNeurons
 from models.programs.program import LatentClasses, Program
 from models.programs.rankings import ConsensusRanking
+from models.programs.structure import DirectedGraph
 from models.programs.subset import SubsetRegression
 from models.runs.evaluation import EVALUATION_SEED, isolated, log_likelihood
+from models.runs.graphs import (
+    SMALL,
+    area_under_curve,
+    draw_graphs,
+    exact_posterior,
+    guide_posterior,
+    hamming_distance,
+    held_out,
+)
 from models.runs.posterior import agreement
 from models.runs.rivals import best_assignment, lasso_fit, match_by_assignment, match_by_faq, plackett_luce_by_mm
 from pyro_discrete import DiscretePosterior
@@ -40,6 +50,8 @@ def findings(program: Program, data: Dataset, test: Tensor) -> dict[str, float]:
             return _of_a_subset(program, data)
         if isinstance(program, MatchedNeurons) and isinstance(data, Connectomes):
             return _of_a_matching(program, data)
+        if isinstance(program, DirectedGraph) and isinstance(data, Variables):
+            return _of_a_graph(program, data)
     return {}
 
 
@@ -119,3 +131,17 @@ def _of_a_matching(program: MatchedNeurons, data: Connectomes) -> dict[str, floa
         given = poutine.condition(program.model, {"z": truth.to(device).unsqueeze(0)})
         known = float(poutine.trace(given).get_trace(data.test.to(device)).log_prob_sum())
     return {**{name: float(right.double().mean()) for name, right in shares.items()}, "elbo_of_truth": known}
+
+
+def _of_a_graph(program: DirectedGraph, data: Variables) -> dict[str, float]:
+    graphs, chances = draw_graphs(program, data)
+    found = {"test_row_log_likelihood": held_out(program, data, graphs), "edges": float(chances.sum())}
+    if data.edges:
+        found["auroc"] = area_under_curve(chances, data.graph)
+        found["undirected_auroc"] = area_under_curve(chances, data.graph, directed=False)
+        found["hamming_distance"] = hamming_distance(chances, data.graph)
+    if program.variables <= SMALL:
+        table = data.train[0].to(program.edge_logit.device)
+        apart = guide_posterior(program, table) - exact_posterior(program, table)
+        found["total_variation"] = float(apart.abs().sum() / 2)
+    return found

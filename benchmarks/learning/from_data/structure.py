@@ -1,0 +1,75 @@
+"""`structure`: small graphs against the exact posterior, Sachs' proteins against pairs in a random order."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+
+from benchmarks.learning.from_data.line import Line
+from models.data.tables import Variables, load_sachs, simulated_graph
+from models.errors import DataError
+from models.programs.structure import DirectedGraph
+from models.runs.evaluation import isolated
+from models.runs.graphs import area_under_curve, draw_graphs, exact_posterior, guide_posterior
+from pyro_discrete import TraceELBO, fit
+
+__all__ = ["MARKS", "fitted", "lines"]
+
+MARKS = {3: 0.02, 4: 0.05}
+"""Total variation from the exact posterior, of graphs of so many variables: set before the runs below were made."""
+ROWS = {3: 30, 4: 30}
+"""Few, so that the posterior is not one graph."""
+RUNS = {"enumerate": (1, 200, 0.1), "rloo": (512, 400, 0.03)}
+"""Particles, steps, and the rate from which the run starts."""
+SACHS_STEPS, SACHS_PARTICLES = 300, 16
+
+
+def fitted(data: Variables, estimator: str, particles: int, steps: int, lr: float, categories: int) -> DirectedGraph:
+    """A linear program trained with a rate that falls to zero along a half cosine."""
+    with isolated(0):
+        program = DirectedGraph(len(data.names), categories)
+        fit(
+            program.model,
+            program.guide,
+            data.train,
+            TraceELBO(estimator, num_particles=particles),
+            lr=lr,
+            scheduler=lambda optimiser: torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps),
+            steps=steps,
+            batch_size=1,
+            progress=False,
+        )
+    return program
+
+
+def lines(data_dir: Path | None = None) -> list[Line]:
+    """Two estimators on three and four variables, and Sachs' data, from `data_dir` if the package cdt is absent."""
+    found = []
+    for variables, mark in MARKS.items():
+        data = simulated_graph("erdos-renyi", variables, rows=ROWS[variables])
+        for estimator, (particles, steps, lr) in RUNS.items():
+            program = fitted(data, estimator, particles, steps, lr, 12)
+            apart = guide_posterior(program, data.train[0]) - exact_posterior(program, data.train[0])
+            total = float(apart.abs().sum() / 2)
+            claim = f"posterior over the graphs of {variables} variables, {estimator}"
+            found.append(Line("structure", claim, f"total variation at most {mark}", f"{total:.4f}", total <= mark))
+    return [*found, _sachs(data_dir)]
+
+
+def _sachs(data_dir: Path | None) -> Line:
+    """Pairs in a random order score 0.5, with the standard error of the Mann-Whitney statistic."""
+    claim = "Sachs' proteins, undirected AUROC"
+    try:
+        data = load_sachs(data_dir)
+    except DataError as error:
+        return Line("structure", claim, "above a random order's by its standard error", str(error), False)
+    n, edges = len(data.names), len(data.edges)
+    others = n * (n - 1) // 2 - edges
+    mark = 0.5 + math.sqrt((edges + others + 1) / (12 * edges * others))
+    program = fitted(data, "rloo", SACHS_PARTICLES, SACHS_STEPS, 0.02, 4)
+    score = area_under_curve(draw_graphs(program, data)[1], data.graph, directed=False)
+    return Line(
+        "structure", claim, f"at least {mark:.3f}, a random order's and its error", f"{score:.3f}", score >= mark
+    )
