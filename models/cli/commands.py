@@ -53,7 +53,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Program = Annotated[str, typer.Argument(help="sbn, categorical_vae, gmm, lca, hmm, rankings or subset (see `list`).")]
+Program = Annotated[str, typer.Argument(help="A name from `list`: sbn, categorical_vae, gmm, lca, hmm, rankings ...")]
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder with the data's files, if not where their package puts them.")
 ]

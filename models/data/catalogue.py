@@ -14,7 +14,13 @@ from models.data.dataset import Dataset
 from models.data.images import BINARISATIONS, Images, binarise_once, draw_pixels, load_digits, load_fashion_mnist
 from models.data.points import load_blobs, load_iris, load_wine
 from models.data.rankings import load_bake_off, load_simulated_rankings
-from models.data.sequences import load_brown_characters, load_brown_words, load_simulated_chains
+from models.data.sequences import (
+    load_brown_characters,
+    load_brown_words,
+    load_crp_sites,
+    load_simulated_chains,
+    load_simulated_motifs,
+)
 from models.data.tables import load_breast_cancer, load_diabetes, load_simulated_regression
 from models.errors import ConfigError, DataError
 from pyro_discrete.errors import near_matches
@@ -53,6 +59,8 @@ DATASETS: Mapping[str, Callable[[Path | None], Dataset]] = {
     "simulated-regression": load_simulated_regression,
     "diabetes": load_diabetes,
     "breast-cancer": load_breast_cancer,
+    "simulated-motifs": load_simulated_motifs,
+    "crp-sites": load_crp_sites,
 }
 
 

@@ -17,6 +17,7 @@ from models.programs.categorical_vae import CategoricalVAE
 from models.programs.gmm import GaussianMixture
 from models.programs.hmm import HiddenMarkovModel
 from models.programs.lca import LatentClassAnalysis
+from models.programs.motif import MotifPlaces
 from models.programs.program import LatentClasses, Program
 from models.programs.rankings import ConsensusRanking
 from models.programs.sbn import SigmoidBeliefNetwork
@@ -48,6 +49,7 @@ PROGRAMS: dict[str, type[Program]] = {
     "hmm": HiddenMarkovModel,
     "rankings": ConsensusRanking,
     "subset": SubsetRegression,
+    "motif": MotifPlaces,
 }
 CHECKPOINT_NAME = "checkpoint.pt"
 """The file of a run's folder that `fit` keeps its state in."""
@@ -86,7 +88,7 @@ class RunConfig:
     - `categories`: values of a categorical variable: components (gmm), classes (lca), states (hmm). `layers`:
       stochastic layers (sbn).
     - `hidden_layers`, `hidden_units`: of each network between two stochastic layers, or of the guide's network.
-    - `guide`: whether a network gives the latents' posterior or they are summed in the model (gmm, lca, hmm).
+    - `guide`: whether a network gives the latents' posterior or they are summed in the model (gmm, lca, hmm, motif).
     - `lr`: Adam's rate for the program, `estimator_lr` for what the estimator learns (baseline networks).
     - `temperature`: of a relaxed estimator; None is the estimator's own default.
     - `evaluate_every`: steps between two evaluations of the test ELBO.

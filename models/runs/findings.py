@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.data.dataset import Dataset
 from models.data.rankings import Rankings
+from models.data.sequences import PlantedMotifs
 from models.data.tables import Tables
+from models.programs.motif import MotifPlaces
 from models.programs.program import LatentClasses, Program
 from models.programs.rankings import ConsensusRanking
 from models.programs.subset import SubsetRegression
 from models.runs.evaluation import EVALUATION_SEED, isolated, log_likelihood
-from models.runs.posterior import agreement
-from models.runs.rivals import lasso_fit, plackett_luce_by_mm
+from models.runs.posterior import agreement, most_probable
+from models.runs.rivals import MotifFit, lasso_fit, motif_by_em, plackett_luce_by_mm
 from pyro_discrete import DiscretePosterior
 
 __all__ = ["exact_inclusion", "findings", "pairs_in_order"]
@@ -29,6 +33,8 @@ DRAWS = 1000
 def findings(program: Program, data: Dataset, test: Tensor) -> dict[str, float]:
     """The figures of a program's kind, of the test elements `test` `[m, ...]`; none of a program that seeks nothing."""
     with torch.no_grad():
+        if isinstance(program, MotifPlaces) and isinstance(data, PlantedMotifs):
+            return _of_a_motif(program, data, test)
         if isinstance(program, LatentClasses):
             return {"test_log_likelihood": log_likelihood(program, test), **agreement(program, data)}
         if isinstance(program, ConsensusRanking) and isinstance(data, Rankings):
@@ -89,3 +95,33 @@ def _of_a_subset(program: SubsetRegression, data: Tables) -> dict[str, float]:
     if exact is not None:
         found["inclusion_error"] = float((program.chosen.marginals().detach().cpu() - exact).abs().max())
     return found
+
+
+def _of_a_motif(program: MotifPlaces, data: PlantedMotifs, test: Tensor) -> dict[str, float]:
+    """Places up to one base, of those sequences where the sites' own frequencies find them; profiles by total variation
+    from these, a mean over the motif's columns."""
+    x, known, places = test.numpy(), data.profile.double().numpy(), data.labels.numpy()
+    one_more = (known * len(test) + 1) / (len(test) + len(known[0]))
+    possible = _near(MotifFit(one_more, program.background.softmax(-1).cpu().double().numpy()).log_ratios(x), places)
+    found = np.abs(most_probable(program, test).cpu().numpy() - places) <= 1
+    rival = motif_by_em(data.train.numpy(), data.width)
+    by_em = _near(rival.log_ratios(x), places)
+    return {
+        "test_log_likelihood": log_likelihood(program, test),
+        "em_log_likelihood": rival.log_likelihood(x),
+        "possible_places": float(possible.mean()),
+        "places_found": float(found[possible].mean()),
+        "em_places_found": float(by_em[possible].mean()),
+        "profile_distance": _columns_apart(program.profile.softmax(-1).cpu().double().numpy(), known),
+        "em_profile_distance": _columns_apart(rival.profile, known),
+    }
+
+
+def _near(scores: NDArray[np.float64], places: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether the best of the places is at most one base away."""
+    return np.abs(scores.argmax(1) - places) <= 1
+
+
+def _columns_apart(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Total variation, a mean over columns."""
+    return float(np.abs(first - second).sum(1).mean() / 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.data.rankings import ABSENT
+from models.data.sequences import BASES
 from models.data.tables import Tables
 
-__all__ = ["LinearFit", "lasso_fit", "plackett_luce_by_mm"]
+__all__ = ["LinearFit", "MotifFit", "lasso_fit", "motif_by_em", "plackett_luce_by_mm"]
 
 MM_ITERATIONS = 200
+EM_STARTS, EM_ITERATIONS, EM_TOLERANCE = 100, 200, 1e-5
+EM_FLOOR = 1e-3
+"""A count that every base has at each place of a motif: no probability becomes zero."""
 
 
 def plackett_luce_by_mm(places: Tensor, iterations: int = MM_ITERATIONS) -> Tensor:
@@ -81,3 +86,57 @@ def lasso_fit(data: Tables, k: int) -> LinearFit:
     found: Any = lasso_path(x, y, alphas=np.geomspace(first, 1e-3 * first, 400))
     supports = [np.flatnonzero(weights) for weights in found[1].T]
     return LinearFit(data, max((s for s in supports if len(s) <= k), key=len))
+
+
+@dataclass(frozen=True)
+class MotifFit:
+    """A profile `[width, bases]` and background `[bases]`, probabilities."""
+
+    profile: NDArray[np.float64]
+    background: NDArray[np.float64]
+
+    def log_ratios(self, x: NDArray[np.int64]) -> NDArray[np.float64]:
+        """How much more probable a motif at each place makes each row of `x` `[n, length]`: `[n, places]`."""
+        width, length = len(self.profile), x.shape[1]
+        columns = np.log(self.profile / self.background)
+        return sum(columns[j][x[:, j : length - width + 1 + j]] for j in range(width))  # type: ignore[return-value]
+
+    def log_likelihood(self, x: NDArray[np.int64]) -> float:
+        """Mean over the rows of `x`, in nats."""
+        ratios = self.log_ratios(x)
+        return float((np.logaddexp.reduce(ratios, 1) - np.log(ratios.shape[1])).mean() + self._around(x))
+
+    def _around(self, x: NDArray[np.int64]) -> float:
+        return float(np.log(self.background)[x].sum(1).mean())
+
+
+def motif_by_em(x: NDArray[np.int64], width: int, seed: int = 0, starts: int = EM_STARTS) -> MotifFit:
+    """One motif in each row of bases `x` `[n, length]` by EM, from windows of the data; the best of several runs.
+
+    Source: Lawrence and Reilly (1990), An expectation maximization algorithm for the identification and
+    characterization of common sites in unaligned biopolymer sequences.
+    """
+    generator = np.random.default_rng(seed)
+    n, length = x.shape
+    counts = np.bincount(x.ravel(), minlength=len(BASES)).astype(float)
+    fits = []
+    for _ in range(starts):
+        row, place = generator.integers(n), generator.integers(length - width + 1)
+        window = np.eye(len(BASES))[x[row, place : place + width]]
+        fit, last = MotifFit(0.5 * window + 0.5 * counts / counts.sum(), counts / counts.sum()), -np.inf
+        for _ in range(EM_ITERATIONS):
+            ratios = fit.log_ratios(x)
+            chances = np.exp(ratios - np.logaddexp.reduce(ratios, 1)[:, None])
+            profile = np.full((width, len(BASES)), EM_FLOOR)
+            for j in range(width):
+                profile[j] += np.bincount(
+                    x[:, j : length - width + 1 + j].ravel(), weights=chances.ravel(), minlength=len(BASES)
+                )
+            around = counts - profile.sum(0) + width * EM_FLOOR
+            fit = MotifFit(profile / profile.sum(1, keepdims=True), around / around.sum())
+            now = fit.log_likelihood(x)
+            if now - last < EM_TOLERANCE:
+                break
+            last = now
+        fits.append(fit)
+    return max(fits, key=lambda fit: fit.log_likelihood(x))

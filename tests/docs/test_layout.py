@@ -60,6 +60,7 @@ FLOORS = {
         examples
         noise
         steps chains literature
+        learning/from_data
         learning
         auto
         soundness
