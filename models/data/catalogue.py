@@ -11,6 +11,12 @@ from torch import Tensor
 
 from models.data.answers import load_ability, load_simulated_answers
 from models.data.dataset import Dataset
+from models.data.graphs import (
+    load_karate_club,
+    load_mushroom_body_left,
+    load_mushroom_body_right,
+    load_simulated_blocks,
+)
 from models.data.images import BINARISATIONS, Images, binarise_once, draw_pixels, load_digits, load_fashion_mnist
 from models.data.points import load_blobs, load_iris, load_wine
 from models.data.rankings import load_bake_off, load_simulated_rankings
@@ -61,6 +67,10 @@ DATASETS: Mapping[str, Callable[[Path | None], Dataset]] = {
     "breast-cancer": load_breast_cancer,
     "simulated-motifs": load_simulated_motifs,
     "crp-sites": load_crp_sites,
+    "simulated-blocks": load_simulated_blocks,
+    "karate-club": load_karate_club,
+    "mushroom-body-left": load_mushroom_body_left,
+    "mushroom-body-right": load_mushroom_body_right,
 }
 
 

@@ -38,6 +38,9 @@ class Settings(Protocol):
     def guide(self) -> str: ...
 
     @property
+    def degrees(self) -> str: ...
+
+    @property
     def seed(self) -> int: ...
 
 

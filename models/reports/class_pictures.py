@@ -9,9 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Ellipse
 
 from models.data.dataset import Dataset
+from models.data.graphs import Graphs
 from models.data.rankings import Rankings
 from models.data.sequences import PlantedMotifs
 from models.data.tables import Tables
+from models.programs.blocks import BlockModel
 from models.programs.gmm import GaussianMixture
 from models.programs.hmm import HiddenMarkovModel
 from models.programs.lca import LatentClassAnalysis
@@ -19,7 +21,7 @@ from models.programs.motif import MotifPlaces
 from models.programs.program import Program
 from models.programs.rankings import ConsensusRanking
 from models.programs.subset import SubsetRegression
-from models.reports.pattern_pictures import draw_motif
+from models.reports.pattern_pictures import draw_blocks, draw_motif
 from models.reports.structure_pictures import draw_season, draw_subset
 from models.runs.posterior import most_probable
 
@@ -44,6 +46,8 @@ def draw_found(axes: Axes, program: Program, data: Dataset, colours: Sequence[st
             draw_subset(axes, program, data, colours)
         elif isinstance(program, MotifPlaces) and isinstance(data, PlantedMotifs):
             draw_motif(axes, program, data)
+        elif isinstance(program, BlockModel) and isinstance(data, Graphs):
+            draw_blocks(axes, program, data, colours)
 
 
 def _draw_clusters(axes: Axes, program: GaussianMixture, data: Dataset, colours: Sequence[str]) -> None:

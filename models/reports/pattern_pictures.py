@@ -1,14 +1,47 @@
-"""Pictures of patterns that a program has found: the profile of a motif."""
+"""Pictures of patterns that a program has found: groups of a graph, the profile of a motif."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 
+from models.data.graphs import Graphs
 from models.data.sequences import BASES, PlantedMotifs
+from models.programs.blocks import BlockModel
 from models.programs.motif import MotifPlaces
 
-__all__ = ["draw_motif"]
+__all__ = ["draw_blocks", "draw_motif"]
+
+
+def draw_blocks(axes: Axes, program: BlockModel, data: Graphs, colours: Sequence[str]) -> None:
+    """Who is joined to whom, nodes by the group found; beside them, in colours, the groups that are known."""
+    groups = program.groups.cpu()
+    known = groups.new_zeros(len(groups)) if data.labels is None else data.labels[0]
+    order = np.lexsort((known.numpy(), groups.numpy()))
+    axes.imshow(data.train[0].numpy()[np.ix_(order, order)], cmap="gray_r", interpolation="nearest")
+    nodes = len(order)
+    ends = np.flatnonzero(np.diff(groups.numpy()[order])) + 0.5
+    for end in ends:
+        axes.axhline(end, color=colours[1], linewidth=0.8)
+        axes.axvline(end, color=colours[1], linewidth=0.8)
+    middles = (np.concatenate([[-0.5], ends]) + np.concatenate([ends, [nodes - 0.5]])) / 2
+    axes.set_xticks(middles, [f"group {k + 1}" for k in range(len(middles))], fontsize=8)
+    axes.set_yticks([])
+    axes.tick_params(length=0)
+    width = 0.03 * nodes
+    axes.set_xlim(-0.5 - 2 * width, nodes - 0.5)
+    if data.labels is not None:
+        shades = [colours[(k + 2) % len(colours)] for k in range(len(data.classes))]
+        kinds = [shades[k] for k in known[order].tolist()]
+        axes.barh(np.arange(nodes), width, 1.0, left=-0.5 - 1.6 * width, color=kinds)
+        legend = [Patch(color=shade, label=name) for shade, name in zip(shades, data.classes, strict=True)]
+        axes.legend(
+            handles=legend, title="known", fontsize=8, title_fontsize=8, loc="upper left", bbox_to_anchor=(1, 1)
+        )
+    axes.set_title("edges (from row to column) between nodes, in the order of their groups", fontsize=9)
 
 
 def draw_motif(axes: Axes, program: MotifPlaces, data: PlantedMotifs) -> None:

@@ -7,22 +7,26 @@ import math
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from models.data.dataset import Dataset
+from models.data.graphs import Graphs
 from models.data.rankings import Rankings
 from models.data.sequences import PlantedMotifs
 from models.data.tables import Tables
+from models.programs.blocks import BlockModel
 from models.programs.motif import MotifPlaces
 from models.programs.program import LatentClasses, Program
 from models.programs.rankings import ConsensusRanking
 from models.programs.subset import SubsetRegression
 from models.runs.evaluation import EVALUATION_SEED, isolated, log_likelihood
 from models.runs.posterior import agreement, most_probable
-from models.runs.rivals import MotifFit, lasso_fit, motif_by_em, plackett_luce_by_mm
+from models.runs.rivals import MotifFit, lasso_fit, motif_by_em, plackett_luce_by_mm, spectral_groups
 from pyro_discrete import DiscretePosterior
 
-__all__ = ["exact_inclusion", "findings", "pairs_in_order"]
+__all__ = ["exact_inclusion", "findings", "pairs_in_order", "split_off"]
 
 MOST_VALUES = 5040
 """Of a latent structure that is summed over for an exact figure."""
@@ -41,6 +45,8 @@ def findings(program: Program, data: Dataset, test: Tensor) -> dict[str, float]:
             return _of_rankings(program, data, test)
         if isinstance(program, SubsetRegression) and isinstance(data, Tables):
             return _of_a_subset(program, data)
+        if isinstance(program, BlockModel) and isinstance(data, Graphs):
+            return _of_blocks(program, data)
     return {}
 
 
@@ -125,3 +131,28 @@ def _near(scores: NDArray[np.float64], places: NDArray[np.int64]) -> NDArray[np.
 def _columns_apart(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
     """Total variation, a mean over columns."""
     return float(np.abs(first - second).sum(1).mean() / 2)
+
+
+def _of_blocks(program: BlockModel, data: Graphs) -> dict[str, float]:
+    """Groups beside those that are known, and beside as many of spectral clustering."""
+    groups = program.groups.cpu().numpy()
+    found = {"groups_used": float(len(np.unique(groups)))}
+    if data.labels is None:
+        return found
+    labels = data.labels[0].numpy()
+    by_spectrum = spectral_groups(data.train[0], len(program.shares))
+    for name, one in (("", groups), ("spectral_", by_spectrum)):
+        found[f"{name}adjusted_rand_index"] = float(adjusted_rand_score(labels, one))
+        found[f"{name}split_off"] = float(split_off(labels, one))
+    return found
+
+
+def split_off(labels: NDArray[np.int64], found: NDArray[np.int64]) -> int:
+    """How many elements are not where they belong, if groups are matched to labels one to one, as well as can be.
+
+    >>> split_off(np.array([0, 0, 1, 1]), np.array([5, 5, 5, 3]))
+    1
+    """
+    counts = (np.unique(labels)[:, None, None] == labels) & (np.unique(found)[:, None] == found)
+    matched = counts.sum(-1)
+    return len(labels) - int(matched[linear_sum_assignment(matched, maximize=True)].sum())

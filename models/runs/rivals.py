@@ -14,7 +14,7 @@ from models.data.rankings import ABSENT
 from models.data.sequences import BASES
 from models.data.tables import Tables
 
-__all__ = ["LinearFit", "MotifFit", "lasso_fit", "motif_by_em", "plackett_luce_by_mm"]
+__all__ = ["LinearFit", "MotifFit", "lasso_fit", "motif_by_em", "plackett_luce_by_mm", "spectral_groups"]
 
 MM_ITERATIONS = 200
 EM_STARTS, EM_ITERATIONS, EM_TOLERANCE = 100, 200, 1e-5
@@ -140,3 +140,15 @@ def motif_by_em(x: NDArray[np.int64], width: int, seed: int = 0, starts: int = E
             last = now
         fits.append(fit)
     return max(fits, key=lambda fit: fit.log_likelihood(x))
+
+
+def spectral_groups(edges: Tensor, number: int, seed: int = 0) -> NDArray[np.int64]:
+    """Groups of the nodes of a graph `[nodes, nodes]` by scikit-learn's spectral clustering, edges without direction.
+
+    Source: von Luxburg (2007), A tutorial on spectral clustering.
+    """
+    from sklearn.cluster import SpectralClustering
+
+    joined = ((edges + edges.mT) > 0).double().numpy()
+    found: Any = SpectralClustering(number, affinity="precomputed", random_state=seed).fit(joined)
+    return found.labels_
