@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.data.answers import load_ability, load_simulated_answers
 from models.data.dataset import Dataset
+from models.data.documents import load_reuters, load_simulated_documents
 from models.data.graphs import (
     load_karate_club,
     load_mushroom_body_left,
@@ -67,6 +68,8 @@ DATASETS: Mapping[str, Callable[[Path | None], Dataset]] = {
     "breast-cancer": load_breast_cancer,
     "simulated-motifs": load_simulated_motifs,
     "crp-sites": load_crp_sites,
+    "simulated-documents": load_simulated_documents,
+    "reuters": load_reuters,
     "simulated-blocks": load_simulated_blocks,
     "karate-club": load_karate_club,
     "mushroom-body-left": load_mushroom_body_left,

@@ -69,7 +69,7 @@ def load_karate_club(data_dir: Path | None = None) -> Graphs:
     import networkx
 
     graph: Any = networkx.karate_club_graph()
-    edges = torch.as_tensor(networkx.to_numpy_array(graph, weight=None), dtype=torch.float32)
+    edges = torch.as_tensor(networkx.to_numpy_array(graph) > 0).float()
     sides = [graph.nodes[i]["club"] for i in graph]
     classes = tuple(sorted(set(sides)))
     labels = torch.tensor([classes.index(side) for side in sides])

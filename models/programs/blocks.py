@@ -89,7 +89,8 @@ class BlockModel(Program):
         joined = torch.cat([edges, edges.mT], 1)
         if config.degrees == "corrected":
             joined = nn.functional.normalize(joined, dim=1)
-        clusters: Any = KMeans(config.categories, n_init=10, random_state=config.seed).fit(joined.numpy())
+        starts: Any = 10  # scikit-learn's stub knows its default alone
+        clusters: Any = KMeans(config.categories, n_init=starts, random_state=config.seed).fit(joined.numpy())
         groups = torch.as_tensor(clusters.labels_).long()
         return cls(edges, groups, config.categories, data.directed, config.degrees)
 

@@ -47,13 +47,16 @@ class Settings(Protocol):
 class Program(nn.Module, ABC):
     """A model of data and its guide: a Pyro program that knows nothing of gradient estimators.
 
-    Both read a batch `[batch, ...]` and have one plate over it, "data"; what is observed are the sites "x" or "x_0",
-    "x_1" ... They compute on the last dims alone, so that sites may have rows and particles to the left of the batch.
+    Both read a batch `[batch, ...]` and have one plate over it, "data", and `plates_inside` it; what is observed are
+    the sites "x" or "x_0", "x_1" ... They compute on the last dims alone, so that sites may have rows and particles to
+    the left of the batch.
     Parameters under `encoder` are the guide's, all others the model's.
 
     - `summary`: a line on it. `reads`: the kind of data; `data`: the set taken if none is named.
     - `defaults`: the settings of a run that it has of its own, with their defaults.
     - `size`: that of its latents for titles, with the settings' names in braces.
+    - `plates_inside`: how many plates the data's has inside it, each a dim right of the batch.
+    - `sums`: whether the guide leaves discrete sites to the model, beside others that it draws.
     - `finds`: whether its latents are something to be found, which is judged and drawn after training.
     """
 
@@ -62,6 +65,8 @@ class Program(nn.Module, ABC):
     data: ClassVar[str]
     defaults: ClassVar[Mapping[str, Any]]
     size: ClassVar[str] = "{latents} latents"
+    plates_inside: ClassVar[int] = 0
+    sums: bool = False
     finds: ClassVar[bool] = False
 
     @classmethod

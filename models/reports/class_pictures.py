@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Ellipse
 
 from models.data.dataset import Dataset
+from models.data.documents import Documents
 from models.data.graphs import Graphs
 from models.data.rankings import Rankings
 from models.data.sequences import PlantedMotifs
@@ -21,7 +22,8 @@ from models.programs.motif import MotifPlaces
 from models.programs.program import Program
 from models.programs.rankings import ConsensusRanking
 from models.programs.subset import SubsetRegression
-from models.reports.pattern_pictures import draw_blocks, draw_motif
+from models.programs.topics import TopicModel
+from models.reports.pattern_pictures import draw_blocks, draw_motif, draw_topics
 from models.reports.structure_pictures import draw_season, draw_subset
 from models.runs.posterior import most_probable
 
@@ -48,6 +50,8 @@ def draw_found(axes: Axes, program: Program, data: Dataset, colours: Sequence[st
             draw_motif(axes, program, data)
         elif isinstance(program, BlockModel) and isinstance(data, Graphs):
             draw_blocks(axes, program, data, colours)
+        elif isinstance(program, TopicModel) and isinstance(data, Documents):
+            draw_topics(axes, program, data)
 
 
 def _draw_clusters(axes: Axes, program: GaussianMixture, data: Dataset, colours: Sequence[str]) -> None:

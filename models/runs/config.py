@@ -23,6 +23,7 @@ from models.programs.program import LatentClasses, Program
 from models.programs.rankings import ConsensusRanking
 from models.programs.sbn import SigmoidBeliefNetwork
 from models.programs.subset import SubsetRegression
+from models.programs.topics import TopicModel
 from models.runs.estimators import AUTO, check_estimator, has_temperature, least_particles
 from pyro_discrete import NVIL, Estimator, TraceELBO, TraceIWELBO, available_estimators
 from pyro_discrete.checkpoints import load_checkpoint
@@ -52,6 +53,7 @@ PROGRAMS: dict[str, type[Program]] = {
     "subset": SubsetRegression,
     "motif": MotifPlaces,
     "blocks": BlockModel,
+    "topics": TopicModel,
 }
 CHECKPOINT_NAME = "checkpoint.pt"
 """The file of a run's folder that `fit` keeps its state in."""
@@ -87,10 +89,11 @@ class RunConfig:
     - `binarisation`: how grey images become binary; "none" for other data.
     - `latents`: units of each stochastic layer (sbn), number of one-hot variables (categorical_vae), or of features
       that are chosen (subset).
-    - `categories`: values of a categorical variable: components (gmm), classes (lca), states (hmm), groups (blocks).
-      `layers`: stochastic layers (sbn).
+    - `categories`: values of a categorical variable: components (gmm), classes (lca), states (hmm), groups (blocks),
+      topics (topics). `layers`: stochastic layers (sbn).
     - `hidden_layers`, `hidden_units`: of each network between two stochastic layers, or of the guide's network.
-    - `guide`: whether a network gives the latents' posterior or they are summed in the model (gmm, lca, hmm, motif).
+    - `guide`: whether a network gives the latents' posterior or they are summed in the model (gmm, lca, hmm, motif,
+      topics).
     - `degrees`: whether a graph's nodes have numbers of edges of their own (blocks).
     - `lr`: Adam's rate for the program, `estimator_lr` for what the estimator learns (baseline networks).
     - `temperature`: of a relaxed estimator; None is the estimator's own default.

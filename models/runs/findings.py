@@ -12,6 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from models.data.dataset import Dataset
+from models.data.documents import NO_WORD, Documents
 from models.data.graphs import Graphs
 from models.data.rankings import Rankings
 from models.data.sequences import PlantedMotifs
@@ -21,12 +22,21 @@ from models.programs.motif import MotifPlaces
 from models.programs.program import LatentClasses, Program
 from models.programs.rankings import ConsensusRanking
 from models.programs.subset import SubsetRegression
+from models.programs.topics import CONCENTRATION, TopicModel
 from models.runs.evaluation import EVALUATION_SEED, isolated, log_likelihood
 from models.runs.posterior import agreement, most_probable
-from models.runs.rivals import MotifFit, lasso_fit, motif_by_em, plackett_luce_by_mm, spectral_groups
+from models.runs.rivals import (
+    MotifFit,
+    lasso_fit,
+    motif_by_em,
+    plackett_luce_by_mm,
+    spectral_groups,
+    topics_by_gibbs,
+    topics_by_variation,
+)
 from pyro_discrete import DiscretePosterior
 
-__all__ = ["exact_inclusion", "findings", "pairs_in_order", "split_off"]
+__all__ = ["completed_shares", "exact_inclusion", "findings", "pairs_in_order", "perplexity", "split_off"]
 
 MOST_VALUES = 5040
 """Of a latent structure that is summed over for an exact figure."""
@@ -47,6 +57,8 @@ def findings(program: Program, data: Dataset, test: Tensor) -> dict[str, float]:
             return _of_a_subset(program, data)
         if isinstance(program, BlockModel) and isinstance(data, Graphs):
             return _of_blocks(program, data)
+        if isinstance(program, TopicModel) and isinstance(data, Documents):
+            return _of_topics(program, data)
     return {}
 
 
@@ -156,3 +168,44 @@ def split_off(labels: NDArray[np.int64], found: NDArray[np.int64]) -> int:
     counts = (np.unique(labels)[:, None, None] == labels) & (np.unique(found)[:, None] == found)
     matched = counts.sum(-1)
     return len(labels) - int(matched[linear_sum_assignment(matched, maximize=True)].sum())
+
+
+def _of_topics(program: TopicModel, data: Documents) -> dict[str, float]:
+    """Perplexity of the second halves of test documents, whose shares are found from the first."""
+    words = len(data.vocabulary)
+    train, seen, rest = (_counted(split, words) for split in (data.train, *data.halves))
+    topics = program.log_topics.exp().cpu().double().numpy()
+    guided = program.concentrations(data.halves[0].to(program.words.device)).cpu().double().numpy()
+    found = {
+        "perplexity": perplexity(completed_shares(seen, topics), topics, rest),
+        "guide_perplexity": perplexity(guided / guided.sum(1, keepdims=True), topics, rest),
+    }
+    rivals = {"lda": topics_by_gibbs, "scikit_learn": topics_by_variation}
+    for name, fit in ((name, fit(train, seen, len(topics))) for name, fit in rivals.items()):
+        if fit is not None:
+            found[f"{name}_perplexity"] = perplexity(fit.shares, fit.topics, rest)
+    return found
+
+
+def completed_shares(seen: NDArray[np.int64], topics: NDArray[np.float64], iterations: int = 50) -> NDArray[np.float64]:
+    """Shares `[m, topics]` of documents with the counts `seen` `[m, words]`, by a fixed point of expected counts.
+
+    Source: Buntine (2009), Estimating likelihoods for topic models, section 4; the package lda completes in this way.
+    """
+    shares = np.full((len(seen), len(topics)), 1 / len(topics))
+    for _ in range(iterations):
+        counts = CONCENTRATION + shares * ((seen / (shares @ topics)) @ topics.T)
+        shares = counts / counts.sum(1, keepdims=True)
+    return shares
+
+
+def perplexity(shares: NDArray[np.float64], topics: NDArray[np.float64], counts: NDArray[np.int64]) -> float:
+    """Exponential of minus the mean log-probability of the words counted `[m, words]`."""
+    return float(np.exp(-(counts * np.log(shares @ topics)).sum() / counts.sum()))
+
+
+def _counted(documents: Tensor, words: int) -> NDArray[np.int64]:
+    """How often each word stands in each document, `[n, words]`."""
+    there = documents != NO_WORD
+    counts = torch.zeros(len(documents), words, dtype=torch.long)
+    return counts.scatter_add_(1, documents.clamp(min=0), there.long()).numpy()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -14,9 +18,20 @@ from models.data.rankings import ABSENT
 from models.data.sequences import BASES
 from models.data.tables import Tables
 
-__all__ = ["LinearFit", "MotifFit", "lasso_fit", "motif_by_em", "plackett_luce_by_mm", "spectral_groups"]
+__all__ = [
+    "LinearFit",
+    "MotifFit",
+    "lasso_fit",
+    "motif_by_em",
+    "plackett_luce_by_mm",
+    "spectral_groups",
+    "topics_by_gibbs",
+    "topics_by_variation",
+]
 
 MM_ITERATIONS = 200
+GIBBS_ITERATIONS = 2000
+"""The package lda's own default."""
 EM_STARTS, EM_ITERATIONS, EM_TOLERANCE = 100, 200, 1e-5
 EM_FLOOR = 1e-3
 """A count that every base has at each place of a motif: no probability becomes zero."""
@@ -152,3 +167,44 @@ def spectral_groups(edges: Tensor, number: int, seed: int = 0) -> NDArray[np.int
     joined = ((edges + edges.mT) > 0).double().numpy()
     found: Any = SpectralClustering(number, affinity="precomputed", random_state=seed).fit(joined)
     return found.labels_
+
+
+@dataclass(frozen=True)
+class TopicFit:
+    """Topics `[topics, words]` and the shares of documents that were half seen, `[m, topics]`, probabilities."""
+
+    topics: NDArray[np.float64]
+    shares: NDArray[np.float64]
+
+
+def topics_by_gibbs(
+    train: NDArray[np.int64], seen: NDArray[np.int64], number: int, iterations: int = GIBBS_ITERATIONS, seed: int = 0
+) -> TopicFit | None:
+    """Latent Dirichlet allocation by collapsed Gibbs sampling, of the package lda with its priors; None without it.
+
+    - `train` `[n, words]`, `seen` `[m, words]`: counts.
+
+    Source: Griffiths and Steyvers (2004), Finding scientific topics.
+    """
+    if find_spec("lda") is None:
+        return None
+    lda: Any = import_module("lda")
+    logging.getLogger("lda").setLevel(logging.ERROR)
+    fit = lda.LDA(number, n_iter=iterations, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit.fit(train)
+        return TopicFit(fit.topic_word_, fit.transform(seen))
+
+
+def topics_by_variation(
+    train: NDArray[np.int64], seen: NDArray[np.int64], number: int, iterations: int = 50, seed: int = 0
+) -> TopicFit:
+    """The same by variational Bayes, of scikit-learn with its priors.
+
+    Source: Blei, Ng and Jordan (2003), Latent Dirichlet allocation.
+    """
+    from sklearn.decomposition import LatentDirichletAllocation
+
+    fit: Any = LatentDirichletAllocation(number, max_iter=iterations, random_state=seed).fit(train)
+    return TopicFit(fit.components_ / fit.components_.sum(1, keepdims=True), fit.transform(seen))
