@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models.data.catalogue import load_data
 from models.data.tables import Variables
-from models.programs.structure import DirectedGraph
+from models.programs.structured.structure import DirectedGraph
 from models.runs.graphs import area_under_curve, hamming_distance, held_out
 
 __all__ = ["SEARCHES", "search"]

@@ -24,24 +24,29 @@ SETTINGS: dict[str, tuple[type, str]] = {
     ),
     "categories": (
         int,
-        "Values of a variable (categorical_vae); components, classes, states; parts of the guide's mixtures "
-        "(structure). "
-        "(default: 10; gmm 3; lca, hmm, structure 4)",
+        "Values of a variable (categorical_vae); components, classes, states, groups, topics; parts of the guide's "
+        "mixtures (structure). "
+        "(default: 10; gmm, blocks 3; lca, hmm, topics, structure 4)",
     ),
     "layers": (int, "Stochastic layers, 1 to 3 (sbn). (default: 1)"),
     "hidden_layers": (int, "Hidden layers of each network. (default: sbn, structure 0, that is linear; others 1)"),
     "hidden_units": (int, "Units of a hidden layer. (default: 200; gmm, lca, hmm 32; rankings, structure 16)"),
     "prior": (str, "uniform or learned. (default: uniform; structure learned)"),
-    "guide": (str, "amortised, or marginal: latents summed in the model (gmm, lca, hmm). (default: amortised)"),
+    "guide": (
+        str,
+        "amortised, or marginal: latents summed in the model (gmm, lca, hmm, motif, topics). (default: amortised)",
+    ),
+    "degrees": (str, "corrected, or equal: nodes of a group are alike (blocks). (default: corrected)"),
     "steps": (int, "Training steps. (default: 5000)"),
     "batch_size": (
         int,
-        "Images, points, persons, sequences, seasons, tables or pairs a step. "
-        "(default: 100; rankings 10; subset, matching, structure 1)",
+        "Images, points, persons, sequences, seasons, tables, pairs, graphs, documents a step. "
+        "(default: 100; rankings 10; subset, matching, structure, blocks 1)",
     ),
     "lr": (
         float,
-        "Adam's learning rate. (default: 0.001; gmm, lca, hmm, rankings, subset, structure 0.02; matching 0.005)",
+        "Adam's learning rate. "
+        "(default: 0.001 for sbn, categorical_vae; matching 0.005; blocks, topics 0.05; else 0.02)",
     ),
     "estimator_lr": (float, "The same for what the estimator itself learns. (default: 0.001)"),
     "particles": (int, "Independent draws a step. (default: the least that the estimator works with)"),

@@ -12,10 +12,23 @@ from torch import Tensor
 from models.data.answers import load_ability, load_simulated_answers
 from models.data.connectomes import load_simulated_connectomes, load_worms, load_worms_unknown
 from models.data.dataset import Dataset
+from models.data.documents import load_reuters, load_simulated_documents
+from models.data.graphs import (
+    load_karate_club,
+    load_mushroom_body_left,
+    load_mushroom_body_right,
+    load_simulated_blocks,
+)
 from models.data.images import BINARISATIONS, Images, binarise_once, draw_pixels, load_digits, load_fashion_mnist
 from models.data.points import load_blobs, load_iris, load_wine
 from models.data.rankings import load_bake_off, load_simulated_rankings
-from models.data.sequences import load_brown_characters, load_brown_words, load_simulated_chains
+from models.data.sequences import (
+    load_brown_characters,
+    load_brown_words,
+    load_crp_sites,
+    load_simulated_chains,
+    load_simulated_motifs,
+)
 from models.data.tables import (
     load_breast_cancer,
     load_diabetes,
@@ -73,6 +86,14 @@ DATASETS: Mapping[str, Callable[[Path | None], Dataset]] = {
     "scale-free-20": load_scale_free_20,
     "sachs": load_sachs,
     "sachs-all": load_sachs_all,
+    "simulated-motifs": load_simulated_motifs,
+    "crp-sites": load_crp_sites,
+    "simulated-documents": load_simulated_documents,
+    "reuters": load_reuters,
+    "simulated-blocks": load_simulated_blocks,
+    "karate-club": load_karate_club,
+    "mushroom-body-left": load_mushroom_body_left,
+    "mushroom-body-right": load_mushroom_body_right,
 }
 
 

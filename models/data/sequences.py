@@ -1,4 +1,4 @@
-"""Sequences of symbols of unequal length: simulated chains, and the Brown corpus by words or by characters."""
+"""Sequences of symbols: simulated chains, the Brown corpus by words or by characters, and DNA with planted motifs."""
 
 from __future__ import annotations
 
@@ -7,15 +7,27 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from models.data.dataset import Dataset, find_folder
+from models.data.dataset import Dataset, find_folder, refuse_folder
 from models.errors import DataError
 
-__all__ = ["END", "Sequences", "coarse_tag", "load_brown_characters", "load_brown_words", "load_simulated_chains"]
+__all__ = [
+    "BASES",
+    "END",
+    "PlantedMotifs",
+    "Sequences",
+    "coarse_tag",
+    "load_brown_characters",
+    "load_brown_words",
+    "load_crp_sites",
+    "load_simulated_chains",
+    "load_simulated_motifs",
+]
 
 END = -1
 """Fills a row from the end of its sequence on."""
@@ -48,6 +60,12 @@ TAGS = {
     "punctuation": (".", ",", "--", ":", "(", ")", "'", "``", "''"),
 }
 """Twelve classes (with "other"), by the beginnings of the corpus's tags."""
+BASES = "ACGT"
+MOTIFS_SEED = 0
+MOTIFS, MOTIFS_LENGTH, CONSENSUS, KEPT = (300, 100), 40, "TGTGACAC", 0.8
+"""Simulated sequences to train on and to test, their length, the motif, and how often each of its bases is kept."""
+CRP_FILE, CRP_LENGTH = "crp_sites.fa", 100
+"""Where the aligned sites are, and the length of the random sequences that they are planted in."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +97,101 @@ class Sequences(Dataset):
             there = split != END
             if not there[:, 0].all() or (there[:, 1:] & ~there[:, :-1]).any():
                 raise DataError(f"A sequence of {self.name!r} is empty, or has a symbol after its end ({END}).")
+
+
+@dataclass(frozen=True)
+class PlantedMotifs(Dataset):
+    """DNA `[n, length]`, int64 indices into `BASES`, in each row a site of `width` bases among random ones.
+
+    `labels` `[m]` has the places of the test rows' sites, their first base's. `profile` `[width, 4]`: how often each
+    base stands in the sites. Raises `DataError` for an index that is no base, or a place where no site fits.
+    """
+
+    name: str
+    train: Tensor
+    test: Tensor
+    origin: str
+    labels: Tensor
+    profile: Tensor
+    element = "DNA sequence"
+    elements = "DNA sequences"
+
+    def __post_init__(self) -> None:
+        self.check_splits(self.train.shape[1:2])
+        for split in (self.train, self.test):
+            if split.min() < 0 or split.max() >= len(BASES):
+                raise DataError(
+                    f"The DNA sequences of {self.name!r} hold {int(split.min())} to {int(split.max())}; expected 0 to "
+                    f"{len(BASES) - 1}, for {BASES}."
+                )
+        last = self.train.shape[1] - self.width
+        if last < 0 or self.labels.min() < 0 or self.labels.max() > last:
+            raise DataError(
+                f"A site of {self.width} bases in {self.name!r} stands outside its sequence of {self.train.shape[1]}."
+            )
+
+    @property
+    def width(self) -> int:
+        return len(self.profile)
+
+
+def load_simulated_motifs(data_dir: Path | None = None) -> PlantedMotifs:
+    """Simulated DNA, a motif of 8 bases in sequences of 40: 300 to train, 100 to test."""
+    refuse_folder("simulated-motifs", data_dir, "are simulated")
+    generator = torch.Generator().manual_seed(MOTIFS_SEED)
+    number, cut = sum(MOTIFS), MOTIFS[0]
+    consensus = torch.tensor([BASES.index(base) for base in CONSENSUS])
+    kept = torch.rand(number, len(consensus), generator=generator) < KEPT
+    sites = torch.where(kept, consensus, torch.randint(len(BASES), kept.shape, generator=generator))
+    rows, places = _planted(sites, MOTIFS_LENGTH, generator)
+    origin = (
+        f"simulated DNA, {CONSENSUS} with a fifth of its bases drawn anew in sequences of {MOTIFS_LENGTH} (seed "
+        f"{MOTIFS_SEED}), {cut} to train and {number - cut} to test"
+    )
+    return PlantedMotifs("simulated-motifs", rows[:cut], rows[cut:], origin, places[cut:], _frequencies(sites))
+
+
+def load_crp_sites(data_dir: Path | None = None) -> PlantedMotifs:
+    """Binding sites of the protein CRP: 358 of 26 bases, aligned, planted in random DNA of 100 bases.
+
+    All sequences are both trained on and judged. The sites come with the package logomaker, from RegulonDB.
+    """
+    package = find_spec("logomaker")
+    places = (package.submodule_search_locations or []) if package else []
+    folder = find_folder(
+        [Path(place) / "examples" / "datafiles" for place in places],
+        data_dir,
+        CRP_FILE,
+        "The CRP sites are not installed. Run `pip install logomaker==0.8.7`",
+    )
+    file = folder / CRP_FILE
+    if not file.is_file():
+        raise DataError(f"{folder} holds no {CRP_FILE}.")
+    lines = [line.strip().upper() for line in file.read_text(encoding="latin-1").splitlines()]
+    listed = [line for line in lines if line and line[0] not in ">#"]
+    widths = {len(site) for site in listed}
+    if len(widths) != 1 or not {base for site in listed for base in site} <= set(BASES) or max(widths) > CRP_LENGTH:
+        raise DataError(f"{file} holds no aligned sites of one width, up to {CRP_LENGTH}, in {BASES}; get it anew.")
+    sites = torch.tensor([[BASES.index(base) for base in site] for site in listed])
+    rows, starts = _planted(sites, CRP_LENGTH, torch.Generator().manual_seed(MOTIFS_SEED))
+    origin = (
+        f"{len(sites)} CRP sites of {sites.shape[1]} bases, each planted in {CRP_LENGTH} random ones (seed "
+        f"{MOTIFS_SEED}), trained on and judged by all"
+    )
+    return PlantedMotifs("crp-sites", rows, rows, origin, starts, _frequencies(sites))
+
+
+def _planted(sites: Tensor, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random rows of so many bases with the sites `[n, width]` in them, and the places where these begin."""
+    n, width = sites.shape
+    rows = torch.randint(len(BASES), (n, length), generator=generator)
+    places = torch.randint(length - width + 1, (n,), generator=generator)
+    return rows.scatter(1, places.unsqueeze(-1) + torch.arange(width), sites), places
+
+
+def _frequencies(sites: Tensor) -> Tensor:
+    """How often each base stands at each place of the sites: `[width, bases]`."""
+    return torch.nn.functional.one_hot(sites, len(BASES)).float().mean(0)
 
 
 def load_simulated_chains(data_dir: Path | None = None) -> Sequences:

@@ -38,6 +38,9 @@ class Settings(Protocol):
     def guide(self) -> str: ...
 
     @property
+    def degrees(self) -> str: ...
+
+    @property
     def seed(self) -> int: ...
 
 
@@ -53,6 +56,7 @@ class Program(nn.Module, ABC):
     - `defaults`: the settings of a run that it has of its own, with their defaults.
     - `size`: that of its latents for titles, with the settings' names in braces.
     - `plates_inside`: how many plates the data's has inside it, each a dim right of the batch.
+    - `sums`: whether the guide leaves discrete sites to the model, beside others that it draws.
     - `finds`: whether its latents are something to be found, which is judged and drawn after training.
     """
 
@@ -62,6 +66,7 @@ class Program(nn.Module, ABC):
     defaults: ClassVar[Mapping[str, Any]]
     size: ClassVar[str] = "{latents} latents"
     plates_inside: ClassVar[int] = 0
+    sums: bool = False
     finds: ClassVar[bool] = False
 
     @classmethod

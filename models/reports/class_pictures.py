@@ -13,16 +13,23 @@ from torch import Tensor
 
 from models.data.connectomes import Connectomes
 from models.data.dataset import Dataset
+from models.data.documents import Documents
+from models.data.graphs import Graphs
 from models.data.rankings import Rankings
+from models.data.sequences import PlantedMotifs
 from models.data.tables import Tables, Variables
+from models.programs.blocks import BlockModel
 from models.programs.gmm import GaussianMixture
 from models.programs.hmm import HiddenMarkovModel
 from models.programs.lca import LatentClassAnalysis
-from models.programs.matching import MatchedNeurons
+from models.programs.motif import MotifPlaces
 from models.programs.program import Program
-from models.programs.rankings import ConsensusRanking
-from models.programs.structure import DirectedGraph
-from models.programs.subset import SubsetRegression
+from models.programs.structured.matching import MatchedNeurons
+from models.programs.structured.rankings import ConsensusRanking
+from models.programs.structured.structure import DirectedGraph
+from models.programs.structured.subset import SubsetRegression
+from models.programs.topics import TopicModel
+from models.reports.pattern_pictures import draw_blocks, draw_motif, draw_topics
 from models.reports.structure_pictures import draw_graph, draw_matching, draw_season, draw_subset
 from models.runs.graphs import draw_graphs
 from models.runs.posterior import most_probable
@@ -50,6 +57,12 @@ def draw_found(axes: Axes, program: Program, data: Dataset, colours: Sequence[st
             draw_matching(axes, program, data)
         elif isinstance(program, DirectedGraph) and isinstance(data, Variables):
             draw_graph(axes, draw_graphs(program, data)[1], data, colours[1])
+        elif isinstance(program, MotifPlaces) and isinstance(data, PlantedMotifs):
+            draw_motif(axes, program, data)
+        elif isinstance(program, BlockModel) and isinstance(data, Graphs):
+            draw_blocks(axes, program, data, colours)
+        elif isinstance(program, TopicModel) and isinstance(data, Documents):
+            draw_topics(axes, program, data)
 
 
 def _draw_clusters(axes: Axes, program: GaussianMixture, data: Dataset, colours: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ PICTURES = {
     "variables are the same for all data.",
     "reconstructions": "Test images, and what the model makes of one hard draw of their latents.",
     "samples": "Images that the model dreams up from its prior.",
-    "found": "What was found: classes, an order, a subset, a matching, a graph.",
+    "found": "What was found: classes, groups, an order, a subset, a matching, a graph, a pattern, topics.",
 }
 """Pictures of a run by their file's name, in the order of the report, each with a caption."""
 

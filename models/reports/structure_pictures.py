@@ -13,9 +13,9 @@ from torch import Tensor
 from models.data.connectomes import Connectomes
 from models.data.rankings import ABSENT, Rankings
 from models.data.tables import Tables, Variables
-from models.programs.matching import MatchedNeurons
-from models.programs.rankings import ConsensusRanking
-from models.programs.subset import SubsetRegression
+from models.programs.structured.matching import MatchedNeurons
+from models.programs.structured.rankings import ConsensusRanking
+from models.programs.structured.subset import SubsetRegression
 from models.runs.evaluation import EVALUATION_SEED, isolated
 from models.runs.findings import exact_inclusion, matching_chances
 from models.runs.rivals import best_assignment, lasso_fit, match_by_faq, plackett_luce_by_mm

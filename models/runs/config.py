@@ -13,16 +13,19 @@ from models.data.catalogue import DATASETS
 from models.data.dataset import Dataset
 from models.data.images import BINARISATIONS
 from models.errors import ConfigError
+from models.programs.blocks import BlockModel
 from models.programs.categorical_vae import CategoricalVAE
 from models.programs.gmm import GaussianMixture
 from models.programs.hmm import HiddenMarkovModel
 from models.programs.lca import LatentClassAnalysis
-from models.programs.matching import MatchedNeurons
+from models.programs.motif import MotifPlaces
 from models.programs.program import LatentClasses, Program
-from models.programs.rankings import ConsensusRanking
 from models.programs.sbn import SigmoidBeliefNetwork
-from models.programs.structure import DirectedGraph
-from models.programs.subset import SubsetRegression
+from models.programs.structured.matching import MatchedNeurons
+from models.programs.structured.rankings import ConsensusRanking
+from models.programs.structured.structure import DirectedGraph
+from models.programs.structured.subset import SubsetRegression
+from models.programs.topics import TopicModel
 from models.runs.estimators import AUTO, check_estimator, has_temperature, least_particles
 from pyro_discrete import NVIL, Estimator, TraceELBO, TraceIWELBO, available_estimators
 from pyro_discrete.checkpoints import load_checkpoint
@@ -54,13 +57,16 @@ PROGRAMS: dict[str, type[Program]] = {
     "subset": SubsetRegression,
     "matching": MatchedNeurons,
     "structure": DirectedGraph,
+    "motif": MotifPlaces,
+    "blocks": BlockModel,
+    "topics": TopicModel,
 }
 CHECKPOINT_NAME = "checkpoint.pt"
 """The file of a run's folder that `fit` keeps its state in."""
 PRIORS: dict[str, str] = {"uniform": "logits fixed at zero", "learned": "logits trained with the model"}
 
 OF_A_PROGRAM = frozenset(
-    {"binarisation", "latents", "categories", "layers", "hidden_layers", "hidden_units", "prior", "guide"}
+    {"binarisation", "latents", "categories", "layers", "hidden_layers", "hidden_units", "prior", "guide", "degrees"}
 )
 """Settings that not every program reads; its `defaults` tell which it does."""
 MAY_CHANGE = frozenset({"steps", "device", "evaluate_every"})
@@ -89,10 +95,12 @@ class RunConfig:
     - `binarisation`: how grey images become binary; "none" for other data.
     - `latents`: units of each stochastic layer (sbn), number of one-hot variables (categorical_vae), or of features
       that are chosen (subset).
-    - `categories`: values of a categorical variable: components (gmm), classes (lca), states (hmm), parts of the
-      guide's mixtures (structure). `layers`: stochastic layers (sbn).
+    - `categories`: values of a categorical variable: components (gmm), classes (lca), states (hmm), groups (blocks),
+      topics (topics), parts of the guide's mixtures (structure). `layers`: stochastic layers (sbn).
     - `hidden_layers`, `hidden_units`: of each network between two stochastic layers, or of the guide's network.
-    - `guide`: whether a network gives the latents' posterior or they are summed in the model (gmm, lca, hmm).
+    - `guide`: whether a network gives the latents' posterior or they are summed in the model (gmm, lca, hmm, motif,
+      topics).
+    - `degrees`: whether a graph's nodes have numbers of edges of their own (blocks).
     - `lr`: Adam's rate for the program, `estimator_lr` for what the estimator learns (baseline networks).
     - `temperature`: of a relaxed estimator; None is the estimator's own default.
     - `evaluate_every`: steps between two evaluations of the test ELBO.
@@ -111,6 +119,7 @@ class RunConfig:
     hidden_units: int = 1
     prior: str = "uniform"
     guide: str = "amortised"
+    degrees: str = "corrected"
     steps: int = 5000
     batch_size: int = 100
     lr: float = 1e-3
@@ -126,6 +135,7 @@ class RunConfig:
             ("binarisation", BINARISATIONS),
             ("prior", PRIORS),
             ("guide", LatentClasses.GUIDES),
+            ("degrees", BlockModel.DEGREES),
         ):
             _check_known(name, getattr(self, name), known)
         for name, least in LEAST.items():

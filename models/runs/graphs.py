@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from models.data.tables import Variables
-from models.programs.structure import DirectedGraph
+from models.programs.structured.structure import DirectedGraph
 from models.runs.evaluation import EVALUATION_SEED, isolated
 from pyro_discrete.distributions import precedence
 

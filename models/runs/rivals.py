@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -12,18 +17,29 @@ from torch import Tensor
 
 from models.data.connectomes import Connectomes
 from models.data.rankings import ABSENT
+from models.data.sequences import BASES
 from models.data.tables import Tables
 
 __all__ = [
     "LinearFit",
+    "MotifFit",
     "best_assignment",
     "lasso_fit",
     "match_by_assignment",
     "match_by_faq",
+    "motif_by_em",
     "plackett_luce_by_mm",
+    "spectral_groups",
+    "topics_by_gibbs",
+    "topics_by_variation",
 ]
 
 MM_ITERATIONS = 200
+GIBBS_ITERATIONS = 2000
+"""The package lda's own default."""
+EM_STARTS, EM_ITERATIONS, EM_TOLERANCE = 100, 200, 1e-5
+EM_FLOOR = 1e-3
+"""A count that every base has at each place of a motif: no probability becomes zero."""
 
 
 def plackett_luce_by_mm(places: Tensor, iterations: int = MM_ITERATIONS) -> Tensor:
@@ -141,3 +157,110 @@ def match_by_faq(data: Connectomes) -> Tensor:
     runs = [quadratic_assignment(second, first, options={**options, "P0": start, "rng": generator}) for start in starts]
     best: Any = max(runs, key=lambda run: run.fun)
     return torch.as_tensor(best.col_ind[data.known :] - data.known)
+
+
+@dataclass(frozen=True)
+class MotifFit:
+    """A profile `[width, bases]` and background `[bases]`, probabilities."""
+
+    profile: NDArray[np.float64]
+    background: NDArray[np.float64]
+
+    def log_ratios(self, x: NDArray[np.int64]) -> NDArray[np.float64]:
+        """How much more probable a motif at each place makes each row of `x` `[n, length]`: `[n, places]`."""
+        width, length = len(self.profile), x.shape[1]
+        columns = np.log(self.profile / self.background)
+        return sum(columns[j][x[:, j : length - width + 1 + j]] for j in range(width))  # type: ignore[return-value]
+
+    def log_likelihood(self, x: NDArray[np.int64]) -> float:
+        """Mean over the rows of `x`, in nats."""
+        ratios = self.log_ratios(x)
+        return float((np.logaddexp.reduce(ratios, 1) - np.log(ratios.shape[1])).mean() + self._around(x))
+
+    def _around(self, x: NDArray[np.int64]) -> float:
+        return float(np.log(self.background)[x].sum(1).mean())
+
+
+def motif_by_em(x: NDArray[np.int64], width: int, seed: int = 0, starts: int = EM_STARTS) -> MotifFit:
+    """One motif in each row of bases `x` `[n, length]` by EM, from windows of the data; the best of several runs.
+
+    Source: Lawrence and Reilly (1990), An expectation maximization algorithm for the identification and
+    characterization of common sites in unaligned biopolymer sequences.
+    """
+    generator = np.random.default_rng(seed)
+    n, length = x.shape
+    counts = np.bincount(x.ravel(), minlength=len(BASES)).astype(float)
+    fits = []
+    for _ in range(starts):
+        row, place = generator.integers(n), generator.integers(length - width + 1)
+        window = np.eye(len(BASES))[x[row, place : place + width]]
+        fit, last = MotifFit(0.5 * window + 0.5 * counts / counts.sum(), counts / counts.sum()), -np.inf
+        for _ in range(EM_ITERATIONS):
+            ratios = fit.log_ratios(x)
+            chances = np.exp(ratios - np.logaddexp.reduce(ratios, 1)[:, None])
+            profile = np.full((width, len(BASES)), EM_FLOOR)
+            for j in range(width):
+                profile[j] += np.bincount(
+                    x[:, j : length - width + 1 + j].ravel(), weights=chances.ravel(), minlength=len(BASES)
+                )
+            around = counts - profile.sum(0) + width * EM_FLOOR
+            fit = MotifFit(profile / profile.sum(1, keepdims=True), around / around.sum())
+            now = fit.log_likelihood(x)
+            if now - last < EM_TOLERANCE:
+                break
+            last = now
+        fits.append(fit)
+    return max(fits, key=lambda fit: fit.log_likelihood(x))
+
+
+def spectral_groups(edges: Tensor, number: int, seed: int = 0) -> NDArray[np.int64]:
+    """Groups of the nodes of a graph `[nodes, nodes]` by scikit-learn's spectral clustering, edges without direction.
+
+    Source: von Luxburg (2007), A tutorial on spectral clustering.
+    """
+    from sklearn.cluster import SpectralClustering
+
+    joined = ((edges + edges.mT) > 0).double().numpy()
+    found: Any = SpectralClustering(number, affinity="precomputed", random_state=seed).fit(joined)
+    return found.labels_
+
+
+@dataclass(frozen=True)
+class TopicFit:
+    """Topics `[topics, words]` and the shares of documents that were half seen, `[m, topics]`, probabilities."""
+
+    topics: NDArray[np.float64]
+    shares: NDArray[np.float64]
+
+
+def topics_by_gibbs(
+    train: NDArray[np.int64], seen: NDArray[np.int64], number: int, iterations: int = GIBBS_ITERATIONS, seed: int = 0
+) -> TopicFit | None:
+    """Latent Dirichlet allocation by collapsed Gibbs sampling, of the package lda with its priors; None without it.
+
+    - `train` `[n, words]`, `seen` `[m, words]`: counts.
+
+    Source: Griffiths and Steyvers (2004), Finding scientific topics.
+    """
+    if find_spec("lda") is None:
+        return None
+    lda: Any = import_module("lda")
+    logging.getLogger("lda").setLevel(logging.ERROR)
+    fit = lda.LDA(number, n_iter=iterations, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit.fit(train)
+        return TopicFit(fit.topic_word_, fit.transform(seen))
+
+
+def topics_by_variation(
+    train: NDArray[np.int64], seen: NDArray[np.int64], number: int, iterations: int = 50, seed: int = 0
+) -> TopicFit:
+    """The same by variational Bayes, of scikit-learn with its priors.
+
+    Source: Blei, Ng and Jordan (2003), Latent Dirichlet allocation.
+    """
+    from sklearn.decomposition import LatentDirichletAllocation
+
+    fit: Any = LatentDirichletAllocation(number, max_iter=iterations, random_state=seed).fit(train)
+    return TopicFit(fit.components_ / fit.components_.sum(1, keepdims=True), fit.transform(seen))

@@ -49,6 +49,8 @@ FLOORS = {
     "models": """
         errors
         data
+        programs/program
+        programs/structured
         programs
         runs
         reports

@@ -18,7 +18,14 @@ from models.data.answers import Answers, load_ability, load_simulated_answers
 from models.data.catalogue import DATASETS, BatchStream, load_data, load_images
 from models.data.points import Points, load_blobs, load_iris, load_wine
 from models.data.rankings import load_simulated_rankings
-from models.data.sequences import Sequences, coarse_tag, load_brown_characters, load_brown_words, load_simulated_chains
+from models.data.sequences import (
+    Sequences,
+    coarse_tag,
+    load_brown_characters,
+    load_brown_words,
+    load_simulated_chains,
+    load_simulated_motifs,
+)
 from models.data.tables import load_simulated_regression
 from models.errors import ConfigError, DataError
 from models.runs.config import build_program, configure
@@ -50,6 +57,7 @@ def test_simulated_sets_are_the_same_every_time() -> None:
         load_simulated_chains,
         load_simulated_rankings,
         load_simulated_regression,
+        load_simulated_motifs,
     ):
         assert load().fingerprint == load().fingerprint
 

@@ -22,7 +22,7 @@ from models.data.connectomes import (
     load_worms_unknown,
 )
 from models.errors import DataError
-from models.programs.matching import MatchedNeurons
+from models.programs.structured.matching import MatchedNeurons
 from models.runs.config import configure
 from models.runs.evaluation import isolated
 from models.runs.findings import findings

@@ -16,7 +16,7 @@ from torch import Tensor
 from models.data.catalogue import load_data
 from models.data.rankings import BAKE_OFF_FILE, Rankings, load_bake_off, load_simulated_rankings
 from models.errors import DataError
-from models.programs.rankings import ConsensusRanking
+from models.programs.structured.rankings import ConsensusRanking
 from models.runs.config import configure
 from models.runs.evaluation import bounds, isolated, log_likelihood
 from models.runs.findings import findings, pairs_in_order

@@ -15,7 +15,7 @@ from models.cli.commands import app
 from models.data import tables
 from models.data.tables import Variables, load_erdos_renyi_10, load_sachs, load_sachs_all, simulated_graph
 from models.errors import ConfigError, DataError
-from models.programs.structure import DirectedGraph, LinearGaussian
+from models.programs.structured.structure import DirectedGraph, LinearGaussian
 from models.runs.config import build_program, configure
 from models.runs.evaluation import bounds, isolated
 from models.runs.findings import findings

@@ -10,7 +10,7 @@ import torch
 
 from models.data.tables import Tables, load_breast_cancer, load_diabetes, load_simulated_regression
 from models.errors import ConfigError, DataError
-from models.programs.subset import SubsetRegression
+from models.programs.structured.subset import SubsetRegression
 from models.runs.config import build_program, configure
 from models.runs.evaluation import isolated
 from models.runs.findings import exact_inclusion, findings

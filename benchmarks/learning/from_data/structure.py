@@ -10,7 +10,7 @@ import torch
 from benchmarks.learning.from_data.line import Line
 from models.data.tables import Variables, load_sachs, simulated_graph
 from models.errors import DataError
-from models.programs.structure import DirectedGraph
+from models.programs.structured.structure import DirectedGraph
 from models.runs.evaluation import isolated
 from models.runs.graphs import area_under_curve, draw_graphs, exact_posterior, guide_posterior
 from pyro_discrete import TraceELBO, fit

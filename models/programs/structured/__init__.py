@@ -1,0 +1,1 @@
+"""Programs whose latents are structures: rankings, subsets, matchings, graphs."""
