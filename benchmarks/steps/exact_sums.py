@@ -29,8 +29,8 @@ __all__ = ["Timed", "timed"]
 
 WARM_UP = 3
 
-Timed = tuple[float, float, float]
-"""Milliseconds of a step of ours and of Pyro's, and the median ratio."""
+Timed = tuple[float, float, tuple[float, float, float]]
+"""Milliseconds of a step of ours and of Pyro's, and the median ratio with the quartiles around it."""
 
 
 def timed(name: str, turns: int) -> Timed:
@@ -44,8 +44,8 @@ def timed(name: str, turns: int) -> Timed:
         elbos = TraceELBO("enumerate", **settings), TraceEnum_ELBO(**settings)
         found = [[_milliseconds(elbo, made) for elbo in elbos] for _ in range(WARM_UP + turns)][WARM_UP:]
     ours, theirs = zip(*found, strict=True)
-    ratio = statistics.median(one / other for one, other in found)
-    return statistics.median(ours), statistics.median(theirs), ratio
+    lower, middle, upper = statistics.quantiles([one / other for one, other in found], n=4, method="inclusive")
+    return statistics.median(ours), statistics.median(theirs), (middle, lower, upper)
 
 
 def _milliseconds(elbo: Any, made: Example) -> float:
@@ -67,7 +67,7 @@ def main(
     for name in names():
         if fnmatchcase(name, only):
             ours, theirs, ratio = timed(name, turns)
-            print(f"| `{name}` | {ours:.1f} | {theirs:.1f} | {ratio:.2f} |", flush=True)
+            print(f"| `{name}` | {ours:.1f} | {theirs:.1f} | {ratio[0]:.2f} |", flush=True)
 
 
 if __name__ == "__main__":
