@@ -12,7 +12,6 @@ timed as `benchmarks.steps.exact_sums` does, without an optimiser. A first call 
 from __future__ import annotations
 
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -211,7 +210,9 @@ def _steps(only: str, turns: int, graph: bool) -> None:
 
 
 def _examples(only: str, turns: int) -> None:
-    print("| loss and gradient of | ours, ms | TraceEnum_ELBO, ms | ours / that | aim |\n| --- | --- | --- | --- | --- |")
+    print(
+        "| loss and gradient of | ours, ms | TraceEnum_ELBO, ms | ours / that | aim |\n| --- | --- | --- | --- | --- |"
+    )
     for name in names():
         if fnmatchcase(name, only):
             ours, theirs, ratio = timed(name, turns)
