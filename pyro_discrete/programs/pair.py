@@ -81,14 +81,14 @@ class RowsPlate(SiteMessenger, IndepMessenger):
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__(ROWS_PLATE, size, dim)
-        self.frame = CondIndepStackFrame(ROWS_PLATE, dim, size, 0, size)
+        self.frame, self.rows = CondIndepStackFrame(ROWS_PLATE, dim, size, 0, size), (size, dim)
 
     def _pyro_sample(self, msg: Any) -> None:
         msg["cond_indep_stack"] = (self.frame, *msg["cond_indep_stack"])
         fn = msg["fn"]
         if msg["done"] or not isinstance(fn, TorchDistributionMixin):
             return
-        _, dim, size, *_ = self.frame
+        size, dim = self.rows
         shape = tuple(fn.batch_shape)
         shape = (1,) * (-dim - len(shape)) + shape
         if shape[dim] not in (1, size):

@@ -55,13 +55,15 @@ class _Weight(NamedTuple):
 def _weights(guide_trace: Trace, ordering: Ordering) -> dict[str, _Weight] | None:
     """Of each enumerated site, by its symbol; None if anything else weighs terms, or if weights may not add up to 1."""
     found: dict[str, _Weight] = {}
-    for name, msg in guide_trace.nodes.items():
+    nodes: Mapping[str, Any] = guide_trace.nodes
+    for name, msg in nodes.items():
         if msg["type"] != "sample":
             continue
-        log_q: Any = msg["packed"]["score_parts"].score_function
+        log_q = msg["packed"]["score_parts"].score_function
         if is_identically_zero(log_q):
             continue
-        infer, symbol = msg["infer"], msg["infer"].get("_enumerate_symbol")
+        infer: Any = msg["infer"]
+        symbol = infer.get("_enumerate_symbol")
         listed = infer.get("enumerate") == "parallel" and infer.get("num_samples") is None
         if not listed or symbol is None or symbol in found or not _adds_up(msg):
             return None
