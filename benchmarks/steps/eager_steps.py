@@ -5,13 +5,15 @@
 
 Whole steps of `SVI` with Adam (validation off, one thread) by `TraceELBO`, by Pyro's ELBOs with as many particles, by
 hand in PyTorch and as a captured graph (`compile="graph"`) are made in turns, in one process. A ratio is the median of
-the turns' ratios, with the middle half of them; times are the processor's. The programs of `benchmarks.examples` are
-timed as `benchmarks.steps.exact_sums` does, without an optimiser. A first call is put beside the median of later ones.
+the turns' ratios, with the middle half of them; times are the processor's. Of the programs of `benchmarks.examples`,
+after Pyro's examples and after packages, loss and gradient by exact sums are timed (`benchmarks.soundness.pyro_examples`
+compares them). A first call is put beside the median of later ones.
 """
 
 from __future__ import annotations
 
 import statistics
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -26,13 +28,13 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, config_
 from torch import Tensor
 
 from benchmarks.examples.catalogue import names
+from benchmarks.examples.example import EXAMPLES, Example
 from benchmarks.steps.enumeration import chain, nothing
-from benchmarks.steps.exact_sums import timed
 from benchmarks.steps.step_rows import LR, Here
 from benchmarks.steps.step_shapes import DRAWS, SHAPES, Shape, by_hand
 from pyro_discrete import TraceELBO
 
-__all__ = ["CONTESTS", "Contest", "Ratio", "first_call", "ratios"]
+__all__ = ["CONTESTS", "Contest", "Ratio", "first_call", "ratios", "timed"]
 
 Ratio = tuple[float, float, float]
 """The median, and the quartiles around it."""
@@ -186,6 +188,32 @@ def ratios(contest: Contest, turns: int, without: Iterable[str] = ()) -> tuple[d
         if name != OURS
     }
     return {name: statistics.median(taken) for name, taken in found.items()}, compared
+
+
+WARM_UP = 3
+
+
+def timed(name: str, turns: int) -> tuple[float, float, Ratio]:
+    """Ms of loss and gradient of an example by our exact sums, and by Pyro's, and the ratio."""
+    with pyro.get_param_store().scope(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        made = EXAMPLES[name]()
+        made.guide(*made.args)
+        settings: Any = {"max_plate_nesting": made.nesting}
+        elbos = TraceELBO("enumerate", **settings), TraceEnum_ELBO(**settings)
+        found = [[_milliseconds(elbo, made) for elbo in elbos] for _ in range(WARM_UP + turns)][WARM_UP:]
+    ours, theirs = zip(*found, strict=True)
+    return statistics.median(ours), statistics.median(theirs), quartiles(one / other for one, other in found)
+
+
+def _milliseconds(elbo: Any, made: Example) -> float:
+    start = time.process_time()
+    elbo.loss_and_grads(made.model, made.guide, *made.args)
+    spent = 1e3 * (time.process_time() - start)
+    for parameter in pyro.get_param_store().values():
+        parameter.unconstrained().grad = None
+    return spent
 
 
 def first_call(make: Make, later: int) -> tuple[float, float]:

@@ -36,12 +36,12 @@ def expectation(costs: Costs, guide_trace: Trace, ordering: Ordering) -> Tensor 
 
     .. math:: \sum_c \sum_z q(z) \, c(z)
 
-    Where each term depends on one enumerated site at most, and no site on another, that is all there is to it: a
-    product for each site. A step of a mixture takes 0.8 of the time that it takes with Pyro's `Dice`, which has the
-    marginal probabilities of every term's values in general, and what is drawn beside them.
+    Where no enumerated site depends on another, a term is weighed by the probabilities of the sites that it depends on,
+    and that is all there is to it. A step of a mixture takes 0.8 of the time that it takes with Pyro's `Dice`, which
+    has the marginal probabilities of every term's values in general, and what is drawn beside them.
     """
     weights = _weights(guide_trace, ordering)
-    found = None if weights is None else _by_site(costs, weights)
+    found = None if weights is None else _weighed(costs, weights)
     return Dice(guide_trace, ordering).compute_expectation(costs) if found is None else found
 
 
@@ -81,8 +81,8 @@ def _adds_up(msg: Any) -> bool:
     return known and own and msg["mask"] is None and without_mask(msg["fn"]) is msg["fn"]
 
 
-def _by_site(costs: Costs, weights: Mapping[str, _Weight]) -> Tensor | float | None:
-    """The expectation, if each term has one enumerated site at most, which is upstream, and all of its plates' dims."""
+def _weighed(costs: Costs, weights: Mapping[str, _Weight]) -> Tensor | float | None:
+    """The expectation, if each term has all of its plates' dims, and those of enumerated sites upstream alone."""
     alike: dict[frozenset[str], list[Tensor]] = {}
     for plates, terms in costs.items():
         upstream = {symbol: weight for symbol, weight in weights.items() if weight.plates <= plates}
@@ -91,20 +91,20 @@ def _by_site(costs: Costs, weights: Mapping[str, _Weight]) -> Tensor | float | N
             if not torch.is_tensor(term):
                 return None
             dims = frozenset(dims_of(term))
-            if not shared <= dims or len(dims - plates) > 1 or not dims - plates <= upstream.keys():
+            if not shared <= dims or not dims - plates <= upstream.keys():
                 return None
             alike.setdefault(dims, []).append(term)
     total: Tensor | float = 0.0
     probabilities = {symbol: packed.exp(weight.log_q) for symbol, weight in weights.items()}
     for dims, terms in alike.items():
-        own = next((symbol for symbol in dims if symbol in weights), None)
-        if own is None:
-            total = total + reduce(torch.add, packed.broadcast_all(*terms)).sum()
-            continue
-        *terms, weight = packed.broadcast_all(*terms, probabilities[own])
-        cost = reduce(torch.add, terms)
-        # no number times zero: an impossible value costs nothing
-        total = total + (weight * cost.masked_fill(weight == 0, 0.0)).sum()
+        own = [probabilities[symbol] for symbol in weights if symbol in dims]
+        aligned = packed.broadcast_all(*terms, *own)
+        cost = reduce(torch.add, aligned[: len(terms)])
+        if own:
+            weight = reduce(torch.mul, aligned[len(terms) :])
+            # no number times zero: an impossible value costs nothing
+            cost = weight * cost.masked_fill(weight == 0, 0.0)
+        total = total + cost.sum()
     return total
 
 
@@ -113,6 +113,9 @@ class SumCosts:
 
     def __init__(self) -> None:
         self._known: dict[Any, SumCost] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
 
     def of(self, costs: Costs, guide_trace: Trace, ordering: Ordering) -> SumCost:
         """A sum for each set of plates."""
