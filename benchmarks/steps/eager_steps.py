@@ -6,8 +6,8 @@
 Whole steps of `SVI` with Adam (validation off, one thread) by `TraceELBO`, by Pyro's ELBOs with as many particles, by
 hand in PyTorch and as a captured graph (`compile="graph"`) are made in turns, in one process. A ratio is the median of
 the turns' ratios, with the middle half of them; times are the processor's. Of the programs of `benchmarks.examples`,
-after Pyro's examples and after packages, loss and gradient by exact sums are timed (`benchmarks.soundness.pyro_examples`
-compares them). A first call is put beside the median of later ones.
+after Pyro's examples and after packages, loss and gradient by exact sums are timed; what they are is compared by
+`benchmarks.soundness.pyro_examples`. A first call is put beside the median of later ones.
 """
 
 from __future__ import annotations
@@ -262,6 +262,7 @@ def _first(only: str, tries: int) -> None:
 
 def _curve(lengths: Iterable[int]) -> None:
     print("| chain of | first call, s | a later step, s | first call a site, ms |\n| --- | --- | --- | --- |")
+    first_call(chained(20).ways[OURS], 1)  # imports
     for length in lengths:
         first, later = first_call(chained(length).ways[OURS], 3)
         print(f"| {length:,} | {first / 1000:.2f} | {later / 1000:.3f} | {first / length:.2f} |", flush=True)
