@@ -496,8 +496,8 @@ def _check_shapes(name: str, fn: Any, single: Any, rows: int, batch_dims: int) -
 def _mixing_site(pair: Pair, trial: Trial, guide_trace: Trace, model_trace: Trace, row: int) -> str | None:
     """The first site at which a row's log-probability is not that of a run with the row's values alone.
 
-    A site at which another such run differs, too, has noise of its own (dropout), and shows nothing: looked for where
-    the first one differs alone, a first call of a belief network takes 0.9 of the time.
+    A site at which another such run differs, too, has noise of its own (dropout), and shows nothing. That is looked for
+    where the first run differs, as in all such checks: a first call of a belief network takes 0.9 of the time.
     """
     single_values = latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)
     rowed_values = latent_sites(model_trace) | latent_sites(guide_trace)

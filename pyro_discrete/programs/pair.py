@@ -76,7 +76,8 @@ class RowsPlate(SiteMessenger, IndepMessenger):
     """The leading plate of a run's rows, as `pyro.plate` around a program has it.
 
     It draws no subsample, lets params go by, makes its frame once, and leaves a distribution that has the rows already
-    as it is: 0.96 of the time of a step of a small belief network with Pyro's.
+    as it is: with bits drawn from logits before these are repeated (`drawn`), a step of a belief network takes 0.95 of
+    the time that it takes with Pyro's.
     """
 
     def __init__(self, size: int, dim: int) -> None:

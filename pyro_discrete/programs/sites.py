@@ -80,7 +80,7 @@ def drawn(fn: Any) -> Tensor:
     - Bits on the processor: whether a uniform number is below the probability. These are the draws of `torch.bernoulli`
       under the same seed, in a third of the time, without its look at each probability: those that are given, and not
       validated, for one distribution or for all, are left to it, whose look is then the only one. Logits are made
-      probabilities before they are repeated for the rows: a step of a belief network takes 0.95 of the time.
+      probabilities before they are repeated for the rows (see `RowsPlate` for what both earn).
     """
     base = fn
     while isinstance(base, Independent | MaskedDistribution):
