@@ -28,7 +28,7 @@ from pyro_discrete.families import Family
 from pyro_discrete.inspection.provenance import Provenance, element_axis
 from pyro_discrete.inspection.trial import Trial, check_rows
 from pyro_discrete.programs.dims import plates_of
-from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, trace_pair
+from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, random_state, set_random_state, trace_pair
 from pyro_discrete.programs.sites import (
     Site,
     family_of,
@@ -275,24 +275,30 @@ def _elements(provenance: Provenance, traces: tuple[Trace, Trace]) -> dict[Key, 
 
 
 def _contradiction(pair: Pair, subsamples: KeepSubsamples, traces: tuple[Trace, Trace], found: Dependencies) -> str:
-    """Change draws, hold the others, and see that no term changes which does not depend on them; empty if so."""
+    """Change draws, hold the others, and see that no term changes which does not depend on them; empty if so.
+
+    Where every term depends on every draw, nothing could be contradicted, and nothing is run.
+    """
     discrete = {
         n: Site(m) for n, m in latent_sites(traces[0]).items() if Site(m).family not in (None, Family.CONTINUOUS)
     }
     values = {n: m["value"] for n, m in latent_sites(traces[0]).items()}
     changed = [frozenset(discrete) - sources for sources in dict.fromkeys(found.terms.values())]
     changed = [names for names in dict.fromkeys(changed) if names]
+    if not changed:
+        return ""
     if len(changed) > CHECKED:
         changed = _pooled(list(discrete), CHECKED)
+    start = random_state()
     try:
-        reference = _log_probs(pair, subsamples, values)
-        if not _same(reference, _log_probs(pair, subsamples, values)):
-            return "its log-probabilities change from run to run though all draws are held"
+        reference = _log_probs(pair, subsamples, values, start)
         for names in changed:
             others = {n: _rotated(discrete[n], values[n]) for n in discrete if n in names}
-            again = _log_probs(pair, subsamples, values | others)
+            again = _log_probs(pair, subsamples, values | others, start)
             unmoved = {k: v for k, v in reference.items() if not names & found.terms[k]}
             if again.keys() != reference.keys() or not _same(unmoved, {k: again[k] for k in unmoved}):
+                if not _same(reference, _log_probs(pair, subsamples, values, start)):
+                    return "its log-probabilities change from run to run though all draws are held"
                 return f"terms change with draws that they were not seen to use ({', '.join(sorted(names)[:3])})"
     except Exception as error:
         return f"a run with other draws failed: {in_a_line(error)}"
@@ -305,8 +311,8 @@ def _pooled(names: list[str], runs: int) -> list[frozenset[str]]:
     return [frozenset(draw.sample(names, max(1, len(names) // 3))) for _ in range(runs)]
 
 
-def _log_probs(pair: Pair, subsamples: KeepSubsamples, values: Mapping[str, Tensor]) -> dict[Key, Tensor]:
-    pyro.set_rng_seed(0)  # noise of the program's own is to be the same in every run
+def _log_probs(pair: Pair, subsamples: KeepSubsamples, values: Mapping[str, Tensor], start: Any) -> dict[Key, Tensor]:
+    set_random_state(start)  # noise of the program's own is to be the same in every run
     with torch.no_grad():
         traces = trace_pair(pair, subsamples, values)
         return {k: site_log_prob(m) for k, m in _sites(traces)}

@@ -8,10 +8,10 @@ own value if no other element's reaches them. Both are tried here, with rows and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
@@ -21,7 +21,7 @@ from torch import Tensor
 from pyro_discrete.errors import DiscreteInferenceError, in_a_line
 from pyro_discrete.inspection.trial import Trial, check_rows, spread_values, unused_size, value_of_attempt
 from pyro_discrete.programs.dims import plates_of
-from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, trace_pair
+from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, random_state, set_random_state, trace_pair
 from pyro_discrete.programs.sites import Site, latent_sites, sample_sites, site_log_prob
 
 __all__ = [
@@ -30,6 +30,10 @@ __all__ = [
     "marked_trial",
     "why_not_over_values",
 ]
+
+
+Traces = tuple[Trace, Trace]
+"""Of the guide and the model."""
 
 
 @torch.no_grad()
@@ -48,11 +52,10 @@ def why_not_over_values(pair: Pair, trial: Trial, names: Collection[str]) -> str
         few = 2 if len(trial.model_trace.nodes) > 200 else 5  # a long program is run less often
         for row in range(min(rows, few)):
             own = {n: v[row].reshape(sites[n]["value"].shape) if n in names else v for n, v in values.items()}
-            repeats = [trace_pair(pair, trial.subsamples, own) for _ in range(2)]
-            for rowed, *singles in zip(together, *repeats, strict=True):
-                mixing = _mixing(rowed, singles, row, rows, trial.batch_dims)
-                if mixing:
-                    return mixing
+            alone = partial(trace_pair, pair, trial.subsamples, own)
+            mixing = _mixing(together, alone, row, rows, trial.batch_dims)
+            if mixing:
+                return mixing
     except DiscreteInferenceError:
         raise
     except Exception as error:
@@ -60,20 +63,26 @@ def why_not_over_values(pair: Pair, trial: Trial, names: Collection[str]) -> str
     return ""
 
 
-def _mixing(rowed: Trace, singles: list[Trace], row: int, rows: int, batch_dims: int) -> str:
-    """What is wrong with a row: its terms have to be those of runs of it alone, unless these differ by themselves."""
-    together, alone = sample_sites(rowed), [sample_sites(trace) for trace in singles]
-    for sites in alone:
-        changed = sites.keys() ^ together.keys()
+def _mixing(together: Traces, alone: Callable[[], Traces], row: int, rows: int, batch_dims: int) -> str:
+    """What is wrong with a row: its terms have to be those of a run of it alone, unless another one differs, too."""
+    runs = [alone()]
+    for where, rowed in enumerate(together):
+        sites = sample_sites(rowed)
+        changed = sites.keys() ^ sample_sites(runs[0][where]).keys()
+        for name, msg in sites.items() if not changed else ():
+            expected = _term(runs[0][where].nodes[name])
+            found = _row(_term(msg), row, rows, batch_dims)
+            if found is not None and _equal(found, expected):
+                continue
+            if len(runs) == 1:
+                runs.append(alone())
+            changed = sites.keys() ^ sample_sites(runs[1][where]).keys()
+            if changed:
+                break
+            if torch.equal(expected, _term(runs[1][where].nodes[name])):
+                return f"at site {name!r} a row's log-probability changes with the values in other rows"
         if changed:
             return f"its sites change with their values ({', '.join(sorted(changed))})"
-    for name, msg in together.items():
-        expected, again = (_term(sites[name]) for sites in alone)
-        if not torch.equal(expected, again):
-            continue
-        found = _row(_term(msg), row, rows, batch_dims)
-        if found is None or not _equal(found, expected):
-            return f"at site {name!r} a row's log-probability changes with the values in other rows"
     return ""
 
 
@@ -165,10 +174,10 @@ def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site]) -> dict[str, 
     fixed = {n: m["value"] for n, m in (latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)).items()}
 
     def run(values: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-        pyro.set_rng_seed(0)
+        set_random_state(start)
         return [sample_sites(trace) for trace in trace_pair(pair, trial.subsamples, {**fixed, **values})]
 
-    found = {}
+    found, start = {}, random_state()
     with on_trial():
         for plate in sorted(plates, key=lambda p: p.dim or 0):
             group = [s for s in drawn.values() if plate in s.plates]
@@ -180,18 +189,18 @@ def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site]) -> dict[str, 
 
 def _joined_in(run: Callable[[Mapping[str, Tensor]], list[dict[str, Any]]], plate: Any, group: Sequence[Site]) -> str:
     """The first term that joins elements of a plate, of whose sites these are the discrete ones."""
-    unsteady: set[tuple[int, str]] | None = None
+    unsteady: set[tuple[int, str]] | None = None  # looked for where a term seems to join elements
     for first in (0, 2):
         one, other = ({s.name: value_of_attempt(s, first + k) for s in group} for k in (0, 1))
         ends = run(one), run(other)
-        if unsteady is None:
-            unsteady = _differing(ends[0], run(one))
         for moved in _halves(plate.size):
             given = {s.name: torch.where(_along(moved, plate, s), other[s.name], one[s.name]) for s in group}
             for where, sites_of in enumerate(zip(*ends, run(given), strict=True)):
-                found = _joined(*sites_of, plate, moved, {name for place, name in unsteady if place == where})
-                if found:
-                    return found
+                for name in _joined(*sites_of, plate, moved):
+                    if unsteady is None:
+                        unsteady = _differing(ends[0], run(one))
+                    if (where, name) not in unsteady:
+                        return f"the term of site {name!r} joins elements of plate {plate.name!r}"
     return ""
 
 
@@ -218,17 +227,13 @@ def _along(moved: Tensor, plate: Any, site: Site) -> Tensor:
 
 
 def _joined(
-    one: Mapping[str, Any],
-    other: Mapping[str, Any],
-    mixed: Mapping[str, Any],
-    plate: Any,
-    moved: Tensor,
-    skipped: Collection[str],
-) -> str:
+    one: Mapping[str, Any], other: Mapping[str, Any], mixed: Mapping[str, Any], plate: Any, moved: Tensor
+) -> Iterator[str]:
+    """The terms that are not, element by element, those of the runs that the elements' values are from."""
     if one.keys() != mixed.keys() or other.keys() != mixed.keys():
-        return ""  # said where sites that change are refused
+        return  # said where sites that change are refused
     for name, msg in mixed.items():
-        if plate not in plates_of(msg) or name in skipped:
+        if plate not in plates_of(msg):
             continue
         terms = [_term(sites[name]) for sites in (one, other)]
         shape = torch.broadcast_shapes(*(t.shape for t in (*terms, _term(msg))))
@@ -237,5 +242,4 @@ def _joined(
         where = moved.reshape(-1, *[1] * (-plate.dim - 1)).to(terms[0].device)
         expected = torch.where(where, terms[1].expand(shape), terms[0].expand(shape))
         if not torch.allclose(_term(msg).expand(shape), expected, rtol=1e-4, atol=1e-4, equal_nan=True):
-            return f"the term of site {name!r} joins elements of plate {plate.name!r}"
-    return ""
+            yield name

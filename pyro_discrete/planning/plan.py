@@ -20,6 +20,7 @@ from pyro_discrete.programs.pair import Pair
 from pyro_discrete.relaxations.jumps import JumpsSeen
 from pyro_discrete.sums.components import SumCost
 from pyro_discrete.sums.counts import Counts
+from pyro_discrete.sums.expectation import SumCosts
 
 __all__ = [
     "ANALYTIC",
@@ -199,6 +200,7 @@ class Met:
     - `linear`: relaxed sites whose divergence was analytic and is not any more, with the reason.
     - `jumps`: in which runs it was looked whether the program jumps as relaxed values move.
     - `closed`: sites of an enumerated program whose sampled terms closed ones stand for. `cost`: that of the last sums.
+    - `sum_costs`: what expectations of enumerated terms cost.
     - `costs`: what sites' learning signals held in the last run, in words.
     - `runs`: how often the last step ran the guide and the model, where that is more than once.
     """
@@ -210,6 +212,7 @@ class Met:
     jumps: JumpsSeen = field(default_factory=JumpsSeen)
     closed: set[str] = field(default_factory=set)
     cost: SumCost | None = None
+    sum_costs: SumCosts = field(default_factory=SumCosts)
     costs: str = ""
     runs: Mapping[str, int] = field(default_factory=dict)
 

@@ -54,10 +54,11 @@ from pyro_discrete.posterior.value_by_value import (
     summed_leaves,
     value_by_value,
 )
-from pyro_discrete.programs.dims import ROWS_PLATE, plates_of, subsampling_scale
+from pyro_discrete.programs.dims import plates_of, subsampling_scale
 from pyro_discrete.programs.module_state import kept_state
 from pyro_discrete.programs.pair import (
     Pair,
+    RowsPlate,
     Substitute,
     UnconditionSites,
     hidden_from_traces,
@@ -377,7 +378,7 @@ class PosteriorRuns:
     def rowed(self, program: Callable[..., Any], rows: int | None) -> Callable[..., Any]:
         """The program with the call's subsamples, over rows unless these are None."""
         program = self.trial.subsamples(program)
-        return program if rows is None else pyro.plate(ROWS_PLATE, rows, dim=-1 - self.trial.batch_dims)(program)
+        return program if rows is None else RowsPlate(rows, -1 - self.trial.batch_dims)(program)
 
     def traced(self, program: Callable[..., Any], *handlers: Any) -> Trace:
         """The program's trace, the first handler innermost, hidden from those around."""

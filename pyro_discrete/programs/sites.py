@@ -80,15 +80,18 @@ def drawn(fn: Any) -> Tensor:
     - Categories: `fn()` draws an exponential number for each category of each row; a table of sums, looked into once
       for each row, takes an eighth of the time with 10 categories, and less with more.
     - Bits on the processor: whether a uniform number is below the probability. These are the draws of `torch.bernoulli`
-      under the same seed, in a third of the time, without its look at each probability: where validation is off, for
-      one distribution or for all, they are left to it, whose look is then the only one.
+      under the same seed, in a third of the time, without its look at each probability: those that are given, and not
+      validated, for one distribution or for all, are left to it, whose look is then the only one. Logits are made
+      probabilities before they are repeated for the rows (see `RowsPlate` for what both earn).
     """
     base = fn
     while isinstance(base, Independent | MaskedDistribution):
         base = base.base_dist
     own = getattr(type(base), "sample", None)
-    if own is Bernoulli.sample and _has_validated(base) and _is_plain(base._param) and _has_uniform_bits(base._param):
-        return _bits(base)
+    if own is Bernoulli.sample and _is_plain(base._param) and _has_uniform_bits(base._param):
+        by_logits = "probs" not in vars(base)
+        if by_logits or _has_validated(base):
+            return _bits(base, by_logits)
     if own is Categorical.sample and _shares_rows(base._param):
         return _categories(base)
     if own is OneHotCategorical.sample and _shares_rows(base._param):
@@ -120,9 +123,17 @@ def _has_uniform_bits(parameter: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _bits(fn: Bernoulli) -> Tensor:
-    probs = fn.probs
+def _bits(fn: Bernoulli, by_logits: bool) -> Tensor:
+    probs = _once(fn.logits).sigmoid() if by_logits else fn.probs
     return torch.rand(fn.batch_shape, dtype=probs.dtype, device=probs.device).lt_(probs)
+
+
+def _once(repeated: Tensor) -> Tensor:
+    """A tensor without the repetitions that `expand` gave it, of size 1 in those dims."""
+    for dim, (size, stride) in enumerate(zip(repeated.shape, repeated.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            repeated = repeated.narrow(dim, 0, 1)
+    return repeated
 
 
 @torch.no_grad()

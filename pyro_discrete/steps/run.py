@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
@@ -18,7 +17,7 @@ from pyro_discrete.objectives.base import E, Objective
 from pyro_discrete.planning.kl_treatment import settled_points
 from pyro_discrete.planning.plan import Plan, StructureChangedError
 from pyro_discrete.programs.dims import ROWS_PLATE
-from pyro_discrete.programs.pair import KeepSubsamples, Pair, trace_sites
+from pyro_discrete.programs.pair import KeepSubsamples, Pair, RowsPlate, trace_sites
 from pyro_discrete.programs.sites import is_latent, latent_sites, sample_sites
 from pyro_discrete.relaxations.handler import ExtendMessenger
 from pyro_discrete.relaxations.jumps import Report, WatchJumps, refuse_jump, warn_of_jump
@@ -65,7 +64,7 @@ def run_pair(
     watch = _watch_jumps(plan, placing, known if known.known else None)
     guide, model = (pair.guide, pair.model) if watch is None else (watch(pair.guide), watch(pair.model))
     if isinstance(placing, PlaceRows):
-        plate = pyro.plate(ROWS_PLATE, placing.layout.size, dim=-1 - plan.batch_dims)
+        plate = RowsPlate(placing.layout.size, -1 - plan.batch_dims)
         guide, model = plate(guide), plate(model)
     if subsamples is not None:
         guide, model = subsamples(guide), subsamples(model)

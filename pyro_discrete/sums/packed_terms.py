@@ -5,7 +5,7 @@ Traces are Pyro's, packed: a term's dims have symbols, one for each plate and on
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from pyro.ops import packed
@@ -15,8 +15,8 @@ from torch import Tensor, is_tensor
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.sites import latent_sites, sample_sites
-from pyro_discrete.sums.components import SCALE_OF_VALUES, SumCost, contract, joined_factors
-from pyro_discrete.sums.elimination import SizesAlone, dims_of
+from pyro_discrete.sums.components import SCALE_OF_VALUES, contract, joined_factors
+from pyro_discrete.sums.elimination import dims_of
 from pyro_discrete.sums.enumerated_sites import IN_GUIDE
 from pyro_discrete.sums.factors import Component, Factor
 from pyro_discrete.sums.left_out import note_left_out
@@ -27,7 +27,7 @@ __all__ = [
     "CoupledElementsError",
     "add_sums",
     "check_crossing",
-    "expectation_cost",
+    "enumerated_in",
     "model_costs",
     "ordinal_of",
 ]
@@ -53,7 +53,7 @@ def ordinal_of(trace: Trace, site: Any) -> frozenset[str]:
     return frozenset(trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized)
 
 
-def _enumerated(trace: Trace, without: Collection[str] = ()) -> Iterator[tuple[str, str, Any]]:
+def enumerated_in(trace: Trace, without: Collection[str] = ()) -> Iterator[tuple[str, str, Any]]:
     """Name, symbol and message of each enumerated site."""
     for name, site in latent_sites(trace).items():
         if name not in without and site["infer"].get("_enumerate_dim") is not None:
@@ -67,7 +67,7 @@ def check_crossing(guide_trace: Trace, model_trace: Trace) -> None:
     """
     inside = {}
     for trace, without in ((guide_trace, ()), (model_trace, latent_sites(guide_trace))):
-        for name, symbol, site in _enumerated(trace, without):
+        for name, symbol, site in enumerated_in(trace, without):
             plates = {p for p in plates_of(site) if p.vectorized}
             if plates:
                 inside[symbol] = name, plates
@@ -86,7 +86,7 @@ def check_crossing(guide_trace: Trace, model_trace: Trace) -> None:
 
 def model_costs(model_trace: Trace, guide_trace: Trace) -> tuple[Costs, list[Component]]:
     """The model's terms that none of its own enumerated sites reaches, and those to sum out, by component."""
-    own = {name: symbol for name, symbol, _ in _enumerated(model_trace, latent_sites(guide_trace))}
+    own = {name: symbol for name, symbol, _ in enumerated_in(model_trace, latent_sites(guide_trace))}
     inside = {own[n]: ordinal_of(model_trace, model_trace.nodes[n]) for n in own}
     costs: Costs = {}
     factors = []
@@ -111,7 +111,7 @@ def add_sums(costs: Costs, found: Collection[Component], guide_trace: Trace) -> 
 
     Raises `CoupledElementsError` where one of them joins elements of a plate in which the guide's sites are enumerated.
     """
-    guided = {symbol: (name, ordinal_of(guide_trace, site)) for name, symbol, site in _enumerated(guide_trace)}
+    guided = {symbol: (name, ordinal_of(guide_trace, site)) for name, symbol, site in enumerated_in(guide_trace)}
     for component in found:
         shared = frozenset.intersection(*(f.plates for f in component.factors))
         for factor in component.factors:
@@ -127,20 +127,3 @@ def add_sums(costs: Costs, found: Collection[Component], guide_trace: Trace) -> 
         note_left_out(component)
         term = packed.scale_and_mask(contract(component), scale=common_scale(component))
         costs.setdefault(shared, []).append(term)
-
-
-def expectation_cost(costs: Costs, guide_trace: Trace, ordering: Mapping[str, frozenset[str]]) -> SumCost:
-    """What the expectation of the costs under the guide's enumerated values costs: a sum for each set of plates."""
-    drawn = [(ordering[name], site["packed"]["log_prob"]) for name, site in latent_sites(guide_trace).items()]
-    enumerated = {symbol for _, symbol, _ in _enumerated(guide_trace)}
-    ring = SizesAlone()
-    ring.begin(enumerated)
-    for plates in dict.fromkeys([*costs, *(p for p, _ in drawn)]):
-        terms = [*(q for p, q in drawn if p <= plates), *costs.get(plates, ())]
-        terms = [t for t in terms if not enumerated.isdisjoint(dims_of(t))]
-        if terms:
-            ring.sumproduct(terms, enumerated & {d for t in terms for d in dims_of(t)})
-    every = [*(t for terms in costs.values() for t in terms), *(q for _, q in drawn)]
-    return SumCost(
-        max([ring.largest, *(t.numel() for t in every)]), ring.operations + sum(t.numel() for t in every), ring.width
-    )

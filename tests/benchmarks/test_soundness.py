@@ -9,7 +9,7 @@ from benchmarks.examples.catalogue import names
 from benchmarks.soundness import pyro_examples
 from benchmarks.soundness.generated import Task, examined
 from benchmarks.soundness.pyro_suite import judged
-from benchmarks.steps.exact_sums import timed
+from benchmarks.steps.eager_steps import timed
 from pyro_discrete import TraceELBO
 
 SUITE = """
@@ -104,7 +104,7 @@ def test_an_example_whose_loss_differs_is_seen(monkeypatch, doubles):
 def test_an_example_is_timed_beside_pyro():
     ours, theirs, ratio = timed("looked_up", 3)
     assert min(ours, theirs) > 0
-    assert 0.1 < ratio < 10
+    assert 0.1 < ratio[1] <= ratio[0] <= ratio[2] < 10
 
 
 def test_programs_are_chosen_by_their_features():

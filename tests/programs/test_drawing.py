@@ -100,6 +100,28 @@ def test_bits_are_those_of_torch_bernoulli(dtype: torch.dtype) -> None:
         assert (value[probs == 1] == 1).all()
 
 
+@pytest.mark.parametrize("validated", [True, False])
+def test_bits_of_logits_are_those_of_torch_bernoulli(validated: bool) -> None:
+    """Also of logits that are repeated, which are made probabilities once, and where nothing is validated."""
+    for probs in layouts(torch.float32).values():
+        logits = probs.clamp(1e-6, 1 - 1e-6).logit()
+        for shaped in (
+            lambda fn: fn,
+            lambda fn: fn.to_event(fn.logits.dim()),
+            lambda fn: fn.expand((4, *fn.batch_shape)),
+        ):
+            with pyro.validation_enabled(validated):
+                fn = shaped(dist.Bernoulli(logits=logits))
+                torch.manual_seed(5)
+                with Operations() as seen:
+                    value = drawn(fn)
+                assert "bernoulli" not in seen.names
+                state = torch.get_rng_state()
+                torch.manual_seed(5)
+                assert torch.equal(value, fn())
+                assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_bits_of_logits_carry_no_gradient() -> None:
     logits = torch.linspace(-60, 60, 500).requires_grad_()
     for fn in (dist.Bernoulli(logits=logits), dist.Bernoulli(logits=logits).expand([4, 500])):

@@ -13,7 +13,6 @@ from pyro import poutine
 from pyro.distributions.score_parts import ScoreParts
 from pyro.infer import TraceEnum_ELBO
 from pyro.infer.enum import get_importance_trace, iter_discrete_escape, iter_discrete_extend
-from pyro.infer.util import Dice
 from pyro.ops import packed
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
@@ -42,10 +41,10 @@ from pyro_discrete.sums.enumerated_sites import (
     mark_for_enumeration,
     unmarked,
 )
+from pyro_discrete.sums.expectation import expectation
 from pyro_discrete.sums.packed_terms import (
     add_sums,
     check_crossing,
-    expectation_cost,
     model_costs,
     ordinal_of,
 )
@@ -171,16 +170,16 @@ class _ExactELBO(TraceEnum_ELBO):
         return -torch.as_tensor(elbo) / self.num_particles
 
     def _expected(self, model_trace: Trace, guide_trace: Trace) -> Any:
-        """As in Pyro's `_compute_dice_elbo`: marginal model costs and guide costs, their expectation by Dice."""
+        """As in Pyro's `_compute_dice_elbo`: marginal model costs and guide costs, and their expectation."""
         ordering = {n: ordinal_of(t, m) for t in (model_trace, guide_trace) for n, m in sample_sites(t).items()}
         costs, found = model_costs(model_trace, guide_trace)
         sums = [within_budget(c, dict.fromkeys(c.sites, self.settings)) for c in found]
         add_sums(costs, found, guide_trace)
-        self.cost = reduce(SumCost.beside, sums, expectation_cost(costs, guide_trace, ordering))
+        self.cost = reduce(SumCost.beside, sums, self.plan.met.sum_costs.of(costs, guide_trace, ordering))
         self._check_budget(self.cost, guide_trace, model_trace)
         for name, site in sample_sites(guide_trace).items():
             costs.setdefault(ordering[name], []).append(packed.neg(site["packed"]["log_prob"]))
-        return Dice(guide_trace, ordering).compute_expectation(costs)
+        return expectation(costs, guide_trace, ordering)
 
     def _check_budget(self, cost: SumCost, guide_trace: Trace, model_trace: Trace) -> None:
         if not cost.fits(self.settings):
