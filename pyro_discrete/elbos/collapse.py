@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -33,11 +33,13 @@ from pyro_discrete.errors import (
     DiscreteInferenceError,
     EnumerationError,
     SettingError,
+    in_a_line,
     refuses_unknown_keywords,
     shown,
 )
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
+from pyro_discrete.inspection.dependencies import draws_seen_by_python
 from pyro_discrete.inspection.trial import check_batch_dims, check_data, plain_trial
 from pyro_discrete.programs.dims import subsampling_scale
 from pyro_discrete.programs.module_state import kept_state
@@ -54,7 +56,7 @@ from pyro_discrete.programs.sites import (
 from pyro_discrete.sums.components import SumCost
 from pyro_discrete.sums.counts import Counts, MoreTermsError
 from pyro_discrete.sums.enumerated_sites import BUDGET, IN_GUIDE, NOT_IN_GUIDE, Marginalise
-from pyro_discrete.sums.marginalisation import collapsed, settle, summed_one_by_one
+from pyro_discrete.sums.marginalisation import collapsed, settle, summed_one_by_one, why_not_at_once_here
 
 __all__ = [
     "Collapsed",
@@ -132,6 +134,8 @@ class CollapsedPlan:
     - `cost`: of the sums. `batch_dims`: how many dims of plates there are. `given`: sites that are not summed over.
       `computed`: deterministic sites with the shapes that they have at single values. `counts`: how far sums over
       counts go. `by_parts`: the structures that are summed by their partition function.
+      `decided_by`: the draws that Python sees, so that other ones may take another branch: sums at once are tried anew
+      in every run then.
     """
 
     sites: tuple[str, ...] = ()
@@ -143,6 +147,7 @@ class CollapsedPlan:
     computed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
     by_parts: frozenset[str] = frozenset()
+    decided_by: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         if not self.sites:
@@ -198,11 +203,27 @@ class Collapsed:
         if not plan.sites:
             return self.model(*args, **kwargs)
         shown_run = _Run(plan, self.settings)
-        result = shown_run.of(self.model, args, kwargs)
+        try:
+            result = shown_run.of(self.model, args, kwargs)
+        except (DiscreteInferenceError, AttributeError):
+            raise
+        except Exception as error:
+            if plan.one_by_one or not plan.decided_by:
+                raise
+            raise EnumerationError(
+                f"The program decides by its draws of {', '.join(sorted(plan.decided_by))}, and with these it does not "
+                f"run over all values of {', '.join(plan.sites)} beside each other ({in_a_line(error)}). Index from "
+                "the right so that dims on the left broadcast."
+            ) from error
         run: _Run | None = shown_run
         if shown_run.own.keys() != {*plan.sites}:  # what is shown does not hang on the way of the sum
             plan, run = self._planned(key, args, kwargs), None
-            self._last = plan
+        elif plan.decided_by and not plan.one_by_one:
+            draws, kept = shown_run.values(), shown_run.subsamples
+            with _unseen():
+                singly = why_not_at_once_here(self._pair(args, kwargs)[0], draws, kept, plan.batch_dims)
+            plan = replace(plan, one_by_one=singly)
+        self._last = plan
         total = self._total(plan, shown_run, run, args, kwargs)
         with block_messengers(lambda handler: isinstance(handler, MaskMessenger | ScaleMessenger)):  # in it already
             pyro.factor(_label(plan.sites), total)
@@ -233,19 +254,23 @@ class Collapsed:
             except MoreTermsError:
                 run = None
 
+    def _pair(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Pair, Collection[str]]:
+        """The model, and a guide that draws what is not summed out; and the names that handlers around give values."""
+        given = _names_in(*_PYRO_STACK)
+        model = poutine.condition(self.model, _conditioned())
+
+        def is_hidden(msg: Any) -> bool:
+            """Whether a site is none that a guide would draw."""
+            drawn = is_latent(msg) and (msg["name"] in given or not _is_discrete(msg))
+            return msg["type"] == "sample" and not site_is_subsample(msg) and not drawn
+
+        return Pair(model, poutine.block(model, hide_fn=is_hidden), args, kwargs), given
+
     def _planned(self, key: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CollapsedPlan:
         """Look at the program: what is observed, what is to be summed out, and in which way it can be."""
         counts = Counts(steady=False)
         with _unseen(), on_trial(), kept_state(self.model), torch.enable_grad():
-            given = _names_in(*_PYRO_STACK)
-            model = poutine.condition(self.model, _conditioned())
-
-            def is_hidden(msg: Any) -> bool:
-                """Whether a site is none that a guide would draw."""
-                drawn = is_latent(msg) and (msg["name"] in given or not _is_discrete(msg))
-                return msg["type"] == "sample" and not site_is_subsample(msg) and not drawn
-
-            pair = Pair(model, poutine.block(model, hide_fn=is_hidden), args, kwargs)
+            pair, given = self._pair(args, kwargs)
             trace = plain_trial(pair).model_trace
             sites = sample_sites(trace)
             discrete = [n for n, m in sites.items() if is_latent(m) and _is_discrete(m) and n not in given]
@@ -257,7 +282,7 @@ class Collapsed:
                 if torch._C._get_tracing_state() is not None:
                     _refuse_traced({n: sites[n]["fn"] for n in discrete})
                 counts.drawn = {n for n in sites if n not in discrete}
-                pair = replace(pair, model=counts.in_model(model))
+                pair = replace(pair, model=counts.in_model(pair.model))
                 trial = plain_trial(pair)
                 check_data(pair, trial)
                 check_batch_dims(trial)
@@ -271,6 +296,7 @@ class Collapsed:
                     computed=_shapes_of_computed(trace),
                     counts=counts,
                     by_parts=sums.by_parts,
+                    decided_by=draws_seen_by_python(pair, given),
                 )
         if len(self._plans) >= MOST_PLANS:
             self._plans.clear()

@@ -92,7 +92,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         self._plan: Plan | None = None
         self._pair: tuple[Program, Program] | None = None
         self._apart: dict[str, dict[str, int]] = {}
-        self._coupled = ""
+        self._coupled, self._singly = "", ""
         self._replans = self._calls = 0
         self._unknown = ""
         self._takes_gradients = False
@@ -248,7 +248,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
     def _planned(self, pair: Pair) -> Plan:
         """The plan of this pair, made when the pair is new."""
         if self._plan is None or self._pair != (pair.model, pair.guide):
-            self._apart, self._coupled = {}, ""
+            self._apart, self._coupled, self._singly = {}, "", ""
             self._make_plan(pair, self.vectorize_particles)
         return self.plan
 
@@ -259,6 +259,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         with on_trial(), kept_state(pair.model, pair.guide) as state:
             given = (pair, self.selection, self.objective, vectorise, self.max_plate_nesting, self.row_chunk)
             met = {"unknown": reason, "apart": self._apart, "coupled": self._coupled, "counts": counts}
+            met["singly"] = self._singly
             plan, trial = make_plan(*given, **met)
             if isinstance(plan.way, Exact):
                 had = settled(plan, pair, self.objective, trial)
@@ -306,6 +307,10 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
                 before.put_back()
                 if change.apart:  # each time there are more of them, or they are larger
                     self._take_apart(change.apart)
+                    self._make_plan(pair, vectorise, reason)
+                    continue
+                if change.singly and not self._singly:
+                    self._singly = change.singly
                     self._make_plan(pair, vectorise, reason)
                     continue
                 changes += 1

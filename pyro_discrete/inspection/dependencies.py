@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -28,6 +29,7 @@ from pyro_discrete.families import Family
 from pyro_discrete.inspection.provenance import Provenance, element_axis
 from pyro_discrete.inspection.trial import Trial, check_rows
 from pyro_discrete.programs.dims import plates_of
+from pyro_discrete.programs.module_state import kept_state
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, random_state, set_random_state, trace_pair
 from pyro_discrete.programs.sites import (
     Site,
@@ -36,6 +38,7 @@ from pyro_discrete.programs.sites import (
     is_latent,
     is_observed_delta,
     latent_sites,
+    masked_law,
     sample_sites,
     site_log_prob,
 )
@@ -46,6 +49,7 @@ __all__ = [
     "Sources",
     "direct_sources",
     "divergence_of",
+    "draws_seen_by_python",
     "find_dependencies",
     "why_joined",
 ]
@@ -174,9 +178,9 @@ class _Mark(Messenger):
     And, as constants, the numbers of a whole plate's elements, which a loop over the plate reads.
     """
 
-    def __init__(self, provenance: Provenance) -> None:
+    def __init__(self, provenance: Provenance, given: Collection[str] = ()) -> None:
         super().__init__()
-        self.provenance = provenance
+        self.provenance, self.given = provenance, given
         self.chosen = False
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -189,7 +193,7 @@ class _Mark(Messenger):
                 whole = torch.is_tensor(numbers) and torch.equal(numbers, torch.arange(size, device=numbers.device))
             if whole and not self.chosen:
                 self.provenance.mark_constant(numbers)
-        elif is_latent(msg) and isinstance(msg["value"], Tensor):
+        elif (is_latent(msg) or msg["name"] in self.given) and isinstance(msg["value"], Tensor):
             discrete = family_of(msg["fn"]) not in (None, Family.CONTINUOUS)
             self.provenance.mark(msg["value"], [msg["name"]], element_axis(msg["fn"]) if discrete else None)
 
@@ -218,6 +222,32 @@ def find_dependencies(pair: Pair, numbers: Collection[Tensor] = ()) -> Dependenc
         found = Dependencies(terms, parameters, elements)
         contradiction = _contradiction(pair, subsamples, traces, found)
         return Dependencies(reason=contradiction) if contradiction else found
+
+
+def draws_seen_by_python(pair: Pair, given: Collection[str] = ()) -> frozenset[str]:
+    """The latent sites whose draws Python sees in a run of the pair, so that a branch or a size may hang on them.
+
+    `given`: sites that handlers give values, which count as well.
+
+    >>> import pyro, pyro.distributions as dist
+    >>> def model():
+    ...     z = pyro.sample("z", dist.Bernoulli(0.4))
+    ...     pyro.sample("x", dist.Normal(1.0 if z.item() else 0.0, 1.0), obs=torch.tensor(0.3))
+    >>> sorted(draws_seen_by_python(Pair(model, lambda: None, (), {})))
+    ['z']
+    """
+    provenance = Provenance()
+    unchanged = kept_state(pair.model, pair.guide)
+    with (
+        on_trial(),
+        unchanged,
+        pyro.validation_enabled(False),
+        suppress(Exception),
+        provenance,
+        _Mark(provenance, given),
+    ):
+        trace_pair(pair, KeepSubsamples())
+    return frozenset(provenance.seen_by_python)
 
 
 def direct_sources(pair: Pair, trial: Trial) -> Sources | None:
@@ -255,7 +285,9 @@ def _sources(provenance: Provenance, traces: tuple[Trace, Trace]) -> tuple[Sourc
         with provenance.unwatched():
             clean = msg["value"].detach().clone() if isinstance(msg["value"], Tensor) else msg["value"]
         log_prob = msg["fn"].log_prob(clean, *msg["args"], **msg["kwargs"])
-        parameters[key] = provenance.of(log_prob, msg["scale"], msg["mask"])
+        law = masked_law(msg)
+        drawn = None if law is None else law.log_prob(clean)
+        parameters[key] = provenance.of(log_prob, drawn, msg["scale"], msg["mask"])
         terms[key] = parameters[key] | provenance.of(msg["value"])
     return terms, parameters
 

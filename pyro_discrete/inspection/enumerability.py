@@ -22,7 +22,7 @@ from pyro_discrete.errors import DiscreteInferenceError, in_a_line
 from pyro_discrete.inspection.trial import Trial, check_rows, spread_values, unused_size, value_of_attempt
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, random_state, set_random_state, trace_pair
-from pyro_discrete.programs.sites import Site, latent_sites, sample_sites, site_log_prob
+from pyro_discrete.programs.sites import Site, hidden_log_prob, latent_sites, sample_sites, site_log_prob
 
 __all__ = [
     "joined_elements",
@@ -73,7 +73,13 @@ def _mixing(together: Traces, alone: Callable[[], Traces], row: int, rows: int, 
             expected = _term(runs[0][where].nodes[name])
             found = _row(_term(msg), row, rows, batch_dims)
             if found is not None and _equal(found, expected):
-                continue
+                hidden, alone_hidden = hidden_log_prob(msg), hidden_log_prob(runs[0][where].nodes[name])
+                if hidden is None or alone_hidden is None:
+                    continue
+                found = _row(hidden, row, rows, batch_dims)
+                if found is not None and _equal(found, alone_hidden):
+                    continue
+                return f"at site {name!r}, which is masked, a row's law changes with the values in other rows"
             if len(runs) == 1:
                 runs.append(alone())
             changed = sites.keys() ^ sample_sites(runs[1][where]).keys()
@@ -235,11 +241,19 @@ def _joined(
     for name, msg in mixed.items():
         if plate not in plates_of(msg):
             continue
-        terms = [_term(sites[name]) for sites in (one, other)]
-        shape = torch.broadcast_shapes(*(t.shape for t in (*terms, _term(msg))))
-        if len(shape) < -plate.dim or shape[plate.dim] != len(moved):
-            continue  # it has no elements to tell apart
-        where = moved.reshape(-1, *[1] * (-plate.dim - 1)).to(terms[0].device)
-        expected = torch.where(where, terms[1].expand(shape), terms[0].expand(shape))
-        if not torch.allclose(_term(msg).expand(shape), expected, rtol=1e-4, atol=1e-4, equal_nan=True):
+        messages = one[name], other[name], msg
+        if _mixes([_term(m) for m in messages], plate, moved) or _mixes(map(hidden_log_prob, messages), plate, moved):
             yield name
+
+
+def _mixes(terms: Iterable[Tensor | None], plate: Any, moved: Tensor) -> bool:
+    """Whether the last of three terms is not made of the elements of the first two; not so where there are none."""
+    one, other, mixed = terms
+    if one is None or other is None or mixed is None:
+        return False
+    shape = torch.broadcast_shapes(one.shape, other.shape, mixed.shape)
+    if len(shape) < -plate.dim or shape[plate.dim] != len(moved):
+        return False  # it has no elements to tell apart
+    where = moved.reshape(-1, *[1] * (-plate.dim - 1)).to(one.device)
+    expected = torch.where(where, other.expand(shape), one.expand(shape))
+    return not torch.allclose(mixed.expand(shape), expected, rtol=1e-4, atol=1e-4, equal_nan=True)

@@ -204,6 +204,7 @@ class Provenance:
 
     def __init__(self) -> None:
         self.escape = ""
+        self.seen_by_python: Names = NOTHING
         self._origin: dict[int, tuple[StorageWeakRef, Names]] = {}
         self._elements: Names = NOTHING
         self._axes: dict[int, tuple[Tensor, int]] = {}
@@ -301,8 +302,10 @@ class Provenance:
         names = NOTHING if func.overloadpacket.__name__ in SHAPES_ALONE else self.of(*read)
         if torch.Tag.data_dependent_output in func.tags and not self._may_be_read(read) and not in_a_structure():
             self.escaped(f"Python reads a tensor's value ({func.overloadpacket.__name__})")
+            self.seen_by_python |= names
         if torch.Tag.dynamic_output_shape in func.tags and not keeps_shape(func, args):
             self.escaped(f"a shape depends on values ({func.overloadpacket.__name__})")
+            self.seen_by_python |= names
         try:
             result = func(*args, **kwargs)
         except Exception:
@@ -332,6 +335,7 @@ class Provenance:
     def left(self, args: Sequence[Any], how: str) -> None:
         """Note that these leave torch."""
         self.escaped(how)
+        self.seen_by_python |= self.of(*(v for v in tree_leaves(list(args)) if isinstance(v, Tensor)))
 
     def one_hot(self, index: Tensor, result: Tensor) -> None:
         """Note what `one_hot` made of integers."""

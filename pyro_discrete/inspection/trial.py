@@ -34,6 +34,7 @@ from pyro_discrete.programs.sites import (
     cardinality,
     family_of,
     guide_terms,
+    hidden_log_prob,
     is_latent,
     is_random_observation,
     joint_values_at,
@@ -323,6 +324,9 @@ def _after(nodes: Mapping[str, Any], group: Iterable[Site], plates: frozenset[An
 
 
 def _same_terms(msg: Any, other: Any) -> bool:
+    hidden, others = hidden_log_prob(msg), hidden_log_prob(other)
+    if hidden is not None and others is not None and not _same(hidden, others):
+        return False
     return _same(weighed_log_prob(msg), weighed_log_prob(other))
 
 

@@ -116,13 +116,15 @@ def make_plan(
     apart: Mapping[str, Mapping[str, int]] | None = None,
     coupled: str = "",
     counts: Counts | None = None,
+    singly: str = "",
 ) -> tuple[Plan, Trial]:
     """Try the pair once, check it, and choose each site's estimator and the way of a step.
 
     With `may_enumerate=False`, "auto" does not enumerate. `unknown`: why nothing is to be known of what depends
     on what, if so. `apart`: plates whose elements steps have found to share later terms, by site, with their sizes.
     `coupled`: what a step has found to join plate elements that were summed over one by one, if anything.
-    `counts`: how far the sums over counts go already.
+    `counts`: how far the sums over counts go already. `singly`: why a step could not sum out the model's own sites at
+    once, if it could not.
     """
     counts = Counts(selection.may_sum) if counts is None else counts
     given, pair = pair, objective.around(counts.around(pair), training=False)
@@ -160,7 +162,7 @@ def make_plan(
     wanted = objective.reads_dependencies or any(s.family is not None for s in sites)
     joined = _joined(pair, trial, sites)
     known = (wiring.of(given) if wanted else UNKNOWN).sharing(joined)
-    sums = settle(pair, trial, settings) if marginal else Summed()
+    sums = settle(pair, trial, settings, singly=singly) if marginal else Summed()
     marginals = Marginals(settings, sums.cost, sums.one_by_one, sums.by_parts) if marginal else Marginals()
     elements, layout = numbers_of(trial), objective.layout(pair, trial, known, selection.particles, sums.groups)
     order = Order({n: plates_of(m) for n, m in sample_sites(trial.guide_trace).items()}, {}, known)

@@ -65,14 +65,19 @@ class StructureChangedError(Exception):
     """A run has a site, or more plate dims, than its plan knows of: it is to be planned anew.
 
     `batch_dims`: how many plate dims there are, if that is all. `apart`: the plates whose elements are to be moved one
-    at a time at a site, with their sizes, if that is all: see `Columns`.
+    at a time at a site, with their sizes, if that is all: see `Columns`. `singly`: why the model's own sites cannot be
+    summed out at once, if that is all.
     """
 
     def __init__(
-        self, message: str, batch_dims: int | None = None, apart: Mapping[str, Mapping[str, int]] | None = None
+        self,
+        message: str,
+        batch_dims: int | None = None,
+        apart: Mapping[str, Mapping[str, int]] | None = None,
+        singly: str = "",
     ) -> None:
         super().__init__(message)
-        self.batch_dims, self.apart = batch_dims, apart
+        self.batch_dims, self.apart, self.singly = batch_dims, apart, singly
 
 
 @dataclass(frozen=True)

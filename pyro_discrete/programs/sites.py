@@ -47,6 +47,7 @@ __all__ = [
     "first",
     "guide_log_prob",
     "guide_terms",
+    "hidden_log_prob",
     "is_deterministic",
     "is_latent",
     "is_marked",
@@ -57,6 +58,7 @@ __all__ = [
     "latent_sites",
     "listable",
     "log_prob",
+    "masked_law",
     "not_drawable",
     "number_of_values",
     "padded",
@@ -225,6 +227,20 @@ def without_mask(fn: Any) -> Any:
         base = without_mask(fn.base_dist)
         return fn if base is fn.base_dist else base.to_event(fn.reinterpreted_batch_ndims)
     return fn
+
+
+def masked_law(msg: Any) -> Any | None:
+    """What a latent site under a mask is drawn from; None of any other site. A mask hides the term, not the law."""
+    if not is_latent(msg):
+        return None
+    law = without_mask(msg["fn"])
+    return law if msg["mask"] is not None or law is not msg["fn"] else None
+
+
+def hidden_log_prob(msg: Any) -> Tensor | None:
+    """Of a latent site under a mask the log-probability of its draw without it; None of any other site."""
+    law = masked_law(msg)
+    return None if law is None else law.log_prob(msg["value"])
 
 
 def family_of(fn: Any) -> Family | None:

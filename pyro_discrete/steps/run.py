@@ -23,7 +23,7 @@ from pyro_discrete.relaxations.handler import ExtendMessenger
 from pyro_discrete.relaxations.jumps import Report, WatchJumps, refuse_jump, warn_of_jump
 from pyro_discrete.steps.placing import PlaceColumn, PlaceRows
 from pyro_discrete.sums.enumerated_sites import Marginalise
-from pyro_discrete.sums.marginalisation import collapsed, summed_one_by_one
+from pyro_discrete.sums.marginalisation import collapsed, summed_one_by_one, why_not_at_once_here
 
 __all__ = [
     "Traces",
@@ -124,6 +124,11 @@ def _traces(
     if plan.marginals.one_by_one:
         return Traces(guide_trace, *summed_one_by_one(model, guide_trace, pair.args, pair.kwargs))
     if plan.marginals.settings:
+        if drawn and isinstance(placing, PlaceColumn) and not placing.relaxed and not plan.dependencies(pair).known:
+            draws = {n: m["value"].detach() for n, m in drawn.items()}
+            reason = why_not_at_once_here(pair, draws, KeepSubsamples(), plan.batch_dims)
+            if reason:
+                raise StructureChangedError("its branches take sums in other ways", singly=reason)
         rows, by_parts = isinstance(placing, PlaceRows), plan.marginals.by_parts
         marginalise = Marginalise(drawn, plan.marginals.settings, plan.batch_dims, rows=rows, by_parts=by_parts)
         model_trace = trace_sites(marginalise(model), pair.args, pair.kwargs, guide_trace)

@@ -10,7 +10,7 @@ import torch
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SiteMatchError, in_a_line
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
-from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
+from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies, draws_seen_by_python
 from pyro_discrete.inspection.enumerability import why_not_over_values
 from pyro_discrete.inspection.trial import Trial, check_rows, spread_values, unused_size
 from pyro_discrete.objectives.base import Objective
@@ -67,6 +67,10 @@ def settled(plan: Plan, pair: Pair, objective: Objective, trial: Trial) -> Plan 
         if isinstance(way, Jointly) or _coupled(trial) or not by_value:
             return found
         try:
+            if _hangs_on_values(pair, trial):
+                if _joint_values(trial) > FEW:
+                    return f"Python decides by draws in plates: {found}"
+                return _by_joint_values(plan, pair, trial, objective, found, None)
             return _one_by_one(plan, pair, trial, objective, found)
         except DiscreteInferenceError as error:
             return str(error)
@@ -83,13 +87,39 @@ def _one_after_another(
     Raises `EnumerationError` where neither can be had: what was `refused` at once, or that which was `found` there.
     """
     assert isinstance(plan.way, Exact)
-    if refused is None and not isinstance(plan.way, Jointly) and not _coupled(trial):
+    together = not isinstance(plan.way, Jointly) and not _coupled(trial)
+    if refused is None and together and not _hangs_on_values(pair, trial):
         try:
             return _one_by_one(plan, pair, trial, objective, found)
         except SiteMatchError:
             raise
         except Exception:  # of values that all elements have at once: there are joint ones
             pass
+    return _by_joint_values(plan, pair, trial, objective, found, refused)
+
+
+def _hangs_on_values(pair: Pair, trial: Trial) -> bool:
+    """Whether a branch may hang on draws, of a program with more to be summed over than single values: which elements
+    share terms, and which sums can be had at once, is known of the trial's branch alone then."""
+    sites = [Site(m) for m in latent_sites(trial.guide_trace).values() if family_of(m["fn"]) is not None]
+    more = any(p.size > 1 for s in sites for p in s.plates) or bool(marginal_sites(trial))
+    return more and bool(draws_seen_by_python(pair))
+
+
+def _joint_values(trial: Trial) -> float:
+    """How many joint values the guide's discrete sites have, all elements of plates together."""
+    sites = [Site(m) for m in latent_sites(trial.guide_trace).values()]
+    return math.prod(
+        s.cardinality ** s.message["fn"].batch_shape.numel() for s in sites if s.family not in (None, Family.CONTINUOUS)
+    )
+
+
+def _by_joint_values(
+    plan: Plan, pair: Pair, trial: Trial, objective: Objective, found: str, refused: EnumerationError | None
+) -> Plan:
+    """The plan by a run for each joint value of all elements."""
+    assert isinstance(plan.way, Exact)
+    explicit = plan.way.explicit
     reason = f"one joint value after another, as at once: {found}"
     if isinstance(plan.way, Jointly):
         reason = f"{plan.reason}; one after another: {found}"
@@ -98,7 +128,7 @@ def _one_after_another(
     for own_too in (False, True):
         if not own_too and not _own_go_at_once(pair, trial):
             continue
-        way = Jointly(settings, True, why, one_by_one=True, own_too=own_too)
+        way = Jointly(settings, explicit, why, one_by_one=True, own_too=own_too)
         plan = replace(plan, way=way, reason=reason)
         try:
             _try(plan, pair, objective, plan.dependencies(pair))

@@ -24,7 +24,8 @@ from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.inspection.enumerability import joined_elements, why_not_over_values
 from pyro_discrete.inspection.trial import Trial, crossing_site
 from pyro_discrete.programs.dims import ROWS_PLATE
-from pyro_discrete.programs.pair import KeepSubsamples, Pair
+from pyro_discrete.programs.module_state import kept_state
+from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, trace_pair
 from pyro_discrete.programs.parameters import leaf_parameters
 from pyro_discrete.programs.sites import (
     Site,
@@ -60,6 +61,7 @@ __all__ = [
     "sites_by_parts",
     "summed_one_by_one",
     "try_sums",
+    "why_not_at_once_here",
 ]
 
 
@@ -353,6 +355,21 @@ def settle_marginals(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate]
     return try_sums(pair, trial, settings, rows=False)
 
 
+def why_not_at_once_here(pair: Pair, draws: Mapping[str, Tensor], subsamples: KeepSubsamples, batch_dims: int) -> str:
+    """Why the model's own sites cannot be summed out at once at these draws of one run; empty if they can.
+
+    A program that lets Python see a draw may take another branch at each, of which a trial has seen one.
+    """
+    with on_trial(), kept_state(pair.model, pair.guide), torch.no_grad():
+        try:
+            trial = Trial(*trace_pair(pair, subsamples, draws), subsamples, batch_dims)
+            own = marginal_sites(trial)
+            check_elements(pair, trial, own)
+            return why_not_over_values(pair, trial, {s.name for s in own}) if own else ""
+        except NotAtOnceError as error:
+            return first_line(error)
+
+
 def try_sums(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate], rows: bool) -> Summed:
     """Try the sums once, without contracting them; `rows`: with a dim for them between plates and values."""
     cost, groups = SumCost(), []
@@ -390,13 +407,15 @@ def nor_one_by_one(refused: DiscreteInferenceError, other: Exception) -> Discret
     return EnumerationError(f"{refused} One joint value after another cannot be had either: {first_line(other)}")
 
 
-def settle(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate], most: int = MOST) -> Summed:
+def settle(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate], most: int = MOST, singly: str = "") -> Summed:
     """As `settle_marginals`, or else by a run for each joint value of all elements, `most` at most.
 
-    Raises `EnumerationError` if neither can be had.
+    `singly`: why not at once, if another run has shown it. Raises `EnumerationError` if neither can be had.
     """
     refused: DiscreteInferenceError
     try:
+        if singly:
+            raise _no_leading_dims(trial, settings, singly)
         return settle_marginals(pair, trial, settings)
     except (BudgetError, OutOfScopeError):
         raise

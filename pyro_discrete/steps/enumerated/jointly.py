@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_discrete.errors import DiscreteInferenceError
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.inspection.trial import check_matched, plain_trial
@@ -29,7 +30,12 @@ from pyro_discrete.programs.sites import (
 from pyro_discrete.sums.components import SumCost, magnitude
 from pyro_discrete.sums.enumerated_sites import BudgetError, Marginalise
 from pyro_discrete.sums.joint_values import GiveValues, JointValues
-from pyro_discrete.sums.marginalisation import collapsed, sites_by_parts, summed_one_by_one
+from pyro_discrete.sums.marginalisation import (
+    collapsed,
+    sites_by_parts,
+    summed_one_by_one,
+    why_not_at_once_here,
+)
 
 __all__ = [
     "ONE_BY_ONE",
@@ -118,14 +124,23 @@ def _run(
         return *trace_pair(pair, subsamples), give.given
     with subsamples:
         guide_trace = poutine.trace(pair.guide).get_trace(*pair.args, **pair.kwargs)
-        if plan.way.own_too:
-            model_trace = summed_one_by_one(pair.model, guide_trace, pair.args, pair.kwargs, ONE_BY_ONE // walk.size)[1]
-        else:
+        own_too = plan.way.own_too
+        if not own_too:
             marginalise = Marginalise(latent_sites(guide_trace), {}, plan.batch_dims, rows=False)
             replayed = pair.replayed(guide_trace, marginalise)
-            model_trace = poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
-            if marginalise.own:
+            try:
+                model_trace = poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
+                if marginalise.own:  # a branch on what is given may be another one than the trial's
+                    draws = {n: m["value"].detach() for n, m in latent_sites(guide_trace).items()}
+                    own_too = bool(why_not_at_once_here(pair, draws, subsamples, plan.batch_dims))
+            except DiscreteInferenceError:
+                raise
+            except Exception:  # what it is at single values, it raises again
+                own_too = True
+            if marginalise.own and not own_too:
                 model_trace = collapsed(model_trace, marginalise, plan.batch_dims)[0]
+        if own_too:
+            model_trace = summed_one_by_one(pair.model, guide_trace, pair.args, pair.kwargs, ONE_BY_ONE // walk.size)[1]
     check_matched(guide_trace, model_trace)
     return guide_trace, model_trace, give.given
 
