@@ -58,7 +58,8 @@ FACTS = (
         "values",
         "rows of differing values at the sites that are summed out, and at these alone",
         "the same",
-        "where a plan is made: `inspection.enumerability.why_not_over_values`",
+        "where a plan is made: `inspection.enumerability.why_not_over_values`; in every run at its own draws where "
+        "Python sees one and the model's own sites are summed out: `sums.marginalisation.why_not_at_once_here`",
         "one value after another, each with the shape of a draw",
     ),
     Fact(

@@ -208,6 +208,9 @@ def _at_once(plan: Plan, pair: Pair, objective: Objective, trial: Trial, known: 
                 return str(coupled)
             reason = f"joint values of all plate elements, as {coupled.by}"
             plan = replace(plan, way=Jointly(settings, explicit), reason=reason)
+            mixed = _why_not_rows(plan, pair, trial)
+            if mixed:
+                return mixed
             _try(plan, pair, objective, known)
     except EnumerationError:
         if explicit:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from pyro_discrete.testing.generated_programs.case import TOLERANCE, Case, DisagreementError, SkippedError
 from pyro_discrete.testing.generated_programs.data_bounds import JoinedDataError, data_bounds
+from pyro_discrete.testing.generated_programs.oracle import Answer
 from pyro_discrete.testing.generated_programs.posterior_checks import computed, marginals, mode, samples
 from pyro_discrete.testing.generated_programs.sampled_checks import bound_estimate, estimate
 
@@ -24,8 +27,15 @@ def _exact(case: Case) -> None:
 
 
 def _beside(case: Case) -> None:
-    """The same with two particles beside each other."""
-    case.compare(*case.gradients(case.engine.elbo("enumerate", num_particles=2)))
+    """The same with two particles beside each other, or one after another, each with a subsample of its own then."""
+    loss, found = case.gradients(case.engine.elbo("enumerate", num_particles=2))
+    pairs = [_in_the_middle(*both) for both in combinations(case.right, 2)]
+    replace(case, right=[*case.right, *pairs]).compare(loss, found)
+
+
+def _in_the_middle(one: Answer, other: Answer) -> Answer:
+    gradients = {name: (gradient + other.gradients[name]) / 2 for name, gradient in one.gradients.items()}
+    return replace(one, loss=(one.loss + other.loss) / 2, gradients=gradients)
 
 
 def _captured(case: Case) -> None:
