@@ -9,6 +9,7 @@ direction counts half in each.
 from __future__ import annotations
 
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,10 +36,9 @@ def search(name: str, data: Variables) -> tuple[Tensor, Tensor]:
     Source: Chickering (2002), Optimal structure identification with greedy search; Spirtes, Glymour and Scheines
     (2000), Causation, prediction, and search; both as causal-learn has them.
     """
-    from causallearn.search.ConstraintBased.PC import pc
-    from causallearn.search.ScoreBased.GES import ges
-    from causallearn.utils.PDAG2DAG import pdag2dag
-
+    pc: Any = import_module("causallearn.search.ConstraintBased.PC").pc
+    ges: Any = import_module("causallearn.search.ScoreBased.GES").ges
+    pdag2dag: Any = import_module("causallearn.utils.PDAG2DAG").pdag2dag
     table = data.train[0].double().numpy()
     # A one-variable-at-a-time progress bar is of no use here.
     found: Any = ges(table)["G"] if name == "ges" else pc(table, 0.05, "fisherz", show_progress=False).G
