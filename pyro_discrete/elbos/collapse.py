@@ -39,7 +39,7 @@ from pyro_discrete.errors import (
 )
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
-from pyro_discrete.inspection.dependencies import draws_seen_by_python
+from pyro_discrete.inspection.decisions import ARGUMENTS, contents, decided_by
 from pyro_discrete.inspection.trial import check_batch_dims, check_data, plain_trial
 from pyro_discrete.programs.dims import subsampling_scale
 from pyro_discrete.programs.module_state import kept_state
@@ -135,7 +135,7 @@ class CollapsedPlan:
       `computed`: deterministic sites with the shapes that they have at single values. `counts`: how far sums over
       counts go. `by_parts`: the structures that are summed by their partition function.
       `decided_by`: the draws that Python sees, so that other ones may take another branch: sums at once are tried anew
-      in every run then.
+      in every run then. `arguments_decide`: whether it sees the arguments, so that there is a plan for each of them.
     """
 
     sites: tuple[str, ...] = ()
@@ -148,6 +148,7 @@ class CollapsedPlan:
     counts: Counts = field(default_factory=Counts)
     by_parts: frozenset[str] = frozenset()
     decided_by: frozenset[str] = frozenset()
+    arguments_decide: bool = False
 
     def __str__(self) -> str:
         if not self.sites:
@@ -197,6 +198,9 @@ class Collapsed:
     def _summed_out(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         key = _kind(args, kwargs), _given()
         plan = self._plans.get(key)
+        if plan is not None and plan.arguments_decide:
+            key = key, contents(args, dict(kwargs))
+            plan = self._plans.get(key)
         if plan is None or not plan.sites:  # whether anything is observed may have changed
             plan = self._planned(key, args, kwargs)
         self._last = plan
@@ -287,6 +291,7 @@ class Collapsed:
                 check_data(pair, trial)
                 check_batch_dims(trial)
                 sums = settle(pair, trial, dict.fromkeys(discrete, self.settings), MOST_RUNS)
+                seen = decided_by(pair, given)
                 plan = CollapsedPlan(
                     tuple(discrete),
                     one_by_one=sums.one_by_one,
@@ -296,11 +301,14 @@ class Collapsed:
                     computed=_shapes_of_computed(trace),
                     counts=counts,
                     by_parts=sums.by_parts,
-                    decided_by=draws_seen_by_python(pair, given),
+                    decided_by=seen - {ARGUMENTS},
+                    arguments_decide=ARGUMENTS in seen,
                 )
         if len(self._plans) >= MOST_PLANS:
             self._plans.clear()
         self._plans[key] = plan
+        if plan.arguments_decide:
+            self._plans[key, contents(args, dict(kwargs))] = plan
         return plan
 
 

@@ -22,6 +22,7 @@ from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.inspection.trial import Trial, names_of_guide
 from pyro_discrete.objectives.base import Objective
 from pyro_discrete.planning.baseline_inputs import Contexts
+from pyro_discrete.planning.branches import Branches
 from pyro_discrete.planning.make_plan import make_plan
 from pyro_discrete.planning.plan import Exact, Plan, StructureChangedError
 from pyro_discrete.planning.select import Selection, Spec
@@ -93,6 +94,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         self._pair: tuple[Program, Program] | None = None
         self._apart: dict[str, dict[str, int]] = {}
         self._coupled, self._singly = "", ""
+        self._branches = Branches()
         self._replans = self._calls = 0
         self._unknown = ""
         self._takes_gradients = False
@@ -248,8 +250,17 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
     def _planned(self, pair: Pair) -> Plan:
         """The plan of this pair, made when the pair is new."""
         if self._plan is None or self._pair != (pair.model, pair.guide):
-            self._apart, self._coupled, self._singly = {}, "", ""
+            self._apart, self._coupled, self._singly, self._branches = {}, "", "", Branches()
             self._make_plan(pair, self.vectorize_particles)
+            self._branches.begin(pair, self._plan)
+        elif self._branches.watched:
+            known = self._branches.plan_for(pair, self._plan)
+            if known is None:  # a branch that no plan was made in
+                self._apart, self._coupled, self._singly = {}, "", ""
+                self._make_plan(pair, self.vectorize_particles, self._unknown)
+                self._branches.note(self.plan)
+            elif known is not self._plan:
+                self._plan, self._leaves = known, KnownLeaves()
         return self.plan
 
     def _make_plan(self, pair: Pair, vectorise: bool, reason: str = "") -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -29,7 +28,6 @@ from pyro_discrete.families import Family
 from pyro_discrete.inspection.provenance import Provenance, element_axis
 from pyro_discrete.inspection.trial import Trial, check_rows
 from pyro_discrete.programs.dims import plates_of
-from pyro_discrete.programs.module_state import kept_state
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, random_state, set_random_state, trace_pair
 from pyro_discrete.programs.sites import (
     Site,
@@ -46,10 +44,10 @@ from pyro_discrete.programs.sites import (
 __all__ = [
     "UNKNOWN",
     "Dependencies",
+    "MarkDraws",
     "Sources",
     "direct_sources",
     "divergence_of",
-    "draws_seen_by_python",
     "find_dependencies",
     "why_joined",
 ]
@@ -172,7 +170,7 @@ def divergence_of(site: str) -> str:
 UNKNOWN = Dependencies(reason="not looked for")
 
 
-class _Mark(Messenger):
+class MarkDraws(Messenger):
     """Marks latent draws as they are made, or met again in the model.
 
     And, as constants, the numbers of a whole plate's elements, which a loop over the plate reads.
@@ -207,7 +205,7 @@ def find_dependencies(pair: Pair, numbers: Collection[Tensor] = ()) -> Dependenc
         before, subsamples = _python_state(), KeepSubsamples()
         provenance = Provenance()
         try:
-            with provenance, _Mark(provenance):
+            with provenance, MarkDraws(provenance):
                 for number in numbers:
                     provenance.mark(number, [_ARGUMENT])
                 traces = trace_pair(pair, subsamples)
@@ -224,32 +222,6 @@ def find_dependencies(pair: Pair, numbers: Collection[Tensor] = ()) -> Dependenc
         return Dependencies(reason=contradiction) if contradiction else found
 
 
-def draws_seen_by_python(pair: Pair, given: Collection[str] = ()) -> frozenset[str]:
-    """The latent sites whose draws Python sees in a run of the pair, so that a branch or a size may hang on them.
-
-    `given`: sites that handlers give values, which count as well.
-
-    >>> import pyro, pyro.distributions as dist
-    >>> def model():
-    ...     z = pyro.sample("z", dist.Bernoulli(0.4))
-    ...     pyro.sample("x", dist.Normal(1.0 if z.item() else 0.0, 1.0), obs=torch.tensor(0.3))
-    >>> sorted(draws_seen_by_python(Pair(model, lambda: None, (), {})))
-    ['z']
-    """
-    provenance = Provenance()
-    unchanged = kept_state(pair.model, pair.guide)
-    with (
-        on_trial(),
-        unchanged,
-        pyro.validation_enabled(False),
-        suppress(Exception),
-        provenance,
-        _Mark(provenance, given),
-    ):
-        trace_pair(pair, KeepSubsamples())
-    return frozenset(provenance.seen_by_python)
-
-
 def direct_sources(pair: Pair, trial: Trial) -> Sources | None:
     """What each term is computed from if a draw counts for itself alone, not for those that it was drawn given.
 
@@ -259,7 +231,7 @@ def direct_sources(pair: Pair, trial: Trial) -> Sources | None:
     with on_trial(), pyro.validation_enabled(False):
         provenance = Provenance()
         try:
-            with provenance, _Mark(provenance):
+            with provenance, MarkDraws(provenance):
                 terms, _ = _sources(provenance, trace_pair(pair, trial.subsamples, values))
         except Exception:  # it failed as the run for all sources would
             return None

@@ -55,6 +55,13 @@ FACTS = (
         "row by row, with a warning",
     ),
     Fact(
+        "branch",
+        "what Python saw of the arguments, and flags and words among them",
+        "other arguments",
+        "every call whose arguments are new, of programs that let Python see any: `planning.branches.Branches`",
+        "planned anew, up to 64 branches; then believed, with a warning",
+    ),
+    Fact(
         "values",
         "rows of differing values at the sites that are summed out, and at these alone",
         "the same",

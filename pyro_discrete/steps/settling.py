@@ -10,7 +10,8 @@ import torch
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SiteMatchError, in_a_line
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
-from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies, draws_seen_by_python
+from pyro_discrete.inspection.decisions import ARGUMENTS, decided_by
+from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.inspection.enumerability import why_not_over_values
 from pyro_discrete.inspection.trial import Trial, check_rows, spread_values, unused_size
 from pyro_discrete.objectives.base import Objective
@@ -103,7 +104,7 @@ def _hangs_on_values(pair: Pair, trial: Trial) -> bool:
     share terms, and which sums can be had at once, is known of the trial's branch alone then."""
     sites = [Site(m) for m in latent_sites(trial.guide_trace).values() if family_of(m["fn"]) is not None]
     more = any(p.size > 1 for s in sites for p in s.plates) or bool(marginal_sites(trial))
-    return more and bool(draws_seen_by_python(pair))
+    return more and bool(decided_by(pair) - {ARGUMENTS})
 
 
 def _joint_values(trial: Trial) -> float:

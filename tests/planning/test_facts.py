@@ -202,6 +202,27 @@ def break_places():
         elbo.loss_and_grads(path, lambda *args: None, torch.full((20,), 0.5), True)
 
 
+def break_branch():
+    def turned(x):
+        with pyro.plate("p", 2):
+            w = pyro.sample("w", dist.Bernoulli(torch.tensor([0.2, 0.7])))
+            pyro.sample("x", dist.Normal(w.flip(-1) if x.sum() > 0 else w, 1.0), obs=x)
+
+    def empty(x):
+        pass
+
+    elbo = TraceELBO("enumerate")
+    elbo.loss_and_grads(turned, empty, torch.tensor([-1.0, -2.0]))
+    x = torch.tensor([1.0, 2.0])
+    each = [
+        dist.Bernoulli(p).log_prob(w) + dist.Normal(w, 1.0).log_prob(x.flip(-1)[i])
+        for i, p in enumerate((0.2, 0.7))
+        for w in (torch.tensor(0.0), torch.tensor(1.0))
+    ]
+    right = -float(sum(torch.stack(each[i : i + 2]).logsumexp(0) for i in (0, 2)))
+    assert elbo.loss_and_grads(turned, empty, x) == pytest.approx(right, abs=1e-4)
+
+
 @pytest.mark.parametrize("fact", FACTS, ids=lambda fact: fact.name)
 def test_a_fact_that_fails_has_its_fallback(fact):
     with warnings.catch_warnings():
