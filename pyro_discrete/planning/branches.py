@@ -6,6 +6,9 @@ import warnings
 from collections import OrderedDict
 from typing import Any
 
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
 from pyro_discrete.inspection.decisions import ARGUMENTS, contents, decided_by, decisions, words
 from pyro_discrete.planning.plan import Plan
 from pyro_discrete.programs.pair import Pair
@@ -35,7 +38,8 @@ class Branches:
 
     def begin(self, pair: Pair, plan: Plan | None) -> None:
         """Look at a program once, for the plan that was made for these arguments."""
-        self._sees_values = decided_by(pair) == {ARGUMENTS}
+        tensors = any(isinstance(v, Tensor) for v in tree_leaves((pair.args, dict(pair.kwargs))))
+        self._sees_values = tensors and decided_by(pair) == {ARGUMENTS}
         self.watched = plan is not None and (self._sees_values or bool(words((pair.args, pair.kwargs))))
         if self.watched and plan is not None:
             self._now = self._branch(pair)
