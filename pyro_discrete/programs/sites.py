@@ -82,18 +82,16 @@ def drawn(fn: Any) -> Tensor:
     - Categories: `fn()` draws an exponential number for each category of each row; a table of sums, looked into once
       for each row, takes an eighth of the time with 10 categories, and less with more.
     - Bits on the processor: whether a uniform number is below the probability. These are the draws of `torch.bernoulli`
-      under the same seed, in a third of the time, without its look at each probability: those that are given, and not
-      validated, for one distribution or for all, are left to it, whose look is then the only one. Logits are made
-      probabilities before they are repeated for the rows (see `RowsPlate` for what both earn).
+      under the same seed, in a third of the time, without its look at each probability: where validation is off, for
+      one distribution or for all (a captured graph), they are left to it, whose look is then the only one. Logits are
+      made probabilities before they are repeated for the rows (see `RowsPlate` for what both earn).
     """
     base = fn
     while isinstance(base, Independent | MaskedDistribution):
         base = base.base_dist
     own = getattr(type(base), "sample", None)
-    if own is Bernoulli.sample and _is_plain(base._param) and _has_uniform_bits(base._param):
-        by_logits = "probs" not in vars(base)
-        if by_logits or _has_validated(base):
-            return _bits(base, by_logits)
+    if own is Bernoulli.sample and _has_validated(base) and _is_plain(base._param) and _has_uniform_bits(base._param):
+        return _bits(base, by_logits="probs" not in vars(base))
     if own is Categorical.sample and _shares_rows(base._param):
         return _categories(base)
     if own is OneHotCategorical.sample and _shares_rows(base._param):
@@ -377,7 +375,7 @@ def joint_values_at(fn: Any, index: Tensor) -> Tensor:
     values, copied = values_to_try(fn), _independent_dims(fn)
     number, copies = len(values), math.prod(fn.event_shape[:copied])
     place = torch.arange(copies, device=index.device)
-    if float(number) ** min(copies, 1024) <= LARGEST_SUPPORT:
+    if copies * math.log(number) <= math.log(LARGEST_SUPPORT):
         digits = (index % number**copies).unsqueeze(-1) // number ** (copies - 1 - place)
     else:
         digits = torch.where(index.unsqueeze(-1) < 0, -1, index.unsqueeze(-1) * (1 + place))

@@ -5,7 +5,6 @@ Frequencies of samples are compared at 5 standard errors or more: a false alarm 
 
 from __future__ import annotations
 
-import functools
 import itertools
 
 import pyro
@@ -129,8 +128,11 @@ def test_a_masked_end_has_no_say_in_the_path(monkeypatch):
 
     # z0 = 0: 0.5 N(0.8; 0, 1) = 0.145, and 1: 0.5 N(0.8; 2, 1) = 0.097; times the likeliest end, 0.065 and 0.079
     assert int(DiscretePosterior(model).most_probable()["z0"]) == 0
-    whole = functools.partial(Marginalise, masked=False)
-    monkeypatch.setattr("pyro_discrete.posterior.discrete_posterior.Marginalise", lambda *a, masked: whole(*a))
+
+    def whole(*given, masked, by_parts):
+        return Marginalise(*given, masked=False, by_parts=by_parts)
+
+    monkeypatch.setattr("pyro_discrete.posterior.discrete_posterior.Marginalise", whole)
     assert int(DiscretePosterior(model).most_probable()["z0"]) == 1
 
 
