@@ -13,6 +13,7 @@ from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.registry import AUTO
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
+from pyro_discrete.inspection.decisions import ARGUMENTS, decided_by
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies, why_joined
 from pyro_discrete.inspection.enumerability import joined_elements, joined_plates, marked_trial
 from pyro_discrete.inspection.trial import (
@@ -163,7 +164,10 @@ def make_plan(
     joined = _joined(pair, trial, sites)
     known = (wiring.of(given) if wanted else UNKNOWN).sharing(joined)
     sums = settle(pair, trial, settings, singly=singly) if marginal else Summed()
-    marginals = Marginals(settings, sums.cost, sums.one_by_one, sums.by_parts) if marginal else Marginals()
+    in_branches = bool(marginal and sites and not sums.one_by_one and decided_by(pair) - {ARGUMENTS})
+    marginals = Marginals()
+    if marginal:
+        marginals = Marginals(settings, sums.cost, sums.one_by_one, sums.by_parts, in_branches)
     elements, layout = numbers_of(trial), objective.layout(pair, trial, known, selection.particles, sums.groups)
     order = Order({n: plates_of(m) for n, m in sample_sites(trial.guide_trace).items()}, {}, known)
     shared = SharedTerms(trial, objective, layout, known, sums.groups, apart or {})

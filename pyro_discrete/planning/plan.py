@@ -154,12 +154,14 @@ class Jointly(Exact):
 
     - `why`: what the sites do that elements do not go by themselves.
     - `one_by_one`: whether each has a run of its own, where the program takes no rows. `own_too`: and each joint value
-      of the model's own sites one of the model.
+      of the model's own sites one of the model. `in_branches`: whether Python sees the values, so that each of them may
+      lead into a branch of its own.
     """
 
     why: str = ESCAPES
     one_by_one: bool = False
     own_too: bool = False
+    in_branches: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,12 +178,14 @@ class Marginals:
     - `settings`: the budget of each. `cost`: what the sums cost a row.
     - `one_by_one`: why they are by a run of the model for each joint value, where it takes no leading dims.
     - `by_parts`: the structures that are summed by their partition function.
+    - `in_branches`: whether Python sees draws, so that sums at once are tried anew at those of each run.
     """
 
     settings: Mapping[str, Enumerate] = field(default_factory=dict)
     cost: SumCost | None = None
     one_by_one: str = ""
     by_parts: frozenset[str] = frozenset()
+    in_branches: bool = False
 
 
 @dataclass

@@ -124,7 +124,7 @@ def _traces(
     if plan.marginals.one_by_one:
         return Traces(guide_trace, *summed_one_by_one(model, guide_trace, pair.args, pair.kwargs))
     if plan.marginals.settings:
-        if drawn and isinstance(placing, PlaceColumn) and not placing.relaxed and not plan.dependencies(pair).known:
+        if plan.marginals.in_branches and isinstance(placing, PlaceColumn) and not placing.relaxed:
             draws = {n: m["value"].detach() for n, m in drawn.items()}
             reason = why_not_at_once_here(pair, draws, KeepSubsamples(), plan.batch_dims)
             if reason:

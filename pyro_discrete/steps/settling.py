@@ -120,7 +120,7 @@ def _by_joint_values(
 ) -> Plan:
     """The plan by a run for each joint value of all elements."""
     assert isinstance(plan.way, Exact)
-    explicit = plan.way.explicit
+    explicit, in_branches = plan.way.explicit, _hangs_on_values(pair, trial)
     reason = f"one joint value after another, as at once: {found}"
     if isinstance(plan.way, Jointly):
         reason = f"{plan.reason}; one after another: {found}"
@@ -129,7 +129,7 @@ def _by_joint_values(
     for own_too in (False, True):
         if not own_too and not _own_go_at_once(pair, trial):
             continue
-        way = Jointly(settings, explicit, why, one_by_one=True, own_too=own_too)
+        way = Jointly(settings, explicit, why, one_by_one=True, own_too=own_too, in_branches=in_branches)
         plan = replace(plan, way=way, reason=reason)
         try:
             _try(plan, pair, objective, plan.dependencies(pair))

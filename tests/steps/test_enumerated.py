@@ -102,7 +102,10 @@ def test_control_flow_beside_a_site_of_the_model_alone():
     def guide(x, own=False):
         pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
 
-    assert isinstance(agrees(model, guide, DATA).way, OneByOne)
+    way = agrees(model, guide, DATA).way
+    assert isinstance(way, Jointly)
+    assert way.in_branches
+    assert not way.own_too
     way = agrees(model, guide, DATA, True).way
     assert isinstance(way, Jointly)
     assert way.own_too

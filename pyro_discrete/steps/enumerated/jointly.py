@@ -130,7 +130,7 @@ def _run(
             replayed = pair.replayed(guide_trace, marginalise)
             try:
                 model_trace = poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
-                if marginalise.own:  # a branch on what is given may be another one than the trial's
+                if marginalise.own and plan.way.in_branches:
                     draws = {n: m["value"].detach() for n, m in latent_sites(guide_trace).items()}
                     own_too = bool(why_not_at_once_here(pair, draws, subsamples, plan.batch_dims))
             except DiscreteInferenceError:
