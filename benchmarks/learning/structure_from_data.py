@@ -30,12 +30,12 @@ def shown(line: Line) -> str:
 
 @app.command()
 def main(
-    models: Annotated[str, typer.Option(help="Names separated by commas.")] = ",".join(MODELS),
+    chosen: Annotated[str, typer.Option("--models", help="Names separated by commas.")] = ",".join(MODELS),
     sachs: Annotated[Path | None, typer.Option(help="Folder of Sachs' data, if the package cdt is absent.")] = None,
 ) -> None:
     """Train and judge the models, one after the other."""
     short = 0
-    for name in models.split(","):
+    for name in chosen.split(","):
         if name not in MODELS:
             raise typer.BadParameter(f"{name} is none of {', '.join(MODELS)}.")
         module: Any = import_module(f"benchmarks.learning.from_data.{name}")
