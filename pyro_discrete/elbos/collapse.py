@@ -291,7 +291,7 @@ class Collapsed:
                 check_data(pair, trial)
                 check_batch_dims(trial)
                 sums = settle(pair, trial, dict.fromkeys(discrete, self.settings), MOST_RUNS)
-                seen = decided_by(pair, given)
+                seen = decided_by(self._pair(args, kwargs)[0], given)  # what counts read of rates is no branch
                 plan = CollapsedPlan(
                     tuple(discrete),
                     one_by_one=sums.one_by_one,

@@ -164,7 +164,7 @@ def make_plan(
     joined = _joined(pair, trial, sites)
     known = (wiring.of(given) if wanted else UNKNOWN).sharing(joined)
     sums = settle(pair, trial, settings, singly=singly) if marginal else Summed()
-    in_branches = bool(marginal and sites and not sums.one_by_one and decided_by(pair) - {ARGUMENTS})
+    in_branches = bool(marginal and sites and not sums.one_by_one and decided_by(given) - {ARGUMENTS})
     marginals = Marginals()
     if marginal:
         marginals = Marginals(settings, sums.cost, sums.one_by_one, sums.by_parts, in_branches)

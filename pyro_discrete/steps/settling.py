@@ -41,7 +41,7 @@ def settled(plan: Plan, pair: Pair, objective: Objective, trial: Trial) -> Plan 
     cannot be had at all.
     """
     assert isinstance(plan.way, Exact)
-    known, pair = plan.dependencies(pair), objective.around(plan.counts.around(pair), training=False)
+    known, bare, pair = plan.dependencies(pair), pair, objective.around(plan.counts.around(pair), training=False)
     way = plan.way
     if isinstance(way, Parallel) and way.untried:
         return _as_marked(plan, pair, objective, known)
@@ -68,20 +68,20 @@ def settled(plan: Plan, pair: Pair, objective: Objective, trial: Trial) -> Plan 
         if isinstance(way, Jointly) or _coupled(trial) or not by_value:
             return found
         try:
-            if _hangs_on_values(pair, trial):
+            if _hangs_on_values(bare, trial):
                 if _joint_values(trial) > FEW:
                     return f"Python decides by draws in plates: {found}"
-                return _by_joint_values(plan, pair, trial, objective, found, None)
+                return _by_joint_values(plan, pair, bare, trial, objective, found, None)
             return _one_by_one(plan, pair, trial, objective, found)
         except DiscreteInferenceError as error:
             return str(error)
         except Exception:
             return found
-    return _one_after_another(plan, pair, trial, objective, found, refused)
+    return _one_after_another(plan, pair, bare, trial, objective, found, refused)
 
 
 def _one_after_another(
-    plan: Plan, pair: Pair, trial: Trial, objective: Objective, found: str, refused: EnumerationError | None
+    plan: Plan, pair: Pair, bare: Pair, trial: Trial, objective: Objective, found: str, refused: EnumerationError | None
 ) -> Plan:
     """The plan by a run for each value where that is exact, else for each joint value of all elements.
 
@@ -89,14 +89,14 @@ def _one_after_another(
     """
     assert isinstance(plan.way, Exact)
     together = not isinstance(plan.way, Jointly) and not _coupled(trial)
-    if refused is None and together and not _hangs_on_values(pair, trial):
+    if refused is None and together and not _hangs_on_values(bare, trial):
         try:
             return _one_by_one(plan, pair, trial, objective, found)
         except SiteMatchError:
             raise
         except Exception:  # of values that all elements have at once: there are joint ones
             pass
-    return _by_joint_values(plan, pair, trial, objective, found, refused)
+    return _by_joint_values(plan, pair, bare, trial, objective, found, refused)
 
 
 def _hangs_on_values(pair: Pair, trial: Trial) -> bool:
@@ -116,11 +116,11 @@ def _joint_values(trial: Trial) -> float:
 
 
 def _by_joint_values(
-    plan: Plan, pair: Pair, trial: Trial, objective: Objective, found: str, refused: EnumerationError | None
+    plan: Plan, pair: Pair, bare: Pair, trial: Trial, objective: Objective, found: str, refused: EnumerationError | None
 ) -> Plan:
     """The plan by a run for each joint value of all elements."""
     assert isinstance(plan.way, Exact)
-    explicit, in_branches = plan.way.explicit, _hangs_on_values(pair, trial)
+    explicit, in_branches = plan.way.explicit, _hangs_on_values(bare, trial)
     reason = f"one joint value after another, as at once: {found}"
     if isinstance(plan.way, Jointly):
         reason = f"{plan.reason}; one after another: {found}"
