@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.data.dataset import Dataset, find_folder, refuse_folder
+from models.data.dataset import Dataset, find_folder, folders_of_package, refuse_folder
 from models.errors import DataError
 
 __all__ = [
@@ -106,9 +105,8 @@ def load_worms_unknown(data_dir: Path | None = None) -> Connectomes:
 
 
 def _worms(name: str, sizes: tuple[int, int], data_dir: Path | None) -> Connectomes:
-    package = find_spec("cect")
     folder = find_folder(
-        [Path(place) / "cache" for place in (package.submodule_search_locations or [])] if package else [],
+        folders_of_package("cect", "cache"),
         data_dir,
         " and ".join(WORM_FILES),
         "The worms' connectomes are not installed. Run `pip install --no-deps cect==0.3.5`",
@@ -178,11 +176,9 @@ def mushroom_body(side: str, data_dir: Path | None = None) -> Connectome:
     Cells are Kenyon (K), input (I), output (O) and projection neurons (P). The files come with the package graspologic,
     of which no code is needed. Raises `DataError` where they are not there or damaged.
     """
-    package = find_spec("graspologic")
-    places = (package.submodule_search_locations or []) if package else []
     edges, types = (file.format(side=side) for file in FLY_FILES)
     folder = find_folder(
-        [Path(place) / "datasets" / "drosophila" for place in places],
+        folders_of_package("graspologic", "datasets", "drosophila"),
         data_dir,
         f"{edges} and {types}",
         "The mushroom body's connectome is not installed. Run `pip install --no-deps graspologic==3.4.4`",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from abc import ABC
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from models.errors import DataError
 
-__all__ = ["Dataset", "find_folder", "refuse_folder"]
+__all__ = ["Dataset", "find_folder", "folders_of_package", "refuse_folder"]
 
 
 class Dataset(ABC):
@@ -61,6 +62,21 @@ class Dataset(ABC):
                 f"{len(self.test)} test {self.elements}."
             )
 
+    def check_ended(self, symbols: int, end: int, least: int, wrong: str) -> None:
+        """Raise `DataError` for rows `[n, longest]` of indices below `symbols` that do not run up to an end.
+
+        `end` stands from a row's end on, after at least `least` indices; `wrong` says of a row where it does not.
+        """
+        for split in (self.train, self.test):
+            if split.min() < end or split.max() >= symbols:
+                raise DataError(
+                    f"The {self.elements} of {self.name!r} hold indices from {int(split.min())} to {int(split.max())}; "
+                    f"expected {end} to {symbols - 1}."
+                )
+            there = split != end
+            if (there.sum(1) < least).any() or (there[:, 1:] & ~there[:, :-1]).any():
+                raise DataError(f"A {self.element} of {self.name!r} {wrong} ({end}).")
+
 
 def find_folder(places: Sequence[Path], data_dir: Path | None, holds: str, install: str) -> Path:
     """The folder that the user named, else the first of `places` that is there.
@@ -75,6 +91,13 @@ def find_folder(places: Sequence[Path], data_dir: Path | None, holds: str, insta
         if folder.is_dir():
             return folder
     raise DataError(f"{install}, or name with --data-dir a folder that holds {holds}.")
+
+
+def folders_of_package(name: str, *parts: str) -> list[Path]:
+    """Where a package, if it is installed, has the folder `parts` below its own; it is not imported."""
+    package = find_spec(name)
+    places = (package.submodule_search_locations or []) if package else []
+    return [Path(place, *parts) for place in places]
 
 
 def refuse_folder(name: str, data_dir: Path | None, why: str) -> None:

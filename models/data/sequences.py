@@ -7,13 +7,12 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from models.data.dataset import Dataset, find_folder, refuse_folder
+from models.data.dataset import Dataset, find_folder, folders_of_package, refuse_folder
 from models.errors import DataError
 
 __all__ = [
@@ -88,15 +87,7 @@ class Sequences(Dataset):
 
     def __post_init__(self) -> None:
         self.check_splits(self.train.shape[1:2])
-        for split in (self.train, self.test):
-            if split.min() < END or split.max() >= len(self.vocabulary):
-                raise DataError(
-                    f"The sequences of {self.name!r} hold indices from {int(split.min())} to {int(split.max())}; "
-                    f"expected {END} to {len(self.vocabulary) - 1}."
-                )
-            there = split != END
-            if not there[:, 0].all() or (there[:, 1:] & ~there[:, :-1]).any():
-                raise DataError(f"A sequence of {self.name!r} is empty, or has a symbol after its end ({END}).")
+        self.check_ended(len(self.vocabulary), END, 1, "is empty, or has a symbol after its end")
 
 
 @dataclass(frozen=True)
@@ -156,10 +147,8 @@ def load_crp_sites(data_dir: Path | None = None) -> PlantedMotifs:
 
     All sequences are both trained on and judged. The sites come with the package logomaker, from RegulonDB.
     """
-    package = find_spec("logomaker")
-    places = (package.submodule_search_locations or []) if package else []
     folder = find_folder(
-        [Path(place) / "examples" / "datafiles" for place in places],
+        folders_of_package("logomaker", "examples", "datafiles"),
         data_dir,
         CRP_FILE,
         "The CRP sites are not installed. Run `pip install logomaker==0.8.7`",

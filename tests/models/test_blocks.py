@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from benchmarks.learning.from_data import blocks
-from models.data import connectomes
 from models.data.catalogue import load_data
 from models.data.connectomes import mushroom_body
 from models.data.graphs import Graphs, load_karate_club, load_simulated_blocks
@@ -164,7 +163,7 @@ def test_the_connectome_from_a_folder(tmp_path: Path) -> None:
 
 
 def test_the_connectome_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connectomes, "find_spec", lambda name: None)
+    monkeypatch.setattr("models.data.dataset.find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"pip install --no-deps graspologic.*--data-dir"):
         load_data("mushroom-body-left")
 

@@ -160,7 +160,7 @@ def test_the_worms_from_a_folder(tmp_path: Path) -> None:
 
 
 def test_worms_absent_or_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.data.connectomes.find_spec", lambda name: None)
+    monkeypatch.setattr("models.data.dataset.find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"pip install --no-deps cect.*--data-dir"):
         load_data("worms")
     with pytest.raises(DataError, match=f"holds no {WORM_FILES[0]}"):

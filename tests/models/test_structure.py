@@ -266,7 +266,7 @@ def test_sachs_is_read_from_a_folder(tmp_path: Path) -> None:
 
 
 def test_sachs_absent_or_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "find_spec", lambda name: None)
+    monkeypatch.setattr("models.data.dataset.find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"pip install --no-deps cdt.*--data-dir"):
         load_sachs()
     with pytest.raises(DataError, match=r"holds no cyto_full_data\.csv"):

@@ -172,7 +172,7 @@ def test_reuters_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_reuters_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "find_spec", lambda name: None)
+    monkeypatch.setattr("models.data.dataset.find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"pip install lda.*--data-dir"):
         load_data("reuters")
 
