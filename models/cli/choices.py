@@ -10,7 +10,7 @@ from rich.table import Table
 __all__ = ["CHOICES", "choice_tables"]
 
 CHOICES = Path(__file__).with_name("choices.json")
-"""What `models.reports.tables.choices` found; `make docs` renews it."""
+"""What `models.reports.tables.choices` found; `make generated` renews it."""
 
 
 def choice_tables() -> list[Table]:

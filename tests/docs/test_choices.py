@@ -1,4 +1,4 @@
-"""What `python -m models list` shows is what there is; `python tests/docs/test_choices.py` (`make docs`) renews it."""
+"""What `python -m models list` shows is what there is; this file as a script (`make generated`) renews it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def written() -> str:
 
 @pytest.mark.slow
 def test_the_file_behind_list_is_current() -> None:
-    assert written() == CHOICES.read_text(encoding="utf-8"), "run `make docs`"
+    assert written() == CHOICES.read_text(encoding="utf-8"), "run `make generated`"
 
 
 if __name__ == "__main__":
