@@ -209,7 +209,7 @@ class Collapsed:
         shown_run = _Run(plan, self.settings)
         try:
             result = shown_run.of(self.model, args, kwargs)
-        except (DiscreteInferenceError, AttributeError):
+        except DiscreteInferenceError:
             raise
         except Exception as error:
             if plan.one_by_one or not plan.decided_by:

@@ -252,7 +252,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         if self._plan is None or self._pair != (pair.model, pair.guide):
             self._apart, self._coupled, self._singly, self._branches = {}, "", "", Branches()
             self._make_plan(pair, self.vectorize_particles)
-            self._branches.begin(pair, self._plan)
+            self._branches.begin(pair, self.plan)
         elif self._branches.watched:
             known = self._branches.plan_for(pair, self._plan)
             if known is None:  # a branch that no plan was made in

@@ -36,12 +36,12 @@ class Branches:
         self._of: OrderedDict[str, Any] = OrderedDict()
         self._now: Any = None
 
-    def begin(self, pair: Pair, plan: Plan | None) -> None:
+    def begin(self, pair: Pair, plan: Plan) -> None:
         """Look at a program once, for the plan that was made for these arguments."""
         tensors = any(isinstance(v, Tensor) for v in tree_leaves((pair.args, dict(pair.kwargs))))
         self._sees_values = tensors and decided_by(pair) == {ARGUMENTS}
-        self.watched = plan is not None and (self._sees_values or bool(words((pair.args, pair.kwargs))))
-        if self.watched and plan is not None:
+        self.watched = self._sees_values or bool(words((pair.args, pair.kwargs)))
+        if self.watched:
             self._now = self._branch(pair)
             self._plans[self._now] = plan
 

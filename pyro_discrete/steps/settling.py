@@ -19,7 +19,7 @@ from pyro_discrete.planning.plan import ESCAPES, Exact, Jointly, OneByOne, Paral
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair, trace_pair
 from pyro_discrete.programs.sites import Site, draws_asked_for, family_of, is_marked, latent_sites
-from pyro_discrete.steps.enumerated.jointly import ONE_BY_ONE
+from pyro_discrete.steps.enumerated.jointly import ONE_BY_ONE, joint_values
 from pyro_discrete.steps.step import WAYS
 from pyro_discrete.sums.enumerated_sites import BudgetError, OutOfScopeError
 from pyro_discrete.sums.marginalisation import check_elements, marginal_sites, nor_one_by_one, settle
@@ -67,21 +67,29 @@ def settled(plan: Plan, pair: Pair, objective: Objective, trial: Trial) -> Plan 
         by_value = joint <= ONE_BY_ONE if marked else joint <= FEW and _runs_over_values(pair, trial)
         if isinstance(way, Jointly) or _coupled(trial) or not by_value:
             return found
-        try:
-            if _hangs_on_values(bare, trial):
-                if _joint_values(trial) > FEW:
-                    return f"Python decides by draws in plates: {found}"
-                return _by_joint_values(plan, pair, bare, trial, objective, found, None)
-            return _one_by_one(plan, pair, trial, objective, found)
-        except DiscreteInferenceError as error:
-            return str(error)
-        except Exception:
-            return found
-    return _one_after_another(plan, pair, bare, trial, objective, found, refused)
+    in_branches = _hangs_on_values(bare, trial)
+    if way.explicit:
+        return _one_after_another(plan, pair, trial, objective, found, refused, in_branches)
+    try:
+        if in_branches:
+            if joint_values(trial.guide_trace.nodes[n] for n in _drawn(trial)) > FEW:
+                return f"Python decides by draws in plates: {found}"
+            return _by_joint_values(plan, pair, trial, objective, found, None, in_branches)
+        return _one_by_one(plan, pair, trial, objective, found)
+    except DiscreteInferenceError as error:
+        return str(error)
+    except Exception:
+        return found
 
 
 def _one_after_another(
-    plan: Plan, pair: Pair, bare: Pair, trial: Trial, objective: Objective, found: str, refused: EnumerationError | None
+    plan: Plan,
+    pair: Pair,
+    trial: Trial,
+    objective: Objective,
+    found: str,
+    refused: EnumerationError | None,
+    in_branches: bool,
 ) -> Plan:
     """The plan by a run for each value where that is exact, else for each joint value of all elements.
 
@@ -89,14 +97,14 @@ def _one_after_another(
     """
     assert isinstance(plan.way, Exact)
     together = not isinstance(plan.way, Jointly) and not _coupled(trial)
-    if refused is None and together and not _hangs_on_values(bare, trial):
+    if refused is None and together and not in_branches:
         try:
             return _one_by_one(plan, pair, trial, objective, found)
         except SiteMatchError:
             raise
         except Exception:  # of values that all elements have at once: there are joint ones
             pass
-    return _by_joint_values(plan, pair, bare, trial, objective, found, refused)
+    return _by_joint_values(plan, pair, trial, objective, found, refused, in_branches)
 
 
 def _hangs_on_values(pair: Pair, trial: Trial) -> bool:
@@ -107,20 +115,18 @@ def _hangs_on_values(pair: Pair, trial: Trial) -> bool:
     return more and bool(decided_by(pair) - {ARGUMENTS})
 
 
-def _joint_values(trial: Trial) -> float:
-    """How many joint values the guide's discrete sites have, all elements of plates together."""
-    sites = [Site(m) for m in latent_sites(trial.guide_trace).values()]
-    return math.prod(
-        s.cardinality ** s.message["fn"].batch_shape.numel() for s in sites if s.family not in (None, Family.CONTINUOUS)
-    )
-
-
 def _by_joint_values(
-    plan: Plan, pair: Pair, bare: Pair, trial: Trial, objective: Objective, found: str, refused: EnumerationError | None
+    plan: Plan,
+    pair: Pair,
+    trial: Trial,
+    objective: Objective,
+    found: str,
+    refused: EnumerationError | None,
+    in_branches: bool,
 ) -> Plan:
     """The plan by a run for each joint value of all elements."""
     assert isinstance(plan.way, Exact)
-    explicit, in_branches = plan.way.explicit, _hangs_on_values(bare, trial)
+    explicit = plan.way.explicit
     reason = f"one joint value after another, as at once: {found}"
     if isinstance(plan.way, Jointly):
         reason = f"{plan.reason}; one after another: {found}"
