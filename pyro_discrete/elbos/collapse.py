@@ -39,7 +39,7 @@ from pyro_discrete.errors import (
 )
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
-from pyro_discrete.inspection.decisions import ARGUMENTS, contents, decided_by
+from pyro_discrete.inspection.decisions import BranchOfCall, decided_by, draws_among
 from pyro_discrete.inspection.trial import check_batch_dims, check_data, plain_trial
 from pyro_discrete.programs.dims import subsampling_scale
 from pyro_discrete.programs.module_state import kept_state
@@ -135,7 +135,7 @@ class CollapsedPlan:
       `computed`: deterministic sites with the shapes that they have at single values. `counts`: how far sums over
       counts go. `by_parts`: the structures that are summed by their partition function.
       `decided_by`: the draws that Python sees, so that other ones may take another branch: sums at once are tried anew
-      in every run then. `arguments_decide`: whether it sees the arguments, so that there is a plan for each of them.
+      in every run then.
     """
 
     sites: tuple[str, ...] = ()
@@ -148,7 +148,6 @@ class CollapsedPlan:
     counts: Counts = field(default_factory=Counts)
     by_parts: frozenset[str] = frozenset()
     decided_by: frozenset[str] = frozenset()
-    arguments_decide: bool = False
 
     def __str__(self) -> str:
         if not self.sites:
@@ -168,13 +167,14 @@ class Collapsed:
         functools.update_wrapper(self, model, updated=())
         self.model, self.settings = model, settings
         self._plans: dict[Any, CollapsedPlan] = {}
+        self._branches: dict[Any, BranchOfCall] = {}
         self._last: CollapsedPlan | None = None
 
     def __repr__(self) -> str:
         return f"collapse({getattr(self.model, '__qualname__', None) or type(self.model).__name__})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plans": {}, "_last": None}
+        return {**self.__dict__, "_plans": {}, "_branches": {}, "_last": None}
 
     @property
     def uncollapsed(self) -> Program:
@@ -196,11 +196,9 @@ class Collapsed:
             return self._summed_out(args, kwargs)
 
     def _summed_out(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        key = _kind(args, kwargs), _given()
+        kind = _kind(args, kwargs), _given()
+        key = kind, self._branch(kind, args, kwargs)
         plan = self._plans.get(key)
-        if plan is not None and plan.arguments_decide:
-            key = key, contents(args, dict(kwargs))
-            plan = self._plans.get(key)
         if plan is None or not plan.sites:  # whether anything is observed may have changed
             plan = self._planned(key, args, kwargs)
         self._last = plan
@@ -232,6 +230,14 @@ class Collapsed:
         with block_messengers(lambda handler: isinstance(handler, MaskMessenger | ScaleMessenger)):  # in it already
             pyro.factor(_label(plan.sites), total)
         return result
+
+    def _branch(self, kind: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The branch that a call of a kind takes; none before its first one, and while it is traced."""
+        branch = self._branches.get(kind)
+        if branch is None or torch._C._get_tracing_state() is not None:
+            return None
+        with _unseen():
+            return branch.of(self._pair(args, kwargs)[0])
 
     def _total(self, plan: CollapsedPlan, shown_run: _Run, run: _Run | None, args: Any, kwargs: Any) -> Tensor:
         """The factor, from the run that was shown, or from others with the same draws."""
@@ -275,6 +281,7 @@ class Collapsed:
         counts = Counts(steady=False)
         with _unseen(), on_trial(), kept_state(self.model), torch.enable_grad():
             pair, given = self._pair(args, kwargs)
+            seen = decided_by(pair, given)  # what counts read of rates is no branch
             trace = plain_trial(pair).model_trace
             sites = sample_sites(trace)
             discrete = [n for n, m in sites.items() if is_latent(m) and _is_discrete(m) and n not in given]
@@ -290,8 +297,8 @@ class Collapsed:
                 trial = plain_trial(pair)
                 check_data(pair, trial)
                 check_batch_dims(trial)
+                trial = trial.at_generic_numbers(pair, Pair(self.model, self.model, args, kwargs), seen)
                 sums = settle(pair, trial, dict.fromkeys(discrete, self.settings), MOST_RUNS)
-                seen = decided_by(self._pair(args, kwargs)[0], given)  # what counts read of rates is no branch
                 plan = CollapsedPlan(
                     tuple(discrete),
                     one_by_one=sums.one_by_one,
@@ -301,14 +308,16 @@ class Collapsed:
                     computed=_shapes_of_computed(trace),
                     counts=counts,
                     by_parts=sums.by_parts,
-                    decided_by=seen - {ARGUMENTS},
-                    arguments_decide=ARGUMENTS in seen,
+                    decided_by=draws_among(seen),
                 )
         if len(self._plans) >= MOST_PLANS:
             self._plans.clear()
-        self._plans[key] = plan
-        if plan.arguments_decide:
-            self._plans[key, contents(args, dict(kwargs))] = plan
+            self._branches.clear()
+        kind, branch = key
+        if kind not in self._branches:
+            self._branches[kind] = BranchOfCall(seen, [self.model])
+            branch = self._branch(kind, args, kwargs)
+        self._plans[kind, branch] = self._plans[kind, None] = plan
         return plan
 
 

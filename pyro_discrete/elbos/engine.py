@@ -18,6 +18,7 @@ from pyro_discrete.capture.captures import Captures
 from pyro_discrete.elbos.failures import check_gradients, explained, fresh_traces, loss_not_finite, surrogate_not_finite
 from pyro_discrete.errors import SettingError, is_number, is_whole, shown
 from pyro_discrete.estimators.base import Estimator
+from pyro_discrete.inspection.decisions import decided_by
 from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.inspection.trial import Trial, names_of_guide
 from pyro_discrete.objectives.base import Objective
@@ -94,7 +95,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         self._pair: tuple[Program, Program] | None = None
         self._apart: dict[str, dict[str, int]] = {}
         self._coupled, self._singly = "", ""
-        self._branches = Branches()
+        self._branches, self._seen = Branches(), frozenset[str]()
         self._replans = self._calls = 0
         self._unknown = ""
         self._takes_gradients = False
@@ -251,16 +252,19 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         """The plan of this pair, made when the pair is new."""
         if self._plan is None or self._pair != (pair.model, pair.guide):
             self._apart, self._coupled, self._singly, self._branches = {}, "", "", Branches()
+            self._seen = decided_by(pair)
             self._make_plan(pair, self.vectorize_particles)
-            self._branches.begin(pair, self.plan)
-        elif self._branches.watched:
+            self._branches.begin(pair, self.plan, self._seen)
+        else:
             known = self._branches.plan_for(pair, self._plan)
             if known is None:  # a branch that no plan was made in
                 self._apart, self._coupled, self._singly = {}, "", ""
+                self._seen = decided_by(pair)
                 self._make_plan(pair, self.vectorize_particles, self._unknown)
                 self._branches.note(self.plan)
             elif known is not self._plan:
                 self._plan, self._leaves = known, KnownLeaves()
+        self.plan.met.looks = self._branches.looks
         return self.plan
 
     def _make_plan(self, pair: Pair, vectorise: bool, reason: str = "") -> None:
@@ -270,10 +274,10 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         with on_trial(), kept_state(pair.model, pair.guide) as state:
             given = (pair, self.selection, self.objective, vectorise, self.max_plate_nesting, self.row_chunk)
             met = {"unknown": reason, "apart": self._apart, "coupled": self._coupled, "counts": counts}
-            met["singly"] = self._singly
+            met |= {"singly": self._singly, "seen": self._seen}
             plan, trial = make_plan(*given, **met)
             if isinstance(plan.way, Exact):
-                had = settled(plan, pair, self.objective, trial)
+                had = settled(plan, pair, self.objective, trial, self._seen)
                 if isinstance(had, Plan):
                     plan = had
                 else:

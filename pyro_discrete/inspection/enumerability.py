@@ -44,7 +44,7 @@ def why_not_over_values(pair: Pair, trial: Trial, names: Collection[str]) -> str
     """
     if pair.guide_runs_model:  # it runs the model itself, with values of its own
         return check_rows(pair, trial, 1).reason
-    rows = unused_size(trial)
+    rows, pair = unused_size(trial), trial.as_tried(pair)
     values = spread_values(trial, rows, names)
     sites = latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)
     try:
@@ -175,7 +175,7 @@ def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site]) -> dict[str, 
     All sites of a plate are given other values at some of its elements: terms of the others have to stay as they were.
     Noise of the program's own (dropout) is the same in every run; a term that changes all the same shows nothing.
     """
-    drawn = {s.name: s for s in sites}
+    drawn, pair = {s.name: s for s in sites}, trial.as_tried(pair)
     plates = {p for s in drawn.values() for p in s.plates if p.vectorized and p.size > 1}
     fixed = {n: m["value"] for n, m in (latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)).items()}
 

@@ -23,6 +23,9 @@ from torch.utils._pytree import tree_leaves
 from pyro_discrete.programs.sites import base_distribution
 
 __all__ = [
+    "ARGUMENTS",
+    "FLOATS",
+    "HELD",
     "SHAPES_ALONE",
     "Provenance",
     "axis_after",
@@ -30,6 +33,7 @@ __all__ = [
     "element_axis",
     "in_a_structure",
     "keeps_shape",
+    "read_by_the_program",
     "written_tensors",
 ]
 
@@ -160,6 +164,16 @@ Names = frozenset[str]
 
 
 NOTHING: Names = frozenset()
+
+
+ARGUMENTS = "the arguments"
+"""What stands for tensors among a program's arguments, beside the names of draws."""
+
+FLOATS = "the floats among the arguments"
+"""What stands for these, where they are looked at as tensors."""
+
+HELD = "what it holds"
+"""What stands for tensors that are neither marked nor made of such: parameters, buffers, data that it closes over."""
 
 
 _LEAVES = {"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "storage", "untyped_storage", "_typed_storage"}
@@ -302,7 +316,7 @@ class Provenance:
         names = NOTHING if func.overloadpacket.__name__ in SHAPES_ALONE else self.of(*read)
         if torch.Tag.data_dependent_output in func.tags and not self._may_be_read(read) and not in_a_structure():
             self.escaped(f"Python reads a tensor's value ({func.overloadpacket.__name__})")
-            self.seen_by_python |= names
+            self.seen_by_python |= names or ({HELD} if read_by_the_program() else NOTHING)
         if torch.Tag.dynamic_output_shape in func.tags and not keeps_shape(func, args):
             self.escaped(f"a shape depends on values ({func.overloadpacket.__name__})")
             self.seen_by_python |= names
@@ -335,7 +349,8 @@ class Provenance:
     def left(self, args: Sequence[Any], how: str) -> None:
         """Note that these leave torch."""
         self.escaped(how)
-        self.seen_by_python |= self.of(*(v for v in tree_leaves(list(args)) if isinstance(v, Tensor)))
+        names = self.of(*(v for v in tree_leaves(list(args)) if isinstance(v, Tensor)))
+        self.seen_by_python |= names or ({HELD} if read_by_the_program() else NOTHING)
 
     def one_hot(self, index: Tensor, result: Tensor) -> None:
         """Note what `one_hot` made of integers."""
@@ -412,6 +427,22 @@ def in_a_structure() -> bool:
         file = frame.f_code.co_filename
         if file != __file__ and not file.startswith(_LIBRARIES[0]):
             return file.startswith(_STRUCTURES)
+        frame = frame.f_back
+    return False
+
+
+_PASSAGES = tuple(str(Path(torch.__file__).parent / p) for p in ("_tensor.py", "overrides.py", "_ops.py", "utils", "_compile.py", "_dynamo"))
+"""Where a read of a tensor passes through on its way from a program."""
+
+
+def read_by_the_program() -> bool:
+    """Whether a read comes from the program's own code, and not from that of torch, Pyro or this package: these look at
+    numbers to check them, or to choose between ways of computing the same."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith(_PASSAGES) and Path(file).parent != Path(__file__).parent:
+            return not file.startswith(_LIBRARIES)
         frame = frame.f_back
     return False
 

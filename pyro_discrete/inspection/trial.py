@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from pyro_discrete.errors import (
     DiscreteInferenceError,
@@ -24,7 +26,9 @@ from pyro_discrete.errors import (
     in_a_line,
 )
 from pyro_discrete.families import Family
+from pyro_discrete.inspection.generic_numbers import GenericNumbers, is_single_number, single_numbers
 from pyro_discrete.inspection.observations import wrong_observation
+from pyro_discrete.inspection.provenance import ARGUMENTS, HELD
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, trace_pair
 from pyro_discrete.programs.parameters import leaf_parameters, parameter_names
@@ -66,12 +70,48 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Trial:
-    """Traces of one run without a leading dim, the subsamples it drew, and its number of plate dims."""
+    """Traces of one run without a leading dim, the subsamples it drew, and its number of plate dims.
+
+    `numbers`: what it was run with, if not with the present ones; whatever is compared with it is, too (`as_tried`).
+    """
 
     guide_trace: Trace
     model_trace: Trace
     subsamples: KeepSubsamples
     batch_dims: int
+    numbers: GenericNumbers | None = None
+
+    def as_tried(self, pair: Pair) -> Pair:
+        """The pair, to be run as in this trial."""
+        around = self.numbers
+        return pair if around is None else replace(pair, guide=around(pair.guide), model=around(pair.model))
+
+    def at_generic_numbers(self, pair: Pair, given: Pair, seen: Collection[str]) -> Trial:
+        """The same draws at numbers of no special value (`GenericNumbers`): the parameters that a term depends on, and
+        single numbers that the programs are given or hold.
+
+        `given`: the pair without handlers around. `seen`: what Python sees; those by which it may decide stay. This trial, where the others have other sites, or the
+        program does not run with them.
+        """
+        traces = self.guide_trace, self.model_trace
+        values = {n: m["value"] for n, m in (latent_sites(traces[1]) | latent_sites(traces[0])).items()}
+        if HELD in seen:
+            return self
+        numbers = {id(t): t for t in single_numbers(given.model, given.guide)}
+        if ARGUMENTS not in seen:
+            numbers |= {id(t): t for t in tree_leaves((pair.args, dict(pair.kwargs))) if is_single_number(t)}
+        try:
+            with torch.enable_grad(), pyro.validation_enabled(False):
+                terms = [site_log_prob(m).sum() for t in traces for m in sample_sites(t).values()]
+                numbers |= {id(t): t for term in terms for t in leaf_parameters(term)}
+            if not numbers:
+                return self
+            generic = replace(self, numbers=GenericNumbers(numbers.values()))
+            others = trace_pair(generic.as_tried(pair), self.subsamples, values)
+        except Exception:  # of values out of a parameter's range, say
+            return self
+        same = all(one.nodes.keys() == other.nodes.keys() for one, other in zip(traces, others, strict=True))
+        return replace(generic, guide_trace=others[0], model_trace=others[1]) if same else self
 
 
 def plain_trial(pair: Pair) -> Trial:
@@ -285,7 +325,7 @@ def crossing_site(pair: Pair, trial: Trial, sites: Iterable[Site]) -> tuple[str,
     """
     traces = sample_sites(trial.guide_trace), sample_sites(trial.model_trace)
     fixed = {n: m["value"] for n, m in (latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)).items()}
-    groups: dict[frozenset[Any], list[Site]] = {}
+    pair, groups = trial.as_tried(pair), dict[frozenset[Any], list[Site]]()
     for site in sites:
         plates = frozenset(p for p in site.plates if p.vectorized)
         if plates:
@@ -389,7 +429,7 @@ def check_rows(pair: Pair, trial: Trial, rows: int) -> RowsVerdict:
     another dim is refused with `SiteShapeError`. Rows are tried in a number that is no size in the program, so that
     they cannot pass for another dim, and with values from all over the support, so that they differ.
     """
-    trial_rows = unused_size(trial)
+    trial_rows, pair = unused_size(trial), trial.as_tried(pair)
     dim = -1 - trial.batch_dims
     try:
         guide_trace, model_trace = trace_pair(

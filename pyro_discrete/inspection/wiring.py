@@ -16,6 +16,7 @@ from pyro_discrete.programs.python_state import PythonState, UnknownStateError, 
 
 __all__ = [
     "Wiring",
+    "without_floats",
 ]
 
 
@@ -45,7 +46,7 @@ class Wiring:
         """What depends on what in this call."""
         if self._given_up:
             return Dependencies(reason=self._given_up)
-        lifted, numbers = _without_floats(pair)
+        lifted, numbers = without_floats(pair)
         if numbers:  # an annealed weight, say, which is new in every call
             found = self._of(lifted, numbers)
             if found.known or self._given_up:
@@ -82,7 +83,7 @@ class Wiring:
         return Dependencies(reason=self._given_up)
 
 
-def _without_floats(pair: Pair) -> tuple[Pair, list[Tensor]]:
+def without_floats(pair: Pair) -> tuple[Pair, list[Tensor]]:
     """The pair with tensors for the floats among its arguments, and these."""
     numbers: list[Tensor] = []
     if all(isinstance(value, Tensor) for value in (*pair.args, *pair.kwargs.values())):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from pyro_discrete.distributions.structure import LARGEST_SUPPORT
@@ -13,7 +13,7 @@ from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.registry import AUTO
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
-from pyro_discrete.inspection.decisions import ARGUMENTS, decided_by
+from pyro_discrete.inspection.decisions import draws_among
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies, why_joined
 from pyro_discrete.inspection.enumerability import joined_elements, joined_plates, marked_trial
 from pyro_discrete.inspection.trial import (
@@ -118,6 +118,7 @@ def make_plan(
     coupled: str = "",
     counts: Counts | None = None,
     singly: str = "",
+    seen: Collection[str] = (),
 ) -> tuple[Plan, Trial]:
     """Try the pair once, check it, and choose each site's estimator and the way of a step.
 
@@ -125,7 +126,7 @@ def make_plan(
     on what, if so. `apart`: plates whose elements steps have found to share later terms, by site, with their sizes.
     `coupled`: what a step has found to join plate elements that were summed over one by one, if anything.
     `counts`: how far the sums over counts go already. `singly`: why a step could not sum out the model's own sites at
-    once, if it could not.
+    once, if it could not. `seen`: what Python sees in a run of the pair (`decided_by`).
     """
     counts = Counts(selection.may_sum) if counts is None else counts
     given, pair = pair, objective.around(counts.around(pair), training=False)
@@ -144,6 +145,7 @@ def make_plan(
         )
     check_pair(trial)
     warn_of_observations(given, trial)
+    trial = trial.at_generic_numbers(pair, given, seen)
     sites = [Site(m) for m in latent_sites(trial.guide_trace).values()]
     names = latent_sites(trial.guide_trace).keys() | latent_sites(trial.model_trace).keys()
     selection.check_patterns(names, lambda: names | names_of_guide(pair))
@@ -164,7 +166,7 @@ def make_plan(
     joined = _joined(pair, trial, sites)
     known = (wiring.of(given) if wanted else UNKNOWN).sharing(joined)
     sums = settle(pair, trial, settings, singly=singly) if marginal else Summed()
-    in_branches = bool(marginal and sites and not sums.one_by_one and decided_by(given) - {ARGUMENTS})
+    in_branches = bool(marginal and sites and not sums.one_by_one and draws_among(seen))
     marginals = Marginals()
     if marginal:
         marginals = Marginals(settings, sums.cost, sums.one_by_one, sums.by_parts, in_branches)

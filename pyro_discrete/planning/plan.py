@@ -212,6 +212,7 @@ class Met:
     - `sum_costs`: what expectations of enumerated terms cost.
     - `costs`: what sites' learning signals held in the last run, in words.
     - `runs`: how often the last step ran the guide and the model, where that is more than once.
+    - `looks`: why each call is run once more to see which branch it takes, if it is.
     """
 
     sites: list[SitePlan] = field(default_factory=list)
@@ -224,6 +225,7 @@ class Met:
     sum_costs: SumCosts = field(default_factory=SumCosts)
     costs: str = ""
     runs: Mapping[str, int] = field(default_factory=dict)
+    looks: str = ""
 
 
 @dataclass(frozen=True)
@@ -360,6 +362,8 @@ class Plan:
                 f"the {name} {number} time{'s' * (number > 1)}" for name, number in self.met.runs.items()
             )
             runs = [f"a step runs {times}; modules (averages, counts) end as after one run"]
+        if self.met.looks:
+            runs.append(f"and once more, without gradients, to see which branch it takes: {self.met.looks}")
         total = f"{self.path}: {self.rows} row(s) x {self.particles} particle(s) a step"
         if self.layout.inner is not None:
             datum = f"each element of plate {', '.join(sorted(self.layout.datum))}" if self.layout.datum else "all data"

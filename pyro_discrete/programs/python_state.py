@@ -28,6 +28,7 @@ from datetime import date, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from functools import cache, cached_property, partial
+from inspect import Parameter, Signature
 from re import Pattern
 from types import (
     BuiltinFunctionType,
@@ -51,6 +52,7 @@ import torch
 from pyro.nn import PyroModule
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.distributions.utils import lazy_property
@@ -61,6 +63,7 @@ from pyro_discrete.programs.code_reads import code_reads
 __all__ = [
     "SCALARS",
     "PythonState",
+    "SameObject",
     "UnknownStateError",
     "closed_over",
     "described",
@@ -139,7 +142,7 @@ _ASKED: Mapping[str, Callable[[], Any]] = {
 
 _VALUES = (
     *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, np.dtype, range, slice, Pattern),
-    *(Decimal, Fraction, date, time, timedelta, type(Ellipsis), type(NotImplemented)),
+    *(Decimal, Fraction, date, time, timedelta, type(Ellipsis), type(NotImplemented), Signature, Parameter),
 )
 """Types whose objects never change, beside `SCALARS`: compared by value."""
 
@@ -162,6 +165,10 @@ _Cached = type(cache(int))
 
 
 _CONSTRUCTORS = frozenset(("__init__", "__new__", "__post_init__"))
+
+
+_OF_PLATES = ("name", "dim", "size", "subsample_size")
+"""What a plate is told by."""
 
 
 _UNCALLED = frozenset(
@@ -626,10 +633,10 @@ class _Described:
         try:
             return kind, [(name, described(vars(value)[name], 1)) for name in own]
         except UnknownStateError:
-            return _Is(value)
+            return SameObject(value)
 
 
-class _Is:
+class SameObject:
     """Equal to the same object alone."""
 
     __slots__ = ("value",)
@@ -638,16 +645,17 @@ class _Is:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Is) and other.value is self.value
+        return isinstance(other, SameObject) and other.value is self.value
 
     def __hash__(self) -> int:
         return id(self.value)
 
 
-def described(value: Any, depth: int = 0) -> Any:
+def described(value: Any, depth: int = 0, measured: bool = True) -> Any:
     """What an argument is, to be compared by `==`: numbers and strings by value, tensors by shape and dtype, containers
     and objects of plain classes by what they hold, all else by identity.
 
+    `measured=False` leaves out the shapes of tensors.
     Raises `UnknownStateError` for what is too large or too deep.
     """
     kind = type(value)
@@ -657,9 +665,8 @@ def described(value: Any, depth: int = 0) -> Any:
         own = vars(value)
         return (
             kind,
-            value.shape,
-            value.dtype,
-            *([(n, described(v, depth + 1)) for n, v in own.items()] if own else ()),
+            *((value.shape, value.dtype) if measured else ()),
+            *([(n, described(v, depth + 1, measured)) for n, v in own.items()] if own else ()),
         )
     if isinstance(value, _VALUES):
         return kind, repr(value) if isinstance(value, slice) else value
@@ -673,8 +680,8 @@ def described(value: Any, depth: int = 0) -> Any:
         if isinstance(value, _CONTAINERS) and len(value) > MOST_ITEMS:
             raise UnknownStateError(f"an argument holds {len(value)} items, too many to watch")
         keys = [*value] if isinstance(value, dict | MappingProxyType) else []
-        return kind, keys, [described(each, depth + 1) for each in _parts(value)]
-    return kind, _Is(value)
+        return kind, keys, [described(each, depth + 1, measured) for each in _parts(value)]
+    return kind, SameObject(value)
 
 
 class _Calls:
@@ -711,8 +718,13 @@ def _same(now: object, then: Any) -> bool:
         return False
     if kind in SCALARS or isinstance(then, _VALUES):
         return now == then
-    if isinstance(then, tuple):
-        pairs = zip(cast("tuple[Any, ...]", now), then, strict=False)
+    if isinstance(then, SubsampleMessenger):  # a plate that is made anew in every run, as automatic guides do
+        return all(getattr(now, name) == getattr(then, name) for name in _OF_PLATES)
+    if kind is dict:
+        present = cast("dict[Any, Any]", now)
+        return [*present] == [*then] and all(a is b or _same(a, b) for a, b in zip(present.values(), then.values(), strict=True))
+    if isinstance(then, tuple) or kind is list:
+        pairs = zip(cast("Iterable[Any]", now), then, strict=False)
         return len(cast("Sized", now)) == len(then) and all(a is b or _same(a, b) for a, b in pairs)
     return isinstance(then, np.generic) and cast("np.generic", now).tobytes() == then.tobytes()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SiteMatchError, in_a_line
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
-from pyro_discrete.inspection.decisions import ARGUMENTS, decided_by
+from pyro_discrete.inspection.decisions import draws_among
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.inspection.enumerability import why_not_over_values
 from pyro_discrete.inspection.trial import Trial, check_rows, spread_values, unused_size
@@ -33,7 +34,7 @@ FEW = 16
 """So many joint values of sites without a mark "auto" goes through one by one, where it cannot be given all at once."""
 
 
-def settled(plan: Plan, pair: Pair, objective: Objective, trial: Trial) -> Plan | str:
+def settled(plan: Plan, pair: Pair, objective: Objective, trial: Trial, seen: Collection[str]) -> Plan | str:
     """The plan with a way by which its enumeration can be had; or why not, if "auto" chose it and it is not cheap.
 
     In parallel, enumerated values fill new dims on the left, as rows do: a program that does not keep rows apart would
@@ -41,7 +42,7 @@ def settled(plan: Plan, pair: Pair, objective: Objective, trial: Trial) -> Plan 
     cannot be had at all.
     """
     assert isinstance(plan.way, Exact)
-    known, bare, pair = plan.dependencies(pair), pair, objective.around(plan.counts.around(pair), training=False)
+    known, pair = plan.dependencies(pair), objective.around(plan.counts.around(pair), training=False)
     way = plan.way
     if isinstance(way, Parallel) and way.untried:
         return _as_marked(plan, pair, objective, known)
@@ -67,7 +68,7 @@ def settled(plan: Plan, pair: Pair, objective: Objective, trial: Trial) -> Plan 
         by_value = joint <= ONE_BY_ONE if marked else joint <= FEW and _runs_over_values(pair, trial)
         if isinstance(way, Jointly) or _coupled(trial) or not by_value:
             return found
-    in_branches = _hangs_on_values(bare, trial)
+    in_branches = _hangs_on_values(seen, trial)
     if way.explicit:
         return _one_after_another(plan, pair, trial, objective, found, refused, in_branches)
     try:
@@ -107,12 +108,12 @@ def _one_after_another(
     return _by_joint_values(plan, pair, trial, objective, found, refused, in_branches)
 
 
-def _hangs_on_values(pair: Pair, trial: Trial) -> bool:
+def _hangs_on_values(seen: Collection[str], trial: Trial) -> bool:
     """Whether a branch may hang on draws, of a program with more to be summed over than single values: which elements
     share terms, and which sums can be had at once, is known of the trial's branch alone then."""
     sites = [Site(m) for m in latent_sites(trial.guide_trace).values() if family_of(m["fn"]) is not None]
     more = any(p.size > 1 for s in sites for p in s.plates) or bool(marginal_sites(trial))
-    return more and bool(decided_by(pair) - {ARGUMENTS})
+    return more and bool(draws_among(seen))
 
 
 def _by_joint_values(
