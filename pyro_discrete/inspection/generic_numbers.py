@@ -1,0 +1,70 @@
+"""Trial runs at numbers of no special value, so that a weight of zero hides nothing that a step will bring in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_discrete.programs.pair import SiteMessenger
+from pyro_discrete.programs.parameters import modules_of
+from pyro_discrete.programs.python_state import closed_over
+
+__all__ = ["GenericNumbers", "is_single_number", "single_numbers"]
+
+SIZE = 0.1
+"""By so much, relative to itself, a number is moved at most; a zero by so much in all."""
+
+
+def is_single_number(value: Any) -> bool:
+    """Whether a value is a tensor of one floating number: no pattern of zeros can be meant by that."""
+    single = isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point()
+    return single and not value.is_inference()
+
+
+def single_numbers(*programs: Any) -> list[Tensor]:
+    """The tensors of one number that programs close over, or their modules hold."""
+    found = [value for program in programs for value in closed_over(program).values()]
+    for module in (m for outer in modules_of(*programs) for m in outer.modules()):
+        found += [*module.buffers(recurse=False), *vars(module).values()]
+    return [value for value in found if is_single_number(value)]
+
+
+class GenericNumbers(SiteMessenger):
+    """Around a program, has it run with other values in these tensors: those that are to be learned, say.
+
+    A coupling that starts at zero joins nothing in a trial, and two parameters that start alike cancel; neither stays so
+    for a step. Each number keeps its sign. The tensors stay the same objects and get their own values back.
+
+    >>> weight = torch.zeros(2, requires_grad=True)
+    >>> moved = GenericNumbers([weight])(lambda: bool((weight != 0).all()))()
+    >>> moved, weight.tolist()
+    (True, [0.0, 0.0])
+    """
+
+    def __init__(self, numbers: Iterable[Tensor]) -> None:
+        super().__init__()
+        noise = torch.Generator().manual_seed(0)
+        self._values: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._depth = 0
+        for number in numbers:
+            own = number.data
+            by = (torch.rand(own.shape, generator=noise) * SIZE).to(own.device, own.dtype)
+            self._values.append((number, own, torch.where(own == 0, by + SIZE / 10, own * (1 + by))))
+
+    def __enter__(self) -> Messenger:
+        self._depth += 1
+        if self._depth == 1:
+            for number, _, moved in self._values:
+                number.data = moved
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        self._depth -= 1
+        if self._depth == 0:
+            for number, own, _ in self._values:
+                number.data = own
+        return super().__exit__(*error)
