@@ -10,8 +10,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_discrete.programs.pair import SiteMessenger
-from pyro_discrete.programs.parameters import modules_of
-from pyro_discrete.programs.python_state import closed_over
+from pyro_discrete.programs.python_state import PythonState
 
 __all__ = ["GenericNumbers", "is_single_number", "single_numbers"]
 
@@ -26,11 +25,9 @@ def is_single_number(value: Any) -> bool:
 
 
 def single_numbers(*programs: Any) -> list[Tensor]:
-    """The tensors of one number that programs close over, or their modules hold."""
-    found = [value for program in programs for value in closed_over(program).values()]
-    for module in (m for outer in modules_of(*programs) for m in outer.modules()):
-        found += [*module.buffers(recurse=False), *vars(module).values()]
-    return [value for value in found if is_single_number(value)]
+    """The tensors of one number that the code of programs can see: in variables, buffers, attributes."""
+    seen = (held() for held in PythonState(programs).tensors)
+    return [value for value in seen if is_single_number(value)]
 
 
 class GenericNumbers(SiteMessenger):

@@ -44,7 +44,7 @@ from types import (
     WrapperDescriptorType,
 )
 from typing import Any, cast
-from weakref import ReferenceType
+from weakref import ReferenceType, ref
 
 import numpy as np
 import pyro
@@ -208,6 +208,7 @@ class PythonState:
     - `arguments`: objects that are new in every call. What they hold is followed, but they are not held to stay as they
       are: `described` says what they are.
     - `exact`: tensors are compared as objects, else by their shape and dtype alone.
+    - `tensors`: those that the code can see outside of modules' parameters, weakly.
     """
 
     def __init__(
@@ -276,6 +277,7 @@ class PythonState:
         self._seen: dict[int, object] = {}
         self._pending: list[Any] = []
         self._weak: list[ReferenceType[Any]] = []
+        self.tensors: list[ReferenceType[Tensor]] = []
 
     def _collect(self) -> None:
         self._begin()
@@ -312,6 +314,8 @@ class PythonState:
 
     def _kept(self, value: object) -> object:
         """What stands for a value in a comparison: a tensor is not kept alive."""
+        if isinstance(value, Tensor):
+            self.tensors.append(ref(value))
         if self._exact:
             return value
         if isinstance(value, Tensor):
@@ -540,6 +544,7 @@ class PythonState:
             self._pending.append(getattr(found, "default_factory", None))
         elif not isinstance(found, tuple | frozenset):
             self._items.append((found, tuple(found)))
+        self.tensors += [ref(each) for each in items if type(each) is Tensor]
         self._pending += [each for each in items if type(each) not in SCALARS and type(each) is not Tensor]
         if _is_users(type(found)):
             self._object(found)

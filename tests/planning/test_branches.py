@@ -1,16 +1,23 @@
-"""Programs that decide by their arguments: each branch has a plan of its own."""
+"""Programs that decide by their arguments, or by what they hold: each branch has a plan of its own."""
 
+import copy
+import dataclasses
 import itertools
+import os
 import warnings
+from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.nn import PyroModule
 
 from pyro_discrete import TraceELBO, collapse
-from pyro_discrete.planning.branches import MOST_BRANCHES, Branches
+from pyro_discrete.inspection import decisions as decisions_module
+from pyro_discrete.planning.branches import MOST_BRANCHES
 
 BELOW, ABOVE, CHANCES = torch.tensor([-0.3, -2.0]), torch.tensor([0.3, 2.0]), torch.tensor([0.2, 0.7])
 
@@ -79,20 +86,40 @@ def test_what_has_been_seen_is_not_planned_again(monkeypatch):
     assert plans[1] is plans[3] is plans[5]
 
 
-def test_a_program_that_decides_by_nothing_is_not_watched():
+def test_a_program_that_decides_by_nothing_is_looked_at_once(monkeypatch):
     def model(x):
         w = pyro.sample("w", dist.Bernoulli(0.4))
         pyro.sample("y", dist.Normal(torch.where(x > 0, w, -w), 1.0).to_event(1), obs=x)
 
+    def guide(x):
+        pass
+
+    looks = []
+    monkeypatch.setattr(decisions_module, "decisions", lambda pair: looks.append(pair) or "one")
     elbo = TraceELBO("enumerate")
-    elbo.loss(model, lambda x: None, ABOVE)
-    assert not elbo._branches.watched
+    for x in (ABOVE, BELOW, 2 * ABOVE):
+        elbo.loss(model, guide, x)
+    assert len(looks) == 1
+    assert not elbo.plan.met.looks
 
 
-def test_numbers_that_are_always_new_end_the_watch_with_a_warning():
+def test_numbers_that_are_computed_with_make_no_branch():
+    def model(x, weight):
+        w = pyro.sample("w", dist.Bernoulli(0.4))
+        pyro.sample("y", dist.Normal(weight * w + x.mean().item(), 1.0), obs=x[0])
+
+    def guide(x, weight):
+        pass
+
+    elbo = TraceELBO("enumerate")
+    plans = [(elbo.loss(model, guide, torch.tensor([0.3, 0.1 * k]), 0.1 + 0.2 * k), elbo.plan)[1] for k in range(4)]
+    assert all(plan is plans[0] for plan in plans)
+
+
+def test_branches_without_end_end_the_watch_with_a_warning():
     def model(x):
         w = pyro.sample("w", dist.Bernoulli(0.4))
-        pyro.sample("y", dist.Normal(w + x.mean().item(), 1.0).to_event(0), obs=x[0])
+        pyro.sample("y", dist.Normal(w.expand(int(x.sum())).sum(), 1.0), obs=x[0])
 
     def guide(x):
         pass
@@ -101,6 +128,173 @@ def test_numbers_that_are_always_new_end_the_watch_with_a_warning():
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         for k in range(MOST_BRANCHES + 2):
-            elbo.loss(model, guide, torch.tensor([0.3, 0.1 * k]))
+            elbo.loss(model, guide, torch.tensor([1.0, k]))
     assert [str(w.message) for w in seen if "from here on the last one is believed" in str(w.message)]
-    assert isinstance(elbo._branches, Branches)
+
+
+@dataclasses.dataclass
+class Box:
+    value: Any
+
+
+class Holder(PyroModule):
+    def __init__(self, value, name="value"):
+        super().__init__()
+        if torch.is_tensor(value):
+            self.register_buffer("value", value)
+        else:
+            self.value = value
+
+
+def held(make):
+    """A program that is made of `make() -> (how it decides, how that is set, its arguments)`."""
+    return pytest.param(make, id=make.__name__)
+
+
+def a_parameter():
+    return (
+        lambda: pyro.param("c", torch.tensor(-1.0)).item() > 0,
+        lambda on: pyro.param("c", torch.tensor(-1.0)).data.fill_(1.0 if on else -1.0),
+        lambda: (),
+    )
+
+
+def a_number_of_the_closure():
+    box = {"on": 0.0}
+    return lambda: box["on"] > 0, lambda on: box.update(on=float(on)), lambda: ()
+
+
+def a_tensor_of_the_closure():
+    box = torch.zeros(2)
+    return lambda: box.sum() > 0, lambda on: box.fill_(float(on)), lambda: ()
+
+
+def a_buffer():
+    module = Holder(torch.zeros(2))
+    return lambda: module.value.tolist()[0] > 0, lambda on: module.value.fill_(float(on)), lambda: ()
+
+
+def an_attribute():
+    module = Holder(False)
+    return lambda: module.value, lambda on: setattr(module, "value", on), lambda: ()
+
+
+def an_array():
+    array = np.zeros(1)
+    return lambda: array[0] > 0, lambda on: array.fill(float(on)), lambda: ()
+
+
+def the_environment():
+    name = "PYRO_DISCRETE_TEST_BRANCH"
+    return lambda: os.environ[name] == "1", lambda on: os.environ.__setitem__(name, str(int(on))), lambda: ()
+
+
+def a_number_given():
+    box = [0.0]
+    return lambda c: c > 0, lambda on: box.__setitem__(0, float(on)), lambda: (box[0],)
+
+
+def a_whole_number_given():
+    box = [0]
+    return lambda c: c == 3, lambda on: box.__setitem__(0, 3 if on else 2), lambda: (box[0],)
+
+
+def an_object_given():
+    box = Box(0.0)
+    return lambda b: b.value > 0, lambda on: setattr(box, "value", float(on)), lambda: (box,)
+
+
+def a_tensor_in_an_object_given():
+    box = Box(torch.zeros(()))
+    return lambda b: b.value.item() > 0, lambda on: box.value.fill_(float(on)), lambda: (box,)
+
+
+HELD = [
+    *(a_parameter, a_number_of_the_closure, a_tensor_of_the_closure, a_buffer, an_attribute, an_array),
+    *(the_environment, a_number_given, a_whole_number_given, an_object_given, a_tensor_in_an_object_given),
+]
+
+
+def deciding_pair(decides, drawn):
+    def model(*given):
+        with pyro.plate("p", 2):
+            w = pyro.sample("w", dist.Bernoulli(CHANCES))
+            pyro.sample("y", dist.Normal(2 * w.roll(1, -1) if decides(*given) else w, 1.0), obs=ABOVE)
+
+    def guide(*given):
+        if drawn:
+            with pyro.plate("p", 2):
+                pyro.sample("w", dist.Bernoulli(CHANCES))
+
+    return model, guide
+
+
+def right_of(on, drawn):
+    each = []
+    for values in itertools.product([0.0, 1.0], repeat=2):
+        w = torch.tensor(values)
+        term = dist.Normal(2 * w.roll(1, -1) if on else w, 1.0).log_prob(ABOVE).sum()
+        each.append((dist.Bernoulli(CHANCES).log_prob(w).sum(), term))
+    if drawn:
+        return -float(sum(prior.exp() * term for prior, term in each))
+    return -float(torch.stack([prior + term for prior, term in each]).logsumexp(0))
+
+
+@pytest.mark.parametrize("make", [held(make) for make in HELD])
+@pytest.mark.parametrize("drawn", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_branch_by_whatever_a_program_can_see(make, drawn, first):
+    decides, put, given = make()
+    model, guide = deciding_pair(decides, drawn)
+    elbo, collapsed = TraceELBO("enumerate"), collapse(model)
+    for on in (first, not first, first, not first):
+        put(on)
+        assert elbo.loss_and_grads(model, guide, *given()) == pytest.approx(right_of(on, drawn), abs=1e-4)
+        if not drawn:
+            found = poutine.trace(collapsed).get_trace(*given()).log_prob_sum()
+            assert -found.item() == pytest.approx(right_of(on, drawn), abs=1e-4)
+
+
+def test_rows_are_tried_in_each_branch():
+    """Particles beside each other, which another branch joins, go one after another there."""
+    box = {"joins": False}
+
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(0.4))
+        loc = z * z.sum() if box["joins"] else z
+        pyro.sample("y", dist.Normal(loc, 1.0), obs=torch.tensor(3.0))
+
+    def guide():
+        pyro.sample("z", dist.Bernoulli(0.5))
+
+    elbo = TraceELBO("rloo", num_particles=4)
+    elbo.loss(model, guide)
+    assert elbo.plan.path == "vectorised"
+    box["joins"] = True
+    with pytest.warns(UserWarning, match="cannot take a leading dim"):
+        elbo.loss(model, guide)
+    assert elbo.plan.path == "sequential"
+
+
+def test_the_plan_says_why_each_call_is_looked_at():
+    def model():
+        c = pyro.param("c", torch.tensor(1.0))
+        w = pyro.sample("w", dist.Bernoulli(0.4))
+        pyro.sample("y", dist.Normal(w * (1 if c.item() > 0 else -1), 1.0), obs=torch.tensor(0.3))
+
+    def guide():
+        pass
+
+    elbo = TraceELBO("enumerate")
+    elbo.loss(model, guide)
+    assert "to see which branch it takes: Python reads tensors that it holds" in str(elbo.plan)
+
+
+def test_a_copy_looks_anew():
+    decides, put, _ = a_number_of_the_closure()
+    model, guide = deciding_pair(decides, False)
+    elbo = TraceELBO("enumerate")
+    elbo.loss(model, guide)
+    again = copy.deepcopy(elbo)
+    put(True)
+    assert again.loss(model, guide) == pytest.approx(right_of(True, False), abs=1e-4)

@@ -223,6 +223,28 @@ def break_branch():
     assert elbo.loss_and_grads(turned, empty, x) == pytest.approx(right, abs=1e-4)
 
 
+def break_generic():
+    def model(x):
+        weight = pyro.param("weight", torch.tensor(0.0))
+        with pyro.plate("p", 2):
+            w = pyro.sample("w", dist.Bernoulli(torch.tensor([0.2, 0.7])))
+            pyro.sample("x", dist.Normal(w + weight * (w.flip(-1) - w), 1.0), obs=x)
+
+    def empty(x):
+        pass
+
+    elbo, x = TraceELBO("enumerate"), torch.tensor([-1.0, 2.0])
+    for weight in (0.0, 1.0):
+        pyro.param("weight", torch.tensor(0.0)).data.fill_(weight)
+        each = [
+            dist.Bernoulli(p).log_prob(w) + dist.Normal(w, 1.0).log_prob((x.flip(-1) if weight else x)[i])
+            for i, p in enumerate((0.2, 0.7))
+            for w in (torch.tensor(0.0), torch.tensor(1.0))
+        ]
+        right = -float(sum(torch.stack(each[i : i + 2]).logsumexp(0) for i in (0, 2)))
+        assert elbo.loss_and_grads(model, empty, x) == pytest.approx(right, abs=1e-4)
+
+
 @pytest.mark.parametrize("fact", FACTS, ids=lambda fact: fact.name)
 def test_a_fact_that_fails_has_its_fallback(fact):
     with warnings.catch_warnings():
