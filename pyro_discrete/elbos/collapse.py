@@ -39,7 +39,7 @@ from pyro_discrete.errors import (
 )
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
-from pyro_discrete.inspection.decisions import BranchOfCall, decided_by, draws_among
+from pyro_discrete.inspection.decisions import WhatDecides, decided_by, decisions, draws_among
 from pyro_discrete.inspection.trial import check_batch_dims, check_data, plain_trial
 from pyro_discrete.programs.dims import subsampling_scale
 from pyro_discrete.programs.module_state import kept_state
@@ -167,14 +167,15 @@ class Collapsed:
         functools.update_wrapper(self, model, updated=())
         self.model, self.settings = model, settings
         self._plans: dict[Any, CollapsedPlan] = {}
-        self._branches: dict[Any, BranchOfCall] = {}
+        self._decides: dict[Any, WhatDecides] = {}
+        self._branch_of: dict[Any, str] = {}
         self._last: CollapsedPlan | None = None
 
     def __repr__(self) -> str:
         return f"collapse({getattr(self.model, '__qualname__', None) or type(self.model).__name__})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plans": {}, "_branches": {}, "_last": None}
+        return {**self.__dict__, "_plans": {}, "_decides": {}, "_branch_of": {}, "_last": None}
 
     @property
     def uncollapsed(self) -> Program:
@@ -232,12 +233,23 @@ class Collapsed:
         return result
 
     def _branch(self, kind: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """The branch that a call of a kind takes; none before its first one, and while it is traced."""
-        branch = self._branches.get(kind)
-        if branch is None or torch._C._get_tracing_state() is not None:
+        """The branch that a call of a kind takes; none before its first one, and while it is traced.
+
+        Where that cannot be told by what may decide, a further run, without gradients, tells it.
+        """
+        decides = self._decides.get(kind)
+        if decides is None or torch._C._get_tracing_state() is not None:
             return None
         with _unseen():
-            return branch.of(self._pair(args, kwargs)[0])
+            pair = self._pair(args, kwargs)[0]
+            given = decides.of(pair)
+            if decides.in_draws:
+                return given
+            if given is None:
+                return decisions(pair)
+            if (kind, given) not in self._branch_of:
+                self._branch_of[kind, given] = decisions(pair)
+            return self._branch_of[kind, given]
 
     def _total(self, plan: CollapsedPlan, shown_run: _Run, run: _Run | None, args: Any, kwargs: Any) -> Tensor:
         """The factor, from the run that was shown, or from others with the same draws."""
@@ -281,7 +293,8 @@ class Collapsed:
         counts = Counts(steady=False)
         with _unseen(), on_trial(), kept_state(self.model), torch.enable_grad():
             pair, given = self._pair(args, kwargs)
-            seen = decided_by(pair, given)  # what counts read of rates is no branch
+            decides = WhatDecides(pair, decided_by(pair, given), [self.model])  # what counts read of rates is no branch
+            seen = decides.seen
             trace = plain_trial(pair).model_trace
             sites = sample_sites(trace)
             discrete = [n for n, m in sites.items() if is_latent(m) and _is_discrete(m) and n not in given]
@@ -310,19 +323,22 @@ class Collapsed:
                     by_parts=sums.by_parts,
                     decided_by=draws_among(seen),
                 )
-        if len(self._plans) >= MOST_PLANS:
-            self._plans.clear()
-            self._branches.clear()
+        if len(self._plans) >= MOST_PLANS or len(self._branch_of) >= MOST_CALLS:
+            for known in (self._plans, self._decides, self._branch_of):
+                known.clear()
         kind, branch = key
-        if kind not in self._branches:
-            self._branches[kind] = BranchOfCall(seen, [self.model])
+        if kind not in self._decides:
+            self._decides[kind] = decides
             branch = self._branch(kind, args, kwargs)
         self._plans[kind, branch] = self._plans[kind, None] = plan
         return plan
 
 
 MOST_PLANS = 64
-"""So many kinds of calls are remembered."""
+"""So many kinds of calls, and branches in them, are remembered."""
+
+MOST_CALLS = 4096
+"""Of so many contents of calls it is remembered which branch they lead to."""
 
 MOST_RUNS = 2**12
 """So many joint values at most are gone through one after another."""

@@ -18,12 +18,11 @@ from pyro_discrete.capture.captures import Captures
 from pyro_discrete.elbos.failures import check_gradients, explained, fresh_traces, loss_not_finite, surrogate_not_finite
 from pyro_discrete.errors import SettingError, is_number, is_whole, shown
 from pyro_discrete.estimators.base import Estimator
-from pyro_discrete.inspection.decisions import decided_by
 from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.inspection.trial import Trial, names_of_guide
 from pyro_discrete.objectives.base import Objective
 from pyro_discrete.planning.baseline_inputs import Contexts
-from pyro_discrete.planning.branches import Branches
+from pyro_discrete.planning.branches import BranchChangedError, Branches
 from pyro_discrete.planning.make_plan import make_plan
 from pyro_discrete.planning.plan import Exact, Plan, StructureChangedError
 from pyro_discrete.planning.select import Selection, Spec
@@ -95,7 +94,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         self._pair: tuple[Program, Program] | None = None
         self._apart: dict[str, dict[str, int]] = {}
         self._coupled, self._singly = "", ""
-        self._branches, self._seen = Branches(), frozenset[str]()
+        self._branches: Branches | None = None
         self._replans = self._calls = 0
         self._unknown = ""
         self._takes_gradients = False
@@ -138,9 +137,9 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         """The discrete objective with hard draws (exact sums under "enumerate"), whatever the estimator."""
         pair = Pair(model, guide, args, kwargs)
 
-        def evaluate(plan: Plan) -> Outcome:
+        def evaluate(plan: Plan, watched: Pair) -> Outcome:
             with torch.set_grad_enabled(self._takes_gradients):
-                return evaluate_step(plan, pair, self.objective)
+                return evaluate_step(plan, pair, self.objective, watched)
 
         with self._errors(pair):
             try:
@@ -197,7 +196,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         """Part of Pyro's interface: one guide trace with hard draws and the model replayed against it."""
         pair = Pair(model, guide, args, kwargs)
-        outcome = self._retried(pair, lambda plan: evaluate_step(plan.single(), pair, self.objective))
+        outcome = self._retried(pair, lambda plan, watched: evaluate_step(plan.single(), pair, self.objective, watched))
         (evaluation,) = outcome.evaluations
         return evaluation.model_trace, evaluation.guide_trace
 
@@ -210,11 +209,11 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
             if not math.isfinite(float(outcome.loss)):
                 raise self._not_finite(pair, outcome)
 
-        def train(plan: Plan) -> Outcome:
+        def train(plan: Plan, watched: Pair) -> Outcome:
             if register:
                 self.estimators.register()
             choice = TrainingChoice(plan, self.selection, self.estimators, self.step)
-            return train_step(plan, pair, self.objective, choice, plan.dependencies(pair), check)
+            return train_step(plan, watched, self.objective, choice, plan.dependencies(pair), check)
 
         outcome = self._retried(pair, train)
         if not torch.is_grad_enabled():
@@ -248,36 +247,41 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
     def _advance(self) -> None:
         """Bring what follows a schedule to the present step."""
 
-    def _planned(self, pair: Pair) -> Plan:
-        """The plan of this pair, made when the pair is new."""
-        if self._plan is None or self._pair != (pair.model, pair.guide):
-            self._apart, self._coupled, self._singly, self._branches = {}, "", "", Branches()
-            self._seen = decided_by(pair)
-            self._make_plan(pair, self.vectorize_particles)
-            self._branches.begin(pair, self.plan, self._seen)
+    def _begin_call(self, pair: Pair) -> None:
+        """Have the plan of this call: made when the pair is new, or when its branch is."""
+        if self._branches is None or self._plan is None or self._pair != (pair.model, pair.guide):
+            self._branches = Branches(pair)
+            self._make_plan_of_branch(pair, self.vectorize_particles)
+            self._branches.begin(pair, self.plan)
         else:
-            known = self._branches.plan_for(pair, self._plan)
-            if known is None:  # a branch that no plan was made in
-                self._apart, self._coupled, self._singly = {}, "", ""
-                self._seen = decided_by(pair)
-                self._make_plan(pair, self.vectorize_particles, self._unknown)
-                self._branches.note(self.plan)
-            elif known is not self._plan:
-                self._plan, self._leaves = known, KnownLeaves()
+            self._take(self._branches.plan_for(pair, self._plan), pair)
         self.plan.met.looks = self._branches.looks
-        return self.plan
+
+    def _take(self, known: Plan | None, pair: Pair) -> None:
+        """Go on with the plan of another branch, made if there is none yet."""
+        assert self._branches is not None
+        if known is None:
+            self._make_plan_of_branch(pair, self.vectorize_particles, self._unknown)
+            self._branches.note(self.plan)
+        elif known is not self._plan:
+            self._plan, self._leaves = known, KnownLeaves()
+
+    def _make_plan_of_branch(self, pair: Pair, vectorise: bool, reason: str = "") -> None:
+        self._apart, self._coupled, self._singly = {}, "", ""
+        self._make_plan(pair, vectorise, reason)
 
     def _make_plan(self, pair: Pair, vectorise: bool, reason: str = "") -> None:
         """Plan the steps of a pair; with a `reason`, as if nothing were known of what depends on what."""
         again = self._plan is not None and self._pair == (pair.model, pair.guide)
         counts = self.plan.counts if again else None
+        seen = () if self._branches is None else self._branches.seen
         with on_trial(), kept_state(pair.model, pair.guide) as state:
             given = (pair, self.selection, self.objective, vectorise, self.max_plate_nesting, self.row_chunk)
             met = {"unknown": reason, "apart": self._apart, "coupled": self._coupled, "counts": counts}
-            met |= {"singly": self._singly, "seen": self._seen}
+            met |= {"singly": self._singly, "seen": seen}
             plan, trial = make_plan(*given, **met)
             if isinstance(plan.way, Exact):
-                had = settled(plan, pair, self.objective, trial, self._seen)
+                had = settled(plan, pair, self.objective, trial, seen)
                 if isinstance(had, Plan):
                     plan = had
                 else:
@@ -300,47 +304,65 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         like = msg["value"] if msg["value"].is_floating_point() else torch.empty((), device=msg["value"].device)
         estimator.prepare(0 if context is None else context.shape[-1], like.detach())
 
-    def _retried(self, pair: Pair, run: Callable[[Plan], Outcome]) -> Outcome:
-        """Run, and again with a new plan if the program's structure has changed, or if a sum over a count has to go
-        further; row by row if the structure often changes."""
+    def _retried(self, pair: Pair, run: Callable[[Plan, Pair], Outcome]) -> Outcome:
+        """Run, and again with a new plan if the program takes another branch, if its structure has changed, or if a sum
+        over a count has to go further; row by row if the structure often changes."""
         vectorise, reason, changes = self.vectorize_particles, "", 0
+        self._begin_call(pair)
+        assert self._branches is not None
         while changes < 4:
-            plan = self._planned(pair)
-            before = Saved(plan.state)
+            plan, before = self.plan, Saved(self.plan.state)
             try:
-                return run(plan)
-            except MoreTermsError:
+                outcome = run(plan, self._branches.watched(pair, plan))
+                self._branches.remember()
+                return outcome
+            except BranchChangedError:
                 before.put_back()
-                self._make_plan(pair, vectorise and not self._unknown, reason or self._unknown)
-            except CoupledElementsError as change:
-                before.put_back()
-                if self._coupled:
+                self._look(pair)
+            except Exception as error:
+                if not self._branches.sure:
+                    before.put_back()
+                    if self._look(pair):
+                        continue
+                if isinstance(error, MoreTermsError):
+                    before.put_back()
+                    self._make_plan(pair, vectorise and not self._unknown, reason or self._unknown)
+                elif isinstance(error, CoupledElementsError) and not self._coupled:
+                    before.put_back()
+                    self._coupled = error.by
+                    self._make_plan(pair, vectorise, reason)
+                elif isinstance(error, StructureChangedError):
+                    before.put_back()
+                    if error.apart:  # each time there are more of them, or they are larger
+                        self._take_apart(error.apart)
+                        self._make_plan(pair, vectorise, reason)
+                        continue
+                    if error.singly and not self._singly:
+                        self._singly = error.singly
+                        self._make_plan(pair, vectorise, reason)
+                        continue
+                    changes += 1
+                    if error.batch_dims is not None:
+                        self._plan = replace(self.plan, batch_dims=error.batch_dims)
+                        continue
+                    self._replans += 1
+                    if changes == 1 and self._replans <= 3:
+                        self._make_plan(pair, self.vectorize_particles)
+                        continue
+                    vectorise, reason = False, f"its structure changes from run to run: {error}"
+                    if not isinstance(self.plan.way, Exact):
+                        warnings.warn(f"This program is run row by row, more slowly, as {reason}.", stacklevel=4)
+                    self._make_plan(pair, vectorise, reason)
+                else:
                     raise
-                self._coupled = change.by
-                self._make_plan(pair, vectorise, reason)
-            except StructureChangedError as change:
-                before.put_back()
-                if change.apart:  # each time there are more of them, or they are larger
-                    self._take_apart(change.apart)
-                    self._make_plan(pair, vectorise, reason)
-                    continue
-                if change.singly and not self._singly:
-                    self._singly = change.singly
-                    self._make_plan(pair, vectorise, reason)
-                    continue
-                changes += 1
-                if change.batch_dims is not None:
-                    self._plan = replace(self.plan, batch_dims=change.batch_dims)
-                    continue
-                self._replans += 1
-                if changes == 1 and self._replans <= 3:
-                    self._make_plan(pair, self.vectorize_particles)
-                    continue
-                vectorise, reason = False, f"its structure changes from run to run: {change}"
-                if not isinstance(self.plan.way, Exact):
-                    warnings.warn(f"This program is run row by row, more slowly, as {reason}.", stacklevel=4)
-                self._make_plan(pair, vectorise, reason)
-        return run(self.plan)
+        return run(self.plan, pair)
+
+    def _look(self, pair: Pair) -> bool:
+        """See which branch this call takes, and go on with its plan; whether that is another one."""
+        assert self._branches is not None
+        before = self.plan
+        self._take(self._branches.look(pair, before), pair)
+        return self.plan is not before
 
     def _take_apart(self, sites: Mapping[str, Mapping[str, int]]) -> None:
         """Have the elements of these plates moved one at a time, at these sites."""

@@ -8,37 +8,34 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pyro_discrete.inspection.dependencies import MarkDraws
-from pyro_discrete.inspection.provenance import ARGUMENTS, FLOATS, HELD, Provenance, read_by_the_program
+from pyro_discrete.inspection.provenance import ARGUMENTS, FLOATS, HELD, Provenance
 from pyro_discrete.inspection.wiring import without_floats
 from pyro_discrete.programs.module_state import kept_state
-from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, trace_pair
+from pyro_discrete.programs.pair import KeepSubsamples, Pair, SiteMessenger, on_trial, trace_pair
 from pyro_discrete.programs.python_state import PythonState, SameObject, UnknownStateError, described
 
-__all__ = ["BranchOfCall", "contents", "decided_by", "decisions", "draws_among"]
+__all__ = ["WhatDecides", "contents", "decided_by", "decisions", "draws_among", "noted"]
 
 UNFOLLOWED = "a run that could not be followed"
 """What stands for all draws where the run that was to show what Python sees has failed."""
 
-READ = frozenset((Tensor.numpy, Tensor.tolist, Tensor.__array__))
-"""Ways of a tensor into Python that pass the dispatcher by."""
-
 
 def decided_by(pair: Pair, given: Collection[str] = ()) -> frozenset[str]:
     """The latent sites whose draws Python sees in a run of the pair; `ARGUMENTS` if it sees a value of theirs (`FLOATS`
-    where these are no tensors), and `HELD` if the program's own code sees one of other tensors (parameters, buffers, data that it closes over).
+    where these are no tensors), and `HELD` if the program's own code sees one of other tensors (parameters, buffers,
+    data that it closes over).
 
     A draw that is made given an argument counts as both. `given`: sites that handlers give values, which count as well.
 
@@ -76,68 +73,72 @@ def draws_among(seen: Collection[str]) -> frozenset[str]:
 
 
 def decisions(pair: Pair) -> str:
-    """A digest of what one run of the pair does: two runs of the same one take one branch.
-
-    It is of the operations in their order, with the whole numbers, flags and words among their arguments, and which of
-    the others are 0 or 1; and of the whole numbers and flags that the program's own code reads from tensors. What a
-    distribution does to draw is left out: a rejection sampler goes on for as long as its numbers want it.
-    """
-    run = _Run()
+    """A digest of what one run of the pair does: two runs of the same one take one branch (`Noted`)."""
+    parts: list[str] = []
     with on_trial(), kept_state(pair.model, pair.guide), pyro.validation_enabled(False), torch.no_grad():
         try:
-            with _Ways(run), _Operations(run), _Draws(run):
-                trace_pair(pair, KeepSubsamples())
+            trace_pair(noted(pair, parts.append), KeepSubsamples())
         except Exception as error:
-            run.note(type(error).__name__)
-    return run.digest.hexdigest()
+            parts.append(type(error).__name__)
+    return " ".join(parts)
 
 
-class _Run:
-    """What is noted of a run."""
+def noted(pair: Pair, told: Callable[[str], None]) -> Pair:
+    """The pair, each run of whose programs tells a digest of what it does."""
+    return replace(pair, guide=Noted(told)(pair.guide), model=Noted(told)(pair.model))
 
-    def __init__(self) -> None:
-        self.digest = hashlib.blake2b(digest_size=16)
-        self.drawing = False
+
+class Noted(SiteMessenger):
+    """Around a program, tells a digest of what each run of it does.
+
+    It is of the operations in their order, with the whole numbers, flags and words among their arguments, which of the
+    others are 0 or 1, and the whole numbers that Python makes tensors of. What is done to draw is left out: a rejection
+    sampler goes on for as long as its numbers want it.
+    """
+
+    def __init__(self, told: Callable[[str], None]) -> None:
+        super().__init__()
+        self.told = told
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._drawing = False
+        self._mode = _Operations(self)
 
     def note(self, *what: Any) -> None:
-        if not self.drawing:
-            self.digest.update(repr(what).encode())
+        """Something that the program does."""
+        if not self._drawing:
+            self._digest.update(repr(what).encode())
 
+    def __enter__(self) -> Messenger:
+        self._digest, self._drawing = hashlib.blake2b(digest_size=16), False
+        entered = super().__enter__()
+        self._mode.__enter__()
+        return entered
 
-class _Draws(Messenger):
-    def __init__(self, run: _Run) -> None:
-        super().__init__()
-        self.run = run
+    def __exit__(self, *error: Any) -> Any:
+        self._mode.__exit__(*error)
+        left = super().__exit__(*error)
+        if error[0] is None:
+            self.told(self._digest.hexdigest())
+        return left
 
     def _pyro_sample(self, msg: Any) -> None:
-        self.run.drawing = True
+        self._drawing = True
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        self.run.drawing = False
+        self._drawing = False
 
 
 class _Operations(TorchDispatchMode):
-    def __init__(self, run: _Run) -> None:
+    def __init__(self, run: Noted) -> None:
         super().__init__()
         self.run = run
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self.run.note(func.name(), *_constants(args), *_constants((kwargs or {}).values()))
-        if torch.Tag.data_dependent_output in func.tags and isinstance(result, int) and read_by_the_program():
-            self.run.note(result)
+        if func.overloadpacket is torch.ops.aten.lift_fresh and not result.is_floating_point():
+            self.run.note(contents(result))  # an index that Python made
         return result
-
-
-class _Ways(TorchFunctionMode):
-    def __init__(self, run: _Run) -> None:
-        super().__init__()
-        self.run = run
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in READ and not args[0].is_floating_point() and read_by_the_program():
-            self.run.note(contents(args[0].detach()))
-        return func(*args, **(kwargs or {}))
 
 
 def _constants(arguments: Iterable[Any]) -> Iterator[Any]:
@@ -175,52 +176,50 @@ def _hashable(description: Any) -> Any:
     return description
 
 
-MOST_STATES, MOST_CONTENTS = 64, 4096
-"""So many states of a program are told apart; of so many contents it is remembered which branch they lead to."""
+MOST_STATES = 64
+"""So many states of a program are told apart."""
 
 
-class BranchOfCall:
-    """Which branch each call of a program takes.
+class WhatDecides:
+    """What may decide which branch a call of a program takes, to be compared with that of other calls.
 
-    What may decide is looked at in every call: the contents of tensors among the arguments, if Python sees any; numbers,
-    flags, words and objects among them (of floats that Python only computes with, whether they are 0 or 1); and whatever else the program's code can see in Python
-    (`PythonState`). What has been met is known. What is new is run once, without gradients: the operations of that run
-    are the branch (`decisions`). It is so in every call, for a `reason`, where the program's own code reads tensors that
-    it holds, or where it cannot be told whether its state has changed.
+    That is the contents of tensors among the arguments, if Python sees any; numbers, flags, words and objects among
+    them (of floats that Python only computes with, whether they are 0 or 1); and whatever else the program's code can
+    see in Python (`PythonState`). Where the program's own code reads tensors that it holds, or where it cannot be told
+    whether its state has changed, nothing can be said, for a `reason`: then what the runs do has to be looked at
+    (`Noted`).
 
     Where Python sees draws, each run takes a branch of its own, and is looked at by itself: then flags and words alone
-    count here. `programs`: what the pair is made of, in the place of its model and guide.
+    count here. `seen`: what Python sees (`decided_by`). `programs`: what the pair is made of, in the place of its model
+    and guide.
     """
 
-    def __init__(self, seen: Collection[str], programs: Iterable[Any] = ()) -> None:
+    def __init__(self, pair: Pair, seen: Collection[str], programs: Iterable[Any] = ()) -> None:
         self.seen, self.reason = frozenset(seen), ""
         self._programs = [*programs]
         self._states: list[PythonState] = []
-        self._of: OrderedDict[Any, str] = OrderedDict()
-        self.in_draws = bool(draws_among(seen))
         if HELD in self.seen and not self.in_draws:
             self.reason = "Python reads tensors that it holds"
+        self.of(pair)
+        if self.reason and decisions(pair) != decisions(pair):  # it decides by random numbers of its own
+            self.seen |= {UNFOLLOWED}
+
+    @property
+    def in_draws(self) -> bool:
+        """Whether draws decide, or may do so."""
+        return bool(draws_among(self.seen))
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy looks anew."""
-        return {**self.__dict__, "_states": [], "_of": OrderedDict()}
+        return {**self.__dict__, "_states": []}
 
     def of(self, pair: Pair) -> Any:
-        """The branch that a call takes: equal for calls that take the same one."""
+        """All that may decide in this call; None where that cannot be told."""
         given = pair.args, dict(pair.kwargs)
         if self.in_draws:
             return tuple(v for v in tree_leaves(given) if isinstance(v, bool | str))
-        known = None if self.reason else self._met(pair, given)
-        if known is None:
-            return decisions(pair)
-        if known not in self._of:
-            self._of[known] = decisions(pair)
-            if len(self._of) > MOST_CONTENTS:
-                self._of.popitem(last=False)
-        return self._of[known]
-
-    def _met(self, pair: Pair, given: Any) -> Any:
-        """All that may decide in this call; None where that cannot be told."""
+        if self.reason:
+            return None
         try:
             floats = tree_map(lambda v: v if FLOATS in self.seen or type(v) is not float else _class_of(v), given)
             arguments = _hashable(described(floats, measured=False))

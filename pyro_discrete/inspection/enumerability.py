@@ -19,7 +19,14 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
 from pyro_discrete.errors import DiscreteInferenceError, in_a_line
-from pyro_discrete.inspection.trial import Trial, check_rows, spread_values, unused_size, value_of_attempt
+from pyro_discrete.inspection.trial import (
+    Trial,
+    at_its_numbers,
+    check_rows,
+    spread_values,
+    unused_size,
+    value_of_attempt,
+)
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, random_state, set_random_state, trace_pair
 from pyro_discrete.programs.sites import Site, hidden_log_prob, latent_sites, sample_sites, site_log_prob
@@ -36,6 +43,7 @@ Traces = tuple[Trace, Trace]
 """Of the guide and the model."""
 
 
+@at_its_numbers
 @torch.no_grad()
 def why_not_over_values(pair: Pair, trial: Trial, names: Collection[str]) -> str:
     """Why the program cannot be run with rows of values at the named sites alone; empty if it can.
@@ -44,7 +52,7 @@ def why_not_over_values(pair: Pair, trial: Trial, names: Collection[str]) -> str
     """
     if pair.guide_runs_model:  # it runs the model itself, with values of its own
         return check_rows(pair, trial, 1).reason
-    rows, pair = unused_size(trial), trial.as_tried(pair)
+    rows = unused_size(trial)
     values = spread_values(trial, rows, names)
     sites = latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)
     try:
@@ -168,6 +176,7 @@ def joined_elements(pair: Pair, trial: Trial, sites: Iterable[Site]) -> str:
     return next(iter(joined_plates(pair, trial, sites).values()), "")
 
 
+@at_its_numbers
 @torch.no_grad()
 def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site]) -> dict[str, str]:
     """The plates whose elements share terms: their names, and the first such term, in words.
@@ -175,7 +184,7 @@ def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site]) -> dict[str, 
     All sites of a plate are given other values at some of its elements: terms of the others have to stay as they were.
     Noise of the program's own (dropout) is the same in every run; a term that changes all the same shows nothing.
     """
-    drawn, pair = {s.name: s for s in sites}, trial.as_tried(pair)
+    drawn = {s.name: s for s in sites}
     plates = {p for s in drawn.values() for p in s.plates if p.vectorized and p.size > 1}
     fixed = {n: m["value"] for n, m in (latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)).items()}
 

@@ -6,10 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_discrete.programs.pair import SiteMessenger
 from pyro_discrete.programs.python_state import PythonState
 
 __all__ = ["GenericNumbers", "is_single_number", "single_numbers"]
@@ -27,23 +25,24 @@ def is_single_number(value: Any) -> bool:
 def single_numbers(*programs: Any) -> list[Tensor]:
     """The tensors of one number that the code of programs can see: in variables, buffers, attributes."""
     seen = (held() for held in PythonState(programs).tensors)
-    return [value for value in seen if is_single_number(value)]
+    return [value for value in seen if value is not None and is_single_number(value)]
 
 
-class GenericNumbers(SiteMessenger):
-    """Around a program, has it run with other values in these tensors: those that are to be learned, say.
+class GenericNumbers:
+    """While it is entered, these tensors hold other values: those that are to be learned, say.
 
-    A coupling that starts at zero joins nothing in a trial, and two parameters that start alike cancel; neither stays so
-    for a step. Each number keeps its sign. The tensors stay the same objects and get their own values back.
+    A coupling that starts at zero joins nothing in a trial, and two parameters that start alike cancel; neither stays
+    so for a step. Each number keeps its sign. The tensors stay the same objects and get their own values back.
 
     >>> weight = torch.zeros(2, requires_grad=True)
-    >>> moved = GenericNumbers([weight])(lambda: bool((weight != 0).all()))()
-    >>> moved, weight.tolist()
-    (True, [0.0, 0.0])
+    >>> with GenericNumbers([weight]):
+    ...     bool((weight != 0).all())
+    True
+    >>> weight.tolist()
+    [0.0, 0.0]
     """
 
     def __init__(self, numbers: Iterable[Tensor]) -> None:
-        super().__init__()
         noise = torch.Generator().manual_seed(0)
         self._values: list[tuple[Tensor, Tensor, Tensor]] = []
         self._depth = 0
@@ -52,16 +51,14 @@ class GenericNumbers(SiteMessenger):
             by = (torch.rand(own.shape, generator=noise) * SIZE).to(own.device, own.dtype)
             self._values.append((number, own, torch.where(own == 0, by + SIZE / 10, own * (1 + by))))
 
-    def __enter__(self) -> Messenger:
+    def __enter__(self) -> None:
         self._depth += 1
         if self._depth == 1:
             for number, _, moved in self._values:
                 number.data = moved
-        return super().__enter__()
 
-    def __exit__(self, *error: Any) -> Any:
+    def __exit__(self, *error: object) -> None:
         self._depth -= 1
         if self._depth == 0:
             for number, own, _ in self._values:
                 number.data = own
-        return super().__exit__(*error)

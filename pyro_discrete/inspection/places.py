@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from pyro_discrete.inspection.provenance import (
     SHAPES_ALONE,
     Provenance,
     axis_after,
+    files_called_from,
     in_a_structure,
     keeps_shape,
     written_tensors,
@@ -207,13 +207,4 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
 
 def _is_validation() -> bool:
     """Whether a distribution validates its arguments: it raises, or goes on as if it had not looked."""
-    frame = sys._getframe(1)
-    here = (__file__, sys.modules[Provenance.__module__].__file__)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if file == _VALIDATION:
-            return True
-        if file not in here and not file.startswith(_TORCH):
-            return False
-        frame = frame.f_back
-    return False
+    return next((f for f in files_called_from() if f == _VALIDATION or not f.startswith(_TORCH)), "") == _VALIDATION

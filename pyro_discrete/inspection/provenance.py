@@ -31,6 +31,7 @@ __all__ = [
     "axis_after",
     "classes_stated",
     "element_axis",
+    "files_called_from",
     "in_a_structure",
     "keeps_shape",
     "read_by_the_program",
@@ -420,31 +421,33 @@ def keeps_shape(func: Any, args: tuple[Any, ...]) -> bool:
 _STRUCTURES = str(Path(__file__).parents[1] / "distributions")
 
 
+def files_called_from() -> Iterator[str]:
+    """The files of the code that led here, from the innermost on, without those of this folder."""
+    frame, here = sys._getframe(1), str(Path(__file__).parent)
+    while frame is not None:
+        if not frame.f_code.co_filename.startswith(here):
+            yield frame.f_code.co_filename
+        frame = frame.f_back
+
+
 def in_a_structure() -> bool:
     """Whether a distribution of this package looks at its numbers: they say how it sums, and not what the sum is."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if file != __file__ and not file.startswith(_LIBRARIES[0]):
-            return file.startswith(_STRUCTURES)
-        frame = frame.f_back
-    return False
+    return next((f for f in files_called_from() if not f.startswith(_LIBRARIES[0])), "").startswith(_STRUCTURES)
 
 
-_PASSAGES = tuple(str(Path(torch.__file__).parent / p) for p in ("_tensor.py", "overrides.py", "_ops.py", "utils", "_compile.py", "_dynamo"))
+_PASSAGES = tuple(
+    str(Path(torch.__file__).parent / part)
+    for part in ("_tensor.py", "overrides.py", "_ops.py", "utils", "_compile.py", "_dynamo")
+)
 """Where a read of a tensor passes through on its way from a program."""
 
 
 def read_by_the_program() -> bool:
     """Whether a read comes from the program's own code, and not from that of torch, Pyro or this package: these look at
     numbers to check them, or to choose between ways of computing the same."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith(_PASSAGES) and Path(file).parent != Path(__file__).parent:
-            return not file.startswith(_LIBRARIES)
-        frame = frame.f_back
-    return False
+    return not next((f for f in files_called_from() if not f.startswith(_PASSAGES)), _LIBRARIES[0]).startswith(
+        _LIBRARIES
+    )
 
 
 def _place() -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import pyro
 import torch
@@ -52,6 +54,7 @@ from pyro_discrete.programs.sites import (
 __all__ = [
     "RowsVerdict",
     "Trial",
+    "at_its_numbers",
     "check_batch_dims",
     "check_data",
     "check_matched",
@@ -72,7 +75,8 @@ __all__ = [
 class Trial:
     """Traces of one run without a leading dim, the subsamples it drew, and its number of plate dims.
 
-    `numbers`: what it was run with, if not with the present ones; whatever is compared with it is, too (`as_tried`).
+    `numbers`: what it was run with, if not with the present ones; whatever is compared with it is, too
+    (`at_its_numbers`).
     """
 
     guide_trace: Trace
@@ -81,17 +85,12 @@ class Trial:
     batch_dims: int
     numbers: GenericNumbers | None = None
 
-    def as_tried(self, pair: Pair) -> Pair:
-        """The pair, to be run as in this trial."""
-        around = self.numbers
-        return pair if around is None else replace(pair, guide=around(pair.guide), model=around(pair.model))
-
     def at_generic_numbers(self, pair: Pair, given: Pair, seen: Collection[str]) -> Trial:
         """The same draws at numbers of no special value (`GenericNumbers`): the parameters that a term depends on, and
         single numbers that the programs are given or hold.
 
-        `given`: the pair without handlers around. `seen`: what Python sees; those by which it may decide stay. This trial, where the others have other sites, or the
-        program does not run with them.
+        `given`: the pair without handlers around. `seen`: what Python sees; those by which it may decide stay. This
+        trial, where the others have other sites, or the program does not run with them.
         """
         traces = self.guide_trace, self.model_trace
         values = {n: m["value"] for n, m in (latent_sites(traces[1]) | latent_sites(traces[0])).items()}
@@ -107,11 +106,26 @@ class Trial:
             if not numbers:
                 return self
             generic = replace(self, numbers=GenericNumbers(numbers.values()))
-            others = trace_pair(generic.as_tried(pair), self.subsamples, values)
+            with generic.numbers or nullcontext():
+                others = trace_pair(pair, self.subsamples, values)
         except Exception:  # of values out of a parameter's range, say
             return self
         same = all(one.nodes.keys() == other.nodes.keys() for one, other in zip(traces, others, strict=True))
         return replace(generic, guide_trace=others[0], model_trace=others[1]) if same else self
+
+
+Look = TypeVar("Look", bound=Callable[..., Any])
+
+
+def at_its_numbers(look: Look) -> Look:
+    """Have a look, whose first arguments are a pair and its trial, run the pair with the numbers that the trial had."""
+
+    @wraps(look)
+    def at(pair: Pair, trial: Trial, *args: Any, **kwargs: Any) -> Any:
+        with trial.numbers or nullcontext():
+            return look(pair, trial, *args, **kwargs)
+
+    return cast("Look", at)
 
 
 def plain_trial(pair: Pair) -> Trial:
@@ -316,6 +330,7 @@ def _leaves_of(msg: Any) -> list[Tensor]:
     return leaf_parameters(torch.as_tensor(site_log_prob(msg)).sum())
 
 
+@at_its_numbers
 @torch.no_grad()
 def crossing_site(pair: Pair, trial: Trial, sites: Iterable[Site]) -> tuple[str, Site] | None:
     """A site outside a plate that depends on one of `sites` inside it, as far as other values of them show.
@@ -325,7 +340,7 @@ def crossing_site(pair: Pair, trial: Trial, sites: Iterable[Site]) -> tuple[str,
     """
     traces = sample_sites(trial.guide_trace), sample_sites(trial.model_trace)
     fixed = {n: m["value"] for n, m in (latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)).items()}
-    pair, groups = trial.as_tried(pair), dict[frozenset[Any], list[Site]]()
+    groups: dict[frozenset[Any], list[Site]] = {}
     for site in sites:
         plates = frozenset(p for p in site.plates if p.vectorized)
         if plates:
@@ -421,6 +436,7 @@ class RowsVerdict:
         return self.model_trace is not None
 
 
+@at_its_numbers
 def check_rows(pair: Pair, trial: Trial, rows: int) -> RowsVerdict:
     """Try the pair with a leading dim.
 
@@ -429,7 +445,7 @@ def check_rows(pair: Pair, trial: Trial, rows: int) -> RowsVerdict:
     another dim is refused with `SiteShapeError`. Rows are tried in a number that is no size in the program, so that
     they cannot pass for another dim, and with values from all over the support, so that they differ.
     """
-    trial_rows, pair = unused_size(trial), trial.as_tried(pair)
+    trial_rows = unused_size(trial)
     dim = -1 - trial.batch_dims
     try:
         guide_trace, model_trace = trace_pair(

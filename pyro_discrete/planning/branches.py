@@ -3,51 +3,104 @@
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 from collections.abc import Collection
 from typing import Any
 
-from pyro_discrete.inspection.decisions import BranchOfCall
+from pyro_discrete.inspection.decisions import WhatDecides, decided_by, decisions, noted
 from pyro_discrete.planning.plan import Plan
 from pyro_discrete.programs.pair import Pair
 
-__all__ = ["Branches"]
+__all__ = ["BranchChangedError", "Branches"]
 
-MOST_BRANCHES = 64
-"""So many branches are planned in."""
+MOST_BRANCHES, MOST_CONTENTS = 64, 4096
+"""So many branches are planned in; of so many contents of calls it is remembered which branch they lead to."""
+
+
+class BranchChangedError(Exception):
+    """A run does what no run of its plan has done."""
 
 
 class Branches:
     """Which plan holds in which call of a program.
 
-    What a plan found out (that rows and plate elements stay apart, say) it found in the branch of its trial. Another
-    branch, which `BranchOfCall` tells, is planned anew. After `MOST_BRANCHES` a warning says that the last plan is
-    believed.
+    What a plan found out (that rows and plate elements stay apart, say) it found in the branch of its trial. Calls in
+    which all that may decide is as it was (`WhatDecides`) take the branch that they took. In any other, what the runs
+    of the last plan do is noted as they go; where it is something new, one further run of the program, without
+    gradients, says which branch that is. A branch that is new is planned anew. After `MOST_BRANCHES` a warning says
+    that the last plan is believed.
     """
 
-    def __init__(self) -> None:
-        self._branch: BranchOfCall | None = None
+    def __init__(self, pair: Pair) -> None:
+        self._decides: WhatDecides | None = WhatDecides(pair, decided_by(pair))
+        self.seen: Collection[str] = self._decides.seen
         self._plans: dict[Any, Plan] = {}
+        self._of: OrderedDict[Any, Any] = OrderedDict()
+        self._given: Any = None
         self._now: Any = None
+        self.sure = False
 
     @property
     def looks(self) -> str:
-        """Why each call is run once more to see its branch; empty if it is not."""
-        return "" if self._branch is None else self._branch.reason
+        """Why what the runs do is noted in every call; empty if it is not."""
+        return "" if self._decides is None or self._decides.in_draws else self._decides.reason
 
-    def begin(self, pair: Pair, plan: Plan, seen: Collection[str]) -> None:
-        """Note the plan that was made for this call, in which Python sees these."""
-        self._branch = BranchOfCall(seen)
-        self._now = self._branch.of(pair)
-        self._plans = {self._now: plan}
+    def begin(self, pair: Pair, plan: Plan) -> None:
+        """Take in the plan that was made for the first call."""
+        assert self._decides is not None
+        self._given = self._decides.of(pair)
+        self._now, self.sure = self._given if self._decides.in_draws else decisions(pair), True
+        self._plans[self._now] = plan
+        self.remember()
 
     def plan_for(self, pair: Pair, last: Plan) -> Plan | None:
-        """The plan of the branch that this call takes, if there is one; `last`: that of the last branch now."""
-        if self._branch is None:
-            return last
+        """The plan of the branch that this call takes, or is supposed to (not `sure`); None for one without a plan yet.
+
+        `last`: that of the last call now.
+        """
         self._plans[self._now] = last
-        self._now = self._branch.of(pair)
-        if self._now not in self._plans and len(self._plans) >= MOST_BRANCHES:
-            self._branch = None
+        if self._decides is None:
+            return last
+        self._given = self._decides.of(pair)
+        self.sure = self._given is not None and self._given in self._of
+        if self.sure:
+            self._now = self._of[self._given]
+        elif self._decides.in_draws:
+            return self._switched(self._given, last)
+        return self._plans[self._now]
+
+    def watched(self, pair: Pair, plan: Plan) -> Pair:
+        """The pair to be run: what its runs do is noted where that is to be learned, or to be compared."""
+        if self._decides is None or self._decides.in_draws or (self.sure and plan.met.digests):
+            return pair
+
+        def told(digest: str) -> None:
+            if self.sure:
+                plan.met.digests.add(digest)
+            elif digest not in plan.met.digests:
+                raise BranchChangedError
+
+        return noted(pair, told)
+
+    def look(self, pair: Pair, last: Plan) -> Plan | None:
+        """The plan of the branch that this call takes, by a further run; None for one without a plan yet."""
+        return self._switched(decisions(pair), last)
+
+    def note(self, plan: Plan) -> None:
+        """Keep the plan that was made for the call last looked at."""
+        self._plans[self._now] = plan
+
+    def remember(self) -> None:
+        """The call has gone through in the branch that it was supposed to take."""
+        if self._given is not None:
+            self._of[self._given] = self._now
+            if len(self._of) > MOST_CONTENTS:
+                self._of.popitem(last=False)
+
+    def _switched(self, branch: Any, last: Plan) -> Plan | None:
+        self.sure = True
+        if branch not in self._plans and len(self._plans) >= MOST_BRANCHES:
+            self._decides = None
             warnings.warn(
                 f"This program has taken {MOST_BRANCHES} different branches, by its arguments or by what it holds. Its "
                 "plan was made anew for each; from here on the last one is believed, whatever branch a call takes. "
@@ -55,8 +108,5 @@ class Branches:
                 stacklevel=6,
             )
             return last
-        return self._plans.get(self._now)
-
-    def note(self, plan: Plan) -> None:
-        """Keep the plan that was made for the call last looked at."""
-        self._plans[self._now] = plan
+        self._now = branch
+        return self._plans.get(branch)

@@ -56,16 +56,16 @@ FACTS = (
     ),
     Fact(
         "branch",
-        "the operations that a run makes, and whole numbers and flags that Python reads",
+        "the operations that a run makes",
         "arguments, parameters, buffers, Python's state",
-        "every call: `inspection.decisions.BranchOfCall` looks at what may decide, and runs the program once more where it "
-        "is new or cannot be watched",
+        "every call: `inspection.decisions.WhatDecides` looks at what may decide; where that is new or cannot be "
+        "watched, what the runs do is noted as they go (`planning.branches.Branches`)",
         "planned anew, up to 64 branches; then believed, with a warning",
     ),
     Fact(
         "generic",
-        "what joins rows and plate elements, by values at numbers that are neither 0 nor alike: parameters, and tensors of "
-        "one number",
+        "what joins rows and plate elements, by values at numbers that are neither 0 nor alike: parameters, and "
+        "tensors of one number",
         "tensors of more numbers that are no parameters (an adjacency matrix): a zero in these is taken as meant",
         "where a plan is made: `inspection.generic_numbers`, in every look by values",
         "the plan is that of the numbers as they are, where the program does not run at others",

@@ -212,7 +212,7 @@ class Met:
     - `sum_costs`: what expectations of enumerated terms cost.
     - `costs`: what sites' learning signals held in the last run, in words.
     - `runs`: how often the last step ran the guide and the model, where that is more than once.
-    - `looks`: why each call is run once more to see which branch it takes, if it is.
+    - `digests`: what its runs have done. `looks`: why that is noted in every call, if it is.
     """
 
     sites: list[SitePlan] = field(default_factory=list)
@@ -225,6 +225,7 @@ class Met:
     sum_costs: SumCosts = field(default_factory=SumCosts)
     costs: str = ""
     runs: Mapping[str, int] = field(default_factory=dict)
+    digests: set[str] = field(default_factory=set)
     looks: str = ""
 
 
@@ -363,7 +364,7 @@ class Plan:
             )
             runs = [f"a step runs {times}; modules (averages, counts) end as after one run"]
         if self.met.looks:
-            runs.append(f"and once more, without gradients, to see which branch it takes: {self.met.looks}")
+            runs.append(f"what it does is noted in every run, to see which branch it takes: {self.met.looks}")
         total = f"{self.path}: {self.rows} row(s) x {self.particles} particle(s) a step"
         if self.layout.inner is not None:
             datum = f"each element of plate {', '.join(sorted(self.layout.datum))}" if self.layout.datum else "all data"

@@ -727,7 +727,7 @@ def _same(now: object, then: Any) -> bool:
         return all(getattr(now, name) == getattr(then, name) for name in _OF_PLATES)
     if kind is dict:
         present = cast("dict[Any, Any]", now)
-        return [*present] == [*then] and all(a is b or _same(a, b) for a, b in zip(present.values(), then.values(), strict=True))
+        return [*present] == [*then] and all(each is then[k] or _same(each, then[k]) for k, each in present.items())
     if isinstance(then, tuple) or kind is list:
         pairs = zip(cast("Iterable[Any]", now), then, strict=False)
         return len(cast("Sized", now)) == len(then) and all(a is b or _same(a, b) for a, b in pairs)

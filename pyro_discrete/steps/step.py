@@ -109,13 +109,14 @@ def train_step(
     return outcome
 
 
-def evaluate_step(plan: Plan, pair: Pair, objective: Objective) -> Outcome:
+def evaluate_step(plan: Plan, pair: Pair, objective: Objective, watched: Pair | None = None) -> Outcome:
     """The discrete objective, by exact sums or hard draws, whatever the estimators.
 
-    Raises `MoreTermsError` where a sum over a count has to go further.
+    `watched`: the pair as it is to be run, if what it does is noted. Raises `MoreTermsError` where a sum over a count
+    has to go further.
     """
     known = plan.dependencies(pair) if objective.reads_dependencies or isinstance(plan.way, Exact) else UNKNOWN
-    pair = objective.around(plan.counts.around(pair), training=False)
+    pair = objective.around(plan.counts.around(watched or pair), training=False)
     with same_state(plan, pair, training=False) as runs:
         outcome = WAYS[type(plan.way)].evaluate(plan, runs, objective, known)
     plan.counts.judge()

@@ -366,7 +366,9 @@ def why_not_at_once_here(pair: Pair, draws: Mapping[str, Tensor], subsamples: Ke
             own = marginal_sites(trial)
             check_elements(pair, trial, own)
             return why_not_over_values(pair, trial, {s.name for s in own}) if own else ""
-        except NotAtOnceError as error:
+        except (BudgetError, OutOfScopeError):
+            raise
+        except (EnumerationError, SiteShapeError) as error:
             return first_line(error)
 
 

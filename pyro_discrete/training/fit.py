@@ -200,11 +200,11 @@ def fit(
             "data_plate": data_plate,
         }
     )
+    elbo = _objective(elbo)
     if (steps is None) == (epochs is None):
         raise SettingError("Give either steps or epochs, to say when training ends.")
     if not torch.is_grad_enabled():
         raise SettingError("fit was called with gradients off (torch.no_grad or inference_mode): call it outside.")
-    elbo = _objective(elbo)
     path = None if checkpoint is None else Path(checkpoint)
     plates = (data_plate,) if isinstance(data_plate, str) else data_plate
     with joined_ranks(wanted=split is not None) as ranks, _repetitions(elbo, ranks, split):

@@ -16,7 +16,7 @@ from pyro import poutine
 from pyro.nn import PyroModule
 
 from pyro_discrete import TraceELBO, collapse
-from pyro_discrete.inspection import decisions as decisions_module
+from pyro_discrete.planning import branches as branches_module
 from pyro_discrete.planning.branches import MOST_BRANCHES
 
 BELOW, ABOVE, CHANCES = torch.tensor([-0.3, -2.0]), torch.tensor([0.3, 2.0]), torch.tensor([0.2, 0.7])
@@ -95,7 +95,7 @@ def test_a_program_that_decides_by_nothing_is_looked_at_once(monkeypatch):
         pass
 
     looks = []
-    monkeypatch.setattr(decisions_module, "decisions", lambda pair: looks.append(pair) or "one")
+    monkeypatch.setattr(branches_module, "decisions", lambda pair: looks.append(pair) or "one")
     elbo = TraceELBO("enumerate")
     for x in (ABOVE, BELOW, 2 * ABOVE):
         elbo.loss(model, guide, x)
