@@ -135,6 +135,8 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if func.overloadpacket is torch.ops.aten.detach:  # with gradients alone, by what saves its result
+            return result
         self.run.note(func.name(), *_constants(args), *_constants((kwargs or {}).values()))
         if func.overloadpacket is torch.ops.aten.lift_fresh and not result.is_floating_point():
             self.run.note(contents(result))  # an index that Python made
