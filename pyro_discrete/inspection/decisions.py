@@ -91,9 +91,9 @@ def noted(pair: Pair, told: Callable[[str], None]) -> Pair:
 class Noted(SiteMessenger):
     """Around a program, tells a digest of what each run of it does.
 
-    It is of the operations in their order, with the whole numbers, flags and words among their arguments, which of the
-    others are 0 or 1, and the whole numbers that Python makes tensors of. What is done to draw is left out: a rejection
-    sampler goes on for as long as its numbers want it.
+    It is of the operations in their order, with the whole numbers, flags and words among their arguments but for sizes,
+    which of the others are 0 or 1, and the whole numbers that Python makes tensors of. What is done to draw is left
+    out: a rejection sampler goes on for as long as its numbers want it.
     """
 
     def __init__(self, told: Callable[[str], None]) -> None:
@@ -137,21 +137,30 @@ class _Operations(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if func.overloadpacket is torch.ops.aten.detach:  # with gradients alone, by what saves its result
             return result
-        self.run.note(func.name(), *_constants(args), *_constants((kwargs or {}).values()))
+        given = {**dict(zip((a.name for a in func._schema.arguments), args, strict=False)), **(kwargs or {})}
+        self.run.note(func.name(), *(each for name, value in given.items() for each in _constants(name, value)))
         if func.overloadpacket is torch.ops.aten.lift_fresh and not result.is_floating_point():
             self.run.note(contents(result))  # an index that Python made
         return result
 
 
-def _constants(arguments: Iterable[Any]) -> Iterator[Any]:
-    """The numbers and words among an operation's arguments; of numbers that are not whole, which are 0 or 1."""
-    for value in arguments:
-        if isinstance(value, bool | int | str):
-            yield value
-        elif isinstance(value, float):
-            yield _class_of(value)
-        elif isinstance(value, list | tuple):
-            yield from _constants(value)
+SIZES = frozenset(("size", "end", "length", "split_size", "split_sizes", "index"))
+"""Arguments of operations that say how many elements there are, or which one is read: another number for another batch,
+or at another step of a schedule."""
+
+
+def _constants(name: str, value: Any) -> Iterator[Any]:
+    """The numbers and words in an operation's argument: of sizes how many there are, of numbers that are not whole
+    which are 0 or 1."""
+    if isinstance(value, int) and name in SIZES and value >= 0:
+        yield "a size"
+    elif isinstance(value, bool | int | str):
+        yield value
+    elif isinstance(value, float):
+        yield _class_of(value)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _constants(name, each)
 
 
 def _class_of(number: float) -> str:
@@ -217,24 +226,31 @@ class WhatDecides:
 
     def of(self, pair: Pair) -> Any:
         """All that may decide in this call; None where that cannot be told."""
-        given = pair.args, dict(pair.kwargs)
         if self.in_draws:
-            return tuple(v for v in tree_leaves(given) if isinstance(v, bool | str))
+            return tuple(v for v in tree_leaves((pair.args, dict(pair.kwargs))) if isinstance(v, bool | str))
         if self.reason:
             return None
         try:
-            floats = tree_map(lambda v: v if FLOATS in self.seen or type(v) is not float else _class_of(v), given)
-            arguments = _hashable(described(floats, measured=False))
+            arguments = self._arguments(pair)
         except UnknownStateError as error:
             self.reason = str(error)
             return None
-        tensors = contents(given) if ARGUMENTS in self.seen else ""
+        tensors = contents(pair.args, dict(pair.kwargs)) if ARGUMENTS in self.seen else ""
         for place, state in enumerate(self._states):
             if state.holds():
                 return arguments, tensors, place
-        state = PythonState(self._programs or (pair.model, pair.guide), tree_leaves(given))
+        state = PythonState(self._programs or (pair.model, pair.guide), tree_leaves((pair.args, dict(pair.kwargs))))
         if state.unknown or len(self._states) >= MOST_STATES:
             self.reason = state.unknown or f"what it can see has changed more than {MOST_STATES} times"
             return None
         self._states.append(state)
         return arguments, tensors, len(self._states) - 1
+
+    def _arguments(self, pair: Pair) -> Any:
+        """What the arguments are but for the values of tensors, and of floats that Python only computes with."""
+        if all(type(v) is Tensor and not vars(v) for v in (*pair.args, *pair.kwargs.values())):
+            return len(pair.args), *pair.kwargs  # the same, said faster
+        given = pair.args, dict(pair.kwargs)
+        if FLOATS not in self.seen:
+            given = tree_map(lambda v: _class_of(v) if type(v) is float else v, given)
+        return _hashable(described(given, measured=False))

@@ -119,7 +119,7 @@ def test_numbers_that_are_computed_with_make_no_branch():
 def test_branches_without_end_end_the_watch_with_a_warning():
     def model(x):
         w = pyro.sample("w", dist.Bernoulli(0.4))
-        pyro.sample("y", dist.Normal(w.expand(int(x.sum())).sum(), 1.0), obs=x[0])
+        pyro.sample("y", dist.Normal(w + torch.arange(99.0).roll(int(x[1]))[0], 1.0), obs=x[0])
 
     def guide(x):
         pass
