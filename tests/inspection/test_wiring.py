@@ -31,6 +31,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroSample
 from pyro.poutine.messenger import Messenger
 from torch import nn
@@ -39,6 +41,7 @@ from pyro_discrete import TraceELBO
 from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.inspection.wiring import Wiring
 from pyro_discrete.programs.pair import Pair
+from pyro_discrete.programs.python_state import PythonState
 from tests.support.forced import Forced
 
 PHI = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
@@ -575,3 +578,42 @@ def test_ordinary_programs_keep_known_dependencies():
         assert wiring.of(Pair(model, guide, (x,), {"weight": weight})).known
     scaled = pyro.poutine.scale(model, 0.5)
     assert Wiring().of(Pair(scaled, guide, (x,), {})).known
+
+
+def test_an_automatic_guide_counts_as_unchanged():
+    """It makes its plates anew in every run, and looks at the signature of its model."""
+
+    def model(x):
+        with pyro.plate("components", 2):
+            loc = pyro.sample("loc", dist.Normal(0.0, 3.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.ones(2)))
+            pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x)
+
+    automatic, x = AutoNormal(poutine.block(model, hide=["z"])), torch.tensor([0.3, -1.0, 2.0])
+    elbo = TraceELBO("enumerate")
+    elbo.loss_and_grads(model, automatic, x)
+    state = PythonState((model, automatic), (x,))
+    for _ in range(2):
+        elbo.loss_and_grads(model, automatic, x)
+        assert not state.unknown
+        assert state.holds()
+        assert not elbo.plan.met.looks
+
+
+@pytest.mark.parametrize("change", ["another plate", "a list", "a size"])
+def test_what_is_made_anew_is_compared_by_what_it_holds(change):
+    def made(size=3, name="p", listed=(1, 2)):
+        return {"plate": pyro.plate(name, size, dim=-1), "list": list(listed), "map": {"a": 1.0}}
+
+    class Holder:
+        held = None
+
+    holder = Holder()
+    holder.held = made()
+    state = PythonState([lambda: holder.held])
+    holder.held = made()
+    assert state.holds()
+    changes = {"another plate": {"name": "q"}, "a list": {"listed": (1, 3)}, "a size": {"size": 4}}
+    holder.held = made(**changes[change])
+    assert not state.holds()
