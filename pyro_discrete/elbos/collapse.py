@@ -168,7 +168,7 @@ class Collapsed:
         self.model, self.settings = model, settings
         self._plans: dict[Any, CollapsedPlan] = {}
         self._decides: dict[Any, WhatDecides] = {}
-        self._branch_of: dict[Any, str] = {}
+        self._branch_of: dict[Any, Any] = {}
         self._last: CollapsedPlan | None = None
 
     def __repr__(self) -> str:

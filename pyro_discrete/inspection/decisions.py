@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pyro
@@ -72,18 +73,18 @@ def draws_among(seen: Collection[str]) -> frozenset[str]:
     return frozenset(seen) - {ARGUMENTS, FLOATS, HELD}
 
 
-def decisions(pair: Pair) -> str:
-    """A digest of what one run of the pair does: two runs of the same one take one branch (`Noted`)."""
-    parts: list[str] = []
+def decisions(pair: Pair) -> tuple[Any, ...]:
+    """Digests of what one run of the pair does: two runs of the same ones take one branch (`Noted`)."""
+    parts: list[Any] = []
     with on_trial(), kept_state(pair.model, pair.guide), pyro.validation_enabled(False), torch.no_grad():
         try:
             trace_pair(noted(pair, parts.append), KeepSubsamples())
         except Exception as error:
             parts.append(type(error).__name__)
-    return " ".join(parts)
+    return tuple(parts)
 
 
-def noted(pair: Pair, told: Callable[[str], None]) -> Pair:
+def noted(pair: Pair, told: Callable[[int], None]) -> Pair:
     """The pair, each run of whose programs tells a digest of what it does."""
     return replace(pair, guide=Noted(told)(pair.guide), model=Noted(told)(pair.model))
 
@@ -96,20 +97,20 @@ class Noted(SiteMessenger):
     out: a rejection sampler goes on for as long as its numbers want it.
     """
 
-    def __init__(self, told: Callable[[str], None]) -> None:
+    def __init__(self, told: Callable[[int], None]) -> None:
         super().__init__()
         self.told = told
-        self._digest = hashlib.blake2b(digest_size=16)
-        self._drawing = False
+        self._done: list[Any] = []
+        self.drawing = False
         self._mode = _Operations(self)
 
     def note(self, *what: Any) -> None:
         """Something that the program does."""
-        if not self._drawing:
-            self._digest.update(repr(what).encode())
+        if not self.drawing:
+            self._done.append(what)
 
     def __enter__(self) -> Messenger:
-        self._digest, self._drawing = hashlib.blake2b(digest_size=16), False
+        self._done, self.drawing = [], False
         entered = super().__enter__()
         self._mode.__enter__()
         return entered
@@ -118,14 +119,14 @@ class Noted(SiteMessenger):
         self._mode.__exit__(*error)
         left = super().__exit__(*error)
         if error[0] is None:
-            self.told(self._digest.hexdigest())
+            self.told(hash(tuple(self._done)))
         return left
 
     def _pyro_sample(self, msg: Any) -> None:
-        self._drawing = True
+        self.drawing = True
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        self._drawing = False
+        self.drawing = False
 
 
 class _Operations(TorchDispatchMode):
@@ -137,11 +138,19 @@ class _Operations(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if func.overloadpacket is torch.ops.aten.detach:  # with gradients alone, by what saves its result
             return result
-        given = {**dict(zip((a.name for a in func._schema.arguments), args, strict=False)), **(kwargs or {})}
-        self.run.note(func.name(), *(each for name, value in given.items() for each in _constants(name, value)))
+        if not self.run.drawing:
+            given = [*zip(_names(func), args, strict=False), *(kwargs or {}).items()]
+            plain = [each for name, value in given if type(value) is not Tensor for each in _constants(name, value)]
+            self.run.note(func, *plain)
         if func.overloadpacket is torch.ops.aten.lift_fresh and not result.is_floating_point():
             self.run.note(contents(result))  # an index that Python made
         return result
+
+
+@cache
+def _names(func: Any) -> tuple[str, ...]:
+    """The names of an operation's arguments."""
+    return tuple(argument.name for argument in func._schema.arguments)
 
 
 SIZES = frozenset(("size", "end", "length", "split_size", "split_sizes", "index"))

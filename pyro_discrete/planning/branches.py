@@ -74,7 +74,7 @@ class Branches:
         if self._decides is None or self._decides.in_draws or (self.sure and plan.met.digests):
             return pair
 
-        def told(digest: str) -> None:
+        def told(digest: int) -> None:
             if self.sure:
                 plan.met.digests.add(digest)
             elif digest not in plan.met.digests:

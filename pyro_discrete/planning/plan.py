@@ -225,7 +225,7 @@ class Met:
     sum_costs: SumCosts = field(default_factory=SumCosts)
     costs: str = ""
     runs: Mapping[str, int] = field(default_factory=dict)
-    digests: set[str] = field(default_factory=set)
+    digests: set[int] = field(default_factory=set)
     looks: str = ""
 
 
