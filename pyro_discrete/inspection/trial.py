@@ -92,26 +92,36 @@ class Trial:
         `given`: the pair without handlers around. `seen`: what Python sees; those by which it may decide stay. This
         trial, where the others have other sites, or the program does not run with them.
         """
-        traces = self.guide_trace, self.model_trace
-        values = {n: m["value"] for n, m in (latent_sites(traces[1]) | latent_sites(traces[0])).items()}
         if HELD in seen:
             return self
-        numbers = {id(t): t for t in single_numbers(given.model, given.guide)}
+        sites = [m for t in (self.guide_trace, self.model_trace) for m in sample_sites(t).values()]
+        with torch.enable_grad(), pyro.validation_enabled(False):
+            learned = {id(t): t for m in sites for t in leaf_parameters(site_log_prob(m).sum())}
+        single = single_numbers(given.model, given.guide)
         if ARGUMENTS not in seen:
-            numbers |= {id(t): t for t in tree_leaves((pair.args, dict(pair.kwargs))) if is_single_number(t)}
+            single += [t for t in tree_leaves((pair.args, dict(pair.kwargs))) if is_single_number(t)]
+        data = {m["value"].data_ptr() for m in sites if m["is_observed"] and torch.is_tensor(m["value"])}
+        also = {id(t): t for t in single if t.data_ptr() not in data}
+        for numbers in (learned | also, learned) if also else (learned,):
+            found = self._at(pair, GenericNumbers(numbers.values())) if numbers else None
+            if found is not None:
+                return found
+        return self
+
+    def _at(self, pair: Pair, numbers: GenericNumbers) -> Trial | None:
+        """The same draws at these numbers; None where the program has other sites there, or does not take them."""
+        traces = self.guide_trace, self.model_trace
+        values = {n: m["value"] for n, m in (latent_sites(traces[1]) | latent_sites(traces[0])).items()}
         try:
-            with torch.enable_grad(), pyro.validation_enabled(False):
-                terms = [site_log_prob(m).sum() for t in traces for m in sample_sites(t).values()]
-                numbers |= {id(t): t for term in terms for t in leaf_parameters(term)}
-            if not numbers:
-                return self
-            generic = replace(self, numbers=GenericNumbers(numbers.values()))
-            with generic.numbers or nullcontext():
+            with numbers, torch.no_grad():
                 others = trace_pair(pair, self.subsamples, values)
+                for msg in (m for t in others for m in sample_sites(t).values()):
+                    site_log_prob(msg)
         except Exception:  # of values out of a parameter's range, say
-            return self
-        same = all(one.nodes.keys() == other.nodes.keys() for one, other in zip(traces, others, strict=True))
-        return replace(generic, guide_trace=others[0], model_trace=others[1]) if same else self
+            return None
+        if any(one.nodes.keys() != other.nodes.keys() for one, other in zip(traces, others, strict=True)):
+            return None
+        return replace(self, numbers=numbers, guide_trace=others[0], model_trace=others[1])
 
 
 Look = TypeVar("Look", bound=Callable[..., Any])

@@ -138,6 +138,44 @@ def test_a_signal_that_a_weight_of_zero_cuts_off():
     assert ((found.mean(0) - slope(exact)).abs() < 5 * error).all()  # fails by chance once in 900,000 runs
 
 
+@pytest.mark.parametrize("law", [dist.Bernoulli(0.3), dist.Poisson(2.0), dist.Beta(2.0, 2.0)], ids=repr)
+def test_data_of_one_number_stay_as_they_are(law):
+    x = torch.tensor(1.0 if law.support is not dist.Beta.support else 0.999)
+
+    def model():
+        with pyro.plate("p", 2):
+            z = pyro.sample("z", dist.Bernoulli(CHANCES))
+        pyro.sample("x", law, obs=x)
+        pyro.sample("sum", dist.Normal(z.sum(-1), 1.0), obs=torch.tensor(0.3))
+
+    def guide():
+        with pyro.plate("p", 2):
+            pyro.sample("z", dist.Bernoulli(CHANCES))
+
+    TraceELBO("enumerate").loss(model, guide)
+    TraceELBO("rloo", num_particles=2).loss(model, guide)
+
+
+def test_a_number_that_a_law_does_not_take_otherwise():
+    total = torch.tensor(3.0)
+
+    def model():
+        c = pyro.param("c", torch.tensor(0.0))
+        with pyro.plate("p", 2):
+            z = pyro.sample("z", dist.Bernoulli(CHANCES))
+            pyro.sample("n", dist.Binomial(total, torch.tensor(0.4)), obs=torch.tensor([3.0, 1.0]))
+            pyro.sample("x", dist.Normal((1 - c) * z + c * z.roll(1, -1), 0.5), obs=X)
+
+    def guide():
+        pass
+
+    elbo = TraceELBO("enumerate")
+    elbo.loss(model, guide)
+    pyro.param("c").data.fill_(1.0)
+    term = dist.Binomial(3.0, torch.tensor(0.4)).log_prob(torch.tensor([3.0, 1.0])).sum()
+    assert elbo.loss(model, guide) == pytest.approx(right(1.0, False) - term.item(), abs=1e-4)
+
+
 def test_numbers_come_back():
     values = [torch.tensor([0.0, -1.5]), torch.zeros((), requires_grad=True)]
     before = [v.detach().clone() for v in values]
