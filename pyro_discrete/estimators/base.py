@@ -270,6 +270,8 @@ class SoftRows:
     - `differentiates_costs`: whether `surrogate` differentiates costs and slopes themselves (for parameters of its own,
       such as a temperature); they come detached otherwise.
     - `relaxed_divergence`: whether it scores its site, in guide and model, by densities of relaxed distributions.
+    - `particles_apart`: whether `surrogate` treats every particle by itself, and changes no state: where rows are run
+      in chunks, each chunk is combined by itself then, so that costs may be differentiated.
     - `draws_from_guide`: whether the hard values behind row 0 are draws of q; `loss()` draws anew where they are not.
     """
 
@@ -277,6 +279,7 @@ class SoftRows:
     sloped: tuple[int, ...] = ()
     differentiates_costs: bool = False
     relaxed_divergence: bool = False
+    particles_apart: bool = False
     draws_from_guide: bool = True
 
     @refuses_unknown_keywords

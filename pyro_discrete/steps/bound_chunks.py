@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Weights
 from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.objectives.base import Objective
@@ -28,10 +29,12 @@ from pyro_discrete.steps.choice import Choice
 from pyro_discrete.steps.chunks import (
     Combined,
     SummedGradients,
+    cut_off,
     drawn_again,
     on_same_data,
     rows_of_chunk,
     sizes,
+    wants_slopes,
     whole_loss,
 )
 from pyro_discrete.steps.costing import cost_of_rows
@@ -54,13 +57,14 @@ def train(
     runs: list[list[Pending]] = []
     weighed: list[BoundEvaluation] = []
     shared: Mapping[str, Shared] = {}
-    with torch.no_grad():  # first: every particle's weight
+    with torch.set_grad_enabled(wants_slopes(plan)):  # first: every particle's weight
         for particles in parts:
             states.append(random_state())
             run = vectorised.train_rows(_of_inner(plan, particles), same_data, objective, choice, known, shared)
-            runs.append(run.outcome.pending)
+            runs.append(cut_off(run.outcome.pending))
+            _check_slopes(plan, runs[-1])
             weighed.append(_weights_alone(run.evaluation))
-            shared = shared or run.shared
+            shared = shared or {name: each.cut_off(to_leaves=False) for name, each in run.shared.items()}
             del run  # before the next one begins
         joined = objective.join(weighed)
     loss = over(joined.loss, plan.particles)
@@ -75,7 +79,8 @@ def train(
         run = vectorised.train_rows(_of_inner(plan, particles), part, beside, choice, known, given)
         if start == 0:
             drawn, given = run.shared, {name: each.cut_off() for name, each in run.shared.items()}
-        gradients.add(combined.weighted(run.outcome, start, particles), keep_graph=bool(drawn) and start == 0)
+        weighted, keep = combined.weighted(run.outcome, start, particles), bool(drawn) and start == 0
+        gradients.add(weighted, run.outcome.draws, keep_graph=keep)
         start += particles
         del run
     gradients.add(_through_shared(drawn, given, gradients))
@@ -152,5 +157,23 @@ def _of_inner(plan: Plan, inner: int) -> Plan:
 
 def _weights_alone(evaluation: BoundEvaluation) -> BoundEvaluation:
     """What is needed of a chunk's particles beside the others: their weights, and the scores that all share."""
-    scores = {name: score for name, score in evaluation.scores.items() if name not in evaluation.weighed.data}
-    return replace(evaluation.light(), scores=scores, untended={})
+    weighed = evaluation.weighed
+    weights = {datum: w.detach() for datum, w in weighed.log_weights.items()}
+    shared = [replace(term, value=term.value.detach()) for term in weighed.shared]
+    weighed = replace(weighed, log_weights=weights, shared=shared, pathwise=0.0, values=[], keep_graph=False)
+    scores = {name: score.detach() for name, score in evaluation.scores.items() if name not in weighed.data}
+    return replace(evaluation.light(), scores=scores, untended={}, pathwise=0.0, weighed=weighed)
+
+
+def _check_slopes(plan: Plan, pending: Sequence[Pending]) -> None:
+    """Refuse what needs the slopes of a bound in which all particles move."""
+    for each in pending:
+        if not (each.estimator.slope_rows or each.estimator.differentiates_costs):
+            continue
+        shared = plan.layout.shares(each.plates)
+        if shared or not each.estimator.particles_apart:
+            what = "which they share, " if shared else ""
+            raise SettingError(
+                f"row_chunk: estimator {each.estimator.name!r} of site {each.name!r}, {what}reads slopes of a bound of "
+                "all particles together, which chunks do not keep. Leave row_chunk out, or use 'vimco' or 'reinforce'."
+            )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.errors import SettingError
-from pyro_discrete.estimators.base import ScoredDraw
+from pyro_discrete.estimators.base import ScoredDraw, Surrogate
 from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.objectives.base import Objective
 from pyro_discrete.planning.plan import Chunked, Plan, Sequential
@@ -29,6 +29,7 @@ from pyro_discrete.steps.outcome import Outcome, Pending, over, with_gradient
 __all__ = [
     "Combined",
     "SummedGradients",
+    "cut_off",
     "drawn_again",
     "evaluate",
     "joined",
@@ -36,6 +37,7 @@ __all__ = [
     "rows_of_chunk",
     "sizes",
     "train",
+    "wants_slopes",
     "whole_loss",
 ]
 
@@ -47,23 +49,23 @@ Parts = dict[tuple[str, str], Tensor]
 def train(plan: Plan, pair: Pair, objective: Objective, choice: Choice, known: Dependencies) -> Outcome:
     """A training step's outcome by chunks of at most so many rows (and at least one particle)."""
     chunks, same_data = sizes(plan.particles, rows_of_chunk(plan) // plan.columns.count), on_same_data(pair)
-    states, costed = [], []
-    with torch.no_grad():  # first: every particle's costs
+    states, costed, loss = [], [], 0.0
+    with torch.set_grad_enabled(wants_slopes(plan)):  # first: every particle's costs
         for particles in chunks:
             states.append(random_state())
             outcome = vectorised.train(_of_size(plan, particles), same_data, objective, choice, known)
-            costed.append(replace(outcome, evaluations=[], draws=[]))
+            loss = loss + over(outcome.loss, plan.particles) * particles
+            costed.append(cut_off(outcome.pending))
             del outcome  # before the next one begins
-    loss = over(sum(o.loss * n for o, n in zip(costed, chunks, strict=True)), plan.particles)
     if not whole_loss(loss):
         return Outcome(loss)
-    pending = [joined(parts) for parts in zip(*(o.pending for o in costed), strict=True)]
+    pending = [joined(parts) for parts in zip(*costed, strict=True)]
     combined = Combined.of(pending, plan.particles)  # then: what the estimators make of them
     gradients, start = SummedGradients(), 0
     for part, particles in drawn_again(pair, same_data, chunks, states):  # again: each chunk with its weights
         again = vectorised.train(_of_size(plan, particles), part, objective, choice, known)
         again.surrogate = torch.as_tensor(again.surrogate) * (particles / plan.particles)
-        gradients.add(combined.weighted(again, start, particles))
+        gradients.add(combined.weighted(again, start, particles), again.draws)
         start += particles
         del again
     return combined.outcome(loss, gradients)
@@ -82,12 +84,36 @@ def rows_of_chunk(plan: Plan) -> int:
     if isinstance(plan.way.over, Sequential):
         raise SettingError(f"row_chunk: the rows of this step are not run at once anyway ({plan.path}); leave it out.")
     for name, estimator in plan.given.items():
-        if estimator is not None and (estimator.slope_rows or estimator.differentiates_costs):
+        if estimator is not None and estimator.differentiates_costs and not estimator.particles_apart:
             raise SettingError(
-                f"row_chunk: estimator {estimator.name!r} of site {name!r} differentiates the costs of all rows, which "
-                "chunks do not keep. Leave row_chunk out, or use an estimator without relaxed rows."
+                f"row_chunk: estimator {estimator.name!r} of site {name!r} differentiates the costs of all particles "
+                "together, which chunks do not keep. Leave row_chunk out, or use 'rloo' or 'nvil'."
             )
     return plan.way.rows
+
+
+def wants_slopes(plan: Plan) -> bool:
+    """Whether a run without a graph does not give all that the estimators combine."""
+    return torch.is_grad_enabled() and any(e is not None and e.slope_rows for e in plan.given.values())
+
+
+def cut_off(pending: Sequence[Pending]) -> list[Pending]:
+    """The same without the graph of their run."""
+    return [replace(each, draw=_without_graph(each.draw), cost=each.cost.detach()) for each in pending]
+
+
+def _without_graph(draw: ScoredDraw) -> ScoredDraw:
+    def cut(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.detach()
+
+    return draw.replace(
+        value=draw.value.detach(),
+        point=None,
+        logits=cut(draw.logits),
+        log_q=cut(draw.log_q),
+        extra={name: tensor.detach() for name, tensor in draw.extra.items()},
+        slopes={row: slope.detach() for row, slope in draw.slopes.items()},
+    )
 
 
 def whole_loss(loss: Any) -> bool:
@@ -155,11 +181,14 @@ class SummedGradients:
     def __init__(self) -> None:
         self._found: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def add(self, part: Tensor, keep_graph: bool = False) -> None:
-        """Take in a part; its graph is freed, unless something of it is to be differentiated later."""
+    def add(self, part: Tensor, draws: Sequence[Tensor] = (), keep_graph: bool = False) -> None:
+        """Take in a part, of whose leaves `draws` are no parameters; its graph is freed, unless it is to be kept."""
         if not part.requires_grad:
             return
-        leaves = leaf_parameters(part)
+        drawn = {id(draw) for draw in draws}
+        leaves = [leaf for leaf in leaf_parameters(part) if id(leaf) not in drawn]
+        if not leaves:
+            return
         found = torch.autograd.grad(part, leaves, allow_unused=True, retain_graph=keep_graph)
         for leaf, gradient in zip(leaves, found, strict=True):
             if gradient is not None:
@@ -193,16 +222,21 @@ class Combined:
     parts: Parts
     weights: Parts
 
+    particles: int
+
     @staticmethod
     def of(pending: Sequence[Pending], particles: int, dims: Sequence[int | None] = ()) -> Combined:
         """Let the estimators combine their costs, of so many independent particles."""
         parts: Parts = {}
+        where = dims or [0] * len(pending)
+        kept = {each.name: (each, dim) for each, dim in zip(pending, where, strict=True)}
+        pending = [each for each in pending if not each.estimator.particles_apart]
         for each in pending:
             for name, tensor in _parts(each.draw).items():
                 parts[each.name, name] = tensor.detach().requires_grad_()
         loss, auxiliary = torch.zeros(()), torch.zeros(())
         for each in pending:
-            surrogate = each.estimator.surrogate(_with_parts(each, parts), each.cost)
+            surrogate = _surrogate(each, parts)
             loss = loss + over(torch.as_tensor(surrogate.loss).sum(), particles)
             if surrogate.auxiliary is not None:
                 auxiliary = auxiliary + surrogate.auxiliary * each.share
@@ -210,9 +244,7 @@ class Combined:
         if loss.requires_grad:
             found = torch.autograd.grad(loss, list(parts.values()), allow_unused=True, retain_graph=True)
             weights = {key: g for key, g in zip(parts, found, strict=True) if g is not None}
-        where = dims or [0] * len(pending)
-        kept = {each.name: (each, dim) for each, dim in zip(pending, where, strict=True)}
-        return Combined(kept, loss, auxiliary, parts, weights)
+        return Combined(kept, loss, auxiliary, parts, weights, particles)
 
     def weighted(self, outcome: Outcome, start: int, size: int) -> Tensor:
         """The surrogate of a chunk of so many particles, from `start` on, whose own part is the outcome's."""
@@ -221,12 +253,19 @@ class Combined:
             whole, dim = self.pending[again.name]
             if dim is None and start > 0:
                 continue
+            if again.estimator.particles_apart:
+                share = size / self.particles if dim == 0 else 1.0
+                here = Outcome(pending=[replace(again, share=share)])
+                here.combine(self.particles)
+                total = total + here.surrogate
+                continue
             for name, tensor in _parts(again.draw).items():
                 weights = self.weights.get((again.name, name))
-                if weights is None or not tensor.requires_grad:
+                if weights is None or not tensor.requires_grad or (name == VALUE and tensor.is_leaf):
                     continue
                 if dim is not None:
-                    weights = weights.narrow(whole.draw.particle_dim(name.removeprefix(EXTRA), dim), start, size)
+                    where = dim + 1 if name == VALUE else whole.draw.particle_dim(name.removeprefix(EXTRA), dim)
+                    weights = weights.narrow(where, start, size)
                 total = total + (tensor * weights).sum()
         return total
 
@@ -236,16 +275,37 @@ class Combined:
         return Outcome(loss, surrogate, draws=list(self.parts.values()))
 
 
-EXTRA = "extra "
+def _surrogate(pending: Pending, parts: Parts) -> Surrogate:
+    try:
+        return pending.estimator.surrogate(_with_parts(pending, parts), pending.cost)
+    except RuntimeError as error:
+        if "not have been used in the graph" not in str(error):
+            raise
+        raise SettingError(
+            f"row_chunk: estimator {pending.estimator.name!r} of site {pending.name!r} differentiates one tensor of its "
+            "draw in another, a graph that chunks do not keep. Leave row_chunk out, or have it train nothing "
+            "(learn=False)."
+        ) from error
+
+
+EXTRA, VALUE = "extra ", "value"
 
 
 def _parts(draw: ScoredDraw) -> dict[str, Tensor]:
     """The tensors of a draw, `[K, ...]`, through which its surrogate may reach parameters."""
-    parts = {"log_q": draw.log_q, "logits": draw.logits, **{EXTRA + name: t for name, t in draw.extra.items()}}
+    parts = {
+        VALUE: draw.value,
+        "log_q": draw.log_q,
+        "logits": draw.logits,
+        **{EXTRA + name: t for name, t in draw.extra.items()},
+    }
     return {name: t for name, t in parts.items() if t is not None and t.is_floating_point()}
 
 
 def _with_parts(pending: Pending, parts: Parts) -> ScoredDraw:
     draw, name = pending.draw, pending.name
     extra = {key: parts.get((name, EXTRA + key), tensor) for key, tensor in draw.extra.items()}
-    return draw.replace(log_q=parts.get((name, "log_q")), logits=parts.get((name, "logits")), extra=extra)
+    value = parts.get((name, VALUE), draw.value)
+    return draw.replace(
+        value=value, log_q=parts.get((name, "log_q")), logits=parts.get((name, "logits")), extra=extra, parts=()
+    )

@@ -80,13 +80,15 @@ class Shared:
         """What may lead to parameters."""
         return [self.values] if self.point is None else [self.values, self.point.tensor]
 
-    def cut_off(self) -> Shared:
-        """The same with tensors that are leaves of whatever is made of them."""
-        values = self.values.detach().requires_grad_(self.values.requires_grad)
-        if self.point is None:
-            return Shared(values)
-        there = self.point.tensor
-        return Shared(values, replace(self.point, tensor=there.detach().requires_grad_(there.requires_grad)))
+    def cut_off(self, to_leaves: bool = True) -> Shared:
+        """The same without the graph behind it; with leaves in the place of what has one, if these are wanted."""
+
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor.detach().requires_grad_(to_leaves and tensor.requires_grad)
+
+        return Shared(
+            cut(self.values), None if self.point is None else replace(self.point, tensor=cut(self.point.tensor))
+        )
 
 
 class PlaceRows(SiteMessenger):
