@@ -4,7 +4,7 @@
 
 - Start-up: the calls until a captured step's graph runs (the first one plans, the second is captured, the third is held
   against the program), each program in a process of its own, imports done, in seconds and beside so many plain steps.
-- Steps: captured ones beside those of `JitTraceEnum_ELBO` in turns, in one process; a ratio is the median of the turns'.
+- Steps: captured ones beside those of `JitTraceEnum_ELBO` in turns, in one process; a ratio is the turns' median.
 - `compile=True`: the same start-up in a process with an empty cache of inductor's (torch's own, in a folder), then in a
   second process with what the first one left there.
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -30,7 +29,7 @@ class _Alike(FakeTensorMode):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self._made: dict[Any, Tensor] = {}
+        self._made: dict[Any, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not torch.ops.aten.empty_strided.default:

@@ -68,7 +68,7 @@ def train(plan: Plan, pair: Pair, objective: Objective, choice: Choice, known: D
         gradients.add(combined.weighted(again, start, particles), again.draws)
         start += particles
         del again
-    return combined.outcome(loss, gradients)
+    return combined.outcome(torch.as_tensor(loss), gradients)
 
 
 def evaluate(plan: Plan, pair: Pair, objective: Objective, known: Dependencies) -> Outcome:
@@ -282,8 +282,8 @@ def _surrogate(pending: Pending, parts: Parts) -> Surrogate:
         if "not have been used in the graph" not in str(error):
             raise
         raise SettingError(
-            f"row_chunk: estimator {pending.estimator.name!r} of site {pending.name!r} differentiates one tensor of its "
-            "draw in another, a graph that chunks do not keep. Leave row_chunk out, or have it train nothing "
+            f"row_chunk: estimator {pending.estimator.name!r} of site {pending.name!r} differentiates one tensor of "
+            "its draw in another, a graph that chunks do not keep. Leave row_chunk out, or have it train nothing "
             "(learn=False)."
         ) from error
 

@@ -1,4 +1,4 @@
-"""The random numbers of one run of all particles, given to runs of some of them: what differs is then no draw's doing."""
+"""The random numbers of one run of all particles, given to runs of some: what differs is then no draw's doing."""
 
 from __future__ import annotations
 
