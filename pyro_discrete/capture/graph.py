@@ -14,13 +14,14 @@ import torch
 from pyro.infer.util import Dice
 from pyro.util import get_rng_state
 from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import one_hot
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_discrete.capture.grouping import group_alike
-from pyro_discrete.capture.known_shapes import known_shapes
 from pyro_discrete.capture.rewriting import (
     NotCapturableError,
     changed_tensors,
@@ -150,7 +151,9 @@ def capture(step: Step, inputs: list[Tensor], tracked: list[Tensor]) -> tuple[Ca
         return outputs
 
     reads = _ValueReads()
-    with _random_left_alone(), pyro.validation_enabled(False), known_shapes(), _InsideTorch(), reads:
+    # the shapes of all nodes by one mode: make_fx would set one up for each
+    shapes = tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
+    with _random_left_alone(), pyro.validation_enabled(False), shapes, _InsideTorch(), reads:
         graph = make_fx(traced)(*inputs, *tracked)
     refuse_own_generators(graph)
     tensors = [*tracked, *lift_constants(graph, len(inputs) + len(tracked))]

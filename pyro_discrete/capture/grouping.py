@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_discrete.capture.agenda import groups_of
-from pyro_discrete.capture.known_shapes import known_shapes
 from pyro_discrete.capture.long_sums import FEWEST, join_sums
 from pyro_discrete.capture.rewriting import drop_aliases, share_repeated
 from pyro_discrete.capture.simplification import drawing_name, is_random, simplify
@@ -97,7 +98,8 @@ def _traced(
         found = [stacks.one(node).clone(memory_format=torch.contiguous_format) for node in results]  # type: ignore
         return [*found, *drawn]
 
-    with torch.no_grad(), known_shapes(), warnings.catch_warnings():
+    shapes = tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
+    with torch.no_grad(), shapes, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of operations that `vmap` does one by one: then little is gained
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             traced = make_fx(run)(*inputs)

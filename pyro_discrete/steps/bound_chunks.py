@@ -71,6 +71,7 @@ def train(
     if not whole_loss(loss):
         return Outcome(loss)
     combined = _combined(plan, objective, joined, runs)  # then: what the estimators make of them
+    runs.clear()
     gradients, start = SummedGradients(), 0
     drawn: Mapping[str, Shared] = {}
     given: Mapping[str, Shared] = {}

@@ -59,8 +59,9 @@ def train(plan: Plan, pair: Pair, objective: Objective, choice: Choice, known: D
             del outcome  # before the next one begins
     if not whole_loss(loss):
         return Outcome(loss)
-    pending = [joined(parts) for parts in zip(*costed, strict=True)]
-    combined = Combined.of(pending, plan.particles)  # then: what the estimators make of them
+    # then: what the estimators make of them, of which the weights alone are kept
+    combined = Combined.of([joined(parts) for parts in zip(*costed, strict=True)], plan.particles)
+    del costed
     gradients, start = SummedGradients(), 0
     for part, particles in drawn_again(pair, same_data, chunks, states):  # again: each chunk with its weights
         again = vectorised.train(_of_size(plan, particles), part, objective, choice, known)
@@ -211,13 +212,13 @@ class SummedGradients:
 class Combined:
     """What the estimators made of all particles' costs.
 
-    - `pending`: that. `dim`: where the particles are in its log q; None for a site that they share.
-    - `loss`: the score's part. `auxiliary`: what trains the estimators. `parts`: the tensors of the draws that `loss`
-      was made of. `weights`: what each of them multiplies in the gradient.
+    - `dims`: where the particles of a site are in its log q, None where they share it. `by_rows`: see `Draw`.
+    - `auxiliary`: what trains the estimators. `parts`: the tensors of the draws that it was made of. `weights`: what
+      each of a draw's tensors multiplies in the gradient.
     """
 
-    pending: dict[str, tuple[Pending, int | None]]
-    loss: Tensor
+    dims: dict[str, int | None]
+    by_rows: dict[str, frozenset[str]]
     auxiliary: Tensor
     parts: Parts
     weights: Parts
@@ -228,8 +229,8 @@ class Combined:
     def of(pending: Sequence[Pending], particles: int, dims: Sequence[int | None] = ()) -> Combined:
         """Let the estimators combine their costs, of so many independent particles."""
         parts: Parts = {}
-        where = dims or [0] * len(pending)
-        kept = {each.name: (each, dim) for each, dim in zip(pending, where, strict=True)}
+        where = dict(zip((each.name for each in pending), dims or [0] * len(pending), strict=True))
+        by_rows = {each.name: each.draw.by_rows for each in pending}
         pending = [each for each in pending if not each.estimator.particles_apart]
         for each in pending:
             for name, tensor in _parts(each.draw).items():
@@ -242,15 +243,18 @@ class Combined:
                 auxiliary = auxiliary + surrogate.auxiliary * each.share
         weights: Parts = {}
         if loss.requires_grad:
-            found = torch.autograd.grad(loss, list(parts.values()), allow_unused=True, retain_graph=True)
+            found = torch.autograd.grad(
+                loss, list(parts.values()), allow_unused=True, retain_graph=auxiliary.requires_grad
+            )
             weights = {key: g for key, g in zip(parts, found, strict=True) if g is not None}
-        return Combined(kept, loss, auxiliary, parts, weights, particles)
+        kept = parts if auxiliary.requires_grad else {}
+        return Combined(where, by_rows, auxiliary, kept, weights, particles)
 
     def weighted(self, outcome: Outcome, start: int, size: int) -> Tensor:
         """The surrogate of a chunk of so many particles, from `start` on, whose own part is the outcome's."""
         total = torch.as_tensor(outcome.surrogate)
         for again in outcome.pending:
-            whole, dim = self.pending[again.name]
+            dim = self.dims[again.name]
             if dim is None and start > 0:
                 continue
             if again.estimator.particles_apart:
@@ -264,14 +268,15 @@ class Combined:
                 if weights is None or not tensor.requires_grad or (name == VALUE and tensor.is_leaf):
                     continue
                 if dim is not None:
-                    where = dim + 1 if name == VALUE else whole.draw.particle_dim(name.removeprefix(EXTRA), dim)
+                    in_rows = dim > 0 and name.removeprefix(EXTRA) in self.by_rows[again.name]
+                    where = dim + 1 if name == VALUE or in_rows else dim
                     weights = weights.narrow(where, start, size)
                 total = total + (tensor * weights).sum()
         return total
 
     def outcome(self, loss: Tensor, gradients: SummedGradients) -> Outcome:
         """The step's, with what is differentiated already."""
-        surrogate = self.auxiliary + gradients.surrogate(self.loss)
+        surrogate = self.auxiliary + gradients.surrogate(loss.new_zeros(()))
         return Outcome(loss, surrogate, draws=list(self.parts.values()))
 
 
