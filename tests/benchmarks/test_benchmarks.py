@@ -14,15 +14,14 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks.learning import endurance, long_run, mixtures_and_chains, ranks, relaxations
+from benchmarks.memory import loss_memory, step_memory
 from benchmarks.noise import bias_variance, bound_variance, nvil_ablation, variance
 from benchmarks.soundness import collapsed
 from benchmarks.steps import (
     capture_start,
     chains_beside_torch_struct,
     enumeration,
-    loss_memory,
     step_curves,
-    step_memory,
     step_parts,
     step_time,
     structure_curves,

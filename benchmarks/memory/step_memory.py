@@ -1,6 +1,6 @@
 """Peak memory of a step against the particles: ours, in chunks, and Pyro's. One process a point.
 
-    python -m benchmarks.steps.step_memory --out benchmarks/results
+    python -m benchmarks.memory.step_memory --out benchmarks/results
 
 784-200 linear, batch 100; the loss and its gradient, `rloo` (`reinforce` with one particle), and `vimco` for the bound.
 Memory is the process's peak above what it held after a step with two particles on two images, which loads what a first
@@ -133,7 +133,7 @@ def main(
     for way in WAYS:
         for particles in PARTICLES:
             if particles <= most:
-                command = [sys.executable, "-m", "benchmarks.steps.step_memory", "--out", str(out)]
+                command = [sys.executable, "-m", "benchmarks.memory.step_memory", "--out", str(out)]
                 command += ["--only", f"{particles}:{way}"]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode:
