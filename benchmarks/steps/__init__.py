@@ -1,1 +1,1 @@
-"""What a step costs in time and memory, also beside other libraries and by hand."""
+"""What a step costs, also beside other libraries and by hand."""

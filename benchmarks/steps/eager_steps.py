@@ -24,7 +24,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 import typer
-from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, config_enumerate
+from pyro.infer import SVI, JitTraceEnum_ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, config_enumerate
 from torch import Tensor
 
 from benchmarks.examples.catalogue import names
@@ -42,7 +42,7 @@ Ratio = tuple[float, float, float]
 Make = Callable[[], Callable[[], Any]]
 """Sets a step up, with parameters in the param store of the moment."""
 
-OURS, GRAPH = "ours", 'ours, compile="graph"'
+OURS, GRAPH, JIT = "ours", 'ours, compile="graph"', "JitTraceEnum_ELBO"
 STEPS = 2
 """Steps in a turn that count, after one that does not."""
 
@@ -112,6 +112,7 @@ def exact(
         OURS: lambda: svi(model, guide, args, TraceELBO(spec or "enumerate")),
         "TraceEnum_ELBO": lambda: svi(*marked, args, TraceEnum_ELBO(max_plate_nesting=1)),
         GRAPH: lambda: svi(model, guide, args, TraceELBO(spec or "enumerate", compile="graph")),
+        JIT: lambda: svi(*marked, args, JitTraceEnum_ELBO(max_plate_nesting=1, ignore_jit_warnings=True)),
     }
     return Contest(ways, {} if goal is None else {"TraceEnum_ELBO": goal}, first)
 
@@ -231,7 +232,7 @@ def _steps(only: str, turns: int, graph: bool) -> None:
     for name, make in CONTESTS.items():
         if fnmatchcase(name, only):
             contest = make()
-            ms, compared = ratios(contest, turns, () if graph else (GRAPH,))
+            ms, compared = ratios(contest, turns, (JIT,) if graph else (GRAPH, JIT))
             for other, ratio in compared.items():
                 aim = contest.goals.get(other, "")
                 print(f"| {name} | {ms[OURS]:.2f} | {other} | {ms[other]:.2f} | {_shown(ratio)} | {aim} |", flush=True)

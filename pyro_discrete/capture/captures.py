@@ -9,6 +9,7 @@ from typing import Any
 import pyro.util
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from pyro_discrete.capture.captured_step import Call, CapturedStep, NotFiniteStepError, Stepper, Writes, capture_step
 from pyro_discrete.capture.graph import Capture, why_not
@@ -157,15 +158,20 @@ class Captures:
         return result
 
     def _captured(self, stepper: Stepper, call: Call, kind: _Kind) -> StepGradients:
-        """Run the step, and capture it on the way."""
+        """Run the step, and capture it on the way; a terminal shows how far that is."""
         stepper.advance()
         writes, random_state = Writes(), pyro.util.get_rng_state()
+        stages = 3 if self.mode == "inductor" else 2
         try:
-            with writes:
-                kind.step, result = capture_step(stepper, kind.plan, call, kind.parameters)
-            self._group(kind.step.graph, call.inputs())
-            if self.mode == "inductor":
-                self._compile(kind.step.graph, call.inputs())
+            with tqdm(total=stages, desc="compile: tracing a step", unit="stage", leave=False, disable=None) as line:
+                with writes:
+                    kind.step, result = capture_step(stepper, kind.plan, call, kind.parameters)
+                _next_stage(line, f"compile: looking through {kind.step.graph.operations:,} operations")
+                self._group(kind.step.graph, call.inputs())
+                if self.mode == "inductor":
+                    _next_stage(line, f"compile: inductor compiles {kind.step.graph.operations:,} operations")
+                    self._compile(kind.step.graph, call.inputs())
+                line.update()
             self.made += 1
             kind.watch.renew()
             kind.run.emit()
@@ -284,6 +290,11 @@ class Captures:
         self.reason = why
         self._kinds.clear()
         warnings.warn(f"compile: this step cannot be captured, so it runs eagerly: {why}.", stacklevel=6)
+
+
+def _next_stage(line: tqdm, name: str) -> None:
+    line.update()
+    line.set_description(name)
 
 
 def _eagerly(stepper: Stepper, call: Call) -> StepGradients:

@@ -49,7 +49,8 @@ class TraceELBO(DiscreteELBO):
       depend on the site's own draw, take it instead of log q - log p at that draw: the same mean with less noise. The
       plan says for which sites.
     - `row_chunk`: run at most so many rows (coupled draws x particles) at once. The gradient is that of all particles,
-      the memory that of a chunk, and each chunk is run twice. Not for estimators with relaxed rows beside the draw.
+      the memory that of a chunk, and each chunk is run twice; what estimators learn is what they learn from all
+      particles. Not for estimators that differentiate one tensor of their draws in another (`double_cv`, if it learns).
     - `kl_weight`: what the terms log p(z) - log q(z) of the guide's sites are multiplied by in training: a number, or
       a schedule from the step (a whole number in a tensor) to a number. `loss()` reports the bound itself, unweighed.
 

@@ -38,7 +38,9 @@ class TraceIWELBO(DiscreteELBO):
       guide depends on the site: the same mean, with noise that does not take over as K grows. The plan says where.
     - `row_chunk`: run at most so many rows (coupled draws x particles) at once, but at least one particle of each outer
       sample. The gradient is that of all particles, the memory that of a chunk and of the weights; each chunk is run
-      twice. Not with latent variables that the particles share, `dreg`, or estimators that learn.
+      twice; what the particles share is drawn once, what estimators learn is what they learn from all particles. Not
+      for estimators with slopes of all particles together (`muprop`, `double_cv`, `rodeo`; `rebar` and `relax` at sites
+      that the particles share).
 
     `loss()` with many particles (a test likelihood) runs them in blocks, see `pyro_discrete.steps.hard_loss.AT_ONCE`.
     Raises `SettingError` for subsampling within a datum, whose log-weights would be estimates, and `ParticleError` for

@@ -121,8 +121,8 @@ class Draw:
       its relaxation).
     - `point`: where a relaxed row 0 is scored, if not by its log-mass extended to its value; `[K, *batch, *event]`.
     - `logits` `[K, *batch, *event]`: differentiable logits of q, if `surrogate` wants them (`logits=site.logits`).
-    - `extra`: tensors `[K, ...]` that `surrogate` wants back. What each row has, `[rows, K, ...]`, goes in by
-      `with_rows` and comes back by `of_rows`.
+    - `extra`: tensors `[K, *batch, ...]` that `surrogate` wants back. What each row has, `[rows, K, *batch, ...]`, goes
+      in by `with_rows` and comes back by `of_rows`; `by_rows` names it.
 
     `surrogate` gets it as a `ScoredDraw`. What that has besides is not there before: asking for it raises
     `AttributeError`.
@@ -132,6 +132,7 @@ class Draw:
     point: Point | None = None
     logits: Tensor | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    by_rows: frozenset[str] = frozenset()
 
     def __new__(cls, *args: Any, **fields: Any) -> Self:
         """`Draw(value, log_q=...)`, as it was written before there was a `ScoredDraw`, makes one of these."""
@@ -156,7 +157,8 @@ class Draw:
         >>> draw.of_rows("weight").shape, draw.extra["weight"].shape
         (torch.Size([2, 3]), torch.Size([3, 2]))
         """
-        return self.replace(extra={**self.extra, **{name: each.transpose(0, 1) for name, each in tensors.items()}})
+        extra = {**self.extra, **{name: each.transpose(0, 1) for name, each in tensors.items()}}
+        return self.replace(extra=extra, by_rows=self.by_rows | tensors.keys())
 
     def of_rows(self, name: str) -> Tensor:
         """What `with_rows` was given by that name: `[rows, K, ...]`."""
@@ -197,30 +199,37 @@ class ScoredDraw(Draw):
         return self.log_q
 
     @staticmethod
-    def join(draws: Sequence[ScoredDraw]) -> ScoredDraw:
-        """The draws of separate runs of the program as the draw of so many particles."""
+    def join(draws: Sequence[ScoredDraw], dim: int = 0) -> ScoredDraw:
+        """The draws of separate runs of the program as the draw of so many particles; of inner ones of a bound with
+        `dim=1`, where `context` and `weights` stay those of the first."""
         if len(draws) == 1:
             return draws[0]
         first = draws[0]
 
         def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
             present = [p for p in parts if p is not None]
-            return torch.cat(present) if present else None
+            return torch.cat(present, dim) if present else None
 
         def together(parts: Sequence[Mapping[Any, Tensor]]) -> dict[Any, Tensor]:
-            return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+            return {key: torch.cat([part[key] for part in parts], first.particle_dim(key, dim)) for key in parts[0]}
 
         weights = [d.weights for d in draws if d.weights is not None]
+        if dim == 0:
+            first = first.replace(
+                context=joined([d.context for d in draws]), weights=Weights.join(weights) if weights else None
+            )
         return first.replace(
-            value=torch.cat([d.value for d in draws], 1),
+            value=torch.cat([d.value for d in draws], 1 + dim),
             log_q=joined([d.log_q for d in draws]),
             logits=joined([d.logits for d in draws]),
-            context=joined([d.context for d in draws]),
             slopes=together([d.slopes for d in draws]),
             extra=together([d.extra for d in draws]),
-            weights=Weights.join(weights) if weights else None,
             parts=tuple(draws),
         )
+
+    def particle_dim(self, name: Any, dim: int) -> int:
+        """Where the particles are in an extra tensor, or a slope: they are in `dim` of `log_q`."""
+        return dim + 1 if dim and name in self.by_rows else dim
 
 
 @dataclass(frozen=True)
@@ -261,6 +270,8 @@ class SoftRows:
     - `differentiates_costs`: whether `surrogate` differentiates costs and slopes themselves (for parameters of its own,
       such as a temperature); they come detached otherwise.
     - `relaxed_divergence`: whether it scores its site, in guide and model, by densities of relaxed distributions.
+    - `particles_apart`: whether `surrogate` treats every particle by itself, and changes no state: where rows are run
+      in chunks, each chunk is combined by itself then, so that costs may be differentiated.
     - `draws_from_guide`: whether the hard values behind row 0 are draws of q; `loss()` draws anew where they are not.
     """
 
@@ -268,6 +279,7 @@ class SoftRows:
     sloped: tuple[int, ...] = ()
     differentiates_costs: bool = False
     relaxed_divergence: bool = False
+    particles_apart: bool = False
     draws_from_guide: bool = True
 
     @refuses_unknown_keywords

@@ -196,7 +196,7 @@ def make_plan(
         line.notes += (kl_notes | notes).get(line.name, "")
         line.notes += "; doubly reparameterised" if line.name in layout.doubly else ""
     way, reason, observed = _choose_way(pair, trial, chosen, columns.count * layout.size, vectorise, marginals)
-    if row_chunk is not None:
+    if row_chunk is not None and columns.count * layout.size > 1:
         way = (Chunked if layout.inner is None else ChunkedBound)(way, row_chunk)
     plan = Plan(
         way,

@@ -8,7 +8,7 @@ each chunk is run again, on the same random numbers, and differentiated by itsel
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.errors import SettingError
-from pyro_discrete.estimators.base import ScoredDraw
+from pyro_discrete.estimators.base import ScoredDraw, Surrogate
 from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.objectives.base import Objective
 from pyro_discrete.planning.plan import Chunked, Plan, Sequential
@@ -27,48 +27,49 @@ from pyro_discrete.steps.choice import Choice
 from pyro_discrete.steps.outcome import Outcome, Pending, over, with_gradient
 
 __all__ = [
+    "Combined",
+    "SummedGradients",
+    "cut_off",
     "drawn_again",
     "evaluate",
+    "joined",
     "on_same_data",
     "rows_of_chunk",
     "sizes",
-    "summed_gradients",
     "train",
+    "wants_slopes",
     "whole_loss",
 ]
 
 
-Parts = dict[tuple[int, str], Tensor]
-"""Tensors of the pending draws, by the draw's place and the name of its part."""
+Parts = dict[tuple[str, str], Tensor]
+"""Tensors of the pending draws, by the site and the name of its part."""
 
 
 def train(plan: Plan, pair: Pair, objective: Objective, choice: Choice, known: Dependencies) -> Outcome:
     """A training step's outcome by chunks of at most so many rows (and at least one particle)."""
     chunks, same_data = sizes(plan.particles, rows_of_chunk(plan) // plan.columns.count), on_same_data(pair)
-    states, costed = [], []
-    with torch.no_grad():  # first: every particle's costs
+    states, costed, loss = [], [], 0.0
+    with torch.set_grad_enabled(wants_slopes(plan)):  # first: every particle's costs
         for particles in chunks:
             states.append(random_state())
             outcome = vectorised.train(_of_size(plan, particles), same_data, objective, choice, known)
-            costed.append(replace(outcome, evaluations=[], draws=[]))
-    loss = over(sum(o.loss * n for o, n in zip(costed, chunks, strict=True)), plan.particles)
+            loss = loss + over(outcome.loss, plan.particles) * particles
+            costed.append(cut_off(outcome.pending))
+            del outcome  # before the next one begins
     if not whole_loss(loss):
         return Outcome(loss)
-    pending = [_joined(parts) for parts in zip(*(o.pending for o in costed), strict=True)]
-    combined = _Combined.of(pending, plan.particles)  # then: what the estimators make of them
-
-    def weighted() -> Iterator[Tensor]:
-        start = 0
-        for part, particles in drawn_again(pair, same_data, chunks, states):  # again: each chunk with its weights
-            again = vectorised.train(_of_size(plan, particles), part, objective, choice, known)
-            yield combined.weighted(again, start, particles, plan.particles)
-            start += particles
-
-    targets, gradients = summed_gradients(weighted())
-    surrogate = combined.auxiliary
-    if targets:
-        surrogate = surrogate + with_gradient(combined.loss.new_zeros(()), targets, gradients)
-    return Outcome(loss, surrogate, draws=list(combined.parts.values()))
+    # then: what the estimators make of them, of which the weights alone are kept
+    combined = Combined.of([joined(parts) for parts in zip(*costed, strict=True)], plan.particles)
+    del costed
+    gradients, start = SummedGradients(), 0
+    for part, particles in drawn_again(pair, same_data, chunks, states):  # again: each chunk with its weights
+        again = vectorised.train(_of_size(plan, particles), part, objective, choice, known)
+        again.surrogate = torch.as_tensor(again.surrogate) * (particles / plan.particles)
+        gradients.add(combined.weighted(again, start, particles), again.draws)
+        start += particles
+        del again
+    return combined.outcome(torch.as_tensor(loss), gradients)
 
 
 def evaluate(plan: Plan, pair: Pair, objective: Objective, known: Dependencies) -> Outcome:
@@ -84,12 +85,36 @@ def rows_of_chunk(plan: Plan) -> int:
     if isinstance(plan.way.over, Sequential):
         raise SettingError(f"row_chunk: the rows of this step are not run at once anyway ({plan.path}); leave it out.")
     for name, estimator in plan.given.items():
-        if estimator is not None and (estimator.slope_rows or estimator.differentiates_costs):
+        if estimator is not None and estimator.differentiates_costs and not estimator.particles_apart:
             raise SettingError(
-                f"row_chunk: estimator {estimator.name!r} of site {name!r} differentiates the costs of all rows, which "
-                "chunks do not keep. Leave row_chunk out, or use an estimator without relaxed rows."
+                f"row_chunk: estimator {estimator.name!r} of site {name!r} differentiates the costs of all particles "
+                "together, which chunks do not keep. Leave row_chunk out, or use 'rloo' or 'nvil'."
             )
     return plan.way.rows
+
+
+def wants_slopes(plan: Plan) -> bool:
+    """Whether a run without a graph does not give all that the estimators combine."""
+    return torch.is_grad_enabled() and any(e is not None and e.slope_rows for e in plan.given.values())
+
+
+def cut_off(pending: Sequence[Pending]) -> list[Pending]:
+    """The same without the graph of their run."""
+    return [replace(each, draw=_without_graph(each.draw), cost=each.cost.detach()) for each in pending]
+
+
+def _without_graph(draw: ScoredDraw) -> ScoredDraw:
+    def cut(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.detach()
+
+    return draw.replace(
+        value=draw.value.detach(),
+        point=None,
+        logits=cut(draw.logits),
+        log_q=cut(draw.log_q),
+        extra={name: tensor.detach() for name, tensor in draw.extra.items()},
+        slopes={row: slope.detach() for row, slope in draw.slopes.items()},
+    )
 
 
 def whole_loss(loss: Any) -> bool:
@@ -125,74 +150,167 @@ def _of_size(plan: Plan, particles: int) -> Plan:
     return replace(plan, particles=particles, layout=replace(plan.layout, particles=particles))
 
 
-def _joined(parts: tuple[Pending, ...]) -> Pending:
-    draw, first = ScoredDraw.join([p.draw for p in parts]), parts[0].draw
+def joined(parts: Sequence[Pending], dim: int = 0) -> Pending:
+    """What chunks of one site's particles are to combine, as that of all; they are in `dim` of log q."""
+    if dim:
+        for each in parts:
+            _check_extra(each, dim)
+    draw, first = ScoredDraw.join([p.draw for p in parts], dim), parts[0].draw
     if first.context is not None and len(first.context) == 1:
         draw = draw.replace(context=first.context)  # the particles share it
-    return Pending(parts[0].estimator, draw, torch.cat([p.cost for p in parts], 1), parts[0].share)
+    return replace(parts[0], draw=draw, cost=torch.cat([p.cost for p in parts], 1 + dim))
 
 
-def summed_gradients(parts: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+def _check_extra(pending: Pending, dim: int) -> None:
+    """Raise `SettingError` where an estimator's own tensors do not say which particle each number is of."""
+    draw, batch = pending.draw, tuple(pending.cost.shape[1:])
+    for name, tensor in draw.extra.items():
+        shape = list(tensor.shape)
+        if name in draw.by_rows:
+            del shape[1]
+        if tuple(shape[: len(batch)]) != batch:
+            raise SettingError(
+                f"row_chunk: estimator {pending.estimator.name!r} of site {pending.name!r} hands on {name!r} of shape "
+                f"{tuple(tensor.shape)}, where [K, *batch, ...] = {list(batch)} is expected in front. Leave row_chunk "
+                "out, or have its draw() keep these dims."
+            )
+
+
+class SummedGradients:
     """Parameters and their gradients, of a sum whose parts are differentiated one after the other."""
-    found: dict[int, tuple[Tensor, Tensor]] = {}
-    for part in parts:
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def add(self, part: Tensor, draws: Sequence[Tensor] = (), keep_graph: bool = False) -> None:
+        """Take in a part, of whose leaves `draws` are no parameters; its graph is freed, unless it is to be kept."""
         if not part.requires_grad:
-            continue
-        leaves = leaf_parameters(part)
-        for leaf, gradient in zip(leaves, torch.autograd.grad(part, leaves, allow_unused=True), strict=True):
+            return
+        drawn = {id(draw) for draw in draws}
+        leaves = [leaf for leaf in leaf_parameters(part) if id(leaf) not in drawn]
+        if not leaves:
+            return
+        found = torch.autograd.grad(part, leaves, allow_unused=True, retain_graph=keep_graph)
+        for leaf, gradient in zip(leaves, found, strict=True):
             if gradient is not None:
-                known = found.get(id(leaf))
-                found[id(leaf)] = (leaf, gradient if known is None else known[1] + gradient)
-    return [leaf for leaf, _ in found.values()], [gradient for _, gradient in found.values()]
+                known = self._found.get(id(leaf))
+                self._found[id(leaf)] = (leaf, gradient if known is None else known[1] + gradient)
+
+    def take(self, leaf: Tensor) -> Tensor | None:
+        """The gradient of a leaf that stands for something else, which is no parameter."""
+        return self._found.pop(id(leaf), (leaf, None))[1]
+
+    def surrogate(self, loss: Tensor) -> Tensor | float:
+        """What has these gradients, and the value zero."""
+        if not self._found:
+            return 0.0
+        found = self._found.values()
+        return with_gradient(torch.zeros_like(loss), [leaf for leaf, _ in found], [gradient for _, gradient in found])
 
 
 @dataclass
-class _Combined:
+class Combined:
     """What the estimators made of all particles' costs.
 
-    - `loss`: the score's part. `auxiliary`: what trains the estimators. `parts`: the tensors of the draws that `loss`
-      was made of. `weights`: what each of them multiplies in the gradient.
+    - `dims`: where the particles of a site are in its log q, None where they share it. `by_rows`: see `Draw`.
+    - `auxiliary`: what trains the estimators. `parts`: the tensors of the draws that it was made of. `weights`: what
+      each of a draw's tensors multiplies in the gradient.
     """
 
-    loss: Tensor
+    dims: dict[str, int | None]
+    by_rows: dict[str, frozenset[str]]
     auxiliary: Tensor
     parts: Parts
     weights: Parts
 
+    particles: int
+
     @staticmethod
-    def of(pending: list[Pending], particles: int) -> _Combined:
+    def of(pending: Sequence[Pending], particles: int, dims: Sequence[int | None] = ()) -> Combined:
+        """Let the estimators combine their costs, of so many independent particles."""
         parts: Parts = {}
-        for place, each in enumerate(pending):
+        where = dict(zip((each.name for each in pending), dims or [0] * len(pending), strict=True))
+        by_rows = {each.name: each.draw.by_rows for each in pending}
+        pending = [each for each in pending if not each.estimator.particles_apart]
+        for each in pending:
             for name, tensor in _parts(each.draw).items():
-                parts[place, name] = tensor.detach().requires_grad_()
+                parts[each.name, name] = tensor.detach().requires_grad_()
         loss, auxiliary = torch.zeros(()), torch.zeros(())
-        for place, each in enumerate(pending):
-            surrogate = each.estimator.surrogate(_with_parts(each.draw, place, parts), each.cost)
+        for each in pending:
+            surrogate = _surrogate(each, parts)
             loss = loss + over(torch.as_tensor(surrogate.loss).sum(), particles)
             if surrogate.auxiliary is not None:
                 auxiliary = auxiliary + surrogate.auxiliary * each.share
         weights: Parts = {}
         if loss.requires_grad:
-            found = torch.autograd.grad(loss, list(parts.values()), allow_unused=True, retain_graph=True)
+            found = torch.autograd.grad(
+                loss, list(parts.values()), allow_unused=True, retain_graph=auxiliary.requires_grad
+            )
             weights = {key: g for key, g in zip(parts, found, strict=True) if g is not None}
-        return _Combined(loss, auxiliary, parts, weights)
+        kept = parts if auxiliary.requires_grad else {}
+        return Combined(where, by_rows, auxiliary, kept, weights, particles)
 
-    def weighted(self, outcome: Outcome, start: int, size: int, particles: int) -> Tensor:
-        """A chunk's part of the surrogate, of the particles from `start` on."""
-        total = torch.as_tensor(outcome.surrogate) * (size / particles)
-        for place, pending in enumerate(outcome.pending):
-            for name, tensor in _parts(pending.draw).items():
-                if (place, name) in self.weights and tensor.requires_grad:
-                    total = total + (tensor * self.weights[place, name][start : start + size]).sum()
+    def weighted(self, outcome: Outcome, start: int, size: int) -> Tensor:
+        """The surrogate of a chunk of so many particles, from `start` on, whose own part is the outcome's."""
+        total = torch.as_tensor(outcome.surrogate)
+        for again in outcome.pending:
+            dim = self.dims[again.name]
+            if dim is None and start > 0:
+                continue
+            if again.estimator.particles_apart:
+                share = size / self.particles if dim == 0 else 1.0
+                here = Outcome(pending=[replace(again, share=share)])
+                here.combine(self.particles)
+                total = total + here.surrogate
+                continue
+            for name, tensor in _parts(again.draw).items():
+                weights = self.weights.get((again.name, name))
+                if weights is None or not tensor.requires_grad or (name == VALUE and tensor.is_leaf):
+                    continue
+                if dim is not None:
+                    in_rows = dim > 0 and name.removeprefix(EXTRA) in self.by_rows[again.name]
+                    where = dim + 1 if name == VALUE or in_rows else dim
+                    weights = weights.narrow(where, start, size)
+                total = total + (tensor * weights).sum()
         return total
+
+    def outcome(self, loss: Tensor, gradients: SummedGradients) -> Outcome:
+        """The step's, with what is differentiated already."""
+        surrogate = self.auxiliary + gradients.surrogate(loss.new_zeros(()))
+        return Outcome(loss, surrogate, draws=list(self.parts.values()))
+
+
+def _surrogate(pending: Pending, parts: Parts) -> Surrogate:
+    try:
+        return pending.estimator.surrogate(_with_parts(pending, parts), pending.cost)
+    except RuntimeError as error:
+        if "not have been used in the graph" not in str(error):
+            raise
+        raise SettingError(
+            f"row_chunk: estimator {pending.estimator.name!r} of site {pending.name!r} differentiates one tensor of "
+            "its draw in another, a graph that chunks do not keep. Leave row_chunk out, or have it train nothing "
+            "(learn=False)."
+        ) from error
+
+
+EXTRA, VALUE = "extra ", "value"
 
 
 def _parts(draw: ScoredDraw) -> dict[str, Tensor]:
     """The tensors of a draw, `[K, ...]`, through which its surrogate may reach parameters."""
-    parts = {"log_q": draw.log_q, "logits": draw.logits, **{f"extra {name}": t for name, t in draw.extra.items()}}
+    parts = {
+        VALUE: draw.value,
+        "log_q": draw.log_q,
+        "logits": draw.logits,
+        **{EXTRA + name: t for name, t in draw.extra.items()},
+    }
     return {name: t for name, t in parts.items() if t is not None and t.is_floating_point()}
 
 
-def _with_parts(draw: ScoredDraw, place: int, parts: Parts) -> ScoredDraw:
-    extra = {name: parts.get((place, f"extra {name}"), tensor) for name, tensor in draw.extra.items()}
-    return draw.replace(log_q=parts.get((place, "log_q")), logits=parts.get((place, "logits")), extra=extra)
+def _with_parts(pending: Pending, parts: Parts) -> ScoredDraw:
+    draw, name = pending.draw, pending.name
+    extra = {key: parts.get((name, EXTRA + key), tensor) for key, tensor in draw.extra.items()}
+    value = parts.get((name, VALUE), draw.value)
+    return draw.replace(
+        value=value, log_q=parts.get((name, "log_q")), logits=parts.get((name, "logits")), extra=extra, parts=()
+    )

@@ -13,7 +13,7 @@ from pyro_discrete.objectives.base import Evaluation, Objective
 from pyro_discrete.planning.baseline_inputs import Contexts
 from pyro_discrete.planning.plan import Plan, StructureChangedError
 from pyro_discrete.planning.products import in_product
-from pyro_discrete.programs.dims import Columns, Layout, subsampling_scale
+from pyro_discrete.programs.dims import Columns, Frames, Layout, subsampling_scale
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.plate_elements import PlateElements
 from pyro_discrete.programs.sites import Site
@@ -23,6 +23,7 @@ from pyro_discrete.steps.placing import PlaceRows
 __all__ = [
     "check_apart",
     "contexts_of",
+    "cost_of_rows",
     "filled_draw",
     "hand_over",
     "joined_rows",
@@ -45,19 +46,27 @@ def hand_over(
     pending = []
     for name, draw in placing.draws.items():
         estimator, site = placing.taken[name], placing.sites[name]
-        cost = layout.split(site.plates, site_cost(evaluation, name, estimator))
         elements = PlateElements(site.plates, columns.apart.get(name, ()))
-        if elements:
-            cost = joined_rows(cost[:1], elements.own(cost[used_columns(columns, name, elements)]))
-        elif len(rows := columns.rows_of(name)) < columns.count:
-            cost = cost[rows]
+        cost = cost_of_rows(evaluation, name, estimator, site.plates, columns, layout)
         filled = filled_draw(draw, site, estimator, evaluation, objective, layout, contexts, slopes.get(name, {}))
         if members := columns.products.get(name):
             own, scores = used_columns(columns, name, elements), evaluation.scores
             log_q = {m: elements.own(layout.split(placing.sites[m].plates, scores[m])[own]) for m in members}
             filled = in_product(filled, name, log_q)
-        pending.append(Pending(estimator, filled, cost))
+        pending.append(Pending(estimator, filled, cost, name=name, plates=site.plates))
     return pending
+
+
+def cost_of_rows(
+    evaluation: Evaluation, name: str, estimator: Estimator, plates: Frames, columns: Columns, layout: Layout
+) -> Tensor:
+    """The costs `[rows, K, *batch]` of the named site's rows, from a run that holds all of them."""
+    cost = layout.split(plates, site_cost(evaluation, name, estimator))
+    elements = PlateElements(plates, columns.apart.get(name, ()))
+    if elements:
+        return joined_rows(cost[:1], elements.own(cost[used_columns(columns, name, elements)]))
+    rows = columns.rows_of(name)
+    return cost[rows] if len(rows) < columns.count else cost
 
 
 def contexts_of(evaluation: Evaluation, plan: Plan, pair: Pair) -> Contexts:
@@ -124,6 +133,7 @@ def filled_draw(
         context=context,
         weights=objective.weights(evaluation, site.name),
         slopes=slopes,
+        by_rows=draw.by_rows,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from pyro_discrete.programs.dims import Columns, Layout
 from pyro_discrete.programs.pair import KeepSubsamples, Pair
 from pyro_discrete.steps.choice import HardChoice
 from pyro_discrete.steps.outcome import Outcome
-from pyro_discrete.steps.placing import PlaceColumn, PlaceRows, Primary
+from pyro_discrete.steps.placing import PlaceColumn, PlaceRows, Primary, Shared
 from pyro_discrete.steps.run import evaluated, run_pair
 
 __all__ = [
@@ -34,7 +35,7 @@ def hard_loss_of_rows(plan: Plan, pair: Pair, objective: Objective, known: Depen
     """
     choice, layout = HardChoice(plan), plan.layout.of(1, {})
 
-    def place(block: Layout, given: Mapping[str, Tensor]) -> PlaceRows:
+    def place(block: Layout, given: Mapping[str, Shared]) -> PlaceRows:
         return PlaceRows(choice, Columns(), block, plan.batch_dims, given=given)
 
     rows = max(1, AT_ONCE // max(1, plan.elements))
@@ -63,12 +64,12 @@ def _in_blocks(
     objective: Objective,
     known: Dependencies,
     rows: int,
-    place: Callable[[Layout, Mapping[str, Tensor]], Placing],
+    place: Callable[[Layout, Any], Placing],
 ) -> Outcome:
     layout, subsamples, evaluations = plan.layout.of(1, {}), None, []
     for blocks in layout.blocks(rows):
         parts: list[Evaluation] = []
-        given: dict[str, Tensor] = {}
+        given: Mapping[str, Any] = {}
         for block in blocks:
             placing = place(block, given)
             parts.append(_evaluated(plan, pair, objective, placing, known, subsamples))

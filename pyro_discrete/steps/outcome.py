@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from pyro_discrete.estimators.base import Estimator, ScoredDraw
 from pyro_discrete.objectives.base import Evaluation
+from pyro_discrete.programs.dims import Frames
 from pyro_discrete.programs.parameters import leaf_parameters
 
 __all__ = [
@@ -114,12 +115,17 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Pending:
-    """A site's draw and its costs, to be combined; `share` is the part of the site's particles that are in it."""
+    """A site's draw and its costs, to be combined; `share` is the part of the site's particles that are in it.
+
+    `name` and `plates`: the site's, of a run of all rows.
+    """
 
     estimator: Estimator
     draw: ScoredDraw
     cost: Tensor
     share: float = 1.0
+    name: str = ""
+    plates: Frames = frozenset()
 
 
 _NOTHING = 0.0

@@ -41,6 +41,7 @@ __all__ = [
     "PlaceColumn",
     "PlaceRows",
     "Primary",
+    "Shared",
 ]
 
 
@@ -64,6 +65,32 @@ def _always(site: str, later: str) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What inner particles have in common at a site, over rows.
+
+    - `values` `[columns, S, *batch, *event]`, as the site's estimator sees them. `point`: where a relaxed one is
+      scored, of that shape.
+    """
+
+    values: Tensor
+    point: Point | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """What may lead to parameters."""
+        return [self.values] if self.point is None else [self.values, self.point.tensor]
+
+    def cut_off(self, to_leaves: bool = True) -> Shared:
+        """The same without the graph behind it; with leaves in the place of what has one, if these are wanted."""
+
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor.detach().requires_grad_(to_leaves and tensor.requires_grad)
+
+        return Shared(
+            cut(self.values), None if self.point is None else replace(self.point, tensor=cut(self.point.tensor))
+        )
+
+
 class PlaceRows(SiteMessenger):
     """Draws every latent site of the guide for all columns and particles at once.
 
@@ -80,12 +107,13 @@ class PlaceRows(SiteMessenger):
         batch_dims: int,
         soft_columns: Collection[int] = (),
         downstream: Downstream = _always,
-        given: Mapping[str, Tensor] | None = None,
+        given: Mapping[str, Shared] | None = None,
     ) -> None:
         super().__init__()
         self.downstream = downstream
         self.choice, self.columns, self.layout, self.batch_dims = choice, columns, layout, batch_dims
-        self.soft_columns, self.given, self.shared = soft_columns, given or {}, {}
+        self.soft_columns, self.given = soft_columns, given or {}
+        self.shared: dict[str, Shared] = {}
         self.draws: dict[str, Draw] = {}
         self.sites: dict[str, Site] = {}
         self.taken: dict[str, Estimator] = {}
@@ -109,11 +137,13 @@ class PlaceRows(SiteMessenger):
         site = Site(msg, batch_dims=self.batch_dims).under(self.layout)
         shares = self.layout.shares(site.plates)
         estimator = self.choice.of(site)
+        values, point = None, None
         if site.name in self.given:
-            msg["value"], msg["done"] = site.merge(self.given[site.name]), True
+            self._given(site, estimator, msg, self.given[site.name])
         elif estimator is None:
             if self.columns.count > 1 or shares:
-                msg["value"], msg["done"] = site.merge(self._columns(site, site.fresh[:1])), True
+                values = self._columns(site, site.fresh[:1])
+                msg["value"], msg["done"] = site.merge(values), True
         else:
             soft = softened(site, estimator, bool(self.soft_columns))
             seen = as_seen(site, estimator)
@@ -128,25 +158,42 @@ class PlaceRows(SiteMessenger):
                 rows = draw.value
                 if seen is site:  # drawn hard, soft in others' columns
                     seen, rows = one_hot_site(site), one_hot_weights(site.distribution, rows)
-                may_be_mean = not at_density(draw.point)
-                msg["value"] = program_value(msg["fn"], seen.merge(self._columns(seen, rows, may_be_mean)), site.name)
-                self.relaxed[site.name] = with_vertex(msg["fn"], self._point(seen, draw.point), msg["value"], site.name)
-                msg["fn"] = extended(msg["fn"], site.name, self.relaxed[site.name])
+                values = self._columns(seen, rows, may_be_mean=not at_density(draw.point))
+                point = self._point(seen, draw.point)
+                self._place_soft(seen, msg, values, point)
             else:
-                msg["value"] = site.merge(self._columns(site, draw.value))
+                values = self._columns(site, draw.value)
+                msg["value"] = site.merge(values)
             msg["done"] = True
-        if shares:
-            self.shared[site.name] = site.split(msg["value"], site.event_dim)
+        if shares and values is not None:
+            self.shared[site.name] = Shared(values, point)
         self._drawn[site.name] = shares
 
+    def _given(self, site: Site, estimator: Estimator | None, msg: Any, given: Shared) -> None:
+        """Have a site that the particles share take what other particles have drawn."""
+        if estimator is not None:
+            self.taken[site.name] = estimator
+        if estimator is not None and softened(site, estimator, bool(self.soft_columns)):
+            self._place_soft(as_seen(site, estimator), msg, given.values, given.point)
+        else:
+            msg["value"] = site.merge(given.values)
+        msg["done"] = True
+
+    def _place_soft(self, seen: Site, msg: Any, values: Tensor, point: Point | None) -> None:
+        """Give the program soft values, and a distribution that scores them."""
+        point = merged(seen, point)
+        msg["value"] = program_value(msg["fn"], seen.merge(values), seen.name)
+        self.relaxed[seen.name] = with_vertex(msg["fn"], point, msg["value"], seen.name)
+        msg["fn"] = extended(msg["fn"], seen.name, self.relaxed[seen.name])
+
     def _point(self, site: Site, point: Point | None) -> Point | None:
-        """Where the site is scored in every column, in the shape that the program gives its values."""
+        """Where the site is scored in every column, `[columns, K, *batch, *event]`."""
         if point is None:
             return None
         there = site.of(site.distribution)
         there.fresh = point.tensor.reshape(self.columns.count, *site.fresh_shape)
         columns = self._columns(there, there.fresh[:1], may_be_mean=not at_density(point))
-        return replace(point, tensor=there.merge(columns))
+        return replace(point, tensor=columns)
 
     def _columns(self, site: Site, rows: Tensor, may_be_mean: bool = True) -> Tensor:
         """`rows` `[rows, K, ...]` of the site and draws of the other columns as one `[columns, K, ...]`.

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Generic
+
 from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.objectives.base import E, Objective
 from pyro_discrete.planning.plan import Plan
@@ -10,29 +14,46 @@ from pyro_discrete.steps.choice import Choice
 from pyro_discrete.steps.costing import hand_over, untended_part
 from pyro_discrete.steps.hard_loss import hard_loss_of_rows
 from pyro_discrete.steps.outcome import Outcome, over
-from pyro_discrete.steps.placing import PlaceRows
+from pyro_discrete.steps.placing import PlaceRows, Shared
 from pyro_discrete.steps.run import evaluated, run_pair
 
 __all__ = [
+    "Rows",
     "evaluate",
     "train",
     "train_rows",
 ]
 
 
+@dataclass(frozen=True)
+class Rows(Generic[E]):
+    """A run of all rows: its outcome, what the objective makes of it, and what inner particles have in common."""
+
+    outcome: Outcome
+    evaluation: E
+    shared: Mapping[str, Shared]
+
+
 def train(plan: Plan, pair: Pair, objective: Objective, choice: Choice, known: Dependencies) -> Outcome:
     """A training step's loss, and what its estimators are to combine."""
-    return train_rows(plan, pair, objective, choice, known)[0]
+    return train_rows(plan, pair, objective, choice, known).outcome
 
 
 def train_rows(
-    plan: Plan, pair: Pair, objective: Objective[E], choice: Choice, known: Dependencies
-) -> tuple[Outcome, E]:
-    """The same, with the evaluation of its rows."""
+    plan: Plan,
+    pair: Pair,
+    objective: Objective[E],
+    choice: Choice,
+    known: Dependencies,
+    given: Mapping[str, Shared] | None = None,
+) -> Rows[E]:
+    """The same, with its run; inner particles share what is `given`."""
     columns = plan.columns
     soft = {columns.rows_of(n)[r] for n, e in plan.given.items() if e is not None for r in e.relaxed if r > 0}
     layout = plan.layout.of(columns.count, columns.owned)
-    placing = PlaceRows(choice, columns, layout, plan.batch_dims, soft, known.downstream)  # 2: who draws what, where
+    placing = PlaceRows(
+        choice, columns, layout, plan.batch_dims, soft, known.downstream, given
+    )  # 2: who draws what, where
     traces = run_pair(plan, pair, placing, known, analytic=objective.additive)  # 3: guide once, model once
     evaluation = evaluated(plan, objective, traces, placing, known)  # 4: the loss, and the terms of the costs
     outcome = Outcome(
@@ -44,7 +65,7 @@ def train_rows(
     )
     if evaluation.untended:
         outcome.surrogate = outcome.surrogate + over(untended_part(evaluation, evaluation, layout), plan.particles)
-    return outcome, evaluation
+    return Rows(outcome, evaluation, placing.shared)
 
 
 def evaluate(plan: Plan, pair: Pair, objective: Objective, known: Dependencies) -> Outcome:

@@ -14,12 +14,13 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks.learning import endurance, long_run, mixtures_and_chains, ranks, relaxations
+from benchmarks.memory import loss_memory, step_memory
 from benchmarks.noise import bias_variance, bound_variance, nvil_ablation, variance
 from benchmarks.soundness import collapsed
 from benchmarks.steps import (
+    capture_start,
     chains_beside_torch_struct,
     enumeration,
-    loss_memory,
     step_curves,
     step_parts,
     step_time,
@@ -360,6 +361,24 @@ def test_a_loss_in_blocks_is_that_of_all_at_once() -> None:
     assert min(blocks["seconds"], at_once["seconds"]) > 0
     row = {"blocks": blocks, "at once": at_once}
     assert loss_memory.table({"1000": row, "10000": {"blocks": blocks}}).count("\n") == 4
+
+
+def test_peak_memory_of_steps(tmp_path: Path) -> None:
+    """Every way runs, and chunks of many particles hold less than all at once."""
+    for way in step_memory.WAYS:
+        assert step_memory.measured(way, 2, steps=1)["ms"] > 0
+    results = {way: {"1": {"mib": 1.0, "ms": 2.0}, "10": {"mib": 3.0, "ms": 4.0}} for way in step_memory.WAYS}
+    assert step_memory.table(results).count("\n") == 2 + len(step_memory.WAYS)
+    step_memory.picture(results, tmp_path / "memory.png")
+    assert min(matplotlib.image.imread(tmp_path / "memory.png").shape[:2]) > 200
+
+
+@pytest.mark.slow
+def test_start_up_of_captured_steps() -> None:
+    printed = call(capture_start.main, "--only", "mixture", "--parts", "start,steps", "--turns", 2)
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| mixture")]
+    assert len(rows) == 2
+    assert all(float(row[1]) > 0 and float(row[2]) > 0 for row in rows)
 
 
 def test_collapsed_models_against_pyros_enumeration(tmp_path, capsys):

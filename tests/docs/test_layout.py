@@ -62,6 +62,7 @@ FLOORS = {
         examples
         noise
         steps chains literature
+        memory
         learning/from_data
         learning
         auto

@@ -111,7 +111,7 @@ class OptimalControlVariate(Estimator):
         return f"{len(self.control_variates) + self.use_score} variates, per={self.per!r}, estimate={self.estimate!r}"
 
     def draw(self, site: SiteView) -> Draw:
-        """An ordinary draw; hands on its score `[K, batch, elements, pooled]` and, one dim more, h less its mean."""
+        """An ordinary draw; hands on its score `[K, *batch, elements, pooled]`, and h less its mean: m of these."""
         value, logits = site.sample(), site.logits
         fixed = logits.detach()
         score = site.score(value)
@@ -129,18 +129,20 @@ class OptimalControlVariate(Estimator):
             if site.family in (Family.CATEGORICAL, Family.ONE_HOT):  # what is left of it once logits are normalised
                 difference = difference - mean(fixed, one_hot=True) * difference.sum(-1, keepdim=True)
             centred.append(difference)
-        batch = math.prod(value.shape[1 : value.dim() - site.event_dim])
+        lead = tuple(value.shape[: value.dim() - site.event_dim])
         of_element = fixed.shape[fixed.dim() - site.parameter_dims :].numel()
-        pooled = score[0].numel() // batch if self.per == "site" else of_element
+        pooled = score.numel() // math.prod(lead) if self.per == "site" else of_element
         extra = {
-            "score": score.reshape(len(score), batch, -1, pooled),
-            "centred": torch.stack(centred, 1).reshape(len(score), len(centred), batch, -1, pooled),
+            "score": score.reshape(*lead, -1, pooled),
+            "centred": torch.stack(centred, len(lead)).reshape(*lead, len(centred), -1, pooled),
         }
         return Draw(value.unsqueeze(0), logits=logits, extra=extra)
 
     def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """`cost` `[1, K, *batch]`; works on costs freed of the plates' subsampling scale."""
         score, centred, logits = draw.extra["score"], draw.extra["centred"], draw.logits
+        score = score.reshape(len(score), -1, *score.shape[-2:])
+        centred = centred.reshape(*score.shape[:2], *centred.shape[-3:]).transpose(1, 2)
         if logits is None:
             raise RuntimeError("a draw without logits: `draw` has to hand them on")
         unscaled = (cost[0] / draw.scale).reshape(score.shape[:2] + (1, 1))

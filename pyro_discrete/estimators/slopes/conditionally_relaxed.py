@@ -50,6 +50,7 @@ class ConditionallyRelaxed(Estimator):
     """
 
     auxiliary_adds_up = True
+    particles_apart = True
 
     def __init__(self, temperature: Temperature, learn: bool) -> None:
         super().__init__()

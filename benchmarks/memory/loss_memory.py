@@ -3,7 +3,7 @@
 784-200 linear, batch 20; one process a point. Memory is the process's peak above what it held after a loss of two
 particles; times are the processor's, of one thread.
 
-    python -m benchmarks.steps.loss_memory --out benchmarks/results
+    python -m benchmarks.memory.loss_memory --out benchmarks/results
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def main(
             command = [
                 sys.executable,
                 "-m",
-                "benchmarks.steps.loss_memory",
+                "benchmarks.memory.loss_memory",
                 "--out",
                 str(out),
                 "--only",

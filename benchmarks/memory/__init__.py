@@ -1,0 +1,1 @@
+"""How much memory steps and test likelihoods take, also beside Pyro."""
