@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro_discrete.inspection.pair_graph import PairGraph, SiteNode
+from pyro_discrete.programs.site_names import grouped, in_one, pattern_of
 
 __all__ = [
     "FILLS",
@@ -17,10 +18,6 @@ __all__ = [
     "alike_lines",
     "sketch",
 ]
-
-
-FEW_ALIKE = 4
-"""So many alike sites share a line, not fewer."""
 
 
 FILLS = {
@@ -55,34 +52,17 @@ def alike_lines(lines: Sequence[Line]) -> list[Line]:
     """
 
     def alike(line: Line) -> Line:
-        return (*_alike(line[0]), *line[1:-1], NUMBER.sub("#", line[-1]))
+        return (pattern_of(line[0]), *line[1:-1], NUMBER.sub("#", line[-1]))
 
     return [
         lines[group[0]]
         if len(group) == 1
-        else (_named([lines[i][0] for i in group]), *lines[group[0]][1:-1], _ranged([lines[i][-1] for i in group]))
-        for group in _groups([alike(line) for line in lines])
+        else (in_one([lines[i][0] for i in group]), *lines[group[0]][1:-1], _ranged([lines[i][-1] for i in group]))
+        for group in grouped([alike(line) for line in lines])
     ]
 
 
 NUMBER = re.compile(r"(?<![\w.+\-])\d+(?!\w|\.\d)")
-
-
-def _alike(name: str) -> Line:
-    return (re.sub(r"\d+", "#", name),)
-
-
-def _groups(keys: Sequence[Any]) -> list[list[int]]:
-    """Places of equal keys together, where the first of them is; fewer than `FEW_ALIKE` each by itself."""
-    found: dict[Any, list[int]] = {}
-    for place, key in enumerate(keys):
-        found.setdefault(key, []).append(place)
-    groups = [[g] if len(found[k]) < FEW_ALIKE else found[k] for g, k in enumerate(keys)]
-    return [group for place, group in enumerate(groups) if group[0] == place]
-
-
-def _named(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]} ({len(names)})"
 
 
 def _ranged(words: Sequence[str]) -> str:
@@ -192,10 +172,10 @@ def sketch(graph: PairGraph, got: Mapping[str, Treatment]) -> Sketch:
     nodes = graph.nodes or [SiteNode(name, "", (), False, "both") for name in got]
     treatments = [_treatment(node, got) for node in nodes]
     keys = [
-        (_alike(node.name), node.law, node.plates, node.where, treatment)
+        (pattern_of(node.name), node.law, node.plates, node.where, treatment)
         for node, treatment in zip(nodes, treatments, strict=True)
     ]
-    groups = _groups(keys)
+    groups = grouped(keys)
     boxes = [
         Box(_words([nodes[i].name for i in group], nodes[group[0]], treatments[group[0]]), treatments[group[0]][0],
             frozenset(nodes[group[0]].plates))
@@ -226,10 +206,10 @@ def _treatment(node: SiteNode, got: Mapping[str, Treatment]) -> Treatment:
 def _words(names: Sequence[str], node: SiteNode, treatment: Treatment) -> list[str]:
     what, estimator = treatment
     if node.law == "factor":
-        return [_named(names), "factor"]
+        return [in_one(names), "factor"]
     alone = " (the guide's alone)" if node.where == "guide" else ""
     how = f"{what}: {estimator}" if estimator and what in ("sampled", "relaxed") else what
-    return [line for line in (_named(names), node.law, how + alone) if line]
+    return [line for line in (in_one(names), node.law, how + alone) if line]
 
 
 def _joined(
