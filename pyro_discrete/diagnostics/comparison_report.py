@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pyro_discrete.html_table import html_table
+from pyro_discrete.tables.html_table import html_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

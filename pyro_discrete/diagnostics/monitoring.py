@@ -23,11 +23,11 @@ from pyro_discrete.elbos.engine import DiscreteELBO
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Estimator, ScoredDraw, Surrogate
 from pyro_discrete.families import Family
-from pyro_discrete.html_table import html_table
 from pyro_discrete.posterior.mixtures import marginals_of
 from pyro_discrete.programs.module_state import undisturbed
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import base_distribution, family_of, latent_sites
+from pyro_discrete.tables.html_table import html_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

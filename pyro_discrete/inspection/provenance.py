@@ -314,7 +314,7 @@ class Provenance:
         """Run one operation of the dispatcher and note what its results come from."""
         read = [v for v in tree_leaves((args, dict(kwargs))) if isinstance(v, Tensor)]
         names = NOTHING if func.overloadpacket.__name__ in SHAPES_ALONE else self.of(*read)
-        if torch.Tag.data_dependent_output in func.tags and not self._may_be_read(read) and not in_a_structure():
+        if torch.Tag.data_dependent_output in func.tags and not self._may_be_read(read) and not _reads_to_check():
             operation = func.overloadpacket.__name__
             self.escaped(f"Python reads a tensor's value ({_READS.get(operation, operation)})")
             self.seen_by_python |= names or ({HELD} if read_by_the_program() else NOTHING)
@@ -404,6 +404,21 @@ class _Exits(TorchFunctionMode):
             self.provenance.reading_allowed = False
         self.provenance.one_hot(args[0] if args else kwargs["input"], result)
         return result
+
+
+def _reads_to_check() -> bool:
+    """Whether a distribution looks at a value to sum by it or to refuse it, which changes nothing in what it gives."""
+    return in_a_structure() or _validates()
+
+
+def _validates() -> bool:
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file == torch.distributions.distribution.__file__:
+            return frame.f_code.co_name == "_validate_sample"
+        frame = frame.f_back if file == __file__ or file.startswith(LIBRARIES[0]) else None
+    return False
 
 
 def classes_stated(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:

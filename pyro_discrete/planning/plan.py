@@ -13,7 +13,6 @@ from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.relaxed.base import RelaxedEstimator
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
-from pyro_discrete.html_table import html_table
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.inspection.pair_graph import pair_graph
 from pyro_discrete.inspection.wiring import Wiring
@@ -25,6 +24,7 @@ from pyro_discrete.relaxations.jumps import JumpsSeen
 from pyro_discrete.sums.components import SumCost
 from pyro_discrete.sums.counts import Counts
 from pyro_discrete.sums.expectation import SumCosts
+from pyro_discrete.tables.html_table import html_table
 
 __all__ = [
     "ANALYTIC",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro_discrete.inspection.pair_graph import PairGraph, SiteNode
-from pyro_discrete.programs.site_names import grouped, in_one, pattern_of
+from pyro_discrete.tables.alike_names import grouped, in_one, pattern_of
 
 __all__ = [
     "FILLS",
@@ -143,7 +143,9 @@ class Sketch:
         def label(lines: Sequence[str]) -> str:
             return graphviz.nohtml("\\n".join(str(graphviz.escape(line)) for line in lines))
 
-        whole = graphviz.Digraph(node_attr={"style": "filled", "fontname": "sans-serif", "fontsize": "11"})
+        whole = graphviz.Digraph(
+            node_attr={"style": "filled", "fontcolor": "#111111", "fontname": "sans-serif", "fontsize": "11"}
+        )
         whole.attr("edge", fontname="sans-serif", fontsize="9")
 
         def inside(graph: Any, plates: Plates | None) -> None:

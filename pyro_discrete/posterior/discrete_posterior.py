@@ -32,7 +32,6 @@ from pyro_discrete.errors import (
 )
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
-from pyro_discrete.html_table import html_table
 from pyro_discrete.inspection.enumerability import joined_elements, marked_trial
 from pyro_discrete.inspection.trial import Trial, check_data, check_rows, crossing_site, plain_trial
 from pyro_discrete.posterior.conditional import (
@@ -93,6 +92,7 @@ from pyro_discrete.sums.enumerated_sites import Marginalise
 from pyro_discrete.sums.factors import Component
 from pyro_discrete.sums.left_out import note_left_out
 from pyro_discrete.sums.marginalisation import Known, collapsed, marginal_sites
+from pyro_discrete.tables.html_table import html_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

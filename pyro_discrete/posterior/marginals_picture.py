@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from pyro import validation_enabled
-from pyro.distributions import Bernoulli, Binomial, Categorical, OneHotCategorical
 from torch import Tensor
+from torch.distributions import Bernoulli, Binomial, Categorical, OneHotCategorical
 
 from pyro_discrete.errors import SettingError, near_matches
 from pyro_discrete.posterior.mixtures import MixtureOfDraws
-from pyro_discrete.programs.site_names import grouped, in_one, pattern_of
 from pyro_discrete.programs.sites import base_distribution
+from pyro_discrete.tables.alike_names import grouped, in_one, pattern_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -243,7 +243,7 @@ def _draw_map(axes: Any, panel: _Panel) -> None:
 
 def _label_elements(axes: Any, panel: _Panel) -> None:
     count = len(panel.table)
-    places = np.arange(0, count, max(1, math.ceil(count / MOST_TICKS)))
+    places = list(range(0, count, max(1, math.ceil(count / MOST_TICKS))))
     axes.set_xticks(places, [panel.names[i] for i in places] if panel.names else [str(i) for i in places])
     axes.set_xlabel(panel.elements)
     axes.tick_params(axis="x", labelsize=8)

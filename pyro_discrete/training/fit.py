@@ -22,9 +22,9 @@ from pyro_discrete.checkpoints import load_checkpoint, save_checkpoint
 from pyro_discrete.elbos.elbo import TraceELBO
 from pyro_discrete.elbos.engine import DiscreteELBO
 from pyro_discrete.errors import DiscreteInferenceError, SettingError, refuses_unknown_keywords, shown
-from pyro_discrete.html_table import html_table
 from pyro_discrete.interrupts import Interrupted, StopRequest
 from pyro_discrete.planning.select import Spec
+from pyro_discrete.tables.html_table import html_table
 from pyro_discrete.training.batches import Arguments, as_arguments, make_batches
 from pyro_discrete.training.loop import FitState, Loop
 from pyro_discrete.training.optimisation import OptimizerSpec, Rates, build_optimizer

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pyro_discrete.families import Family
-from pyro_discrete.inspection.dependencies import terms_that_move
+from pyro_discrete.inspection.dependencies import find_dependencies, terms_that_move
 from pyro_discrete.inspection.pair_graph import PairGraph, pair_graph
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, trace_pair
 from pyro_discrete.programs.sites import family_of, latent_sites
@@ -134,6 +134,21 @@ def test_what_python_reads_is_found_by_other_values_and_said() -> None:
     found = graph(model)
     assert found.model == arrows("z>x w>y")
     assert "Python reads a tensor's value (.item(), if or an index) at test_pair_graph.py:" in found.unknown
+
+
+def test_a_distribution_that_looks_at_its_values_to_refuse_them_hides_nothing() -> None:
+    """Made before the run, with validation, as a `PyroSample` is."""
+    prior = dist.Normal(0.0, 1.0, validate_args=True)
+    likelihood = dist.Bernoulli(0.5, validate_args=True).expand([2]).to_event(1)
+
+    def model():
+        a = pyro.sample("a", prior)
+        pyro.sample("w", likelihood)
+        pyro.sample("x", dist.Normal(a, 1.0), obs=torch.tensor(0.3))
+
+    found = graph(model)
+    assert (found.model, found.unknown) == (arrows("a>x"), "")
+    assert find_dependencies(Pair(model, nothing, (), {})).known
 
 
 def test_a_program_that_does_not_run_on_single_values_has_no_arrows_and_says_so() -> None:
