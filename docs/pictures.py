@@ -105,7 +105,7 @@ def plan() -> None:
     text = re.sub(r"<title>.*?</title>\s*", "", text)
     for name, colour in (("foreground-primary", "black"), ("foreground-border", "#888888")):
         text = re.sub(rf'(fill|stroke)="{colour}"', rf'\1="var(--color-{name}, {colour})"', text)
-    text = text.replace("<text text", '<text fill="var(--color-foreground-primary, black)" text')  # not in a box
+    text = re.sub(r"<text (?![^>]*fill=)", '<text fill="var(--color-foreground-primary, black)" ', text)  # in no box
     text = text.replace("<svg ", '<svg role="img" aria-label="The plan of the program above, drawn" ', 1)
     write_atomically(DOCS / "drawings" / "plan.svg", text)
 
