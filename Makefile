@@ -49,6 +49,8 @@ generated: $(VENV)/.with-dev ## Renew what is generated: README's table, what `l
 	$(RUN) tests/docs/test_contributing_route.py
 	$(RUN) tests/docs/test_tutorials.py
 	$(RUN) docs/pictures.py swap
+	$(RUN) docs/pictures.py plan
+	$(RUN) docs/pictures.py states
 	$(RUN) docs/pictures.py gallery
 
 venv: $(VENV)/.with-dev ## Make the environment for development, and nothing else

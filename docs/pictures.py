@@ -1,14 +1,16 @@
-"""The pictures of the site: `python docs/pictures.py swap`, `python docs/pictures.py gallery [MODEL ...]`.
+"""The pictures of the site: `python docs/pictures.py` `swap`, `plan`, `states` or `gallery [MODEL ...]`.
 
 `swap` trains the front page's program under four words, with the code taken from the page itself: 1000 steps of 100
-images a word, from the same parameters, seed 0. `gallery` trains each ready model (those named; all, if none is) by the
-command that its entry shows, and keeps what it drew, in few colours and without empty margins, with the figures that
-it reached.
+images a word, from the same parameters, seed 0. `plan` draws the plan of the program of "How it works", which needs
+Graphviz (`dot`); `states` the posterior on the page about seeing. `gallery` trains each ready model (those named; all,
+if none is) by the command that its entry shows, and keeps what it drew, in few colours and without empty margins, with
+the figures that it reached.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -90,6 +92,33 @@ def swap() -> None:
     figure.savefig(DOCS / "drawings" / "swap.png")
 
 
+def plan() -> None:
+    """Write `drawings/plan.svg`: the plan of the first program of "How it works", in the theme's colours."""
+    block = (DOCS / "how_it_works.md").read_text().split("```python\n")[1].split("```")[0]
+    page: dict[str, Any] = {}
+    pyro.clear_param_store()
+    exec(block, page)
+    drawn = page["elbo"].plan.render("graphviz")
+    text = drawn.pipe(format="svg", encoding="utf-8")
+    text = re.sub(r"<!--.*?-->\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'<polygon fill="white" stroke="[a-z]*" .*?/>\s*', "", text)  # the ground
+    text = re.sub(r"<title>.*?</title>\s*", "", text)
+    for name, colour in (("foreground-primary", "black"), ("foreground-border", "#888888")):
+        text = re.sub(rf'(fill|stroke)="{colour}"', rf'\1="var(--color-{name}, {colour})"', text)
+    text = re.sub(r"<text (?![^>]*fill=)", '<text fill="var(--color-foreground-primary, black)" ', text)  # in no box
+    text = text.replace("<svg ", '<svg role="img" aria-label="The plan of the program above, drawn" ', 1)
+    write_atomically(DOCS / "drawings" / "plan.svg", text)
+
+
+def states() -> None:
+    """Write `drawings/states.png`: the posterior of the chain of "See what the estimator did"."""
+    first, *_ = (DOCS / "recipes" / "see.md").read_text().split("```python\n")[1:]
+    page: dict[str, Any] = {}
+    pyro.clear_param_store()
+    exec(first.split("```")[0], page)
+    page["DiscretePosterior"](page["model"]).plot(page["x"], path=DOCS / "drawings" / "states.png")
+
+
 def gallery(names: Sequence[str]) -> None:
     """Train the models, and keep their pictures and figures."""
     for name in names:
@@ -129,6 +158,10 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["swap"]:
             swap()
+        case ["plan"]:
+            plan()
+        case ["states"]:
+            states()
         case ["gallery", *named]:
             gallery(named or list(PROGRAMS))
         case _:

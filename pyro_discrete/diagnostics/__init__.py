@@ -7,6 +7,7 @@ from pyro_discrete.diagnostics.exact import Exact, Oracle, exact_gradient, exact
 from pyro_discrete.diagnostics.monitoring import Monitor
 from pyro_discrete.diagnostics.structure_picture import picture_structure
 from pyro_discrete.posterior.inference_data import pareto_k, to_inference_data
+from pyro_discrete.posterior.marginals_picture import picture_draws
 
 __all__ = [
     "EstimatorComparison",
@@ -18,6 +19,7 @@ __all__ = [
     "exact_gradient",
     "exact_loss",
     "pareto_k",
+    "picture_draws",
     "picture_structure",
     "to_inference_data",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -12,6 +12,8 @@ import xarray as xr
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from pyro_discrete.tables.html_table import html_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,31 +82,29 @@ class EstimatorComparison:
         - `per`: a number that the objective is divided by first, such as that of the data. `unit`: what it then is in,
           such as "nats per image".
         """
-        table = Table(
-            title=f"Gradient estimators on this pair; reference: {self.reference}",
-            caption=f"Variance summed over all parameters, ({unit})². Recommended: {self.recommendation}",
-            box=box.SIMPLE_HEAD,
-        )
-        table.add_column("estimator", overflow="fold")
-        heads = (
-            "draws",
-            "evaluations",
-            "ms a\nstep",
-            "variance",
-            "signal /\nnoise",
-            "bias /\ngradient",
-            "noise\nalone",
-        )
-        for heading in (*heads, "variance\nx ms"):
+        heads, rows, (title, caption) = self._cells(per, unit)
+        table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
+        table.add_column(heads[0], overflow="fold")
+        for heading in heads[1:]:
             table.add_column(heading, justify="right")
-        seen = self.bias_seen
+        for row in rows:
+            table.add_row(*row, style="bold" if row[0] == self.best else None)
+        return table
+
+    def _cells(self, per: int, unit: str) -> tuple[Sequence[str], list[list[str]], tuple[str, str]]:
+        """Headings, rows, and what stands above and below a table."""
+        heads = (
+            *("estimator", "draws", "evaluations", "ms a\nstep", "variance", "signal /\nnoise", "bias /\ngradient"),
+            *("noise\nalone", "variance\nx ms"),
+        )
+        seen, rows = self.bias_seen, []
         for label in self.dataset.sortby("variance_x_time")["estimator"].values:
             one = self.dataset.sel(estimator=label)
             norm = float((one["gradient_norm"] ** 2).sum()) ** 0.5 / per
             variance = float(one["variance"].sum()) / per**2
             bias = float((one["bias"] ** 2).sum()) ** 0.5 / per
             noise = float((one["bias_error"] ** 2).sum()) ** 0.5 / per
-            table.add_row(
+            cells = [
                 str(label),
                 str(int(one["draws"])),
                 str(int(one["evaluations"])),
@@ -114,17 +114,30 @@ class EstimatorComparison:
                 f"{bias / (norm or 1):.2g}{' (seen)' if bool(seen.sel(estimator=label)) else ''}",
                 f"{noise / (norm or 1):.2g}",
                 _short(1000 * float(one["variance_x_time"]) / per**2),
-                style="bold" if label == self.best else None,
-            )
-        return table
+            ]
+            rows.append(cells)
+        title = f"Gradient estimators on this pair; reference: {self.reference}"
+        caption = f"Variance summed over all parameters, ({unit})². Recommended: {self.recommendation}"
+        return heads, rows, (title, caption)
+
+    @property
+    def _absent(self) -> list[str]:
+        return [f"left out (`left_out` says why): {', '.join(self.left_out)}"] if self.left_out else []
 
     def __str__(self) -> str:
         out = StringIO()
         console = Console(file=out, width=120, force_jupyter=False, force_terminal=False)
         console.print(self.table())
-        if self.left_out:
-            console.print(f"left out (`left_out` says why): {', '.join(self.left_out)}", highlight=False, markup=False)
+        for line in self._absent:
+            console.print(line, highlight=False, markup=False)
         return out.getvalue()
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        heads, rows, (title, caption) = self._cells(1, "objective")
+        bold = [row[0] == self.best for row in rows]
+        return html_table(heads, rows, title=title, notes=[caption, *self._absent], bold=bold)
 
     def plot(self, path: str | Path | None = None, per: int = 1, unit: str = "objective") -> Figure:
         """Variance x time of every estimator, and its bias; written to `path` if given (extra `plots`).

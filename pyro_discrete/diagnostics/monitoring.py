@@ -27,6 +27,7 @@ from pyro_discrete.posterior.mixtures import marginals_of
 from pyro_discrete.programs.module_state import undisturbed
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import base_distribution, family_of, latent_sites
+from pyro_discrete.tables.html_table import html_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -181,6 +182,22 @@ class Monitor:
         dead, latents = (int(sum(numbers)) for numbers in zip(*known, strict=True)) if known else (0, 0)
         return f"signal/noise {last['signal_to_noise']:.2g}" + (f", {dead} of {latents} dead" if latents else "")
 
+    def __repr__(self) -> str:
+        looks = f"{len(self.records)} look{'s' * (len(self.records) != 1)}"
+        last = f", at step {self.records[-1]['step']}: {self.latest()}" if self.records else ""
+        return f"Monitor(every={self.every}, draws={self.draws}; {looks}{last})"
+
+    def _repr_html_(self) -> str:
+        """The last look, site by site."""
+        if not self.records:
+            return html_table(["site", *BY_SITE], [], title=repr(self))
+        last = self.records[-1]
+        sites = sorted(last["sites"], key=_by_number)
+        rows = [[name, *(_shown(last["sites"][name].get(key, math.nan)) for key in BY_SITE)] for name in sites]
+        noise = ", ".join(f"{key.replace('_', ' ')} {last[key]:.3g}" for key in IN_ALL)
+        heads = ["site", *(key.replace("_", " ") for key in BY_SITE)]
+        return html_table(heads, rows, title=repr(self), notes=[noise])
+
     def plot(self, path: str | Path | None = None) -> Figure:
         """The history as curves; written to `path` if given (extra `plots`)."""
 
@@ -269,6 +286,10 @@ def _by_number(name: str) -> list[tuple[bool, int, str]]:
     """
     parts = re.split(r"(\d+)", name)
     return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+
+
+def _shown(number: float) -> str:
+    return f"{number:.3g}" if math.isfinite(number) else "-"
 
 
 def _temperature(estimator: Estimator, step: Tensor) -> float:

@@ -290,7 +290,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
             if reason:
                 plan = replace(plan.without_dependencies(), reason=reason)
             kept = {n: None if e is None else self.estimators.keep(n, e) for n, e in plan.given.items()}
-            plan = replace(plan, given=kept, state=state)
+            plan = replace(plan, given=kept, state=state, pair=pair)
             contexts = Contexts(trial.model_trace, plan.observed, plan.batch_dims, pair.args, pair.kwargs)
             for name, estimator in kept.items():
                 if estimator is not None:

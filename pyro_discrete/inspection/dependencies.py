@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -46,9 +47,11 @@ __all__ = [
     "Dependencies",
     "MarkDraws",
     "Sources",
+    "direct_dependencies",
     "direct_sources",
     "divergence_of",
     "find_dependencies",
+    "terms_that_move",
     "why_joined",
 ]
 
@@ -228,14 +231,49 @@ def direct_sources(pair: Pair, trial: Trial) -> Sources | None:
     None where that is not known.
     """
     values = {n: m["value"].detach().clone() for n, m in latent_sites(trial.guide_trace).items()}
+    found = direct_dependencies(pair, trial.subsamples, values)
+    return found.terms if found.known else None
+
+
+def direct_dependencies(
+    pair: Pair,
+    subsamples: KeepSubsamples,
+    values: Mapping[str, Tensor],
+    also: Callable[[Provenance], AbstractContextManager[Any]] = nullcontext,
+) -> Dependencies:
+    """What each term is computed from in a run at these values, each of which counts for itself alone.
+
+    `also`: what is to be entered within the run that follows them, given that. What could be followed is there even
+    where the `reason` says that something could not.
+    """
     with on_trial(), pyro.validation_enabled(False):
         provenance = Provenance()
         try:
-            with provenance, MarkDraws(provenance):
-                terms, _ = _sources(provenance, trace_pair(pair, trial.subsamples, values))
-        except Exception:  # it failed as the run for all sources would
-            return None
-    return None if provenance.escape else terms
+            with provenance, also(provenance), MarkDraws(provenance):
+                terms, _ = _sources(provenance, trace_pair(pair, subsamples, values))
+        except Exception as error:  # it failed as the run for all sources would
+            return Dependencies(reason=f"a trial run failed: {in_a_line(error)}")
+    return Dependencies(terms, reason=provenance.escape)
+
+
+def terms_that_move(
+    pair: Pair, subsamples: KeepSubsamples, values: Mapping[str, Tensor], sites: Mapping[str, Any]
+) -> dict[str, set[Key]]:
+    """Of each of these discrete sites, terms that another value of it changes while all other draws are held.
+
+    There may be more: a run with each other value is not made. Empty where a run fails.
+    """
+    found: dict[str, set[Key]] = {}
+    with on_trial(), pyro.validation_enabled(False):
+        start = random_state()
+        try:
+            before = _log_probs(pair, subsamples, values, start)
+            for name, msg in sites.items():
+                again = _log_probs(pair, subsamples, {**values, name: _rotated(Site(msg), values[name])}, start)
+                found[name] = {k for k in before.keys() & again.keys() if not _same({k: before[k]}, {k: again[k]})}
+        except Exception:  # of values that are never drawn, perhaps
+            return {}
+    return found
 
 
 def _python_state() -> tuple[Any, ...]:

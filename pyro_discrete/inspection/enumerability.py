@@ -18,7 +18,8 @@ from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
-from pyro_discrete.errors import DiscreteInferenceError, in_a_line
+from pyro_discrete.errors import DiscreteInferenceError
+from pyro_discrete.inspection.failed_runs import why_not_at_once
 from pyro_discrete.inspection.trial import (
     Trial,
     at_its_numbers,
@@ -67,7 +68,7 @@ def why_not_over_values(pair: Pair, trial: Trial, names: Collection[str]) -> str
     except DiscreteInferenceError:
         raise
     except Exception as error:
-        return in_a_line(error)
+        return why_not_at_once(error)
     return ""
 
 

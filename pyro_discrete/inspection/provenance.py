@@ -11,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 from torch.distributions import Independent
@@ -20,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pyro_discrete.inspection.failed_runs import LIBRARIES, innermost_line
 from pyro_discrete.programs.sites import base_distribution
 
 __all__ = [
@@ -187,9 +187,8 @@ SHAPES_ALONE |= {"new_zeros", "new_ones", "new_empty", "new_full"}
 """Operations of whose arguments no value is read."""
 
 
-_LIBRARIES = tuple(str(Path(module.__file__ or "").parent) for module in (torch, pyro)) + (
-    str(Path(__file__).parents[1]),
-)
+_READS = {"_local_scalar_dense": ".item(), if or an index", "is_nonzero": "if", "equal": "torch.equal"}
+"""What in a program makes torch read a value, by the operation that its dispatcher sees."""
 
 
 class Provenance:
@@ -287,7 +286,7 @@ class Provenance:
     def escaped(self, how: str) -> None:
         """Note the first way in which dependence may be lost, and where."""
         if not self.escape:
-            self.escape = how + _place()
+            self.escape = how + innermost_line(traceback.extract_stack())
 
     def _key(self, value: Any) -> int | None:
         if not isinstance(value, Tensor):
@@ -315,8 +314,9 @@ class Provenance:
         """Run one operation of the dispatcher and note what its results come from."""
         read = [v for v in tree_leaves((args, dict(kwargs))) if isinstance(v, Tensor)]
         names = NOTHING if func.overloadpacket.__name__ in SHAPES_ALONE else self.of(*read)
-        if torch.Tag.data_dependent_output in func.tags and not self._may_be_read(read) and not in_a_structure():
-            self.escaped(f"Python reads a tensor's value ({func.overloadpacket.__name__})")
+        if torch.Tag.data_dependent_output in func.tags and not self._may_be_read(read) and not _reads_to_check():
+            operation = func.overloadpacket.__name__
+            self.escaped(f"Python reads a tensor's value ({_READS.get(operation, operation)})")
             self.seen_by_python |= names or ({HELD} if read_by_the_program() else NOTHING)
         if torch.Tag.dynamic_output_shape in func.tags and not keeps_shape(func, args):
             self.escaped(f"a shape depends on values ({func.overloadpacket.__name__})")
@@ -406,6 +406,21 @@ class _Exits(TorchFunctionMode):
         return result
 
 
+def _reads_to_check() -> bool:
+    """Whether a distribution looks at a value to sum by it or to refuse it, which changes nothing in what it gives."""
+    return in_a_structure() or _validates()
+
+
+def _validates() -> bool:
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file == torch.distributions.distribution.__file__:
+            return frame.f_code.co_name == "_validate_sample"
+        frame = frame.f_back if file == __file__ or file.startswith(LIBRARIES[0]) else None
+    return False
+
+
 def classes_stated(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
     """The number of classes that a call of `one_hot` states; -1 where it is to be looked up in the values."""
     return args[1] if len(args) > 1 else kwargs.get("num_classes", -1)
@@ -432,7 +447,7 @@ def files_called_from() -> Iterator[str]:
 
 def in_a_structure() -> bool:
     """Whether a distribution of this package looks at its numbers: they say how it sums, and not what the sum is."""
-    return next((f for f in files_called_from() if not f.startswith(_LIBRARIES[0])), "").startswith(_STRUCTURES)
+    return next((f for f in files_called_from() if not f.startswith(LIBRARIES[0])), "").startswith(_STRUCTURES)
 
 
 _PASSAGES = tuple(
@@ -445,14 +460,4 @@ _PASSAGES = tuple(
 def read_by_the_program() -> bool:
     """Whether a read comes from the program's own code, and not from that of torch, Pyro or this package: these look at
     numbers to check them, or to choose between ways of computing the same."""
-    return not next((f for f in files_called_from() if not f.startswith(_PASSAGES)), _LIBRARIES[0]).startswith(
-        _LIBRARIES
-    )
-
-
-def _place() -> str:
-    """The innermost line of the user's own code, if there is one."""
-    for frame in reversed(traceback.extract_stack()):
-        if not frame.filename.startswith(_LIBRARIES) and not frame.filename.startswith("<"):
-            return f" at {Path(frame.filename).name}:{frame.lineno}"
-    return ""
+    return not next((f for f in files_called_from() if not f.startswith(_PASSAGES)), LIBRARIES[0]).startswith(LIBRARIES)

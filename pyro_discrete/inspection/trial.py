@@ -25,9 +25,9 @@ from pyro_discrete.errors import (
     SettingError,
     SiteMatchError,
     SiteShapeError,
-    in_a_line,
 )
 from pyro_discrete.families import Family
+from pyro_discrete.inspection.failed_runs import why_not_at_once
 from pyro_discrete.inspection.generic_numbers import GenericNumbers, is_single_number, single_numbers
 from pyro_discrete.inspection.observations import wrong_observation
 from pyro_discrete.inspection.provenance import ARGUMENTS, HELD
@@ -469,7 +469,7 @@ def check_rows(pair: Pair, trial: Trial, rows: int) -> RowsVerdict:
                 f"The program runs with {rows} rows but not with {trial_rows}: it broadcasts the leading dim of rows "
                 f"(or particles) into another dim of size {rows}. {_REMEDY}"
             ) from error
-        return RowsVerdict(None, in_a_line(error))
+        return RowsVerdict(None, why_not_at_once(error))
     for trace, single in ((guide_trace, trial.guide_trace), (model_trace, trial.model_trace)):
         rowed, alone = sample_sites(trace), sample_sites(single)
         changed = rowed.keys() ^ alone.keys()
@@ -484,7 +484,7 @@ def check_rows(pair: Pair, trial: Trial, rows: int) -> RowsVerdict:
         except DiscreteInferenceError:
             raise
         except Exception as error:  # of a log-probability over rows, say
-            return RowsVerdict(None, in_a_line(error))
+            return RowsVerdict(None, why_not_at_once(error))
         if mixing is not None:
             return RowsVerdict(
                 None, f"at site {mixing!r} a row's log-probability changes with the values in other rows"

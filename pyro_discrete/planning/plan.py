@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, overload
 
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Estimator
+from pyro_discrete.estimators.relaxed.base import RelaxedEstimator
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
+from pyro_discrete.inspection.pair_graph import pair_graph
 from pyro_discrete.inspection.wiring import Wiring
+from pyro_discrete.planning.plan_display import FILLS, MermaidText, Treatment, alike_lines, sketch
 from pyro_discrete.programs.dims import Columns, Layout
 from pyro_discrete.programs.module_state import ModuleState
 from pyro_discrete.programs.pair import Pair
@@ -21,6 +24,7 @@ from pyro_discrete.relaxations.jumps import JumpsSeen
 from pyro_discrete.sums.components import SumCost
 from pyro_discrete.sums.counts import Counts
 from pyro_discrete.sums.expectation import SumCosts
+from pyro_discrete.tables.html_table import html_table
 
 __all__ = [
     "ANALYTIC",
@@ -55,10 +59,6 @@ ANALYTIC = "; KL term analytic"
 
 ESCAPES = "may influence a later site outside their plate"
 """What sites do whose plate elements have to be enumerated jointly, in most cases."""
-
-
-FEW_ALIKE = 4
-"""A plan lists so many alike sites in one line, not fewer."""
 
 
 class StructureChangedError(Exception):
@@ -231,7 +231,9 @@ class Met:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a step does. `print(elbo.plan)` shows it as a table. No step changes it: what steps learn is in `met`.
+    """What a step does. `print(elbo.plan)` shows it as a table, as a notebook does; `elbo.plan.render()` draws it.
+
+    No step changes it: what steps learn is in `met`.
 
     - `way`: which way a step goes, with the settings of that way. `reason`: why, where it is not the first choice.
     - `planned`, `given`: each site's line of the table, and its estimator.
@@ -245,7 +247,7 @@ class Plan:
     - `joined`: names of plates whose elements share terms.
     - `wiring`: what the costs of a site are known by. `costs`: what each site's learning signal holds, in words.
     - `state`: the modules that a run may change: averages, counts.
-    - `counts`: how far sums over counts go.
+    - `counts`: how far sums over counts go. `pair`: what it was made for, to be drawn.
     """
 
     way: Way
@@ -268,6 +270,7 @@ class Plan:
     state: ModuleState = field(default_factory=ModuleState)
     met: Met = field(default_factory=Met)
     counts: Counts = field(default_factory=Counts)
+    pair: Pair | None = field(default=None, compare=False)
 
     @property
     def path(self) -> str:
@@ -352,11 +355,70 @@ class Plan:
         return {s.name: taken[s.name] for s in self.sites if s.why.startswith("auto") and s.name in taken}
 
     def __str__(self) -> str:
-        header = ("site", "kind", "estimator", "rows", "why")
-        lines = [(s.name, s.kind, s.estimator, str(s.rows or "-"), s.why + s.notes) for s in self.sites]
-        lines = _alike(lines)
+        header, lines = self._table()
         widths = [max(len(row[i]) for row in [header, *lines]) for i in range(4)]
         table = ["  ".join(v.ljust(w) for v, w in zip(row, [*widths, 0], strict=True)) for row in [header, *lines]]
+        return "\n".join([*(row.rstrip() for row in table), *self._sentences()])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        header, lines = self._table()
+        got = {name: FILLS[what][1] for name, (what, _) in self.treatments.items()}
+        colours = [got[line[0].split(" ... ")[0]] for line in lines]
+        return html_table(header, lines, notes=self._sentences(), colours=colours)
+
+    @property
+    def treatments(self) -> dict[str, Treatment]:
+        """What became of each site, "summed out", "sampled", "relaxed" or "pathwise", and its estimator's name."""
+        estimators, choices = self.estimators, self.choices
+        return {site.name: (_treated(site, estimators.get(site.name)), choices[site.name]) for site in self.sites}
+
+    @overload
+    def render(self, kind: Literal["mermaid"] = "mermaid") -> MermaidText: ...
+    @overload
+    def render(self, kind: Literal["graphviz"]) -> Any: ...
+    def render(self, kind: Literal["mermaid", "graphviz"] = "mermaid") -> Any:
+        """A drawing of the pair: its sites in their plates, what each depends on, coloured by what it got.
+
+        A solid arrow says that the model reads what was drawn at its start, a dashed one that the guide does. Sites
+        that differ by a number alone share a box. The pair is run twice for it, with the arguments of the call that
+        the plan was made at; random states, parameters and modules stay as they were.
+
+        - `kind`: "mermaid", a text that JupyterLab, GitHub and VS Code draw, for which nothing is to be installed; or
+          "graphviz", a `graphviz.Digraph`, for which the extra "plots" is, and to see it drawn Graphviz itself.
+
+        Raises `SettingError` for another kind, and for a plan that no ELBO made.
+
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyro_discrete import TraceELBO
+        >>> def model():
+        ...     z = pyro.sample("z", dist.Bernoulli(0.3))
+        ...     pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.8))
+        >>> elbo = TraceELBO()
+        >>> loss = elbo.loss(model, lambda: None)
+        >>> print(elbo.plan.render())
+        flowchart TB
+          s0(["z<br/>Bernoulli<br/>summed out"]):::summed_out
+          s1["x<br/>Normal<br/>observed"]:::observed
+          s0 --> s1
+          classDef summed_out fill:#b9e6d6,stroke:#00795a,color:#111111
+          classDef observed fill:#e2e2e2,stroke:#555555,color:#111111
+        """
+        if kind not in ("mermaid", "graphviz"):
+            raise SettingError(f"render: kind={kind!r} given, 'mermaid' or 'graphviz' expected.")
+        if self.pair is None:
+            raise SettingError("render: this plan was made without an ELBO, and knows of no pair to draw.")
+        drawn = sketch(pair_graph(self.pair), self.treatments)
+        return drawn.mermaid() if kind == "mermaid" else drawn.graphviz()
+
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        lines = [(s.name, s.kind, s.estimator, str(s.rows or "-"), s.why + s.notes) for s in self.sites]
+        return ("site", "kind", "estimator", "rows", "why"), alike_lines(lines)
+
+    def _sentences(self) -> list[str]:
+        """What there is to say of a step as a whole."""
         runs = ["a step runs the guide and the model once"] if self.runs_once() else []
         if self.met.runs and not runs:
             times = " and ".join(
@@ -372,27 +434,22 @@ class Plan:
                 f"{self.path}: {self.rows} row(s) x {self.particles} outer sample(s) x {self.layout.inner} particle(s) "
                 f"a step; a bound for {datum}"
             )
-        total += f" ({self.reason})" if self.reason else ""
+        alone = "one run, with nothing beside it" if self.evaluations == 1 and isinstance(self.way, Sequential) else ""
+        reason = self.reason or alone
+        total += f" ({reason})" if reason else ""
         singly = f"; one joint value after another ({self.marginals.one_by_one})" if self.marginals.one_by_one else ""
         exact = [] if self.cost is None else [f"exact sums: {self.cost} a row{singly}"]
         passed = [f"not summed out, though there are few values: {self.passed_over}"] if self.passed_over else []
         costs = [f"costs: {self.met.costs or self.costs}"] if self.costs else []
-        return "\n".join([*(row.rstrip() for row in table), *runs, total, *exact, *passed, *costs])
+        return [*runs, total, *exact, *passed, *costs]
 
 
-def _alike(lines: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """A table in which sites that differ by a number in their names alone share a line, where the first of them was."""
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for name, *rest in lines:
-        groups.setdefault((re.sub(r"\d+", "#", name), *rest), []).append(name)
-    found: list[tuple[str, ...]] = []
-    for name, *rest in lines:
-        names = groups[(re.sub(r"\d+", "#", name), *rest)]
-        if len(names) < FEW_ALIKE:
-            found.append((name, *rest))
-        elif name == names[0]:
-            found.append((f"{name} ... {names[-1]} ({len(names)})", *rest))
-    return found
+def _treated(site: SitePlan, estimator: Estimator | None) -> str:
+    if not site.rows or isinstance(estimator, Enumerate):
+        return "summed out"
+    if isinstance(estimator, RelaxedEstimator):
+        return "relaxed"
+    return "pathwise" if site.estimator == "pathwise" else "sampled"
 
 
 def _linear(site: SitePlan, reason: str) -> SitePlan:

@@ -216,7 +216,7 @@ class Selection:
             why_not = situation.why_not(info.cls(), site)
             if not why_not:
                 skipped = "".join(f"; not {other}, as {reason}" for other, reason in passed)
-                return name, f"auto: least variance x time ({cell}{skipped})"
+                return name, f"auto: least variance x time, measured near it ({cell}{skipped})"
             passed.append((name, why_not))
         return ("rloo", f"auto: {self.particles} particles") if self.particles > 1 else ("nvil", "auto: one particle")
 

@@ -6,7 +6,8 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyro
 import torch
@@ -27,6 +28,7 @@ from pyro_discrete.errors import (
     UnsupportedSiteError,
     in_a_line,
     is_whole,
+    near_matches,
 )
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
@@ -41,6 +43,7 @@ from pyro_discrete.posterior.conditional import (
     of_shares,
 )
 from pyro_discrete.posterior.given_draws import GivenDraws, as_pair, uncollapsed
+from pyro_discrete.posterior.marginals_picture import picture_marginals
 from pyro_discrete.posterior.mixtures import Part, averaged
 from pyro_discrete.posterior.modes import AtCentre, FiniteCounts, modes, standing_alone
 from pyro_discrete.posterior.value_by_value import (
@@ -89,6 +92,10 @@ from pyro_discrete.sums.enumerated_sites import Marginalise
 from pyro_discrete.sums.factors import Component
 from pyro_discrete.sums.left_out import note_left_out
 from pyro_discrete.sums.marginalisation import Known, collapsed, marginal_sites
+from pyro_discrete.tables.html_table import html_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = [
     "DiscretePosterior",
@@ -195,6 +202,32 @@ class DiscretePosterior:
         if self.draws is not None:
             return f"DiscretePosterior(model={_named(self.model)}, samples of {', '.join(self.draws.values)})"
         return f"DiscretePosterior(model={_named(self.model)}, guide={guide}, num_samples={self.num_samples})"
+
+    def _repr_html_(self) -> str:
+        guide = "none: sites of the model are summed out" if self.guide is _draws_nothing else _named(self.guide)
+        before = ("draws", ", ".join(self.draws.values)) if self.draws is not None else ("guide", guide)
+        rows = [("model", _named(self.model)), before]
+        rows += [("num_samples", self.num_samples)] if self.draws is None else []
+        asked = "marginals, samples, most_probable, predictive and plot are each called with the arguments of the pair"
+        return html_table(["DiscretePosterior", ""], rows, notes=[asked])
+
+    def plot(
+        self, *args: Any, sites: Sequence[str] | None = None, path: str | Path | None = None, **kwargs: Any
+    ) -> Figure:
+        """The marginals as a picture: bars of a single site, a map of values by elements of many, alike sites in one.
+
+        - `args`, `kwargs`: as of `marginals`. `sites`: which ones; by default all discrete ones. `path`: where the
+          picture is saved, too (extra "plots").
+
+        Raises `SettingError` for unknown sites, and what `marginals` raises.
+        """
+        found = self.marginals(*args, **kwargs)
+        for name in sites or ():
+            if name not in found:
+                raise SettingError(f"plot: there is no discrete site {name!r}. {near_matches(name, found)}")
+        chosen = found if sites is None else {name: found[name] for name in sites}
+        draws = 1 if self.draws is None else len(next(iter(self.draws.values.values())))
+        return picture_marginals(chosen, draws=draws, path=path)
 
     @outside_of_inference_mode
     def marginals(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

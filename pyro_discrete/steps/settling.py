@@ -14,6 +14,7 @@ from pyro_discrete.families import Family
 from pyro_discrete.inspection.decisions import draws_among
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.inspection.enumerability import why_not_over_values
+from pyro_discrete.inspection.failed_runs import why_not_at_once
 from pyro_discrete.inspection.trial import Trial, check_rows, spread_values, unused_size
 from pyro_discrete.objectives.base import Objective
 from pyro_discrete.planning.plan import ESCAPES, Exact, Jointly, OneByOne, Parallel, Plan
@@ -54,7 +55,7 @@ def settled(plan: Plan, pair: Pair, objective: Objective, trial: Trial, seen: Co
     except (BudgetError, OutOfScopeError):
         raise
     except EnumerationError as error:  # of what was asked for
-        found, refused = in_a_line(error), error
+        found, refused = why_not_at_once(error), error
     if isinstance(found, Plan):
         # what "auto" took is small here: larger batches may come
         return found if way.explicit else replace(found, way=replace(found.way, settings=Enumerate()))  # type: ignore[call-arg]
@@ -225,7 +226,7 @@ def _at_once(plan: Plan, pair: Pair, objective: Objective, trial: Trial, known: 
             raise
         return "too large"
     except Exception as error:
-        return in_a_line(error)
+        return why_not_at_once(error)
     return plan
 
 

@@ -19,9 +19,10 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SiteShapeError, first_line, in_a_line
+from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SiteShapeError, first_line
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.inspection.enumerability import joined_elements, why_not_over_values
+from pyro_discrete.inspection.failed_runs import why_not_at_once
 from pyro_discrete.inspection.trial import Trial, crossing_site
 from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.module_state import kept_state
@@ -389,7 +390,7 @@ def try_sums(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate], rows: 
     except DiscreteInferenceError:
         raise
     except Exception as error:
-        raise _no_leading_dims(trial, settings, in_a_line(error)) from error
+        raise _no_leading_dims(trial, settings, why_not_at_once(error)) from error
 
 
 def _no_leading_dims(trial: Trial, settings: Mapping[str, Enumerate], reason: str) -> NoLeadingDimsError:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyro
@@ -24,12 +24,16 @@ from pyro_discrete.elbos.engine import DiscreteELBO
 from pyro_discrete.errors import DiscreteInferenceError, SettingError, refuses_unknown_keywords, shown
 from pyro_discrete.interrupts import Interrupted, StopRequest
 from pyro_discrete.planning.select import Spec
+from pyro_discrete.tables.html_table import html_table
 from pyro_discrete.training.batches import Arguments, as_arguments, make_batches
 from pyro_discrete.training.loop import FitState, Loop
 from pyro_discrete.training.optimisation import OptimizerSpec, Rates, build_optimizer
 from pyro_discrete.training.parts import Parts
 from pyro_discrete.training.ranks import Ranks, joined_ranks, launch, restarted
 from pyro_discrete.training.settings import SEEDS, check_settings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = [
     "FitResult",
@@ -64,6 +68,51 @@ class FitResult:
     rank: int = 0
     ranks: int = 1
     bytes_per_step: int = 0
+
+    def __repr__(self) -> str:
+        return f"FitResult({', '.join(f'{name}={value}' for name, value in self._rows())})"
+
+    def _repr_html_(self) -> str:
+        return html_table(["FitResult", ""], self._rows(), notes=["history is a dataset, and plot() a picture of it"])
+
+    def _rows(self) -> list[tuple[str, str]]:
+        """What there is to say in a line, each by its attribute; of parameters how many numbers they hold."""
+        shown = {"loss": self.loss, "validation_loss": self.validation_loss, "best_loss": self.best_loss}
+        rows = [("step", str(self.step)), ("stopped", repr(self.stopped))]
+        rows += [(name, f"{value:.6g}") for name, value in shown.items() if value is not None]
+        rows += [("best_step", str(self.best_step))] if self.best_step is not None else []
+        rows += [("rank", str(self.rank)), ("ranks", str(self.ranks))] if self.ranks > 1 else []
+        numbers = sum(parameter.numel() for parameter in self.parameters.values())
+        return [*rows, ("parameters", f"{len(self.parameters)} of {numbers} numbers")]
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """The losses along the steps, the rate below if it changed; written to `path` if given (extra "plots")."""
+        from matplotlib.figure import Figure
+
+        history = self.history
+        changed = history.sizes["step"] > 1 and bool((history["lr"] != history["lr"][0]).any())
+        figure = Figure(figsize=(7, 3.4 + 1.6 * changed), layout="constrained")
+        panels = figure.subplots(1 + changed, 1, sharex=True, squeeze=False, height_ratios=[2, 1][: 1 + changed])[:, 0]
+        panels[0].plot(history["step"], history["loss"], "o-", markersize=3, color="#0072B2", label="training loss")
+        if history.sizes["validation_step"]:
+            panels[0].plot(
+                history["validation_step"], history["validation_loss"], "s-", markersize=4, color="#D55E00",
+                label="validation loss",
+            )  # fmt: skip
+        if self.best_step is not None:
+            panels[0].axvline(self.best_step, color="#666666", linestyle=":", label=f"best, step {self.best_step}")
+        panels[0].set_ylabel("loss")
+        panels[0].legend(frameon=False)
+        if changed:
+            panels[1].plot(history["step"], history["lr"], color="#009E73")
+            panels[1].set_ylabel("rate")
+        panels[-1].set_xlabel("training step")
+        for axes in panels:
+            axes.grid(alpha=0.25)
+            axes.spines[["top", "right"]].set_visible(False)
+        if path is not None:
+            figure.savefig(path, dpi=120)
+        return figure
 
     def __copy__(self) -> FitResult:
         return replace(self)

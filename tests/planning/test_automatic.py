@@ -92,7 +92,8 @@ def test_the_first_that_can_be_had_is_taken_and_the_plan_says_why(table):
     table("rebar", "disarm")
     assert chosen(*bits()) == (
         "rebar",
-        "auto: least variance x time (Bernoulli, many joint values, 1 site, 1 particle, a run of 1e+02 operations)",
+        "auto: least variance x time, measured near it "
+        "(Bernoulli, many joint values, 1 site, 1 particle, a run of 1e+02 operations)",
     )
     name, why = chosen(*bits(through=lambda z: (z > 0.5).float()))
     assert name == "disarm"
