@@ -242,8 +242,8 @@ class Plan:
     - `joined`: names of plates whose elements share terms.
     - `wiring`: what the costs of a site are known by. `costs`: what each site's learning signal holds, in words.
     - `whole`: what depends on what, where every term depends on every draw: nothing more could, so that it is not
-      looked for again. A step of a belief network of 64 and 20 units takes 0.96 of what it takes with a look at all that the
-      code can see.
+      looked for again. A step of a belief network of 64 and 20 units takes 0.96 of the time that it takes while all
+      that its code can see is watched.
     - `state`: the modules that a run may change: averages, counts.
     - `counts`: how far sums over counts go.
     """
