@@ -7,6 +7,7 @@ import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from inspect import isabstract
 
 from pyro_discrete import estimators as estimators
@@ -54,31 +55,41 @@ def available_estimators() -> dict[str, EstimatorInfo]:
     '1 a particle, 2 or more particles'
     """
     found: dict[str, EstimatorInfo] = {}
-    for module in pkgutil.walk_packages(estimators.__path__, estimators.__name__ + "."):
-        for value in vars(importlib.import_module(module.name)).values():
-            if isinstance(value, type) and issubclass(value, Estimator) and not isabstract(value):
-                default = value()
-                found[value.name] = EstimatorInfo(
-                    value,
-                    default.families,
-                    default.unbiased,
-                    value.evaluations,
-                    value.summary,
-                    value.reference,
-                    value.also_known,
-                    default.needs,
-                )
+    for name, cls in _classes().items():
+        default = cls()
+        found[name] = EstimatorInfo(
+            cls,
+            default.families,
+            default.unbiased,
+            cls.evaluations,
+            cls.summary,
+            cls.reference,
+            cls.also_known,
+            default.needs,
+        )
+    return found
+
+
+@cache
+def _classes() -> dict[str, type[Estimator]]:
+    """Each estimator's class by its name, in alphabetical order."""
+    found = {
+        value.name: value
+        for module in pkgutil.walk_packages(estimators.__path__, estimators.__name__ + ".")
+        for value in vars(importlib.import_module(module.name)).values()
+        if isinstance(value, type) and issubclass(value, Estimator) and not isabstract(value)
+    }
     return dict(sorted(found.items()))
 
 
 def named_estimator(name: str) -> Estimator:
     """A new estimator of that name, by default settings; `UnknownEstimatorError` if there is none."""
-    known = available_estimators()
-    if name not in known:
+    if name not in _classes():
+        meant = _meant(name, available_estimators())
         raise UnknownEstimatorError(
-            f"There is no estimator named {name!r}. {_meant(name, known)} See pyro_discrete.available_estimators()."
+            f"There is no estimator named {name!r}. {meant} See pyro_discrete.available_estimators()."
         )
-    return known[name].cls()
+    return _classes()[name]()
 
 
 def _meant(name: str, known: Mapping[str, EstimatorInfo]) -> str:

@@ -110,6 +110,12 @@ class Dependencies:
         """Whether they are about runs with these sites."""
         return self._sites == [*guide_sites, *model_sites]
 
+    @property
+    def whole(self) -> bool:
+        """Whether it is known that every term depends on every draw of the guide."""
+        drawn = frozenset[str]().union(*self.terms.values())
+        return self.known and all(sources == drawn for sources in self.terms.values())
+
     @cached_property
     def _sites(self) -> list[str]:
         return [name for _, name in self.terms]

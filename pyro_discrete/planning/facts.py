@@ -104,7 +104,8 @@ FACTS = (
         "dependencies",
         "which terms a site's draw moves, by operations traced and by other values",
         "whatever Python reads",
-        "every run: values and versions of all that the code can see, `inspection.wiring`",
+        "every run: values and versions of all that the code can see, `inspection.wiring`; but for names of sites not "
+        "where every term depends on every draw, so that no more could: `Plan.whole`",
         "looked at anew; unknown, so that costs are whole, where something cannot be watched",
     ),
     Fact(

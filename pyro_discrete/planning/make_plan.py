@@ -217,6 +217,8 @@ def make_plan(
         costs=known.describe() if wanted else "",
         counts=counts,
     )
+    if wanted and not objective.reads_dependencies and not any(e and (e.relaxed or e.sloped) for e in chosen.values()):
+        plan = replace(plan, whole=known if known.whole else None)  # what relaxed values meet is looked at again
     return plan, trial
 
 

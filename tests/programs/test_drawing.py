@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_discrete import TraceELBO
@@ -102,7 +104,7 @@ def test_bits_are_those_of_torch_bernoulli(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("validated", [True, False])
 def test_bits_of_logits_are_those_of_torch_bernoulli(validated: bool) -> None:
-    """Also of logits that are repeated, which are made probabilities once; to it they are left without validation."""
+    """Also of logits that are repeated, which are made probabilities once, and where nothing is validated."""
     for probs in layouts(torch.float32).values():
         logits = probs.clamp(1e-6, 1 - 1e-6).logit()
         for shaped in (
@@ -115,7 +117,7 @@ def test_bits_of_logits_are_those_of_torch_bernoulli(validated: bool) -> None:
                 torch.manual_seed(5)
                 with Operations() as seen:
                     value = drawn(fn)
-                assert ("bernoulli" in seen.names) is not validated
+                assert "bernoulli" not in seen.names
                 state = torch.get_rng_state()
                 torch.manual_seed(5)
                 assert torch.equal(value, fn())
@@ -132,6 +134,14 @@ def test_bits_of_logits_carry_no_gradient() -> None:
         assert not value.requires_grad
 
 
+def test_bits_of_a_traced_graph_are_left_to_torch_bernoulli() -> None:
+    """No value is read there, and alike draws can be made one operation."""
+    with pyro.validation_enabled(False):
+        graph = make_fx(lambda logits: drawn(dist.Bernoulli(logits=logits)))(torch.randn(4))
+    assert any(node.target is torch.ops.aten.bernoulli.default for node in graph.graph.nodes)
+    assert all(node.target is not torch.ops.aten.aminmax.default for node in graph.graph.nodes)
+
+
 @pytest.mark.parametrize("wrong", [float("nan"), -0.1, 1.1])
 def test_probabilities_that_are_none_are_refused(wrong: float) -> None:
     probs = torch.tensor([0.5, wrong])
@@ -145,6 +155,9 @@ def test_probabilities_that_are_none_are_refused(wrong: float) -> None:
             drawn(unchecked)
     with pyro.validation_enabled(False), pytest.raises(RuntimeError, match="p_in"):
         drawn(dist.Bernoulli(probs))
+    if math.isnan(wrong):
+        with pyro.validation_enabled(False), pytest.raises(RuntimeError, match="p_in"):
+            drawn(dist.Bernoulli(logits=probs))
 
 
 def test_bits_of_other_types_are_left_to_torch() -> None:
