@@ -1,7 +1,7 @@
 """Models that find structure in data, against answers that were not made here: a line a claim.
 
     python -m benchmarks.learning.structure_from_data
-    python -m benchmarks.learning.structure_from_data --models structure --sachs FOLDER --seeds 3
+    python -m benchmarks.learning.structure_from_data --models structure --sachs FOLDER --seeds 0,1,2
 
 Each line says `right`, or what is short, with the mark that was set before the run; exit code 1 if one is short. Of
 several seeds all have to be right. Data and rivals are the same in all seeds.
@@ -33,7 +33,7 @@ def shown(line: Line) -> str:
 def main(
     chosen: Annotated[str, typer.Option("--models", help="Names separated by commas.")] = ",".join(MODELS),
     sachs: Annotated[Path | None, typer.Option(help="Folder of Sachs' data, if the package cdt is absent.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each, with seeds from 0.")] = 1,
+    seeds: Annotated[str, typer.Option(help="Of the runs, separated by commas.")] = "0",
 ) -> None:
     """Train and judge the models, one after the other."""
     short = 0
@@ -42,7 +42,7 @@ def main(
             raise typer.BadParameter(f"{name} is none of {', '.join(MODELS)}.")
         module: Any = import_module(f"benchmarks.learning.from_data.{name}")
         given = {"data_dir": sachs} if name == "structure" else {}
-        for one in zip(*(module.lines(seed, **given) for seed in range(seeds)), strict=True):
+        for one in zip(*(module.lines(seed, **given) for seed in map(int, seeds.split(","))), strict=True):
             line = over_seeds(one)
             print(shown(line), flush=True)
             short += not line.right

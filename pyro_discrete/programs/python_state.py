@@ -176,7 +176,7 @@ _UNCALLED = frozenset(
         *("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__del__"),
         *("__init_subclass__", "__class_getitem__", "__set_name__", "__doc__", "__module__", "__dict__"),
         *("__weakref__", "__annotations__", "__qualname__", "__slots__", "__copy__", "__deepcopy__", "__dir__"),
-        *("__sizeof__", "__dataclass_fields__", "__dataclass_params__", "__match_args__", "__signature__"),
+        *("__sizeof__", "__dataclass_fields__", "__dataclass_params__", "__match_args__"),
         *("__abstractmethods__", "__parameters__", "__orig_bases__", "_abc_impl", "__firstlineno__"),
         *("__static_attributes__", "__replace__"),
     )
