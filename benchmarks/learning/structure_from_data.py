@@ -4,7 +4,8 @@
     python -m benchmarks.learning.structure_from_data --models structure --sachs FOLDER --seeds 0,1,2
 
 Each line says `right`, or what is short, with the mark that was set before the run; exit code 1 if one is short. Of
-several seeds all have to be right. Data and rivals are the same in all seeds.
+several seeds all have to be right. Data and rivals are the same in all seeds. Data that are not installed are short,
+too, and what to install is said; the other lines are printed all the same.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.learning.from_data.line import Line, over_seeds
+from models.errors import DataError
 
 __all__ = ["MODELS", "app"]
 
@@ -42,10 +44,14 @@ def main(
             raise typer.BadParameter(f"{name} is none of {', '.join(MODELS)}.")
         module: Any = import_module(f"benchmarks.learning.from_data.{name}")
         given = {"data_dir": sachs} if name == "structure" else {}
-        for one in zip(*(module.lines(seed, **given) for seed in map(int, seeds.split(","))), strict=True):
-            line = over_seeds(one)
-            print(shown(line), flush=True)
-            short += not line.right
+        try:
+            for one in zip(*(module.lines(seed, **given) for seed in map(int, seeds.split(","))), strict=True):
+                line = over_seeds(one)
+                print(shown(line), flush=True)
+                short += not line.right
+        except DataError as error:
+            print(f"{name}: short, {error}", flush=True)
+            short += 1
     raise typer.Exit(int(short > 0))
 
 

@@ -117,7 +117,7 @@ def test_simulated_groups_by_the_pair_and_by_the_spectrum() -> None:
 
 def test_a_line_a_claim_and_what_a_step_costs() -> None:
     simulated = {"data": "simulated-blocks", "categories": 3, "degrees": "equal", "steps": 30}
-    lines = blocks.lines(1, {**blocks.CLUB, "steps": 30}, [simulated])
+    lines = list(blocks.lines(1, {**blocks.CLUB, "steps": 30}, [simulated]))
     assert [line.model for line in lines] == ["blocks", "blocks"]
     assert lines[0].right
     assert "simulated-blocks" in lines[1].claim

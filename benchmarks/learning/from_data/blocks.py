@@ -3,13 +3,14 @@
     python -m benchmarks.learning.from_data.blocks
 
 Marks: at most two members of the club on the wrong side, and neurons' groups that agree with the types of cells better
-than spectral clustering's. The number of groups and the curve of costs are printed, without a mark.
+than spectral clustering's, on the left and on the right. The number of groups and the curve of costs are printed,
+without a mark.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -80,24 +81,25 @@ def milliseconds(estimator: str, nodes: int, groups: int = 4) -> float | None:
     return min(times[1:])
 
 
-def lines(seed: int = 0, club: dict[str, Any] = CLUB, neurons: Sequence[dict[str, Any]] = NEURONS) -> list[Line]:
-    """Raises `DataError` where the connectome is not installed."""
-    sets = [(settings, load_data(settings["data"])) for settings in (club, *neurons)]
-    of_club, *of_neurons = (
-        findings(trained({**settings, "seed": seed}, data), data, data.test) for settings, data in sets
+def lines(seed: int = 0, club: dict[str, Any] = CLUB, neurons: Sequence[dict[str, Any]] = NEURONS) -> Iterator[Line]:
+    """Raises `DataError` where the connectome is not installed, after the club's line."""
+    found = _found(club, seed)
+    off, by_spectrum = found["split_off"], found["spectral_split_off"]
+    yield Line(
+        "blocks",
+        f"{club['data']}: nodes not in the group that they belong to",
+        f"at most {SPLIT_OFF}",
+        f"{off:.0f} (spectral clustering {by_spectrum:.0f})",
+        off <= SPLIT_OFF,
+        off,
     )
-    off = of_club["split_off"]
-    return [
-        Line(
-            "blocks",
-            f"{club['data']}: nodes not in the group that they belong to",
-            f"at most {SPLIT_OFF}",
-            f"{off:.0f} (spectral clustering {of_club['spectral_split_off']:.0f})",
-            off <= SPLIT_OFF,
-            off,
-        ),
-        *(_agreement(settings, found) for settings, found in zip(neurons, of_neurons, strict=True)),
-    ]
+    for settings in neurons:
+        yield _agreement(settings, _found(settings, seed))
+
+
+def _found(settings: dict[str, Any], seed: int) -> dict[str, float]:
+    data = load_data(settings["data"])
+    return findings(trained({**settings, "seed": seed}, data), data, data.test)
 
 
 def _agreement(settings: dict[str, Any], found: dict[str, float]) -> Line:
