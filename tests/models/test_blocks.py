@@ -152,6 +152,7 @@ def test_the_connectome_from_a_folder(tmp_path: Path) -> None:
     assert connectome.synapses[2].tolist() == [0, 3, 4]
     data = load_data("mushroom-body-left", tmp_path)
     assert data.train[0].tolist() == [[0, 1, 0], [1, 0, 0], [0, 1, 0]]
+    assert data.classes == ("Kenyon", "output")
     with pytest.raises(DataError, match=r"holds no right_adjacency\.csv"):
         load_data("mushroom-body-right", tmp_path)
     (tmp_path / "left_cell_labels.csv").write_text("K\nO\n")
