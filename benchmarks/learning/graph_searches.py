@@ -65,10 +65,14 @@ def _either_way(found: Any) -> Tensor:
 
 def _by_castle(name: str, table: Any) -> Tensor:
     logging.getLogger().addHandler(logging.NullHandler())  # else the package sets up everyone's log, and tells all
-    algorithms: Any = import_module("castle.algorithms")
-    kinds = {"ges": algorithms.GES, "pc": algorithms.PC, "notears": algorithms.Notears}
-    search = kinds[name.removeprefix("castle-")]()
-    search.learn(table)
+    dtype = torch.get_default_dtype()
+    try:
+        algorithms: Any = import_module("castle.algorithms")  # which makes float64 everyone's default
+        kinds = {"ges": algorithms.GES, "pc": algorithms.PC, "notears": algorithms.Notears}
+        search = kinds[name.removeprefix("castle-")]()
+        search.learn(table)
+    finally:
+        torch.set_default_dtype(dtype)
     return torch.as_tensor(search.causal_matrix) != 0
 
 

@@ -293,6 +293,7 @@ def test_searches_give_classes_and_one_graph_of_each() -> None:
     for name in SEARCHES:
         chances, graph = search(name, data)
         assert graph is not None
+        assert torch.get_default_dtype() == torch.float32
         assert set(chances.unique().tolist()) <= {0.0, 0.5, 1.0}
         assert torch.equal((chances + chances.mT) > 0, (graph + graph.mT) > 0)
         assert bool((graph[chances == 1] == 1).all())
