@@ -120,9 +120,11 @@ def main(
         if not isinstance(variables, Variables):
             raise typer.BadParameter(f"{name} holds {variables.elements}, tables of variables are expected.")
         linear = DirectedGraph(len(variables.names))
-        rows: dict[str, tuple[Tensor, Tensor | None]] = {"no edges": (torch.zeros_like(variables.graph.float()),) * 2}
+        truth = variables.graph.float()
+        nothing = torch.zeros_like(truth)
+        rows: dict[str, tuple[Tensor, Tensor | None]] = {"no edges": (nothing, nothing)}
         if not name.startswith("sachs"):  # whose known edges have a cycle
-            rows["the true graph"] = (variables.graph.float(),) * 2
+            rows["the true graph"] = (truth, truth)
         seconds = dict.fromkeys(rows, 0.0)
         for one in searches.split(","):
             start = time.process_time()

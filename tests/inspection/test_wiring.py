@@ -624,7 +624,10 @@ def test_a_distribution_of_one_s_own_keeps_known_dependencies():
 
     class Bernoulli(dist.TorchDistribution):
         arg_constraints: ClassVar[dict] = {}
-        support = dist.constraints.boolean
+
+        @dist.constraints.dependent_property(is_discrete=True, event_dim=0)
+        def support(self):
+            return dist.constraints.boolean
 
         def __init__(self, probs, validate_args=None):
             self.probs = probs
