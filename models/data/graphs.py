@@ -19,6 +19,8 @@ SIMULATION_SEED = 0
 NODES, GROUPS = 45, 3
 INSIDE, ACROSS = 0.5, 0.1
 """Chances of an edge between simulated nodes of one group, and of two."""
+CELLS = {"I": "input", "K": "Kenyon", "O": "output", "P": "projection"}
+"""Of a mushroom body."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,9 @@ def load_mushroom_body_right(data_dir: Path | None = None) -> Graphs:
 def _mushroom_body(side: str, data_dir: Path | None) -> Graphs:
     connectome = mushroom_body(side, data_dir)
     edges = (connectome.synapses > 0).float().fill_diagonal_(0)
-    classes = tuple(sorted(set(connectome.types)))
-    labels = torch.tensor([classes.index(kind) for kind in connectome.types])
+    kinds = sorted(set(connectome.types))
+    labels = torch.tensor([kinds.index(kind) for kind in connectome.types])
+    classes = tuple(CELLS.get(kind, kind) for kind in kinds)
     origin = f"the {side} mushroom body's connectome, {len(labels)} neurons and {int(edges.sum())} directed edges"
     return _graph(f"mushroom-body-{side}", edges, origin, labels, classes, directed=True)
 

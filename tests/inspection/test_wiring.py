@@ -617,3 +617,42 @@ def test_what_is_made_anew_is_compared_by_what_it_holds(change):
     changes = {"another plate": {"name": "q"}, "a list": {"listed": (1, 3)}, "a size": {"size": 4}}
     holder.held = made(**changes[change])
     assert not state.holds()
+
+
+def test_a_distribution_of_one_s_own_keeps_known_dependencies():
+    """Pyro gives each of its distributions' classes a `__signature__`, which stays as it is."""
+
+    class Bernoulli(dist.TorchDistribution):
+        arg_constraints: ClassVar[dict] = {}
+
+        @dist.constraints.dependent_property(is_discrete=True, event_dim=0)
+        def support(self):
+            return dist.constraints.boolean
+
+        def __init__(self, probs, validate_args=None):
+            self.probs = probs
+            super().__init__(probs.shape, validate_args=validate_args)
+
+        def expand(self, batch_shape, _instance=None):
+            return type(self)(self.probs.expand(batch_shape))
+
+        def log_prob(self, value):
+            return self.slope * (value * self.probs.log() + (1 - value) * (-self.probs).log1p())
+
+        slope = 1.0
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(torch.full((len(x),), 0.5)))
+            pyro.sample("x", Bernoulli(0.2 + 0.5 * z), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(torch.full((len(x),), 0.5)))
+
+    wiring, pair = Wiring(), Pair(model, guide, (torch.ones(3),), {})
+    first = wiring.of(pair)
+    assert first.known, first.reason
+    assert wiring.of(pair) is first
+    Bernoulli.slope = 2.0  # what its code does read is watched
+    assert wiring.of(pair) is not first

@@ -117,7 +117,7 @@ def test_simulated_groups_by_the_pair_and_by_the_spectrum() -> None:
 
 def test_a_line_a_claim_and_what_a_step_costs() -> None:
     simulated = {"data": "simulated-blocks", "categories": 3, "degrees": "equal", "steps": 30}
-    lines = blocks.lines({**blocks.CLUB, "steps": 30}, simulated)
+    lines = list(blocks.lines(1, {**blocks.CLUB, "steps": 30}, [simulated]))
     assert [line.model for line in lines] == ["blocks", "blocks"]
     assert lines[0].right
     assert "simulated-blocks" in lines[1].claim
@@ -152,6 +152,7 @@ def test_the_connectome_from_a_folder(tmp_path: Path) -> None:
     assert connectome.synapses[2].tolist() == [0, 3, 4]
     data = load_data("mushroom-body-left", tmp_path)
     assert data.train[0].tolist() == [[0, 1, 0], [1, 0, 0], [0, 1, 0]]
+    assert data.classes == ("Kenyon", "output")
     with pytest.raises(DataError, match=r"holds no right_adjacency\.csv"):
         load_data("mushroom-body-right", tmp_path)
     (tmp_path / "left_cell_labels.csv").write_text("K\nO\n")

@@ -86,7 +86,7 @@ def test_programs_of_latent_classes_report_what_they_found(tmp_path: Path, progr
     assert {**first, "ms_per_step": 0} == {**second, "ms_per_step": 0}
 
 
-@pytest.mark.parametrize("program", ["rankings", "subset", "matching", "motif", "blocks", "topics"])
+@pytest.mark.parametrize("program", ["rankings", "subset", "matching", "structure", "motif", "blocks", "topics"])
 def test_programs_of_structures_report_what_they_found(tmp_path: Path, program: str) -> None:
     out = tmp_path / "a"
     common = ["--estimator", "rloo", "--bound-samples", 5, "--monitor-every", 0]
@@ -98,6 +98,7 @@ def test_programs_of_structures_report_what_they_found(tmp_path: Path, program: 
         "rankings": ("test_log_likelihood", "pairs_in_order", "mm_pairs_in_order"),
         "subset": ("test_r_squared", "lasso_r_squared", "right_features", "lasso_right_features", "inclusion_error"),
         "matching": ("test_matched", "assignment_matched", "faq_matched", "elbo_of_truth"),
+        "structure": ("test_row_log_likelihood", "edges", "auroc", "undirected_auroc", "hamming_distance"),
         "blocks": ("groups_used", "adjusted_rand_index", "split_off", "spectral_adjusted_rand_index"),
         "topics": ("perplexity", "guide_perplexity", "scikit_learn_perplexity"),
         "motif": ("test_log_likelihood", "em_log_likelihood", "places_found", "em_places_found", "profile_distance"),

@@ -95,7 +95,7 @@ def test_places_and_profile_are_found(estimator: str, guide: str) -> None:
 
 
 def test_a_line_a_claim() -> None:
-    lines = motif.lines("simulated-motifs", steps=60)
+    lines = motif.lines(data="simulated-motifs", steps=60)
     assert [line.right for line in lines] == [True, True, True]
     assert all(line.model == "motif" for line in lines)
 

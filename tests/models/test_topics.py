@@ -132,7 +132,7 @@ def test_halves_hold_each_word_once() -> None:
 
 @pytest.mark.usefixtures("without_lda")
 def test_a_line_a_claim() -> None:
-    (line,) = topics.lines({"data": "simulated-documents", "categories": 4, "steps": 150})
+    (line,) = topics.lines(settings={"data": "simulated-documents", "categories": 4, "steps": 150})
     assert line.model == "topics"
     assert "at most 1.05 of " in line.mark
     assert line.right

@@ -24,10 +24,10 @@ NATS = 0.02
 """By which the likelihood of a sequence may be below EM's."""
 
 
-def lines(data: str = "crp-sites", steps: int = 300) -> list[Line]:
+def lines(seed: int = 0, data: str = "crp-sites", steps: int = 300) -> list[Line]:
     """Places are summed in the model, so that the objective is EM's; raises `DataError` for data that are absent."""
     sequences = load_data(data)
-    config = configure("motif", "enumerate", data=data, guide="marginal", steps=steps)
+    config = configure("motif", "enumerate", data=data, guide="marginal", steps=steps, seed=seed)
     with isolated(config.seed):
         training = Training(config, sequences)
         training.run()
@@ -42,6 +42,7 @@ def lines(data: str = "crp-sites", steps: int = 300) -> list[Line]:
             f"at least {PLACES:.0%}",
             f"{places:.1%} (EM {by_em:.1%})",
             places >= PLACES,
+            places,
         ),
         Line(
             "motif",
@@ -49,6 +50,7 @@ def lines(data: str = "crp-sites", steps: int = 300) -> list[Line]:
             f"at most EM's + {DISTANCE}",
             f"{distance:.3f} (EM {of_em:.3f})",
             distance <= of_em + DISTANCE,
+            distance,
         ),
         Line(
             "motif",
@@ -56,6 +58,7 @@ def lines(data: str = "crp-sites", steps: int = 300) -> list[Line]:
             f"at least EM's - {NATS} nats",
             f"{likelihood:.3f} (EM {reached:.3f})",
             likelihood >= reached - NATS,
+            likelihood,
         ),
     ]
 
