@@ -151,6 +151,10 @@ class Stepper(Protocol):
         """The plan, if it is this pair's."""
         ...
 
+    def keeps(self, plan: Plan) -> bool:
+        """Whether a plan is in use: the last one, or that of another branch of the program."""
+        ...
+
     def eager(self, pair: Pair, register: bool) -> StepGradients:
         """A step by the program itself."""
         ...

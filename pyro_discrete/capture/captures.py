@@ -127,11 +127,10 @@ class Captures:
         return self._captured(stepper, call, kind)
 
     def _known(self, stepper: Stepper, call: Call) -> _Kind | None:
-        plan = stepper.plan_of(call.pair)
-        if plan is None:
+        if stepper.plan_of(call.pair) is None:
             self._kinds.clear()
         for kind in self._kinds.get(call.key, ()):
-            if kind.plan is plan and kind.holds():
+            if stepper.keeps(kind.plan) and kind.holds():
                 return kind
         return None
 
@@ -149,7 +148,7 @@ class Captures:
         kinds = self._kinds.setdefault(call.key, [])
         plan = stepper.plan_of(call.pair)
         assert plan is not None, "a step was run without a plan"
-        kinds[:] = [kind for kind in kinds if kind.plan is plan][-3:]
+        kinds[:] = [kind for kind in kinds if stepper.keeps(kind.plan)][-3:]
         watch = Watch([*call.objects, *run.modules.values(), stepper.watched()], run.params)
         if watch.unknown:
             self._give_up(f"{watch.unknown}; pass what may change as an argument")

@@ -410,6 +410,10 @@ class _Stepper:
     def plan_of(self, pair: Pair) -> Plan | None:
         return self._elbo._plan if self._elbo._pair == (pair.model, pair.guide) else None
 
+    def keeps(self, plan: Plan) -> bool:
+        elbo = self._elbo
+        return plan is elbo._plan or (elbo._branches is not None and elbo._branches.keeps(plan))
+
     def eager(self, pair: Pair, register: bool) -> StepGradients:
         return self._elbo._eager_gradients(pair, register)
 

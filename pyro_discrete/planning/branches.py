@@ -90,6 +90,10 @@ class Branches:
         """Keep the plan that was made for the call last looked at."""
         self._plans[self._now] = plan
 
+    def keeps(self, plan: Plan) -> bool:
+        """Whether a plan is that of another branch than the last one."""
+        return any(each is plan for branch, each in self._plans.items() if branch != self._now)
+
     def remember(self) -> None:
         """The call has gone through in the branch that it was supposed to take."""
         if self._given is not None:
