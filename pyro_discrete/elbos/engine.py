@@ -398,7 +398,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
             ) from error
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plan": None, "_pair": None, "_leaves": KnownLeaves()}
+        return {**self.__dict__, "_plan": None, "_pair": None, "_branches": None, "_leaves": KnownLeaves()}
 
 
 class _Stepper:

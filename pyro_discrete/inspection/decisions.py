@@ -229,10 +229,6 @@ class WhatDecides:
         """Whether draws decide, or may do so."""
         return bool(draws_among(self.seen))
 
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy looks anew."""
-        return {**self.__dict__, "_states": []}
-
     def of(self, pair: Pair) -> Any:
         """All that may decide in this call; None where that cannot be told."""
         if self.in_draws:
