@@ -8,13 +8,10 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import xarray as xr
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.figure import Figure
+    from rich.table import Table
 
 __all__ = ["EstimatorComparison"]
 
@@ -80,6 +77,9 @@ class EstimatorComparison:
         - `per`: a number that the objective is divided by first, such as that of the data. `unit`: what it then is in,
           such as "nats per image".
         """
+        from rich import box  # here, as it is slow to import
+        from rich.table import Table
+
         table = Table(
             title=f"Gradient estimators on this pair; reference: {self.reference}",
             caption=f"Variance summed over all parameters, ({unit})². Recommended: {self.recommendation}",
@@ -119,6 +119,8 @@ class EstimatorComparison:
         return table
 
     def __str__(self) -> str:
+        from rich.console import Console
+
         out = StringIO()
         console = Console(file=out, width=120, force_jupyter=False, force_terminal=False)
         console.print(self.table())

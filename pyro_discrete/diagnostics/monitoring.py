@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import xarray as xr
 from pyro import poutine
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import base_distribution, family_of, latent_sites
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.figure import Figure
 
 __all__ = [
@@ -158,6 +158,8 @@ class Monitor:
     @property
     def history(self) -> xr.Dataset:
         """All records so far."""
+        import xarray as xr  # here, as it is slow to import
+
         steps = [record["step"] for record in self.records]
         sites = sorted({name for record in self.records for name in record["sites"]}, key=_by_number)
         nothing: dict[str, float] = {}

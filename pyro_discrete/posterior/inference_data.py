@@ -5,11 +5,10 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor
 
 from pyro_discrete.distributions.structure import Structure
@@ -21,6 +20,9 @@ from pyro_discrete.posterior.pareto import k_hat
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair, Program
 from pyro_discrete.programs.sites import base_distribution, is_random_observation, latent_sites
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = [
     "pareto_k",
@@ -144,6 +146,8 @@ def pareto_k(
     >>> bool(pareto_k(model, guide) < 0.7)
     True
     """
+    import xarray as xr  # here, as it is slow to import
+
     if _positive(num_samples) < 25:
         raise SettingError(
             f"pareto_k: num_samples={num_samples} given; a tail cannot be fitted to fewer than 25 draws."

@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyro
 import torch
-import xarray as xr
 from pyro.infer import ELBO
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
@@ -30,6 +29,9 @@ from pyro_discrete.training.optimisation import OptimizerSpec, Rates, build_opti
 from pyro_discrete.training.parts import Parts
 from pyro_discrete.training.ranks import Ranks, joined_ranks, launch, restarted
 from pyro_discrete.training.settings import SEEDS, check_settings
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = [
     "FitResult",
@@ -373,6 +375,8 @@ def _shown(state: FitState, callbacks: Sequence[Any]) -> str:
 
 
 def _result(loop: Loop) -> FitResult:
+    import xarray as xr  # here, as it is slow to import
+
     state, best = loop.state, loop.best
     assert state.optimizer is not None
     columns = {key: ("step", [record[key] for record in state.records]) for key in ("loss", "lr", "ms_per_step")}
