@@ -100,8 +100,12 @@ class Monitor:
     ) -> None:
         if every < 1 or draws < 2:
             raise SettingError(f"Monitor: every={every}, draws={draws} given; every >= 1 and draws >= 2 are expected.")
-        self.model, self.guide, self.elbo, self.every, self.draws = model, guide, elbo, every, draws
-        self.calls = 0
+        self.model: Callable[..., Any] = model
+        self.guide: Callable[..., Any] = guide
+        self.elbo: DiscreteELBO = elbo
+        self.every: int = every
+        self.draws: int = draws
+        self.calls: int = 0
         self.records: list[dict[str, Any]] = []
         self._gradients: GradientDraws | None = None
 
@@ -127,7 +131,8 @@ class Monitor:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from saved records."""
-        self.records, self.calls = list(state["records"]), state["calls"]
+        self.records = list(state["records"])
+        self.calls = state["calls"]
 
     def look(self, step: int, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Look now; the record is added to the history under `step` and returned."""

@@ -219,7 +219,7 @@ class PythonState:
 
     def renew(self) -> None:
         """Take what is there now as the state to compare with."""
-        self.unknown = ""
+        self.unknown: str = ""
         self._names: set[str] = set()
         self._computed = False
         try:
