@@ -114,9 +114,9 @@ def to_inference_data(
     }
     groups = {name: group for name, group in groups.items() if group}
     named = {"coords": {**names.coords, **(coords or {})}, "dims": names.dims}
-    if hasattr(az, "InferenceData"):
+    if "posterior" in inspect.signature(az.from_dict).parameters:
         return az.from_dict(**groups, **named)
-    return az.from_dict(groups, **named)
+    return az.from_dict(groups, **named)  # version 1, which has the name InferenceData too, for a warning
 
 
 @outside_of_inference_mode
