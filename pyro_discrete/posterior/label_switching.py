@@ -100,6 +100,8 @@ def relabel(
         return _with_posterior(posterior, relabel(_dataset(posterior.posterior), site, components=components))
     if isinstance(posterior, xr.Dataset):
         return _relabelled_dataset(posterior, site, components)
+    if isinstance(posterior, getattr(xr, "DataTree", ())):  # a group of what ArviZ 1 makes
+        return xr.DataTree(_relabelled_dataset(posterior.to_dataset(), site, components))
     if isinstance(posterior, Mapping) and posterior and all(torch.is_tensor(v) for v in posterior.values()):
         return _relabelled_draws(dict(posterior), site, components)
     raise SettingError(
