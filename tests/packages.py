@@ -1,4 +1,4 @@
-"""The wheel and the source archive are what users get: built, checked, installed alone and tried, in three combinations.
+"""The wheel and the source archive are what users get: built, checked, installed alone and tried in three combinations.
 
 `python tests/packages.py` builds both into dist/, has twine check them, and then for each of
 
@@ -8,15 +8,16 @@
 
 makes an environment, installs the wheel into it, tries it by itself (imported without a warning, trained by `fit`, its
 posterior handed to ArviZ), installs what the extra `test` names, and runs README's first example and the tests that
-`quick.txt` lists out of the source archive, whose copy of the package is taken away first: what they import is the wheel.
+`quick.txt` lists out of the source archive, whose copy of the package is taken away first: the wheel is what they import.
 
     python tests/packages.py                      # all three
     python tests/packages.py newest oldest        # these
     python tests/packages.py --build              # build and check, no more
     python tests/packages.py newest --keep DIR    # with the environment left in DIR, and taken up again there
 
-Pythons are looked for on PATH (`python3.12`). A combination whose Python is not there, or that fails, ends with status 1.
-Each environment takes up to some 7 GB for a while where PyTorch comes with CUDA. It needs `pip install -e '.[release]'`.
+Pythons are looked for on PATH (`python3.12`). A combination whose Python is not there, or that fails, ends with
+status 1. An environment takes up to some 7 GB for a while, where PyTorch comes with CUDA. `pip install -e '.[release]'`
+has what this needs.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def lowest(*extras: str) -> list[str]:
 
 
 def run(*command: str | Path, **settings: object) -> None:
-    print("$", *command, flush=True)
+    print("$", *(str(part).strip().partition("\n")[0] for part in command), flush=True)
     subprocess.run([str(part) for part in command], check=True, **settings)
 
 

@@ -1,4 +1,4 @@
-"""What importing the package brings along: nothing of the extras, and nothing that is slow to import and seldom used."""
+"""What importing the package brings along: nothing of the extras, nor what is slow to import and seldom used."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[2]
 PYRIGHT = shutil.which("pyright", path=str(Path(sys.executable).parent))
 
 OF_PYRO = re.compile(r"Type of metaclass unknown|Type of base class .* is partially unknown")
-"""Pyro's distributions are classes whose metaclass pyright does not find; so every class made from one is partly unknown
-to it, and every type that names such a class."""
+"""Pyro's distributions are classes whose metaclass pyright does not find; so every class made from one is partly
+unknown to it, and every type that names such a class."""
 
 
 @pytest.mark.skipif(PYRIGHT is None, reason="needs pyright, of the extra dev")
@@ -36,7 +36,7 @@ def test_every_public_type_of_ours_is_known():
         if found["severity"] == "error"
     ]
     of_pyro = {name.rpartition(".")[2] for name, message in messages if message == "Type of metaclass unknown"}
-    named = re.compile(rf'(?:type|Type|class) .*\b({"|".join(map(re.escape, sorted(of_pyro)))})\b')
+    named = re.compile(rf"(?:type|Type|class) .*\b({'|'.join(map(re.escape, sorted(of_pyro)))})\b")
     ours = [
         f"{name}: {message}"
         for name, message in messages
