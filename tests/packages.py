@@ -8,7 +8,7 @@
 
 makes an environment, installs the wheel into it, tries it by itself (imported without a warning, trained by `fit`, its
 posterior handed to ArviZ), installs what the extra `test` names, and runs README's first example and the tests that
-`quick.txt` lists out of the source archive, whose copy of the package is taken away first: the wheel is what they import.
+`quick.txt` lists out of the source archive, whose copy of the package is taken away first: they import the wheel.
 
     python tests/packages.py                      # all three
     python tests/packages.py newest oldest        # these
