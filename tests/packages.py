@@ -131,7 +131,10 @@ def try_out(combination: str, wheel: Path, archive: Path, folder: Path) -> None:
         source.extractall(folder, filter="data")
     unpacked = folder / archive.name.removesuffix(".tar.gz")
     shutil.rmtree(unpacked / "pyro_discrete")
-    example = "from tests.support.texts import *; run_in_order(blocks(Path('README.md'), 'python')[:1], 'README')"
+    example = (
+        "from pathlib import Path; from tests.support.texts import blocks, run_in_order; "
+        "run_in_order(blocks(Path('README.md'), 'python')[:1], 'README')"
+    )
     run(inside, "-c", example, cwd=unpacked, env=surroundings)
     # tests/docs reads the package's source, which is no longer there
     quick = ("-n", "2", "@tests/quick.txt", "--deselect", "tests/docs")
