@@ -156,10 +156,10 @@ def pareto_k(
     if not latent_sites(draws.trial.guide_trace):
         raise SettingError("pareto_k: the guide draws no site, so that every weight is p(x): its draws are exact.")
     if plate is None:
-        return float(k_hat(draws.log_weight.double().numpy()))
+        return float(k_hat(_array(draws.log_weight.double())))
     if plate not in draws.plates:
         raise SettingError(f"pareto_k: there is no plate named {plate!r}. {near_matches(plate, draws.plates)}")
-    weights = draws.log_weight_in(plate).double().numpy()
+    weights = _array(draws.log_weight_in(plate).double())
     return xr.DataArray(k_hat(weights.T), dims=[plate], coords={plate: draws.plates[plate]}, name="pareto_k")
 
 
