@@ -4,6 +4,7 @@
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
 OUT ?= runs/demo
+COMBINATION ?=
 PYTEST_ARGS ?=
 RUN := $(VENV)/bin/python
 ENVIRONMENT := pyproject.toml constraints.txt
@@ -13,7 +14,7 @@ ENVIRONMENT := pyproject.toml constraints.txt
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types check docs generated venv clean
+.PHONY: help demo test quick lint format types check docs generated packages venv clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
@@ -24,6 +25,9 @@ demo: $(VENV)/.with-models ## Train two models on real digits with several estim
 
 test: $(VENV)/.with-test ## Run all tests, doctests and the tutorial (more arguments: PYTEST_ARGS="-k nvil")
 	@MPLBACKEND=Agg $(RUN) -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+quick: $(VENV)/.with-test ## Run some tests of every floor, those that tests/quick.txt lists, in under two minutes
+	@MPLBACKEND=Agg $(RUN) -m pytest -n 2 --dist worksteal -q @tests/quick.txt $(PYTEST_ARGS)
 
 lint: $(VENV)/.with-dev ## Check style and formatting
 	$(VENV)/bin/ruff check .
@@ -53,6 +57,9 @@ generated: $(VENV)/.with-dev ## Renew what is generated: README's table, what `l
 	$(RUN) docs/pictures.py states
 	$(RUN) docs/pictures.py gallery
 
+packages: $(VENV)/.with-release ## Build wheel and source archive, install and try the wheel alone: Python 3.11 oldest, 3.12 pinned, 3.13 newest
+	$(RUN) tests/packages.py $(COMBINATION)
+
 venv: $(VENV)/.with-dev ## Make the environment for development, and nothing else
 
 clean: ## Remove the environment and caches (not runs/)
@@ -64,6 +71,7 @@ provides_models := models
 provides_test := models test
 provides_docs := models test docs
 provides_dev := models test docs dev
+provides_release := release
 
 $(VENV)/.with-%: $(ENVIRONMENT)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

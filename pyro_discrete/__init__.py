@@ -72,4 +72,4 @@ __all__ = [
 ]
 __all__ += distributions.__all__
 __all__ += estimators.__all__
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-aten = torch.ops.aten
+aten: Any = torch.ops.aten
 
 
 DRAWS = {

@@ -45,11 +45,13 @@ class Call:
     """
 
     def __init__(self, pair: Pair, register: bool, float_dtype: torch.dtype | None) -> None:
-        self.pair, self.register, self._float_dtype = pair, register, float_dtype
+        self.pair: Pair = pair
+        self.register: bool = register
+        self._float_dtype = float_dtype
         self.tensors: list[Tensor] = []
         self.floats: list[float] = []
         self.objects: list[object] = [pair.model, pair.guide]
-        self.key = (
+        self.key: tuple[Any, ...] = (
             self._described(pair.args),
             self._described(dict(pair.kwargs)),
             register,
@@ -193,7 +195,8 @@ class CapturedStep:
     """
 
     def __init__(self, graph: Capture, targets: list[Tensor | int]) -> None:
-        self.graph, self.targets = graph, targets
+        self.graph: Capture = graph
+        self.targets: list[Tensor | int] = targets
 
     def run(self, call: Call) -> tuple[StepGradients, Tensor]:
         """The step's result, and whether it stands. What estimators learned in it waits for `graph.commit`."""

@@ -76,11 +76,14 @@ class Captures:
         if compile is not True and compile != "graph":
             raise SettingError(f'compile={shown(compile)} given; False, True or "graph" expected.')
         self.mode = "graph" if compile == "graph" else "inductor"
-        self.check_every, self.least_operations, self.most_operations = 1024, LEAST_OPERATIONS, 5000
+        self.check_every: int = 1024
+        self.least_operations: int = LEAST_OPERATIONS
+        self.most_operations: int = 5000
         self._begin()
 
     def _begin(self) -> None:
-        self.made, self.reason = 0, ""
+        self.made: int = 0
+        self.reason: str = ""
         self._kinds: dict[Any, list[_Kind]] = {}
         self._float_dtypes = [torch.float64, torch.float32, None]  # how floats are given to graphs, best first
         self._mismatches = 0

@@ -62,10 +62,11 @@ class Capture:
     """
 
     def __init__(self, graph: fx.GraphModule, tensors: list[Tensor], changed: list[int], reads: list[Any]) -> None:
-        self.graph, self.reads = graph, reads
-        self.originals = [tensors[i] for i in changed]
-        self.shadows = [t.detach().clone() for t in self.originals]
-        self.tensors = list(tensors)
+        self.graph: fx.GraphModule = graph
+        self.reads: list[Any] = reads
+        self.originals: list[Tensor] = [tensors[i] for i in changed]
+        self.shadows: list[Tensor] = [t.detach().clone() for t in self.originals]
+        self.tensors: list[Tensor] = list(tensors)
         for index, shadow in zip(changed, self.shadows, strict=True):
             self.tensors[index] = shadow
         self._grouped: fx.GraphModule | None = None

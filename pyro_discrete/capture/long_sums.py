@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-aten = torch.ops.aten
+aten: Any = torch.ops.aten
 
 
 FEWEST = 4

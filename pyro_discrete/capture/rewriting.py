@@ -338,7 +338,7 @@ def refuse_overlap(tensors: list[Tensor], changed: list[int]) -> None:
             raise NotCapturableError("it changes a tensor in place that shares its memory with another one")
 
 
-aten = torch.ops.aten
+aten: Any = torch.ops.aten
 
 
 LEAST = 4

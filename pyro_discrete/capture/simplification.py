@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 
-aten = torch.ops.aten
+aten: Any = torch.ops.aten
 
 
 def simplify(graph: fx.GraphModule) -> bool:

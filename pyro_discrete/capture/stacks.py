@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 
-aten = torch.ops.aten
+aten: Any = torch.ops.aten
 
 
 _BY_SHAPE: dict[Any, Any] = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}

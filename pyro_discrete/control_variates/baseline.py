@@ -44,7 +44,8 @@ class LearnedBaseline(nn.Module):
             raise SettingError(f"{_name(self)}: hidden={hidden!r} given, at least one hidden unit expected.")
         if not isinstance(network, bool | nn.Module):
             raise SettingError(f"{_name(self)}: network={network!r} given; True, False or an nn.Module expected.")
-        self.hidden, self.default = hidden, network is True
+        self.hidden: int = hidden
+        self.default: bool = network is True
         self.network = None if isinstance(network, bool) else network
 
     def build_network(self, features: int, like: Tensor) -> None:

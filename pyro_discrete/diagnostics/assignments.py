@@ -102,9 +102,9 @@ class AssignValues(Messenger):
         super().__init__()
         self.choices = choices
         self.nodes = nodes
-        self.in_guide = given is None
-        self.given = {} if given is None else given
-        self.weight = torch.ones((), dtype=torch.float64)
+        self.in_guide: bool = given is None
+        self.given: Mapping[str, Tensor] = {} if given is None else given
+        self.weight: Tensor = torch.ones((), dtype=torch.float64)
         self.subsets: list[tuple[str, int]] = []
         self.values: dict[str, Tensor] = {}
         self.enumerated: list[str] = []
@@ -173,7 +173,7 @@ class AssignValues(Messenger):
         return value
 
 
-ENDLESS = Poisson | Geometric | NegativeBinomial | ZeroInflatedDistribution
+ENDLESS: tuple[type, ...] = (Poisson, Geometric, NegativeBinomial, ZeroInflatedDistribution)
 """Counts that have no end of their own."""
 
 

@@ -6,10 +6,9 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,6 +24,9 @@ from pyro_discrete.estimators.score.nvil import NVIL
 from pyro_discrete.planning.select import Spec
 from pyro_discrete.programs.module_state import undisturbed
 from pyro_discrete.programs.pair import Pair
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["compare_estimators"]
 
@@ -244,6 +246,8 @@ def _dataset(
     measured: Mapping[str, GradientDraws], reference: _Reference, seconds: Sequence[float], draws: int
 ) -> xr.Dataset:
     """See `EstimatorComparison.dataset`."""
+    import xarray as xr  # here, as it is slow to import
+
     names = sorted(set(reference.mean).union(*(drawn.moments for drawn in measured.values())))
     zero = torch.zeros((), dtype=torch.float64)
     none = Moments(zero, zero)

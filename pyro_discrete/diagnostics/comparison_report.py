@@ -8,15 +8,12 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import xarray as xr
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from pyro_discrete.tables.html_table import html_table
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.figure import Figure
+    from rich.table import Table
 
 __all__ = ["EstimatorComparison"]
 
@@ -82,6 +79,9 @@ class EstimatorComparison:
         - `per`: a number that the objective is divided by first, such as that of the data. `unit`: what it then is in,
           such as "nats per image".
         """
+        from rich import box  # here, as it is slow to import
+        from rich.table import Table
+
         heads, rows, (title, caption) = self._cells(per, unit)
         table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
         table.add_column(heads[0], overflow="fold")
@@ -125,6 +125,8 @@ class EstimatorComparison:
         return [f"left out (`left_out` says why): {', '.join(self.left_out)}"] if self.left_out else []
 
     def __str__(self) -> str:
+        from rich.console import Console
+
         out = StringIO()
         console = Console(file=out, width=120, force_jupyter=False, force_terminal=False)
         console.print(self.table())

@@ -34,7 +34,8 @@ class TensorBoard:
             raise SettingError(
                 "TensorBoard's files need the package tensorboard: pip install 'pyro_discrete[tensorboard]'."
             ) from error
-        self.folder, self.monitor = Path(folder), monitor
+        self.folder: Path = Path(folder)
+        self.monitor: Monitor | None = monitor
         self._make, self._writer = SummaryWriter, None
         self._validations = self._looks = 0
 

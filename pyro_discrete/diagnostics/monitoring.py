@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import xarray as xr
 from pyro import poutine
 from torch import Tensor
 
@@ -30,6 +29,7 @@ from pyro_discrete.programs.sites import base_distribution, family_of, latent_si
 from pyro_discrete.tables.html_table import html_table
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.figure import Figure
 
 __all__ = [
@@ -101,8 +101,12 @@ class Monitor:
     ) -> None:
         if every < 1 or draws < 2:
             raise SettingError(f"Monitor: every={every}, draws={draws} given; every >= 1 and draws >= 2 are expected.")
-        self.model, self.guide, self.elbo, self.every, self.draws = model, guide, elbo, every, draws
-        self.calls = 0
+        self.model: Callable[..., Any] = model
+        self.guide: Callable[..., Any] = guide
+        self.elbo: DiscreteELBO = elbo
+        self.every: int = every
+        self.draws: int = draws
+        self.calls: int = 0
         self.records: list[dict[str, Any]] = []
         self._gradients: GradientDraws | None = None
 
@@ -128,7 +132,8 @@ class Monitor:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from saved records."""
-        self.records, self.calls = list(state["records"]), state["calls"]
+        self.records = list(state["records"])
+        self.calls = state["calls"]
 
     def look(self, step: int, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Look now; the record is added to the history under `step` and returned."""
@@ -159,6 +164,8 @@ class Monitor:
     @property
     def history(self) -> xr.Dataset:
         """All records so far."""
+        import xarray as xr  # here, as it is slow to import
+
         steps = [record["step"] for record in self.records]
         sites = sorted({name for record in self.records for name in record["sites"]}, key=_by_number)
         nothing: dict[str, float] = {}

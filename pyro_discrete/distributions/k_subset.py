@@ -43,8 +43,8 @@ class KSubset(PathStructure):
     (tensor([0., 1., 0., 1.]), 6.0)
     """
 
-    soft_value = "weights"
-    value_dims = ("item",)
+    soft_value: str = "weights"
+    value_dims: tuple[str, ...] = ("item",)
 
     def __init__(self, logits: Tensor, k: int, *, validate_args: bool | None = None) -> None:
         self._check_shape(logits)

@@ -47,7 +47,8 @@ class LinearChain(PathStructure):
     """
 
     param_dim = 3
-    value_dims, number_name = ("link",), "state"
+    value_dims: tuple[str, ...] = ("link",)
+    number_name: str = "state"
 
     @classmethod
     def from_potentials(cls, initial: Tensor, links: Tensor, *, validate_args: bool | None = None) -> LinearChain:

@@ -20,7 +20,8 @@ class Matching(Structure):
     """Rows and columns in pairs: logits `[*batch, row, column]`, a value the column of each row, `[*batch, n]`."""
 
     param_dim = 2
-    value_dims, number_name = ("row",), "column"
+    value_dims: tuple[str, ...] = ("row",)
+    number_name: str = "column"
 
     def _check_shape(self, logits: Tensor) -> None:
         super()._check_shape(logits)

@@ -19,7 +19,8 @@ class Lists(Constraint):
     event_dim = 1
 
     def __init__(self, n: int, length: int) -> None:
-        self.n, self.length = n, length
+        self.n: int = n
+        self.length: int = length
 
     def check(self, value: Tensor) -> Tensor:
         ordered = value.sort(-1).values
@@ -37,7 +38,8 @@ class Subsets(Constraint):
     event_dim = 1
 
     def __init__(self, n: int, k: int) -> None:
-        self.n, self.k = n, k
+        self.n: int = n
+        self.k: int = k
 
     def check(self, value: Tensor) -> Tensor:
         return ((value == 0) | (value == 1)).all(-1) & (value.sum(-1) == self.k)

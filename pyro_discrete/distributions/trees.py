@@ -52,7 +52,8 @@ class Arborescence(GibbsStructure):
     """
 
     param_dim = 2
-    value_dims, number_name = ("node",), "parent"
+    value_dims: tuple[str, ...] = ("node",)
+    number_name: str = "parent"
 
     def _check_shape(self, logits: Tensor) -> None:
         super()._check_shape(logits)

@@ -88,7 +88,8 @@ class LogisticNoise(Perturbed):
     (tensor([1., 0.]), tensor([1., 0.]))
     """
 
-    one_hot, separate = False, True
+    one_hot: bool = False
+    separate: bool = True
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
@@ -141,7 +142,8 @@ class GumbelNoise(Perturbed):
     separate = True
 
     def __init__(self, logits: Tensor, integers: bool = False) -> None:
-        self.logits, self.integers = logits, integers
+        self.logits: Tensor = logits
+        self.integers: bool = integers
 
     @property
     def possible(self) -> Tensor:

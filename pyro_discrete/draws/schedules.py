@@ -39,7 +39,7 @@ class Schedule(nn.Module, ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):  # a misspelt setting is told of by name
-            cls.__init__ = refuses_unknown_keywords(cls.__init__)
+            type.__setattr__(cls, "__init__", refuses_unknown_keywords(cls.__init__))
 
     @abstractmethod
     def forward(self, step: Tensor | int) -> Tensor:
@@ -218,7 +218,7 @@ class LearnedTemperature(Schedule):
     def __init__(self, start: float) -> None:
         super().__init__()
         positive_temperature(start, type(self).__name__)
-        self.logarithm = nn.Parameter(torch.tensor(start, dtype=torch.float64).log())
+        self.logarithm: nn.Parameter = nn.Parameter(torch.tensor(start, dtype=torch.float64).log())
 
     def extra_repr(self) -> str:
         return f"{self.logarithm.detach().exp().item():.3g}"

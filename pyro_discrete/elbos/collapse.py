@@ -165,7 +165,8 @@ class Collapsed:
 
     def __init__(self, model: Program, settings: Enumerate) -> None:
         functools.update_wrapper(self, model, updated=())
-        self.model, self.settings = model, settings
+        self.model: Program = model
+        self.settings: Enumerate = settings
         self._plans: dict[Any, CollapsedPlan] = {}
         self._decides: dict[Any, WhatDecides] = {}
         self._branch_of: dict[Any, Any] = {}

@@ -100,7 +100,7 @@ class TraceELBO(DiscreteELBO):
             compile=compile,
             row_chunk=row_chunk,
         )
-        self.kl_weight = checked_weight(kl_weight, "kl_weight")
+        self.kl_weight: float | Callable[[int], float] = checked_weight(kl_weight, "kl_weight")
         self.register_buffer("weight", torch.as_tensor(1.0), persistent=False)  # the step says what it is
 
     def _advance(self) -> None:

@@ -87,8 +87,8 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
             retain_graph=retain_graph,
         )
         self.max_plate_nesting = max_plate_nesting
-        self.selection = Selection(estimator, self.objective, self.objective.repetitions(num_particles))
-        self.estimators = SiteEstimators()
+        self.selection: Selection = Selection(estimator, self.objective, self.objective.repetitions(num_particles))
+        self.estimators: SiteEstimators = SiteEstimators()
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self._plan: Plan | None = None
         self._pair: tuple[Program, Program] | None = None
@@ -99,10 +99,10 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         self._unknown = ""
         self._takes_gradients = False
         self._leaves = KnownLeaves()
-        self.captures = Captures(compile) if compile is not False else None
+        self.captures: Captures | None = Captures(compile) if compile is not False else None
 
     # ELBO.__call__, not nn.Module's: elbo(model, guide) is a module
-    __call__ = ELBO.__call__
+    __call__: Callable[..., Any] = ELBO.__call__
 
     @property
     def plan(self) -> Plan:

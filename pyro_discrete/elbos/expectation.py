@@ -82,7 +82,7 @@ class TraceExpectation(DiscreteELBO):
             compile=compile,
             row_chunk=row_chunk,
         )
-        self.entropy_weight = checked_weight(entropy_weight, "entropy_weight")
+        self.entropy_weight: float | Callable[[int], float] = checked_weight(entropy_weight, "entropy_weight")
         self.register_buffer("weight", torch.as_tensor(0.0), persistent=False)  # the step says what it is
 
     def _advance(self) -> None:

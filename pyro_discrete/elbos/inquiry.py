@@ -176,7 +176,8 @@ class FurtherRuns:
     """
 
     def __init__(self, pair: Pair) -> None:
-        self.pair, self.at = pair, ""
+        self.pair: Pair = pair
+        self.at: str = ""
 
     def __iter__(self) -> Iterator[tuple[str, Trace]]:
         subsamples, started = KeepSubsamples(), time.monotonic()

@@ -82,7 +82,7 @@ class TraceIWELBO(DiscreteELBO):
         if not is_whole(num_outer_samples):
             raise SettingError(f"num_outer_samples={shown(num_outer_samples)} given, a positive whole number expected.")
         plates = (datum_plates,) if isinstance(datum_plates, str) else datum_plates
-        self.objective = ImportanceBound(
+        self.objective: ImportanceBound = ImportanceBound(
             num_particles, num_outer_samples, None if plates is None else tuple(plates), dreg
         )
         super().__init__(

@@ -110,19 +110,22 @@ class AutoDiscreteMeanField(AutoGuide):
         if input is not None and amortize is False:
             raise SettingError("input= is what a network reads, and amortize=False has none: set amortize=True.")
         super().__init__(model, create_plates=create_plates)
-        self.amortized = amortize is not False
-        self.input, self.init, self.init_scale = input, init, init_scale
+        self.amortized: bool = amortize is not False
+        self.input: Callable[..., Tensor] | None = input
+        self.init = init
+        self.init_scale: float = init_scale
         self._make_continuous = continuous
         self._copies = 0
-        self.logits = PyroModule()
+        self.logits: PyroModule = PyroModule()
         if self.amortized:
-            self.networks = LogitNetworks(amortize, input)
+            self.networks: LogitNetworks = LogitNetworks(amortize, input)
 
     def _check_prototype(self, part_trace: Any) -> None:
         """Part of Pyro's interface: the guide of the continuous sites has seen the same model, so it fits."""
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        self.prototype_trace = trace = trace_on_data(self.model, {}, args, kwargs)
+        trace = trace_on_data(self.model, {}, args, kwargs)
+        self.prototype_trace: Any = trace
         if self.master is not None:
             self.master()._check_prototype(_latent_part(trace))
         latent = latent_sites(trace)
@@ -160,7 +163,7 @@ class AutoDiscreteMeanField(AutoGuide):
                         f"Site {name!r} is continuous and in the plate {unsized[0]!r}, which states no size; Pyro's "
                         f"guides need one for their parameters. Write pyro.plate({unsized[0]!r}, size)."
                     )
-            self.continuous = self._make_continuous(self._continuous_part())
+            self.continuous: AutoGuide = self._make_continuous(self._continuous_part())
             with torch.no_grad():  # what it keeps of the model's run can then be copied
                 self.continuous._setup_prototype(*args, **kwargs)
         for part in self.modules():
@@ -281,7 +284,7 @@ class AutoDiscreteMeanField(AutoGuide):
             self._create_plates(*args, **kwargs)
             self.plates |= {name: pyro.plate(name, dim=dim) for name, dim in self._unsized.items()}
             return self._look(args, kwargs)
-        self.plates = {name: pyro.plate(name, dim=dim) for name, dim in self._unsized.items()}
+        self.plates: dict[str, pyro.plate] = {name: pyro.plate(name, dim=dim) for name, dim in self._unsized.items()}
         self.plates |= {
             name: pyro.plate(name, frame.full_size, subsample_size=frame.size, dim=frame.dim)
             for name, frame in self._prototype_frames.items()

@@ -133,9 +133,9 @@ class LogitNetworks(nn.Module):
     def __init__(self, amortize: bool | int | nn.Module, input: Callable[..., Any] | None) -> None:
         super().__init__()
         self.input = input
-        self.own = not isinstance(amortize, nn.Module)
+        self.own: bool = not isinstance(amortize, nn.Module)
         self.hidden = HIDDEN if amortize is True else amortize
-        self.networks = nn.ModuleList([amortize] if isinstance(amortize, nn.Module) else [])
+        self.networks: nn.ModuleList = nn.ModuleList([amortize] if isinstance(amortize, nn.Module) else [])
         self.groups: list[list[VariationalSite]] = []
         self.reads: list[list[Reading]] = []
 
@@ -146,7 +146,8 @@ class LogitNetworks(nn.Module):
         groups: dict[tuple[str, ...], list[VariationalSite]] = {}
         for site in sites.values():
             groups.setdefault(tuple(f.name for f in site.plates), []).append(site)
-        self.groups, self.batch_dims = list(groups.values()), batch_dims
+        self.groups = list(groups.values())
+        self.batch_dims: int = batch_dims
         if not self.own and len(groups) > 1:
             listed = "; ".join(", ".join(repr(site.name) for site in group) for group in self.groups)
             raise SettingError(

@@ -101,7 +101,7 @@ class Noted(SiteMessenger):
         super().__init__()
         self.told = told
         self._done: list[Any] = []
-        self.drawing = False
+        self.drawing: bool = False
         self._mode = _Operations(self)
 
     def note(self, *what: Any) -> None:
@@ -215,7 +215,8 @@ class WhatDecides:
     """
 
     def __init__(self, pair: Pair, seen: Collection[str], programs: Iterable[Any] = ()) -> None:
-        self.seen, self.reason = frozenset(seen), ""
+        self.seen: frozenset[str] = frozenset(seen)
+        self.reason: str = ""
         self._programs = [*programs]
         self._states: list[PythonState] = []
         if HELD in self.seen and not self.in_draws:

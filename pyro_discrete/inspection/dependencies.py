@@ -187,8 +187,9 @@ class MarkDraws(Messenger):
 
     def __init__(self, provenance: Provenance, given: Collection[str] = ()) -> None:
         super().__init__()
-        self.provenance, self.given = provenance, given
-        self.chosen = False
+        self.provenance: Provenance = provenance
+        self.given: Collection[str] = given
+        self.chosen: bool = False
 
     def _pyro_sample(self, msg: Any) -> None:
         self.chosen = msg["value"] is not None  # a plate's elements, by its `subsample`

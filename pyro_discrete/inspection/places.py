@@ -67,6 +67,8 @@ class Places(Provenance):
     (Along(site='z', axis=-1, start=0, size=3), At(site='z', place=1), None, ['z'])
     """
 
+    quiet: bool
+
     def __init__(self) -> None:
         super().__init__()
         self._sites: dict[int, frozenset[str]] = {}

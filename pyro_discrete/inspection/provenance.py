@@ -217,14 +217,14 @@ class Provenance:
     """
 
     def __init__(self) -> None:
-        self.escape = ""
+        self.escape: str = ""
         self.seen_by_python: Names = NOTHING
         self._origin: dict[int, tuple[StorageWeakRef, Names]] = {}
         self._elements: Names = NOTHING
         self._axes: dict[int, tuple[Tensor, int]] = {}
         self._constants: dict[int, Tensor] = {}
         self._modes: tuple[_Operations, _Exits] | None = None
-        self.quiet = False
+        self.quiet: bool = False
         self.reading_allowed = False
 
     def __enter__(self) -> Provenance:

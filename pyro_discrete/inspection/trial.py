@@ -440,7 +440,8 @@ class RowsVerdict:
     """The model's trace over trial rows, or the reason why the pair cannot be run over rows."""
 
     def __init__(self, model_trace: Trace | None, reason: str = "") -> None:
-        self.model_trace, self.reason = model_trace, reason
+        self.model_trace: Trace | None = model_trace
+        self.reason: str = reason
 
     def __bool__(self) -> bool:
         return self.model_trace is not None

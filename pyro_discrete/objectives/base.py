@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self
 
 from pyro.distributions import Unit
 from pyro.poutine import Trace
 from torch import Tensor
+from typing_extensions import TypeVar  # whose default `typing` has from Python 3.13 on
 
 from pyro_discrete.errors import ParticleError, UnsupportedObjectiveError
 from pyro_discrete.estimators.base import Estimator, Weights
@@ -59,7 +60,7 @@ class Evaluation:
         return replace(self, guide_trace=None, model_trace=None)
 
 
-E = TypeVar("E", bound=Evaluation)
+E = TypeVar("E", bound=Evaluation, default=Any)
 """What an objective makes of a run."""
 
 

@@ -62,10 +62,10 @@ class Order:
         dependencies: Dependencies = UNKNOWN,
     ) -> None:
         self.dependencies = dependencies
-        self.names = list(guide_sites)
-        self.position = {name: i for i, name in enumerate(self.names)}
-        self.plates = dict(guide_sites)
-        self.first_in_model = [NEVER] * (len(self.names) + 1)
+        self.names: list[str] = list(guide_sites)
+        self.position: dict[str, int] = {name: i for i, name in enumerate(self.names)}
+        self.plates: dict[str, Frames] = dict(guide_sites)
+        self.first_in_model: list[int] = [NEVER] * (len(self.names) + 1)
         for i in range(len(self.names) - 1, -1, -1):
             self.first_in_model[i] = min(self.first_in_model[i + 1], model_positions.get(self.names[i], NEVER))
         self._outside: dict[CondIndepStackFrame | str, list[int]] = {}
@@ -163,7 +163,7 @@ class Costs:
             groups[key].names.append(term.name)
             groups[key].positions.append(term.position)
             groups[key].values.append(term.value)
-        self.groups = list(groups.values())
+        self.groups: list[_Group] = list(groups.values())
 
     def of(self, name: str, local: bool = True) -> Tensor | None:
         """The cost that the named site influences, `[n, *batch]`; None if no term comes after it.

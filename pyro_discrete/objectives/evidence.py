@@ -192,7 +192,8 @@ class EvidenceBound(Objective[Evaluation]):
     """
 
     def __init__(self, analytic_kl: bool = False) -> None:
-        self.analytic_kl = self.reads_dependencies = analytic_kl
+        self.analytic_kl: bool = analytic_kl
+        self.reads_dependencies: bool = analytic_kl
         self.weight: Tensor | None = None
 
     def around(self, pair: Pair, training: bool) -> Pair:

@@ -160,7 +160,10 @@ class ImportanceBound(Objective[BoundEvaluation]):
     instead_of_separable = "Use 'vimco' or 'reinforce' for the site."
 
     def __init__(self, inner: int, outer: int, plates: Collection[str] | None, doubly: bool) -> None:
-        self.inner, self.outer, self.plates, self.doubly = inner, outer, plates, doubly
+        self.inner: int = inner
+        self.outer: int = outer
+        self.plates: Collection[str] | None = plates
+        self.doubly: bool = doubly
 
     def repetitions(self, particles: int) -> int:
         """The number of outer samples."""

@@ -96,7 +96,7 @@ class Situation:
 
 
 @cache
-def _table() -> list[dict]:
+def _table() -> list[dict[str, Any]]:
     return json.loads(TABLE_FILE.read_text())
 
 
@@ -106,7 +106,7 @@ def ranking(
     depth: int,
     particles: int,
     work: int,
-    table: Sequence[dict] | None = None,
+    table: Sequence[dict[str, Any]] | None = None,
     law: str = "",
 ) -> tuple[list[str], str]:
     """Names of estimators, least variance times time first, and the measured cell that is nearest.

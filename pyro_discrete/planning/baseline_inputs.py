@@ -47,8 +47,11 @@ class Contexts:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> None:
-        self.model_trace, self.observed, self.batch_dims = model_trace, observed, batch_dims
-        self.args, self.kwargs = args, kwargs
+        self.model_trace: Trace = model_trace
+        self.observed: Mapping[str, int] = observed
+        self.batch_dims: int = batch_dims
+        self.args: tuple[Any, ...] = args
+        self.kwargs: Mapping[str, Any] = kwargs
         self._made: dict[tuple[str | None, Frames], Tensor | None] = {}
 
     def of(self, name: str, estimator: Estimator, plates: Frames) -> Tensor | None:

@@ -38,7 +38,7 @@ class Branches:
         self._of: OrderedDict[Any, Any] = OrderedDict()
         self._given: Any = None
         self._now: Any = None
-        self.sure = False
+        self.sure: bool = False
 
     @property
     def looks(self) -> str:

@@ -77,7 +77,9 @@ class StructureChangedError(Exception):
         singly: str = "",
     ) -> None:
         super().__init__(message)
-        self.batch_dims, self.apart, self.singly = batch_dims, apart, singly
+        self.batch_dims: int | None = batch_dims
+        self.apart: Mapping[str, Mapping[str, int]] | None = apart
+        self.singly: str = singly
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,8 @@ class Selection:
     """
 
     def __init__(self, spec: Spec, objective: Objective, particles: int) -> None:
-        self.objective, self.particles = objective, particles
+        self.objective: Objective = objective
+        self.particles: int = particles
         self.remembered: dict[str, str] = {}
         if isinstance(spec, type) and issubclass(spec, Estimator):
             raise SettingError(f"estimator={spec.__name__} is a class; give an instance: {spec.__name__}().")
@@ -73,7 +74,7 @@ class Selection:
                 f"estimator={shown(spec)} given; a name, an Estimator, a dict from site names or globs to these, or a "
                 "function of a site is expected."
             )
-        self.spec = spec
+        self.spec: Spec = spec
 
     def _check(self, choice: object, where: str) -> None:
         """Refuse an unknown name, or one that cannot work with this many particles, before any run."""

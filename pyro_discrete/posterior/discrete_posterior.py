@@ -194,8 +194,10 @@ class DiscretePosterior:
                 )
         if samples is not None and guide is not None:
             raise SettingError("DiscretePosterior: guide and samples given; draws are of the one or of the other.")
-        self.model, self.guide, self.num_samples = uncollapsed(model), guide or _draws_nothing, num_samples
-        self.draws = None if samples is None else GivenDraws.of(samples)
+        self.model: Callable[..., Any] = uncollapsed(model)
+        self.guide: Callable[..., Any] = guide or _draws_nothing
+        self.num_samples: int = num_samples
+        self.draws: GivenDraws | None = None if samples is None else GivenDraws.of(samples)
 
     def __repr__(self) -> str:
         guide = None if self.guide is _draws_nothing else _named(self.guide)
@@ -333,7 +335,7 @@ class PosteriorRuns:
     """Runs of one pair with one set of arguments; `draws` are those of the guide, where they are given."""
 
     def __init__(self, pair: Pair, num_samples: int, draws: GivenDraws | None = None) -> None:
-        self.pair = Pair(Unmarked()(pair.model), Unmarked()(pair.guide), pair.args, pair.kwargs)
+        self.pair: Pair = Pair(Unmarked()(pair.model), Unmarked()(pair.guide), pair.args, pair.kwargs)
         self.marked_alone: EnumerationError | None = None
         try:
             self.trial: Trial = _trial(self.pair)
@@ -342,19 +344,20 @@ class PosteriorRuns:
             self.pair = Pair(_draws_nothing, self.pair.guide, pair.args, pair.kwargs)
             self.trial = _trial(self.pair)
         self.values: Values = {}
-        self.chains, self.num_samples = 1, num_samples
+        self.chains: int = 1
+        self.num_samples: int = num_samples
         if draws is None:
             _refuse_swapped(self.trial)
         else:
             self.values, self.chains = draws.fitted(self.trial)
             self.num_samples = len(next(iter(self.values.values())))
         marginal = marginal_sites(self.trial)
-        self.guide_sites = {n: Site(m) for n, m in latent_sites(self.trial.guide_trace).items()}
-        self.model_sites = {s.name: s for s in marginal}
+        self.guide_sites: dict[str, Site] = {n: Site(m) for n, m in latent_sites(self.trial.guide_trace).items()}
+        self.model_sites: dict[str, Site] = {s.name: s for s in marginal}
         every = self.guide_sites | self.model_sites
-        self.settings = {n: Enumerate() for n in every}
+        self.settings: dict[str, Enumerate] = {n: Enumerate() for n in every}
         self._without_draws: dict[bool, EnumeratedRun | list[Leaf]] = {}
-        self.discrete = [n for n, s in every.items() if s.family not in (None, Family.CONTINUOUS)]
+        self.discrete: list[str] = [n for n, s in every.items() if s.family not in (None, Family.CONTINUOUS)]
 
     @cached_property
     def by_parts(self) -> dict[str, GibbsStructure]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor
 
 from pyro_discrete.distributions.structure import Structure
@@ -21,6 +20,9 @@ from pyro_discrete.posterior.pareto import k_hat
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import Pair, Program
 from pyro_discrete.programs.sites import base_distribution, is_random_observation, latent_sites
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = [
     "pareto_k",
@@ -112,9 +114,9 @@ def to_inference_data(
     }
     groups = {name: group for name, group in groups.items() if group}
     named = {"coords": {**names.coords, **(coords or {})}, "dims": names.dims}
-    if hasattr(az, "InferenceData"):
+    if "posterior" in inspect.signature(az.from_dict).parameters:
         return az.from_dict(**groups, **named)
-    return az.from_dict(groups, **named)
+    return az.from_dict(groups, **named)  # version 1, which has the name InferenceData too, for a warning
 
 
 @outside_of_inference_mode
@@ -144,6 +146,8 @@ def pareto_k(
     >>> bool(pareto_k(model, guide) < 0.7)
     True
     """
+    import xarray as xr  # here, as it is slow to import
+
     if _positive(num_samples) < 25:
         raise SettingError(
             f"pareto_k: num_samples={num_samples} given; a tail cannot be fitted to fewer than 25 draws."
@@ -152,10 +156,10 @@ def pareto_k(
     if not latent_sites(draws.trial.guide_trace):
         raise SettingError("pareto_k: the guide draws no site, so that every weight is p(x): its draws are exact.")
     if plate is None:
-        return float(k_hat(draws.log_weight.double().numpy()))
+        return float(k_hat(_array(draws.log_weight.double())))
     if plate not in draws.plates:
         raise SettingError(f"pareto_k: there is no plate named {plate!r}. {near_matches(plate, draws.plates)}")
-    weights = draws.log_weight_in(plate).double().numpy()
+    weights = _array(draws.log_weight_in(plate).double())
     return xr.DataArray(k_hat(weights.T), dims=[plate], coords={plate: draws.plates[plate]}, name="pareto_k")
 
 

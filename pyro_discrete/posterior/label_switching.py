@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import xarray as xr
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, OneHotCategorical
 
@@ -16,6 +14,9 @@ from pyro_discrete.errors import SettingError, near_matches, refuses_unknown_key
 from pyro_discrete.posterior.discrete_posterior import DiscretePosterior
 from pyro_discrete.posterior.given_draws import GivenDraws
 from pyro_discrete.programs.sites import base_distribution
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = [
     "relabel",
@@ -84,6 +85,8 @@ def relabel(
     tensor([[-1.0000,  2.0000],
             [-0.9000,  2.1000]])
     """
+    import xarray as xr  # here and below, as it is slow to import
+
     if site is not None and not isinstance(site, str):
         raise SettingError(
             f"relabel: site={shown(site)} given, a site's name expected; what the program of a DiscretePosterior is "
@@ -97,6 +100,8 @@ def relabel(
         return _with_posterior(posterior, relabel(_dataset(posterior.posterior), site, components=components))
     if isinstance(posterior, xr.Dataset):
         return _relabelled_dataset(posterior, site, components)
+    if isinstance(posterior, getattr(xr, "DataTree", ())):  # a group of what ArviZ 1 makes
+        return xr.DataTree(_relabelled_dataset(posterior.to_dataset(), site, components))
     if isinstance(posterior, Mapping) and posterior and all(torch.is_tensor(v) for v in posterior.values()):
         return _relabelled_draws(dict(posterior), site, components)
     raise SettingError(
@@ -113,6 +118,8 @@ def _relabelled_posterior(
     kwargs: dict[str, Any],
 ) -> DiscretePosterior:
     """Of the probabilities of labels, given every draw."""
+    import xarray as xr
+
     if posterior.draws is None:
         raise SettingError(
             "relabel: a DiscretePosterior without samples= given. A guide's draws have no chains to switch between: "
@@ -188,10 +195,14 @@ def _of_labels(fn: Any) -> Tensor:
 
 
 def _dataset(group: Any) -> xr.Dataset:
+    import xarray as xr
+
     return group if isinstance(group, xr.Dataset) else group.to_dataset()
 
 
 def _with_posterior(data: Any, made: xr.Dataset) -> Any:
+    import xarray as xr
+
     found = data.copy()
     if isinstance(data.posterior, xr.Dataset):
         found.posterior = made
@@ -204,6 +215,8 @@ def _relabelled_draws(
     draws: dict[str, Tensor], site: str | None, components: Mapping[str, Any] | None
 ) -> dict[str, Tensor]:
     """Of a dict of tensors: by way of a `Dataset`, whose dims are positions."""
+    import xarray as xr
+
     arrays = {n: v.detach().cpu().numpy() for n, v in draws.items()}
     plain = {n: (["chain", "draw", *(f"{n} {i}" for i in range(1, v.ndim))], v[None]) for n, v in arrays.items()}
     given = None
@@ -322,6 +335,8 @@ def relabelling(labels: np.ndarray, count: int) -> np.ndarray:
 def renaming(probabilities: np.ndarray) -> np.ndarray:
     """New names `[draws, count]` of the components of each draw, from the probabilities `[draws, data, count]` that
     each datum has each label in it: the sum of the Kullback-Leibler divergences from these to their mean is least."""
+    from scipy.optimize import linear_sum_assignment  # here, as it is slow to import
+
     names = np.tile(np.arange(probabilities.shape[-1]), (len(probabilities), 1))
     shares = probabilities[0]
     for _ in range(ROUNDS):

@@ -54,7 +54,7 @@ class MixtureOfDraws(TorchDistribution):
     arg_constraints: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, parts: Sequence[Part], batch_shape: torch.Size, event_shape: torch.Size) -> None:
-        self.parts = [(fn, self._weights(fn, weights, batch_shape)) for fn, weights in parts]
+        self.parts: list[tuple[Any, Tensor]] = [(fn, self._weights(fn, weights, batch_shape)) for fn, weights in parts]
         super().__init__(torch.Size(batch_shape), torch.Size(event_shape), validate_args=False)
 
     @staticmethod

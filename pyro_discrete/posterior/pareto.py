@@ -31,7 +31,7 @@ def k_hat(log_weights: np.ndarray) -> np.ndarray:
 
 
 def _fitted(log_weights: np.ndarray) -> np.ndarray:
-    """K-hat along the last axis, by whichever ArviZ is installed."""
+    """K-hat along the last axis, by whichever ArviZ is installed; infinity where a tail cannot be fitted."""
     import arviz as az
 
     if hasattr(az, "psislw"):
@@ -39,4 +39,11 @@ def _fitted(log_weights: np.ndarray) -> np.ndarray:
     # version 1, where the function takes log-likelihoods, which leave-one-out inverts
     from arviz_stats.base import array_stats  # pyright: ignore[reportMissingImports]
 
-    return np.asarray(array_stats.psislw(-log_weights)[1])
+    def fitted(weights: np.ndarray) -> float:
+        try:
+            found = float(array_stats.psislw(-weights)[1])
+        except ValueError:  # all values of the tail are the same
+            return np.inf
+        return np.inf if np.isnan(found) else found
+
+    return np.apply_along_axis(fitted, -1, log_weights)

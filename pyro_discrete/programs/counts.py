@@ -72,7 +72,12 @@ class CountUpTo(TorchDistribution):
     has_enumerate_support = True
 
     def __init__(self, fn: Any, last: int, *, cut: bool = False, ends: str = "", name: str = "", ledger: Any = None):
-        self.fn, self.last, self.cut, self.ends, self.name, self.ledger = fn, last, cut, ends, name, ledger
+        self.fn: Any = fn
+        self.last: int = last
+        self.cut: bool = cut
+        self.ends: str = ends
+        self.name: str = name
+        self.ledger: Any = ledger
         super().__init__(fn.batch_shape, torch.Size(), validate_args=False)
 
     @constraints.dependent_property

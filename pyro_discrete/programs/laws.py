@@ -24,7 +24,8 @@ class Vertices(TorchDistribution):
     has_enumerate_support = True
 
     def __init__(self, structure: Structure) -> None:
-        self.structure, self.logits = structure, structure.logits
+        self.structure: Structure = structure
+        self.logits: Tensor = structure.logits
         super().__init__(structure.batch_shape, structure.vertex_shape, validate_args=False)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Vertices:
@@ -51,7 +52,9 @@ class StructureLaw(Perturbed):
     """A structure at a site's own logits. `vertices`: whether a value is its vertex."""
 
     def __init__(self, structure: Structure, logits: Tensor, vertices: bool) -> None:
-        self.structure, self.logits, self.vertices = structure.like(logits), logits, vertices
+        self.structure: Structure = structure.like(logits)
+        self.logits: Tensor = logits
+        self.vertices: bool = vertices
         self._noise: Tensor | None = None
         self._drawn: Tensor | None = None
 

@@ -142,7 +142,7 @@ class SameState:
 
     def __init__(self, state: ModuleState) -> None:
         self.state = state
-        self.runs = {"guide": 0, "model": 0}
+        self.runs: dict[str, int] = {"guide": 0, "model": 0}
         self._own: Kept = {}
         self._starts: dict[str, Kept] = {}
         self._running = ""

@@ -82,7 +82,8 @@ class RowsPlate(SiteMessenger, IndepMessenger):
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__(ROWS_PLATE, size, dim)
-        self.frame, self.rows = CondIndepStackFrame(ROWS_PLATE, dim, size, 0, size), (size, dim)
+        self.frame: CondIndepStackFrame = CondIndepStackFrame(ROWS_PLATE, dim, size, 0, size)
+        self.rows: tuple[int, int] = (size, dim)
 
     def _pyro_sample(self, msg: Any) -> None:
         msg["cond_indep_stack"] = (self.frame, *msg["cond_indep_stack"])

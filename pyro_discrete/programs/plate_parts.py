@@ -30,7 +30,9 @@ class PlateParts(SiteMessenger):
 
     def __init__(self, plates: Iterable[str], part: int, whole: int) -> None:
         super().__init__()
-        self.plates, self.part, self.whole = frozenset(plates), part, whole
+        self.plates: frozenset[str] = frozenset(plates)
+        self.part: int = part
+        self.whole: int = whole
 
     @property
     def key(self) -> tuple[Any, ...]:

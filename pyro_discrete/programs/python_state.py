@@ -219,7 +219,7 @@ class PythonState:
 
     def renew(self) -> None:
         """Take what is there now as the state to compare with."""
-        self.unknown = ""
+        self.unknown: str = ""
         self._names: set[str] = set()
         self._computed = False
         try:
@@ -647,7 +647,7 @@ class SameObject:
     __slots__ = ("value",)
 
     def __init__(self, value: object) -> None:
-        self.value = value
+        self.value: object = value
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SameObject) and other.value is self.value

@@ -422,11 +422,12 @@ class Site:
     ) -> None:
         self.message = msg
         self.name: str = msg["name"]
-        self.distribution = msg["fn"] if distribution is None else distribution
+        self.distribution: Any = msg["fn"] if distribution is None else distribution
         self.family: Family | None = family_of(self.distribution)
         self.plates: frozenset[CondIndepStackFrame] = plates_of(msg)
-        self.leading, self.copies = leading, copies
-        self.batch_dims = len(self.distribution.batch_shape) if batch_dims is None else batch_dims
+        self.leading: tuple[int, ...] = leading
+        self.copies: int = copies
+        self.batch_dims: int = len(self.distribution.batch_shape) if batch_dims is None else batch_dims
         self.step: Tensor | int = 0
         self._fresh: Tensor | None = None
         self._logits: Tensor | None = None
@@ -472,7 +473,8 @@ class Site:
 
     def under(self, layout: Layout) -> Site:
         """This site, in a run of that layout."""
-        self.leading, self.copies = layout.leading(self.plates), layout.copies(self.plates)
+        self.leading = layout.leading(self.plates)
+        self.copies = layout.copies(self.plates)
         self._logits = self._law = None
         return self
 

@@ -68,13 +68,14 @@ class RelaxMessenger(Messenger):
     ) -> None:
         super().__init__()
         given = temperature if isinstance(temperature, Mapping) else {"*": temperature}
-        self.temperatures = {name: checked_temperature(t, "relax") for name, t in given.items()}
+        self.temperatures: dict[str, Temperature] = {name: checked_temperature(t, "relax") for name, t in given.items()}
         if isinstance(temperature, Mapping) and sites is None:
             sites = tuple(self.temperatures)
         self.hard = hard
-        self.patterns = (sites,) if isinstance(sites, str) else None if callable(sites) else sites
-        self.predicate = sites if callable(sites) else None
-        self.step = 0
+        named = (sites,) if isinstance(sites, str) else sites
+        self.patterns: Collection[str] | None = None if callable(named) else named
+        self.predicate: Callable[[Site], bool] | None = sites if callable(sites) else None
+        self.step: int = 0
         self._seen: set[str] = set()
         self._depth = 0
 

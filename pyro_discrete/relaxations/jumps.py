@@ -116,7 +116,8 @@ class WatchJumps(SiteMessenger):
 
     def __init__(self, watched: Callable[[str], Report | None], slopes: bool = True) -> None:
         super().__init__()
-        self.watched, self.slopes = watched, slopes
+        self.watched: Callable[[str], Report | None] = watched
+        self.slopes: bool = slopes
         self._reports: dict[str, Report] = {}
         self._roots: dict[Any, str] = {}
         self._values: list[Tensor] = []

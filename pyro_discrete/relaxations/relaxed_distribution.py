@@ -244,7 +244,11 @@ class Relaxed(TorchDistribution):
         point: Point | None = None,
     ) -> None:
         self.point = point
-        self.base, self.temperature, self.hard, self.site, self.infer = base, temperature, hard, site, infer or {}
+        self.base: Distribution = base
+        self.temperature: float | None = temperature
+        self.hard: bool = hard
+        self.site: str = site
+        self.infer: Mapping[str, Any] = infer or {}
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
     @property

@@ -49,7 +49,11 @@ class TrainingChoice:
     def __init__(
         self, plan: Plan, selection: Selection, kept: SiteEstimators, step: Tensor | int, read: bool = True
     ) -> None:
-        self.plan, self.selection, self.kept, self.step, self.read = plan, selection, kept, step, read
+        self.plan: Plan = plan
+        self.selection: Selection = selection
+        self.kept: SiteEstimators = kept
+        self.step: Tensor | int = step
+        self.read: bool = read
 
     def of(self, site: Site) -> Estimator | None:
         """See `Choice.of`."""

@@ -111,8 +111,12 @@ class PlaceRows(SiteMessenger):
     ) -> None:
         super().__init__()
         self.downstream = downstream
-        self.choice, self.columns, self.layout, self.batch_dims = choice, columns, layout, batch_dims
-        self.soft_columns, self.given = soft_columns, given or {}
+        self.choice: Choice = choice
+        self.columns: Columns = columns
+        self.layout: Layout = layout
+        self.batch_dims: int = batch_dims
+        self.soft_columns: Collection[int] = soft_columns
+        self.given: Mapping[str, Shared] = given or {}
         self.shared: dict[str, Shared] = {}
         self.draws: dict[str, Draw] = {}
         self.sites: dict[str, Site] = {}
@@ -265,11 +269,16 @@ class PlaceColumn(SiteMessenger):
         apart: Mapping[str, Collection[str]] | None = None,
     ) -> None:
         super().__init__()
-        self.apart = apart or {}
+        self.apart: Mapping[str, Collection[str]] = apart or {}
         self.downstream = downstream
-        self.choice, self.primary, self.owners = choice, primary, owners
-        self.layout, self.batch_dims, self.given, self.shared = layout, batch_dims, given or {}, {}
-        self.soft = False
+        self.choice: Choice = choice
+        self.primary: Primary = primary
+        self.owners: Mapping[str, int] | None = owners
+        self.layout: Layout = layout
+        self.batch_dims: int = batch_dims
+        self.given: Mapping[str, Tensor] = given or {}
+        self.shared: dict[str, Tensor] = {}
+        self.soft: bool = False
         self.resampled: list[tuple[int, str]] = []
         self.sites: dict[str, Site] = {}
         self.taken: dict[str, Estimator] = {}

@@ -88,7 +88,8 @@ class Counts:
     """
 
     def __init__(self, asked: Callable[[Any], bool] | None = None, steady: bool = True) -> None:
-        self.asked, self.steady = asked, steady
+        self.asked: Callable[[Any], bool] | None = asked
+        self.steady: bool = steady
         self.tops: dict[str, int] = {}
         self.targets: dict[str, float] = {}
         self.drawn: set[str] = set()

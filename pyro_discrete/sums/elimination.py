@@ -59,8 +59,8 @@ class Elimination(LogRing):
     def __init__(self, reduce: Reduce = log_sum_exp) -> None:
         super().__init__()
         self.reduce = reduce
-        self.largest = 0
-        self.operations = 0
+        self.largest: int = 0
+        self.operations: int = 0
 
     def begin(self, dims: Iterable[str]) -> None:
         """These are the dims that will be summed over."""
@@ -197,7 +197,8 @@ class Table:
     """A term of which the sizes alone are known, however large they are."""
 
     def __init__(self, shape: Iterable[int], dims: str) -> None:
-        self.shape, self._pyro_dims = tuple(shape), dims
+        self.shape: tuple[int, ...] = tuple(shape)
+        self._pyro_dims = dims
 
     def numel(self) -> int:
         """How many elements it has."""
@@ -210,9 +211,12 @@ class SizesAlone(Elimination):
     - `width`: how many of the dims that are summed over the largest table joins.
     """
 
+    largest: int
+    operations: int
+
     def __init__(self) -> None:
         super().__init__()
-        self.width = 0
+        self.width: int = 0
         self.summed: set[str] = set()
 
     def begin(self, dims: Iterable[str]) -> None:

@@ -164,7 +164,8 @@ class EnumerationDims:
 
     def start(self) -> None:
         """Forget all that was given."""
-        self.following, self.number = self.first, 0
+        self.following: int = self.first
+        self.number: int = 0
         self.everywhere: dict[int, int] = {}
         self.owners: dict[int, str] = {}
         self.start_program()
@@ -208,7 +209,8 @@ class EnumerateSites(SiteMessenger):
 
     def __init__(self, given: EnumerationDims, replayed: bool = False) -> None:
         super().__init__()
-        self.given, self.replayed = given, replayed
+        self.given: EnumerationDims = given
+        self.replayed: bool = replayed
 
     def __enter__(self) -> Self:
         self.given.start_program() if self.replayed else self.given.start()
@@ -341,8 +343,10 @@ class Marginalise(EnumerateSites):
     ) -> None:
         super().__init__(EnumerationDims(-1 - batch_dims - rows))
         self.parts = Places() if by_parts else None
-        self.by_parts = frozenset(by_parts)
-        self.drawn, self.settings, self.masked = drawn, settings, masked
+        self.by_parts: frozenset[str] = frozenset(by_parts)
+        self.drawn: Collection[str] = drawn
+        self.settings: Mapping[str, Enumerate] = settings
+        self.masked: bool = masked
         self.dims: dict[str, dict[int, int]] = {}
         self.own: dict[str, int] = {}
 

@@ -42,7 +42,9 @@ class GiveValues(SiteMessenger):
         self, own: Own, choose: Callable[[str, torch.Size, int], Tensor], by_parts: dict[str, Tensor] | None = None
     ) -> None:
         super().__init__()
-        self.own, self.choose, self.by_parts = own, choose, by_parts
+        self.own: Own = own
+        self.choose: Callable[[str, torch.Size, int], Tensor] = choose
+        self.by_parts: dict[str, Tensor] | None = by_parts
         self.given: dict[str, Tensor] = {}
         self.sizes: dict[str, int] = {}
 

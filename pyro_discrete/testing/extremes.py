@@ -98,7 +98,7 @@ class ForcedDraws(TorchDispatchMode):
     def __init__(self, pattern: Sequence[int]) -> None:
         super().__init__()
         self.pattern = pattern
-        self.forced = 0
+        self.forced: int = 0
         self._bits = _Bits()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -145,13 +145,16 @@ class TensorBatches:
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
-        self.names = list(data) if isinstance(data, Mapping) else None
-        self.single = isinstance(data, Tensor)
+        self.names: list[str] | None = list(data) if isinstance(data, Mapping) else None
+        self.single: bool = isinstance(data, Tensor)
         tensors = [data] if self.single else list(data.values()) if self.names is not None else list(data)
         self.tensors: list[Tensor] = [_moved(tensor, device) for tensor in tensors]
-        self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
-        self.generator = torch.Generator().manual_seed(seed)
-        self.order, self.position = torch.empty(0, dtype=torch.long), 0
+        self.batch_size = batch_size
+        self.shuffle: bool = shuffle
+        self.drop_last: bool = drop_last
+        self.generator: torch.Generator = torch.Generator().manual_seed(seed)
+        self.order: Tensor = torch.empty(0, dtype=torch.long)
+        self.position: int = 0
         self._on_device = self.order
         if batch_size is None or not self.tensors:
             self.batch_size = None
@@ -161,7 +164,7 @@ class TensorBatches:
             raise SettingError(
                 f"Tensors of lengths {sorted(lengths)} cannot be taken batch by batch; one length is expected."
             )
-        self.length = lengths.pop()
+        self.length: int = lengths.pop()
         if self.length == 0:
             raise EmptyBatchError("The data hold nothing to take batches from.")
         if not is_whole(batch_size) or not 1 <= batch_size <= self.length:
@@ -198,7 +201,8 @@ class TensorBatches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.generator.set_state(state["generator"])
-        self.order, self.position = state["order"].clone(), state["position"]
+        self.order = state["order"].clone()
+        self.position = state["position"]
         self._on_device = self.order.to(self.tensors[0].device) if self.tensors else self.order
 
 
@@ -211,8 +215,9 @@ class LoaderBatches:
     """
 
     def __init__(self, loader: Iterable[Any], device: torch.device | str | None = None) -> None:
-        self.loader, self.device = loader, device
-        self.position = 0
+        self.loader: Iterable[Any] = loader
+        self.device: torch.device | str | None = device
+        self.position: int = 0
         self._iterator: Iterator[Any] | None = None
         self._start: dict[str, Any] = {}
 

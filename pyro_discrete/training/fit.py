@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyro
 import torch
-import xarray as xr
 from pyro.infer import ELBO
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
@@ -33,6 +32,7 @@ from pyro_discrete.training.ranks import Ranks, joined_ranks, launch, restarted
 from pyro_discrete.training.settings import SEEDS, check_settings
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.figure import Figure
 
 __all__ = [
@@ -422,6 +422,8 @@ def _shown(state: FitState, callbacks: Sequence[Any]) -> str:
 
 
 def _result(loop: Loop) -> FitResult:
+    import xarray as xr  # here, as it is slow to import
+
     state, best = loop.state, loop.best
     assert state.optimizer is not None
     columns = {key: ("step", [record[key] for record in state.records]) for key in ("loss", "lr", "ms_per_step")}

@@ -31,6 +31,7 @@ from pyro_discrete.training.exchange import Exchange, Key, OwnStep
 from pyro_discrete.training.meeting import checksum, meet, start_alike
 from pyro_discrete.training.optimisation import clip_gradients, make_step, named_parameters
 from pyro_discrete.training.parts import Part, Parts
+from pyro_discrete.training.ranks import Ranks
 
 __all__ = [
     "FitState",
@@ -100,9 +101,16 @@ class Loop:
         asked: Callable[[], int | None],
         seed: int | None,
     ) -> None:
-        self.state, self.parts, self.optimise, self.asked, self.seed = state, parts, optimise, asked, seed
-        self.ranks, self.exchange = parts.ranks, Exchange(parts.ranks)
-        self.schedule, self.clip, self.callbacks = schedule, clip, callbacks
+        self.state: FitState = state
+        self.parts: Parts = parts
+        self.optimise: Callable[[dict[str, Tensor]], Optimizer] = optimise
+        self.asked: Callable[[], int | None] = asked
+        self.seed: int | None = seed
+        self.ranks: Ranks = parts.ranks
+        self.exchange: Exchange = Exchange(parts.ranks)
+        self.schedule: Callable[[Optimizer], Any] | None = schedule
+        self.clip: tuple[float | None, float | None] = clip
+        self.callbacks: Sequence[Any] = callbacks
         self.scheduler: Any = None
         self.modules: list[nn.Module] = []
         self.best: dict[str, Any] = {"loss": math.inf, "step": None, "waited": 0, "parameters": {}}

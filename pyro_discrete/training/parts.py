@@ -59,10 +59,13 @@ class Parts:
         plates: Collection[str] | None,
         seed: int | None,
     ) -> None:
-        self.batches, self.prepare, self.ranks = batches, prepare, ranks
-        self.divides = split == "data" and ranks.size > 1
-        self.given, self.plates = plates, frozenset[str]()
-        self.random = ranks.state_alike(seed or 0) if ranks.size > 1 else None
+        self.batches: Batches = batches
+        self.prepare: Callable[[Any], Arguments] = prepare
+        self.ranks: Ranks = ranks
+        self.divides: bool = split == "data" and ranks.size > 1
+        self.given: Collection[str] | None = plates
+        self.plates: frozenset[str] = frozenset[str]()
+        self.random: dict[str, Any] | None = ranks.state_alike(seed or 0) if ranks.size > 1 else None
         self._ahead: list[Any] = []
         if ranks.size > 1 and isinstance(batches, LoaderBatches):
             _refuse_a_loaders_own_parts(batches.loader)

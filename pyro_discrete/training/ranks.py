@@ -45,7 +45,9 @@ class Ranks:
     """
 
     def __init__(self, rank: int = 0, size: int = 1, control: Any = None) -> None:
-        self.rank, self.size, self._control = rank, size, control
+        self.rank: int = rank
+        self.size: int = size
+        self._control = control
         self._places: list[tuple[str, int]] = []
         if size > 1:
             self._places = self.told((socket.gethostname(), os.getpid()))

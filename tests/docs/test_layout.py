@@ -71,6 +71,7 @@ FLOORS = {
     """,
     "tests": """
         support
+        device packages
         draws control_variates distributions estimators programs relaxations inspection sums posterior objectives
         planning steps capture elbos guides training diagnostics testing models benchmarks docs
     """,

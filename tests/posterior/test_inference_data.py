@@ -69,13 +69,21 @@ def test_predictions_follow_the_draws_they_are_made_from(data):
     assert np.corrcoef(z, x)[0, 1] > 0.2
 
 
+def elpd(found):
+    """As ArviZ 1 names it, or versions before."""
+    return found.elpd if hasattr(found, "elpd") else found.elpd_loo
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_arviz_reads_it(data):
     summary = az.summary(data, var_names=["mean", "z"])
     assert {"mean", "z[0]", "z[2]"} <= set(summary.index)
-    assert np.isfinite(az.loo(data).elpd_loo)
+    assert np.isfinite(elpd(az.loo(data)))
     assert len(az.compare({"one": data, "two": data})) == 2
-    az.plot_ppc(data, num_pp_samples=5)
+    if hasattr(az, "plot_ppc"):
+        az.plot_ppc(data, num_pp_samples=5)
+    else:  # ArviZ 1
+        az.plot_ppc_dist(data, num_samples=5)
 
 
 def test_a_subsample_gives_its_indices_and_a_mask_gives_zero():
@@ -308,9 +316,13 @@ def test_a_latent_of_each_datum_in_the_guide_is_warned_of(family):
             warnings.simplefilter("error")
             data = to_inference_data(program, poutine.block(its_guide, hide=["z"]), num_samples=30)
         both = dist.Normal(torch.tensor([0.0, 2.0]), 1.0).log_prob(y[:, None]) + torch.tensor([0.6, 0.4]).log()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            assert az.loo(data).elpd_loo == pytest.approx(float(both.logsumexp(-1).sum()), abs=1e-3)
+        expected = both.logsumexp(-1)
+        likelihood = next(iter(data.log_likelihood.data_vars.values())).values[0]
+        np.testing.assert_allclose(likelihood, expected.expand(likelihood.shape), atol=1e-5)
+        if hasattr(az, "psislw"):  # ArviZ 1 refuses weights that are all alike
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                assert elpd(az.loo(data)) == pytest.approx(float(expected.sum()), abs=1e-3)
 
 
 def test_k_hat_of_each_datum_beside_a_site_of_the_model_alone():

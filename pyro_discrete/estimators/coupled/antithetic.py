@@ -36,7 +36,8 @@ class SeveralDraws(Estimator):
             raise SettingError(f"{name}: draws={draws!r} given, at least 2 expected: each is compared with the others.")
         if copula not in COPULAS:
             raise SettingError(f"{name}: copula={copula!r} given, one of {', '.join(map(repr, COPULAS))} expected.")
-        self.draws, self.copula = draws, copula
+        self.draws: int = draws
+        self.copula: str = copula
 
     @classmethod
     def variants(cls) -> list[Estimator]:

@@ -34,7 +34,7 @@ class ARM(Estimator):
     summary = "antithetic pair of draws, weighted by its noise"
     reference = "Yin & Zhou 2019"
     evaluations = "2"
-    families = frozenset({Family.BERNOULLI})
+    families: frozenset[Family] = frozenset({Family.BERNOULLI})
 
     def rows(self, site: SiteView) -> int:
         return 2

@@ -44,7 +44,7 @@ class ARMS(SeveralDraws):
     summary = "leave-one-out over several antithetic draws"
     reference = "Dimitriev & Zhou 2021a"
     evaluations = "n = 4 (`draws`)"
-    families = frozenset({Family.BERNOULLI})
+    families: frozenset[Family] = frozenset({Family.BERNOULLI})
 
     def draw(self, site: SiteView) -> Draw:
         """The draws `[n, K, *batch, *event]`."""

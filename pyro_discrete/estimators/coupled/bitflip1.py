@@ -45,9 +45,9 @@ class BitFlip1(Estimator):
     name = "bitflip1"
     summary = "a flipped bit near the boundary, DisARM elsewhere (UGC)"
     reference = "Kunes et al. 2022"
-    also_known = ("ugc", "unbiased_gradient_with_coupling")
+    also_known: tuple[str, ...] = ("ugc", "unbiased_gradient_with_coupling")
     evaluations = "3 (2 for a single bit)"
-    families = frozenset({Family.BERNOULLI})
+    families: frozenset[Family] = frozenset({Family.BERNOULLI})
     separable = True
 
     def __init__(self, max_rows: int = 4096) -> None:

@@ -52,7 +52,7 @@ class CARMS(SeveralDraws):
     summary = "leave-one-out over several antithetic draws of a categorical"
     reference = "Dimitriev & Zhou 2021b"
     evaluations = "n = 4 (`draws`)"
-    families = frozenset({Family.CATEGORICAL, Family.ONE_HOT})
+    families: frozenset[Family] = frozenset({Family.CATEGORICAL, Family.ONE_HOT})
 
     def draw(self, site: SiteView) -> Draw:
         """The draws `[n, K, *batch, *event]`."""

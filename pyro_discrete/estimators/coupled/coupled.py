@@ -54,9 +54,9 @@ class Coupled(Estimator):
     name = "coupled"
     summary = "DisARM on a stick-breaking or tree factorisation of a categorical"
     reference = "Dong, Mnih & Tucker 2021"
-    also_known = ("disarm_tree", "disarm_sb", "stick_breaking")
+    also_known: tuple[str, ...] = ("disarm_tree", "disarm_sb", "stick_breaking")
     evaluations = "2"
-    families = frozenset({Family.CATEGORICAL, Family.ONE_HOT})
+    families: frozenset[Family] = frozenset({Family.CATEGORICAL, Family.ONE_HOT})
 
     def __init__(self, factorisation: str = "stick_breaking") -> None:
         super().__init__()

@@ -37,9 +37,9 @@ class DisARM(Estimator):
     name = "disarm"
     summary = "antithetic pair of draws, its noise integrated out"
     reference = "Dong, Mnih & Tucker 2020; Yin et al. 2020"
-    also_known = ("u2g", "unbiased_uniform_gradient")
+    also_known: tuple[str, ...] = ("u2g", "unbiased_uniform_gradient")
     evaluations = "2"
-    families = frozenset({Family.BERNOULLI})
+    families: frozenset[Family] = frozenset({Family.BERNOULLI})
 
     def rows(self, site: SiteView) -> int:
         return 2

@@ -32,14 +32,14 @@ class RelaxedEstimator(Estimator):
 
     families = PATHWISE
     unbiased = False
-    relaxed = (0,)
+    relaxed: tuple[int, ...] = (0,)
     may_be_analytic: bool = False
 
     def __init__(self, temperature: Temperature, hard: bool = True) -> None:
         super().__init__()
         if hard:
             self.refuse_learned("temperature", temperature)
-        self.temperature = checked_temperature(temperature, type(self).__name__)
+        self.temperature: Temperature = checked_temperature(temperature, type(self).__name__)
 
     def refuse_learned(self, setting: str, given: object) -> None:
         """`SettingError` for a parameter among the settings of an estimator whose values are hard."""
@@ -81,7 +81,7 @@ class RelaxedEstimator(Estimator):
 class RelaxedLaw(RelaxedEstimator):
     """One that asks the law itself, for its noise or its mean, and so serves structures too."""
 
-    families = PATHWISE | {Family.STRUCTURE}
+    families: frozenset[Family] = PATHWISE | {Family.STRUCTURE}
 
     @abstractmethod
     def relaxed_value(self, law: Perturbed, step: Tensor | int) -> Tensor:

@@ -44,15 +44,15 @@ class DecoupledStraightThrough(RelaxedEstimator):
     name = "decoupled_straight_through"
     summary = "straight-through with a temperature for each pass"
     reference = "Shah et al. 2024"
-    also_known = ("decoupled_st", "dst")
+    also_known: tuple[str, ...] = ("decoupled_st", "dst")
 
     def __init__(self, temperature: Temperature = 0.7, forward_temperature: Temperature = 1.0) -> None:
         super().__init__(temperature)
         self.refuse_learned("forward_temperature", forward_temperature)
-        self.forward_temperature = checked_temperature(
+        self.forward_temperature: Temperature = checked_temperature(
             forward_temperature, "DecoupledStraightThrough(forward_temperature)"
         )
-        self.draws_from_guide = not callable(forward_temperature) and forward_temperature == 1
+        self.draws_from_guide: bool = not callable(forward_temperature) and forward_temperature == 1
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, forward_temperature={described(self.forward_temperature)}"

@@ -47,7 +47,7 @@ class GappedStraightThrough(RelaxedEstimator):
     name = "gapped_straight_through"
     summary = "hard draw forward, backward the softmax of logits moved in its favour"
     reference = "Fan et al. 2022"
-    also_known = ("gst",)
+    also_known: tuple[str, ...] = ("gst",)
 
     def __init__(self, temperature: Temperature = 0.65, gap: Temperature = 1.0) -> None:
         super().__init__(temperature)

@@ -46,8 +46,8 @@ class GumbelRao(RelaxedLaw):
     name = "gumbel_rao"
     summary = "straight-through Gumbel-Softmax with its noise averaged out given the draw"
     reference = "Paulus et al. 2021"
-    needs = frozenset({Need.NOISE, Need.NOISE_GIVEN})
-    also_known = ("gr", "gumbel_rao_blackwell")
+    needs: frozenset[Need] = frozenset({Need.NOISE, Need.NOISE_GIVEN})
+    also_known: tuple[str, ...] = ("gr", "gumbel_rao_blackwell")
 
     def __init__(self, temperature: Temperature = 0.25, draws: int = 10) -> None:
         super().__init__(temperature)

@@ -80,7 +80,7 @@ class GumbelSoftmax(RelaxedLaw):
     summary = "pathwise gradient through a relaxed draw"
     reference = "Jang et al. 2017; Maddison et al. 2017"
     needs = frozenset({Need.NOISE, Need.LOG_MASS})
-    also_known = ("gs", "concrete")
+    also_known: tuple[str, ...] = ("gs", "concrete")
 
     def __init__(
         self,
@@ -100,12 +100,15 @@ class GumbelSoftmax(RelaxedLaw):
             )
         if relaxation not in RELAXATIONS:
             raise SettingError(f"GumbelSoftmax: relaxation={relaxation!r} given, 'noise' or 'marginals' expected.")
-        self.kl, self.relaxed_divergence, self.relaxation = kl, kl == "relaxed", relaxation
+        self.kl = kl
+        self.relaxed_divergence: bool = kl == "relaxed"
+        self.relaxation = relaxation
         if relaxation == "marginals":
-            self.needs, self.draws_from_guide = frozenset({Need.MARGINALS, Need.LOG_MASS}), False
+            self.needs: frozenset[Need] = frozenset({Need.MARGINALS, Need.LOG_MASS})
+            self.draws_from_guide: bool = False
         if kl == "relaxed":
             self.families = PATHWISE  # a structure's soft values have no density in closed form
-        self.prior_temperature = (
+        self.prior_temperature: Temperature | None = (
             None if prior_temperature is None else checked_temperature(prior_temperature, "GumbelSoftmax")
         )
 

@@ -47,7 +47,7 @@ class SparseGumbelSoftmax(RelaxedEstimator):
     name = "sparse_gumbel_softmax"
     summary = "Gumbel-Softmax with entmax or sparsemax: soft values with zeros in them"
     reference = "Martins and Astudillo 2016; Peters et al. 2019"
-    also_known = ("sparsemax",)
+    also_known: tuple[str, ...] = ("sparsemax",)
 
     def __init__(
         self,
@@ -58,7 +58,8 @@ class SparseGumbelSoftmax(RelaxedEstimator):
         if mapping not in MAPPINGS:
             raise SettingError(f"SparseGumbelSoftmax: mapping={mapping!r} given, 'entmax' or 'sparsemax' expected.")
         super().__init__(temperature, hard)
-        self.mapping, self.hard = mapping, hard
+        self.mapping = mapping
+        self.hard: bool = hard
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.mapping}{', hard' if self.hard else ''}"

@@ -42,8 +42,8 @@ class StraightThrough(RelaxedLaw):
     name = "straight_through"
     summary = "hard draw forward, gradient of its probabilities backward"
     reference = "Bengio et al. 2013"
-    needs = frozenset({Need.MARGINALS})
-    also_known = ("st", "ste")
+    needs: frozenset[Need] = frozenset({Need.MARGINALS})
+    also_known: tuple[str, ...] = ("st", "ste")
 
     def __init__(self, temperature: Temperature = 1.0) -> None:
         super().__init__(temperature)

@@ -40,8 +40,8 @@ class StraightThroughGumbelSoftmax(RelaxedLaw):
     name = "straight_through_gumbel_softmax"
     summary = "hard draw forward, gradient of the relaxed draw backward"
     reference = "Jang et al. 2017"
-    needs = frozenset({Need.NOISE})
-    also_known = ("stgs", "st_gs", "gumbel_straight_through")
+    needs: frozenset[Need] = frozenset({Need.NOISE})
+    also_known: tuple[str, ...] = ("stgs", "st_gs", "gumbel_straight_through")
 
     def __init__(self, temperature: Temperature = 0.65) -> None:
         super().__init__(temperature)

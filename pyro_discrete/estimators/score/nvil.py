@@ -48,7 +48,7 @@ class NVIL(SelfTrainedBaseline, Estimator):
     name = "nvil"
     summary = "score function, constant and input-dependent baselines, variance normalisation"
     reference = "Mnih & Gregor 2014"
-    also_known = ("input_dependent_baseline",)
+    also_known: tuple[str, ...] = ("input_dependent_baseline",)
 
     def __init__(
         self,
@@ -65,12 +65,13 @@ class NVIL(SelfTrainedBaseline, Estimator):
         super().__init__()
         if not 0 < decay < 1:
             raise SettingError(f"NVIL: decay={decay} given, a number between 0 and 1 expected.")
-        self.constant, self.variance_normalisation = constant, variance_normalisation
+        self.constant: bool = constant
+        self.variance_normalisation: bool = variance_normalisation
         self.local_signals = local_signals
-        self.unbiased = not variance_normalisation
-        self.reads_context = network is not False
+        self.unbiased: bool = not variance_normalisation
+        self.reads_context: bool = network is not False
         self.input = input
-        self.moments = RunningMoments(decay)
+        self.moments: RunningMoments = RunningMoments(decay)
         self.start_network(network, hidden)
         self.start_training(learning_rate)
 

@@ -74,9 +74,9 @@ class OptimalControlVariate(Estimator):
     name = "optimal_control_variate"
     summary = "score function, control variates of known mean with estimated optimal coefficients"
     reference = "Paisley et al. 2012; Ranganath et al. 2014; Geffner & Domke 2018"
-    also_known = ("ocv", "control_variate")
-    families = RELAXABLE | {Family.STRUCTURE}
-    needs = frozenset({Need.MARGINALS})
+    also_known: tuple[str, ...] = ("ocv", "control_variate")
+    families: frozenset[Family] = RELAXABLE | {Family.STRUCTURE}
+    needs: frozenset[Need] = frozenset({Need.MARGINALS})
 
     def __init__(
         self,
@@ -99,9 +99,12 @@ class OptimalControlVariate(Estimator):
             )
         if not 0 < decay < 1:
             raise SettingError(f"OptimalControlVariate: decay={decay} given, a number between 0 and 1 expected.")
-        self.control_variates, self.use_score, self.per, self.estimate = variates, score, per, estimate
+        self.control_variates: tuple[ControlVariate, ...] = variates
+        self.use_score: bool = score
+        self.per = per
+        self.estimate = estimate
         self.min_particles = 2 if estimate == "particles" else 1
-        self.averages = OptimalCoefficient(decay)
+        self.averages: OptimalCoefficient = OptimalCoefficient(decay)
 
     @classmethod
     def variants(cls) -> list[Estimator]:

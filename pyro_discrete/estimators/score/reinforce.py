@@ -27,7 +27,7 @@ class Reinforce(Estimator):
     name = "reinforce"
     summary = "score function without a control variate"
     reference = "Williams 1992"
-    also_known = ("score_function", "score", "likelihood_ratio", "sfe")
+    also_known: tuple[str, ...] = ("score_function", "score", "likelihood_ratio", "sfe")
 
     def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """`cost` `[1, K, *batch]`."""

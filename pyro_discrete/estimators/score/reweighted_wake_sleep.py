@@ -33,7 +33,7 @@ class ReweightedWakeSleep(Estimator):
     name = "reweighted_wake_sleep"
     summary = "on `TraceIWELBO`: the guide maximises log q of the weighted particles"
     reference = "Bornschein & Bengio 2015; Le et al. 2019"
-    also_known = ("rws", "wake_sleep")
+    also_known: tuple[str, ...] = ("rws", "wake_sleep")
     evaluations = "1 a particle, 2 or more particles"
     unbiased = False
     importance_weighted = True

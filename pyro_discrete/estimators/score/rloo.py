@@ -30,7 +30,7 @@ class RLOO(Estimator):
     name = "rloo"
     summary = "score function, leave-one-out mean of the other particles as baseline"
     reference = "Salimans & Knowles 2014; Kool et al. 2019"
-    also_known = ("loo", "leave_one_out", "reinforce_loo")
+    also_known: tuple[str, ...] = ("loo", "leave_one_out", "reinforce_loo")
     evaluations = "1 a particle, 2 or more particles"
     min_particles = 2
 

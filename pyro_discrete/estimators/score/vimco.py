@@ -41,7 +41,7 @@ class VIMCO(Estimator):
     name = "vimco"
     summary = "on `TraceIWELBO`: score function, the bound without the particle as its baseline"
     reference = "Mnih & Rezende 2016"
-    also_known = ("iwae", "importance_weighted")
+    also_known: tuple[str, ...] = ("iwae", "importance_weighted")
     evaluations = "1 a particle, 2 or more particles"
     importance_weighted = True
     min_inner = 2

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyro_discrete.control_variates.moments import second_moment
-from pyro_discrete.draws.schedules import Temperature, checked_temperature, temperature_at
+from pyro_discrete.draws.schedules import Schedule, Temperature, checked_temperature, temperature_at
 from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Draw, Estimator, ScoredDraw, SiteView, Surrogate
 from pyro_discrete.families import Need
@@ -55,9 +57,9 @@ class ConditionallyRelaxed(Estimator):
     def __init__(self, temperature: Temperature, learn: bool) -> None:
         super().__init__()
         given = checked_temperature(temperature, type(self).__name__)
-        self.schedule = given if callable(given) else None
+        self.schedule: Schedule | Callable[[Any], Any] | None = given if callable(given) else None
         if not callable(given):
-            self.log_temperature = nn.Parameter(torch.tensor(given).log(), requires_grad=learn)
+            self.log_temperature: nn.Parameter = nn.Parameter(torch.tensor(given).log(), requires_grad=learn)
         self.differentiates_costs = learn
 
     def temperature_at(self, step: Tensor | int) -> Tensor:

@@ -43,11 +43,11 @@ class DoubleCV(Estimator):
     name = "double_cv"
     summary = "leave-one-out, and the other particles' gradients as a second control variate"
     reference = "Titsias & Shi 2022"
-    also_known = ("double_control_variates", "dcv")
+    also_known: tuple[str, ...] = ("double_control_variates", "dcv")
     evaluations = "1 a particle, 2 or more particles"
-    families = RELAXABLE | {Family.STRUCTURE}
-    needs = frozenset({Need.MARGINALS, Need.LOG_MASS})
-    sloped = (0,)
+    families: frozenset[Family] = RELAXABLE | {Family.STRUCTURE}
+    needs: frozenset[Need] = frozenset({Need.MARGINALS, Need.LOG_MASS})
+    sloped: tuple[int, ...] = (0,)
     min_particles = 2
     auxiliary_adds_up = True
 
@@ -55,7 +55,7 @@ class DoubleCV(Estimator):
         super().__init__()
         if not -float("inf") < alpha < float("inf"):
             raise SettingError(f"DoubleCV: alpha={alpha} given, a finite number expected (-1 removes a linear cost).")
-        self.alpha = nn.Parameter(torch.tensor(float(alpha)), requires_grad=learn)
+        self.alpha: nn.Parameter = nn.Parameter(torch.tensor(float(alpha)), requires_grad=learn)
 
     @classmethod
     def variants(cls) -> list[Estimator]:

@@ -41,15 +41,15 @@ class MuProp(Estimator):
     summary = "score function less a first-order expansion about the mean, running mean of the residual as baseline"
     reference = "Gu et al. 2016"
     evaluations = "2"
-    families = RELAXABLE | {Family.STRUCTURE}
-    needs = frozenset({Need.MARGINALS, Need.LOG_MASS})
-    relaxed = (1,)
+    families: frozenset[Family] = RELAXABLE | {Family.STRUCTURE}
+    needs: frozenset[Need] = frozenset({Need.MARGINALS, Need.LOG_MASS})
+    relaxed: tuple[int, ...] = (1,)
 
     def __init__(self, decay: float = 0.9) -> None:
         super().__init__()
         if not 0 < decay < 1:
             raise SettingError(f"MuProp: decay={decay} given, a number between 0 and 1 expected.")
-        self.residuals = RunningMoments(decay)
+        self.residuals: RunningMoments = RunningMoments(decay)
 
     @property
     def rests_on_slopes(self) -> bool:

@@ -43,13 +43,13 @@ class REBAR(ConditionallyRelaxed):
     summary = "score function with a conditionally relaxed control variate"
     reference = "Tucker et al. 2017"
     evaluations = "3"
-    families = RELAXABLE | {Family.STRUCTURE}
-    needs = frozenset({Need.NOISE, Need.NOISE_GIVEN, Need.LOG_MASS})
-    relaxed = (1, 2)
+    families: frozenset[Family] = RELAXABLE | {Family.STRUCTURE}
+    needs: frozenset[Need] = frozenset({Need.NOISE, Need.NOISE_GIVEN, Need.LOG_MASS})
+    relaxed: tuple[int, ...] = (1, 2)
 
     def __init__(self, temperature: Temperature = 0.5, eta: float = 1.0, learn: bool = True) -> None:
         super().__init__(temperature, learn)
-        self.log_eta = nn.Parameter(positive_log(eta, "eta", "REBAR"), requires_grad=learn)
+        self.log_eta: nn.Parameter = nn.Parameter(positive_log(eta, "eta", "REBAR"), requires_grad=learn)
 
     @classmethod
     def variants(cls) -> list[Estimator]:

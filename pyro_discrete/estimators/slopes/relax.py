@@ -53,7 +53,7 @@ class RELAX(LearnedBaseline, ConditionallyRelaxed):
     summary = "score function with a learned control variate of a relaxed draw, around the relaxed cost or free of it"
     reference = "Grathwohl et al. 2018"
     evaluations = "3, as a black box 1"
-    families = RELAXABLE | {Family.STRUCTURE}
+    families: frozenset[Family] = RELAXABLE | {Family.STRUCTURE}
     needs = frozenset({Need.NOISE, Need.NOISE_GIVEN, Need.LOG_MASS})
     relaxed = (1, 2)
     reads_context = True
@@ -70,13 +70,16 @@ class RELAX(LearnedBaseline, ConditionallyRelaxed):
         input: str | Callable[..., Tensor] | None = None,
     ) -> None:
         super().__init__(temperature, learn)
-        self.black_box, self.input, self.learn = black_box, input, learn
+        self.black_box: bool = black_box
+        self.input: str | Callable[..., Tensor] | None = input
+        self.learn: bool = learn
         self.start_network(network is None or network, hidden)
         log_eta = positive_log(eta, "eta", "RELAX")
         if black_box:
-            self.relaxed, self.needs = (), self.needs - {Need.LOG_MASS}
+            self.relaxed: tuple[int, ...] = ()
+            self.needs: frozenset[Need] = self.needs - {Need.LOG_MASS}
         else:
-            self.log_eta = nn.Parameter(log_eta, requires_grad=learn)
+            self.log_eta: nn.Parameter = nn.Parameter(log_eta, requires_grad=learn)
         self._numbers = 0
 
     @classmethod

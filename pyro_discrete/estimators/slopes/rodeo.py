@@ -50,10 +50,10 @@ class RODEO(Estimator):
     name = "rodeo"
     summary = "leave-one-out, and learned control variates by a discrete Stein operator"
     reference = "Shi et al. 2022"
-    also_known = ("stein",)
+    also_known: tuple[str, ...] = ("stein",)
     evaluations = "1 a particle, 2 or more particles"
-    families = frozenset({Family.BERNOULLI})
-    sloped = (0,)
+    families: frozenset[Family] = frozenset({Family.BERNOULLI})
+    sloped: tuple[int, ...] = (0,)
     min_particles = 2
     auxiliary_adds_up = True
 
@@ -69,9 +69,12 @@ class RODEO(Estimator):
             uniform = 2 * torch.rand(shape, generator=generator) - 1
             return nn.Parameter(uniform / math.sqrt(inputs), requires_grad=learn)
 
-        self.alpha, self.beta = (nn.Parameter(torch.tensor(float(c)), requires_grad=learn) for c in (alpha, beta))
-        self.inner, self.inner_bias = start(hidden, 2, inputs=2), start(hidden, inputs=2)
-        self.outer, self.outer_bias = start(2, hidden, inputs=hidden), start(2, inputs=hidden)
+        self.alpha: nn.Parameter = nn.Parameter(torch.tensor(float(alpha)), requires_grad=learn)
+        self.beta: nn.Parameter = nn.Parameter(torch.tensor(float(beta)), requires_grad=learn)
+        self.inner: nn.Parameter = start(hidden, 2, inputs=2)
+        self.inner_bias: nn.Parameter = start(hidden, inputs=2)
+        self.outer: nn.Parameter = start(2, hidden, inputs=hidden)
+        self.outer_bias: nn.Parameter = start(2, inputs=hidden)
         self.learn = learn
 
     @classmethod

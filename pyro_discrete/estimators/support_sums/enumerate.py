@@ -60,11 +60,11 @@ class Enumerate(Estimator):
     name = "enumerate"
     summary = "exact sum over the support"
     reference = "Titsias & Lázaro-Gredilla 2015; Obermeyer et al. 2019"
-    also_known = ("exact", "marginalise", "marginalize", "sum_out", "parallel", "sequential")
+    also_known: tuple[str, ...] = ("exact", "marginalise", "marginalize", "sum_out", "parallel", "sequential")
     evaluations = "all values, at once"
     separable = True
     families = FINITE
-    needs = frozenset({Need.SUPPORT})
+    needs: frozenset[Need] = frozenset({Need.SUPPORT})
 
     def __init__(
         self, max_elements: int = 2**27, max_operations: int = 2**34, product: str = "", max_rows: int = 4096
@@ -76,7 +76,9 @@ class Enumerate(Estimator):
                 raise SettingError(f"Enumerate: {name}={value} given, a positive number expected.")
         if not isinstance(product, str):
             raise SettingError(f"Enumerate: product={product!r} given, the name of a product expected.")
-        self.max_elements, self.max_operations, self.product = max_elements, max_operations, product
+        self.max_elements: int = max_elements
+        self.max_operations: int = max_operations
+        self.product: str = product
         self.max_rows = max_rows
 
     def rows(self, site: SiteView) -> int:

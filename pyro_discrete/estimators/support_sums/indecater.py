@@ -45,9 +45,9 @@ class IndeCateR(Estimator):
     name = "indecater"
     summary = "each element of a factorised event summed out, given one draw of the others"
     reference = "De Smet et al. 2023"
-    also_known = ("local_expectation", "legrad")
+    also_known: tuple[str, ...] = ("local_expectation", "legrad")
     evaluations = "1 + elements x (values - 1)"
-    families = frozenset({Family.BERNOULLI, Family.CATEGORICAL, Family.ONE_HOT})
+    families: frozenset[Family] = frozenset({Family.BERNOULLI, Family.CATEGORICAL, Family.ONE_HOT})
     separable = True
 
     def __init__(self, max_rows: int = 4096) -> None:

@@ -47,10 +47,10 @@ class SumAndSample(Estimator):
     name = "sum_and_sample"
     summary = "exact over the k most likely values, sampled over the rest"
     reference = "Liu et al. 2019"
-    also_known = ("sum_sample",)
+    also_known: tuple[str, ...] = ("sum_sample",)
     evaluations = "k + 1"
     families = FINITE
-    needs = frozenset({Need.SUPPORT})
+    needs: frozenset[Need] = frozenset({Need.SUPPORT})
     separable = True
 
     def __init__(self, k: int = 2, baseline: bool = True, max_support: int = 2**16, max_rows: int = 4096) -> None:
@@ -64,7 +64,9 @@ class SumAndSample(Estimator):
                 f"SumAndSample: max_rows={shown(max_rows)} given, at least 2 expected (a draw and another value)."
             )
         self.max_rows = max_rows
-        self.k, self.baseline, self.max_support = k, baseline, max_support
+        self.k: int = k
+        self.baseline: bool = baseline
+        self.max_support: int = max_support
 
     @classmethod
     def variants(cls) -> list[Estimator]:

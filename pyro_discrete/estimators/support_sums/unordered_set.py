@@ -54,10 +54,10 @@ class UnorderedSet(Estimator):
     name = "unordered_set"
     summary = "k draws without replacement, with a built-in baseline"
     reference = "Kool et al. 2020"
-    also_known = ("without_replacement", "us")
+    also_known: tuple[str, ...] = ("without_replacement", "us")
     evaluations = "k"
     families = FINITE
-    needs = frozenset({Need.SUPPORT})
+    needs: frozenset[Need] = frozenset({Need.SUPPORT})
     separable = True
 
     def __init__(self, k: int = 4, baseline: bool = True, max_support: int = 2**16, max_rows: int = 4096) -> None:
@@ -71,7 +71,9 @@ class UnorderedSet(Estimator):
                 f"UnorderedSet: max_rows={shown(max_rows)} given, at least 2 expected (a draw and another value)."
             )
         self.max_rows = max_rows
-        self.k, self.baseline, self.max_support = k, baseline, max_support
+        self.k: int = k
+        self.baseline: bool = baseline
+        self.max_support: int = max_support
 
     @classmethod
     def variants(cls) -> list[Estimator]:
