@@ -55,7 +55,7 @@ from pyro_discrete.programs.sites import (
 )
 from pyro_discrete.sums.components import SumCost
 from pyro_discrete.sums.counts import Counts, MoreTermsError
-from pyro_discrete.sums.enumerated_sites import BUDGET, IN_GUIDE, NOT_IN_GUIDE, Marginalise
+from pyro_discrete.sums.enumerated_sites import BUDGET, IN_GUIDE, NOT_IN_GUIDE, Marginalise, PairsError
 from pyro_discrete.sums.marginalisation import collapsed, settle, summed_one_by_one, why_not_at_once_here
 
 __all__ = [
@@ -94,9 +94,11 @@ def collapse(model: Program, *, max_elements: int = 2**27, max_operations: int =
       values, each as likely, which is its term, too; the factor makes up for the difference.
     - Structures (rankings, subsets, matchings, chains, trees) are summed over the list of their values, of up to 2^20.
       Larger ones whose law is linear in their parts (`KSubset`, `GibbsMatching`, `LinearChain`, the trees) go by their
-      partition function, if each term that reads one reads a single place of its value (`z[..., i]`), or place by place
-      (`Normal(table[z], 1.0).to_event(1)`). That is followed through every run, operation by operation; what is not
-      known to add up so is refused.
+      partition function, if each term that reads one adds up over the places of its value: of a single place
+      (`z[..., i]`), place by place (`Normal(table[z], 1.0).to_event(1)`), or a sum
+      (`pyro.factor("f", (weights * z).sum(-1))`, also differences, multiples and matrix products). Of a `LinearChain` a
+      place and the next one may be read together (`table[z[..., :-1], z[..., 1:]]`). That is followed through every
+      run, operation by operation; what is not known to add up so is refused.
     - A program that cannot be given all values at once (that reads a discrete draw by `.item()`, or branches on it) is
       run for one joint value after another; `plan`, after the first call, says so.
 
@@ -133,7 +135,8 @@ class CollapsedPlan:
     - `one_by_one`: why there is a run for each joint value, if there is.
     - `cost`: of the sums. `batch_dims`: how many dims of plates there are. `given`: sites that are not summed over.
       `computed`: deterministic sites with the shapes that they have at single values. `counts`: how far sums over
-      counts go. `by_parts`: the structures that are summed by their partition function.
+      counts go. `by_parts`: the structures that are summed by their partition function, with the number of consecutive
+      places that terms read together.
       `decided_by`: the draws that Python sees, so that other ones may take another branch: sums at once are tried anew
       in every run then.
     """
@@ -146,7 +149,7 @@ class CollapsedPlan:
     given: frozenset[str] = frozenset()
     computed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
-    by_parts: frozenset[str] = frozenset()
+    by_parts: Mapping[str, int] = field(default_factory=dict)
     decided_by: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
@@ -156,7 +159,8 @@ class CollapsedPlan:
         singly = f"; one joint value after another ({self.one_by_one})" if self.one_by_one else ""
         tops = {n: top for n, top in self.counts.tops.items() if n in self.sites}
         ends = "".join(f"; {n} up to {top}" for n, top in tops.items())
-        parts = f"; {', '.join(sorted(self.by_parts))} by the partition function" if self.by_parts else ""
+        by_parts = [f"{n} (of pairs of places)" if w > 1 else n for n, w in sorted(self.by_parts.items())]
+        parts = f"; {', '.join(by_parts)} by the partition function" if by_parts else ""
         return f"{len(self.sites)} site(s) summed out ({listed}): {self.cost}{singly}{ends}{parts}"
 
 
@@ -275,6 +279,10 @@ class Collapsed:
                 return _unshown(scored, members, shown_run)
             except MoreTermsError:
                 run = None
+            except PairsError as error:  # of a branch that the trial has not taken
+                if plan.by_parts[error.site] > 1:
+                    raise
+                run, plan = None, replace(plan, by_parts={**plan.by_parts, error.site: 2})
 
     def _pair(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Pair, Collection[str]]:
         """The model, and a guide that draws what is not summed out; and the names that handlers around give values."""

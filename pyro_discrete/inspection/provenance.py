@@ -356,6 +356,9 @@ class Provenance:
     def one_hot(self, index: Tensor, result: Tensor) -> None:
         """Note what `one_hot` made of integers."""
 
+    def called(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
+        """Note what a function of torch's gave, as the program calls it: many operations of the dispatcher, or none."""
+
     def _may_be_read(self, read: Sequence[Tensor]) -> bool:
         return self.reading_allowed or (bool(read) and all(self._key(t) in self._constants for t in read))
 
@@ -394,7 +397,9 @@ class _Exits(TorchFunctionMode):
                 self.provenance.left(tree_leaves((args, kwargs)), "the program takes gradients itself")
         elif func is torch.nn.functional.one_hot and classes_stated(args, kwargs) >= 0:
             return self._reading(func, args, kwargs)  # it compares the indices with their number, and no more
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        self.provenance.called(func, args, kwargs, result)
+        return result
 
     def _reading(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.provenance.reading_allowed = True

@@ -424,6 +424,46 @@ def test_a_posterior_of_two_parameters_with_an_ordered_prior_against_quadrature(
         assert found.std().item() == pytest.approx(spread.item(), rel=0.25)
 
 
+def zero_inflated(x):
+    rate = pyro.sample("rate", dist.Gamma(2.0, 0.5))
+    with pyro.plate("data", len(x)):
+        n = pyro.sample("n", dist.ZeroInflatedPoisson(rate, gate=torch.tensor(0.35)))
+        pyro.sample("x", dist.Normal(n, 0.4), obs=x)
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+def test_zero_inflated_counts_inside_nuts_against_quadrature():
+    """Mean, spread and quartiles of the rate, over 600 draws.
+
+    Errors are five standard ones of an effective sample of a quarter of the draws, which it is tested to be: 6e-7 by
+    chance for each of the two means (a share is one), so that a right program fails in one of a million seeds.
+    """
+    x = torch.tensor([0.2, -0.1, 3.4, 2.1, 0.3, 5.2, 0.1, 2.8, 3.9, -0.3])
+    grid = torch.linspace(0.005, 20.0, 4000, dtype=torch.double)
+    n = torch.arange(60.0, dtype=torch.double)[:, None]
+    prior = (0.65 * dist.Poisson(grid).log_prob(n).exp() + 0.35 * (n == 0)).log()  # [counts, grid]
+    each = (prior[..., None] + dist.Normal(n[..., None], 0.4).log_prob(x.double())).logsumexp(0)
+    joint = dist.Gamma(2.0, 0.5).log_prob(grid) + each.sum(-1)
+    collapsed = collapse(zero_inflated)
+    for at in (100, 700, 2500):
+        found = total(traced(poutine.condition(collapsed, {"rate": grid[at].float()}), x))
+        assert found == pytest.approx(joint[at].item(), rel=1e-5)
+    weights = joint.softmax(0)
+    mean = (weights * grid).sum()
+    spread = ((weights * (grid - mean).square()).sum()).sqrt()
+    pyro.set_rng_seed(0)
+    mcmc = MCMC(NUTS(collapsed), num_samples=600, warmup_steps=150, disable_progbar=True)
+    mcmc.run(x)
+    draws = mcmc.get_samples()["rate"].double()
+    assert mcmc.diagnostics()["rate"]["n_eff"] > 150
+    error = 5 / 150**0.5
+    assert draws.mean().item() == pytest.approx(mean.item(), abs=error * spread.item())
+    for share in (0.25, 0.5, 0.75):
+        quartile = grid[(weights.cumsum(0) < share).sum()]
+        assert (draws < quartile).double().mean().item() == pytest.approx(share, abs=error * (share - share**2) ** 0.5)
+
+
 # --------------------------------------------------------------------------------------------------- bad input
 
 
