@@ -39,7 +39,7 @@ from pyro_discrete.errors import (
 )
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
-from pyro_discrete.inspection.decisions import WhatDecides, decided_by, decisions, draws_among
+from pyro_discrete.inspection.decisions import WhatDecides, decided_at_once, decided_by, decisions, draws_among
 from pyro_discrete.inspection.trial import check_batch_dims, check_data, plain_trial
 from pyro_discrete.programs.dims import subsampling_scale
 from pyro_discrete.programs.module_state import kept_state
@@ -50,7 +50,6 @@ from pyro_discrete.programs.sites import (
     is_latent,
     joint_support,
     sample_sites,
-    summed_by_parts,
     weighed_log_prob,
 )
 from pyro_discrete.sums.components import SumCost
@@ -209,6 +208,8 @@ class Collapsed:
         self._last = plan
         if not plan.sites:
             return self.model(*args, **kwargs)
+        if torch._C._get_tracing_state() is not None:
+            _refuse_traced(plan)
         shown_run = _Run(plan, self.settings)
         try:
             result = shown_run.of(self.model, args, kwargs)
@@ -299,7 +300,7 @@ class Collapsed:
     def _planned(self, key: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CollapsedPlan:
         """Look at the program: what is observed, what is to be summed out, and in which way it can be."""
         counts = Counts(steady=False)
-        with _unseen(), on_trial(), kept_state(self.model), torch.enable_grad():
+        with _untraced(), _unseen(), on_trial(), kept_state(self.model), torch.enable_grad():
             pair, given = self._pair(args, kwargs)
             decides = WhatDecides(pair, decided_by(pair, given), [self.model])  # what counts read of rates is no branch
             seen = decides.seen
@@ -311,8 +312,6 @@ class Collapsed:
             elif not any(m["is_observed"] for m in sites.values()):
                 plan = CollapsedPlan(reason="nothing is observed")
             else:
-                if torch._C._get_tracing_state() is not None:
-                    _refuse_traced({n: sites[n]["fn"] for n in discrete})
                 counts.drawn = {n for n in sites if n not in discrete}
                 pair = replace(pair, model=counts.in_model(pair.model))
                 trial = plain_trial(pair)
@@ -320,6 +319,11 @@ class Collapsed:
                 check_batch_dims(trial)
                 trial = trial.at_generic_numbers(pair, Pair(self.model, self.model, args, kwargs), seen)
                 sums = settle(pair, trial, dict.fromkeys(discrete, self.settings), MOST_RUNS)
+                draws, own = draws_among(seen), frozenset(discrete)
+                if draws and not sums.one_by_one:
+                    settings = dict.fromkeys(discrete, self.settings)
+                    values = Marginalise(counts.drawn, settings, trial.batch_dims, rows=False, by_parts=sums.by_parts)
+                    draws = decided_at_once(self._pair(args, kwargs)[0], values, own, given)
                 plan = CollapsedPlan(
                     tuple(discrete),
                     one_by_one=sums.one_by_one,
@@ -329,7 +333,7 @@ class Collapsed:
                     computed=_shapes_of_computed(trace),
                     counts=counts,
                     by_parts=sums.by_parts,
-                    decided_by=draws_among(seen),
+                    decided_by=draws - own,
                 )
         if len(self._plans) >= MOST_PLANS or len(self._branch_of) >= MOST_CALLS:
             for known in (self._plans, self._decides, self._branch_of):
@@ -373,14 +377,16 @@ def _worded() -> Iterator[None]:
         raise
 
 
-def _refuse_traced(fns: Mapping[str, Any]) -> None:
-    """Raise `EnumerationError` for structures that are summed by their partition function in a traced program."""
-    for name, fn in fns.items():
-        if summed_by_parts(fn) is not None:
-            raise EnumerationError(
-                f"Site {name!r} is summed by its partition function, and what reads it is looked at in every run, "
-                "which a traced program (as of jit_compile=True) cannot do. Do without."
-            )
+def _refuse_traced(plan: CollapsedPlan) -> None:
+    """Raise `EnumerationError` for what cannot be had of a traced program, whose operations are those of one run."""
+    reason = ""
+    if plan.decided_by:
+        reason = f"The program decides by its draws of {', '.join(sorted(plan.decided_by))}, anew in every run"
+    elif plan.by_parts:
+        name = min(plan.by_parts)
+        reason = f"Site {name!r} is summed by its partition function, and what reads it is looked at in every run"
+    if reason:
+        raise EnumerationError(f"{reason}, which a traced program (as of jit_compile=True) cannot do. Do without.")
 
 
 def _label(sites: Sequence[str]) -> str:
@@ -402,6 +408,19 @@ def _unseen() -> Iterator[None]:
     """Runs within are seen by no handler around, but those that say what sites are."""
     with block_messengers(lambda handler: not isinstance(handler, HEARD)):
         yield
+
+
+@contextmanager
+def _untraced() -> Iterator[None]:
+    """What runs inside is in no program that is being traced (as of jit_compile=True)."""
+    state = torch._C._get_tracing_state()
+    if state is not None:
+        torch._C._set_tracing_state(None)
+    try:
+        yield
+    finally:
+        if state is not None:
+            torch._C._set_tracing_state(state)
 
 
 def _kind(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
