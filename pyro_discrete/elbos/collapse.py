@@ -380,11 +380,11 @@ def _worded() -> Iterator[None]:
 def _refuse_traced(plan: CollapsedPlan) -> None:
     """Raise `EnumerationError` for what cannot be had of a traced program, whose operations are those of one run."""
     reason = ""
-    if plan.decided_by:
-        reason = f"The program decides by its draws of {', '.join(sorted(plan.decided_by))}, anew in every run"
-    elif plan.by_parts:
+    if plan.by_parts:
         name = min(plan.by_parts)
         reason = f"Site {name!r} is summed by its partition function, and what reads it is looked at in every run"
+    elif plan.decided_by:
+        reason = f"The program decides by its draws of {', '.join(sorted(plan.decided_by))}, anew in every run"
     if reason:
         raise EnumerationError(f"{reason}, which a traced program (as of jit_compile=True) cannot do. Do without.")
 

@@ -388,7 +388,7 @@ class _Exits(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if self.provenance.quiet:
+        if self.provenance.quiet or (name in _LEAVES and _asked_here()):
             return func(*args, **kwargs)
         if name in _LEAVES or name == "__reduce_ex__":
             self.provenance.left(args, f"a tensor leaves torch (.{name})")
@@ -453,6 +453,14 @@ def read_by_the_program() -> bool:
     return not next((f for f in files_called_from() if not f.startswith(_PASSAGES)), _LIBRARIES[0]).startswith(
         _LIBRARIES
     )
+
+
+def _asked_here() -> bool:
+    """Whether another `Provenance`, inside of this one, asks where a tensor is stored."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name == "__torch_function__":
+        frame = frame.f_back
+    return frame is not None and frame.f_code in (Provenance._key.__code__, Provenance._add.__code__)
 
 
 def _place() -> str:
