@@ -323,7 +323,9 @@ class Collapsed:
                 if draws and not sums.one_by_one:
                     settings = dict.fromkeys(discrete, self.settings)
                     values = Marginalise(counts.drawn, settings, trial.batch_dims, rows=False, by_parts=sums.by_parts)
-                    draws = decided_at_once(self._pair(args, kwargs)[0], values, own, given)
+                    plain = self._pair(args, kwargs)[0]
+                    draws = decided_at_once(plain, values, own, given)
+                    decides = WhatDecides(plain, (seen - draws_among(seen)) | draws, [self.model])
                 plan = CollapsedPlan(
                     tuple(discrete),
                     one_by_one=sums.one_by_one,

@@ -13,7 +13,7 @@ from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.registry import AUTO
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
-from pyro_discrete.inspection.decisions import decided_at_once, draws_among
+from pyro_discrete.inspection.decisions import draws_among
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies, why_joined
 from pyro_discrete.inspection.enumerability import joined_elements, joined_plates, marked_trial
 from pyro_discrete.inspection.trial import (
@@ -68,7 +68,7 @@ from pyro_discrete.programs.sites import (
     why_not_enumerable,
 )
 from pyro_discrete.sums.counts import Counts
-from pyro_discrete.sums.enumerated_sites import BudgetError, Marginalise, check_table, refuse_unguided
+from pyro_discrete.sums.enumerated_sites import BudgetError, check_table, refuse_unguided
 from pyro_discrete.sums.marginalisation import (
     NoLeadingDimsError,
     Summed,
@@ -167,10 +167,6 @@ def make_plan(
     known = (wiring.of(given) if wanted else UNKNOWN).sharing(joined)
     sums = settle(pair, trial, settings, singly=singly) if marginal else Summed()
     in_branches = bool(marginal and sites and not sums.one_by_one and draws_among(seen))
-    if in_branches:
-        drawn, own = latent_sites(trial.guide_trace), [s.name for s in marginal]
-        values = Marginalise(drawn, settings, trial.batch_dims, rows=False, by_parts=sums.by_parts)
-        in_branches = bool(decided_at_once(given, values, own))
     marginals = Marginals()
     if marginal:
         marginals = Marginals(settings, sums.cost, sums.one_by_one, sums.by_parts, in_branches)

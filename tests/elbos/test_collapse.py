@@ -531,19 +531,34 @@ def test_what_is_judged_in_every_run_cannot_be_traced(program, words):
 
 
 def test_reading_a_single_discrete_draw_is_no_branch(monkeypatch):
-    """A chain by `move[z]`, run with all values at once, is not tried anew in every run; not under an ELBO either."""
+    """A chain by `move[z]`, run with all values at once, is not tried anew in every run; data still decide."""
 
     def tried(*args):
         raise AssertionError("tried anew")
 
     monkeypatch.setattr("pyro_discrete.elbos.collapse.why_not_at_once_here", tried)
-    monkeypatch.setattr("pyro_discrete.steps.run.why_not_at_once_here", tried)
     collapsed, move = collapse(unknown_moves), torch.tensor([[0.6, 0.4], [0.3, 0.7]])
     found = total(traced(poutine.condition(collapsed, {"move": move}), X))
     assert not collapsed.plan.decided_by
-    elbo = TraceELBO()
-    loss = elbo.loss_and_grads(unknown_moves, lambda x: pyro.sample("move", dist.Delta(move, event_dim=2)), X)
+    loss = TraceELBO().loss(unknown_moves, lambda x: pyro.sample("move", dist.Delta(move, event_dim=2)), X)
     assert loss == pytest.approx(-found, rel=1e-5)
+
+    def by_data(x):
+        move = pyro.sample("move", dist.Dirichlet(torch.ones(2, 2)).to_event(1))
+        z = pyro.sample("z", dist.Categorical(move[0]))
+        w = pyro.sample("w", dist.Categorical(move[z]))
+        pyro.sample("x", dist.Normal(2.0 * w, 1.0), obs=x)
+        if x > 0:
+            pyro.sample("y", dist.Normal(3.0 * w, 1.0), obs=x)
+
+    collapsed = collapse(by_data)
+    for x in (torch.tensor(-0.5), torch.tensor(1.5), torch.tensor(-0.7)):
+        found = traced(poutine.condition(collapsed, {"move": move}), x)
+        w = torch.arange(2.0)
+        each = (move[0] @ move).log() + dist.Normal(2.0 * w, 1.0).log_prob(x)
+        each = each + (dist.Normal(3.0 * w, 1.0).log_prob(x) if x > 0 else 0.0)
+        right = dist.Dirichlet(torch.ones(2, 2)).log_prob(move).sum() + each.logsumexp(0)
+        assert total(found) == pytest.approx(right.item(), rel=1e-5)
 
 
 # --------------------------------------------------------------------------------------------------- bad input
