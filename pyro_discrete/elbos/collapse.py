@@ -417,12 +417,12 @@ def _untraced() -> Iterator[None]:
     """What runs inside is in no program that is being traced (as of jit_compile=True)."""
     state = torch._C._get_tracing_state()
     if state is not None:
-        torch._C._set_tracing_state(None)
+        torch._C._set_tracing_state(None)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
         if state is not None:
-            torch._C._set_tracing_state(state)
+            torch._C._set_tracing_state(state)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _kind(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
