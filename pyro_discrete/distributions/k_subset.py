@@ -66,7 +66,7 @@ class KSubset(PathStructure):
     @property
     def n(self) -> int:
         """The number of items."""
-        return self.logits.shape[-1]
+        return int(self.logits.shape[-1])  # a traced program's sizes are tensors
 
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self) -> Subsets:

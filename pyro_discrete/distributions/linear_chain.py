@@ -118,6 +118,9 @@ class LinearChain(PathStructure):
         logits = self.logits + weights.unsqueeze(-2)  # to each state, from wherever
         return self.like(logits), logits.new_zeros(logits.shape[:-3])
 
+    def weighted_pairs(self, weights: Tensor) -> LinearChain:
+        return self.like(self.logits + F.pad(weights, (0, 0, 0, 0, 1, 0)))
+
     def _make_tables(self, logits: Tensor) -> tuple[Tensor, ...]:
         """log Z, log-probabilities of the first state `[*batch, S]`, and of each given the last `[*batch, T-1, S, S]`.
 

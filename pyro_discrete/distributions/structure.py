@@ -216,6 +216,15 @@ class Structure(TorchDistribution):
         """
         raise self._lacks("sums with weights of places and numbers")
 
+    def weighted_pairs(self, weights: Tensor) -> GibbsStructure:
+        """The same values, each as much more probable as the pairs of numbers at its consecutive places weigh.
+
+        - `weights` `[*batch, places - 1, numbers, numbers]`: of the number at a place, and of that at the next one.
+
+        Chains have it, whose parts such pairs are. What is lost or gained of the sum is in `log_partition`.
+        """
+        raise self._lacks("sums with weights of pairs of numbers")
+
     def argmax(self, scores: Tensor) -> Tensor:
         """The value of the largest total of scores, which are like the logits."""
         raise self._lacks("best value that can be found")

@@ -39,7 +39,7 @@ from pyro_discrete.errors import (
 )
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
-from pyro_discrete.inspection.decisions import WhatDecides, decided_by, decisions, draws_among
+from pyro_discrete.inspection.decisions import WhatDecides, decided_at_once, decided_by, decisions, draws_among
 from pyro_discrete.inspection.trial import check_batch_dims, check_data, plain_trial
 from pyro_discrete.programs.dims import subsampling_scale
 from pyro_discrete.programs.module_state import kept_state
@@ -50,12 +50,11 @@ from pyro_discrete.programs.sites import (
     is_latent,
     joint_support,
     sample_sites,
-    summed_by_parts,
     weighed_log_prob,
 )
 from pyro_discrete.sums.components import SumCost
 from pyro_discrete.sums.counts import Counts, MoreTermsError
-from pyro_discrete.sums.enumerated_sites import BUDGET, IN_GUIDE, NOT_IN_GUIDE, Marginalise
+from pyro_discrete.sums.enumerated_sites import BUDGET, IN_GUIDE, NOT_IN_GUIDE, Marginalise, PairsError
 from pyro_discrete.sums.marginalisation import collapsed, settle, summed_one_by_one, why_not_at_once_here
 
 __all__ = [
@@ -94,9 +93,11 @@ def collapse(model: Program, *, max_elements: int = 2**27, max_operations: int =
       values, each as likely, which is its term, too; the factor makes up for the difference.
     - Structures (rankings, subsets, matchings, chains, trees) are summed over the list of their values, of up to 2^20.
       Larger ones whose law is linear in their parts (`KSubset`, `GibbsMatching`, `LinearChain`, the trees) go by their
-      partition function, if each term that reads one reads a single place of its value (`z[..., i]`), or place by place
-      (`Normal(table[z], 1.0).to_event(1)`). That is followed through every run, operation by operation; what is not
-      known to add up so is refused.
+      partition function, if each term that reads one adds up over the places of its value: of a single place
+      (`z[..., i]`), place by place (`Normal(table[z], 1.0).to_event(1)`), or a sum
+      (`pyro.factor("f", (weights * z).sum(-1))`, also differences, multiples and matrix products). Of a `LinearChain` a
+      place and the next one may be read together (`table[z[..., :-1], z[..., 1:]]`). That is followed through every
+      run, operation by operation; what is not known to add up so is refused.
     - A program that cannot be given all values at once (that reads a discrete draw by `.item()`, or branches on it) is
       run for one joint value after another; `plan`, after the first call, says so.
 
@@ -133,7 +134,8 @@ class CollapsedPlan:
     - `one_by_one`: why there is a run for each joint value, if there is.
     - `cost`: of the sums. `batch_dims`: how many dims of plates there are. `given`: sites that are not summed over.
       `computed`: deterministic sites with the shapes that they have at single values. `counts`: how far sums over
-      counts go. `by_parts`: the structures that are summed by their partition function.
+      counts go. `by_parts`: the structures that are summed by their partition function, with the number of consecutive
+      places that terms read together.
       `decided_by`: the draws that Python sees, so that other ones may take another branch: sums at once are tried anew
       in every run then.
     """
@@ -146,7 +148,7 @@ class CollapsedPlan:
     given: frozenset[str] = frozenset()
     computed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
-    by_parts: frozenset[str] = frozenset()
+    by_parts: Mapping[str, int] = field(default_factory=dict)
     decided_by: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
@@ -156,7 +158,8 @@ class CollapsedPlan:
         singly = f"; one joint value after another ({self.one_by_one})" if self.one_by_one else ""
         tops = {n: top for n, top in self.counts.tops.items() if n in self.sites}
         ends = "".join(f"; {n} up to {top}" for n, top in tops.items())
-        parts = f"; {', '.join(sorted(self.by_parts))} by the partition function" if self.by_parts else ""
+        by_parts = [f"{n} (of pairs of places)" if w > 1 else n for n, w in sorted(self.by_parts.items())]
+        parts = f"; {', '.join(by_parts)} by the partition function" if by_parts else ""
         return f"{len(self.sites)} site(s) summed out ({listed}): {self.cost}{singly}{ends}{parts}"
 
 
@@ -206,6 +209,8 @@ class Collapsed:
         self._last = plan
         if not plan.sites:
             return self.model(*args, **kwargs)
+        if torch._C._get_tracing_state() is not None:
+            _refuse_traced(plan)
         shown_run = _Run(plan, self.settings)
         try:
             result = shown_run.of(self.model, args, kwargs)
@@ -276,6 +281,10 @@ class Collapsed:
                 return _unshown(scored, members, shown_run)
             except MoreTermsError:
                 run = None
+            except PairsError as error:  # of a branch that the trial has not taken
+                if plan.by_parts[error.site] > 1:
+                    raise
+                run, plan = None, replace(plan, by_parts={**plan.by_parts, error.site: 2})
 
     def _pair(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Pair, Collection[str]]:
         """The model, and a guide that draws what is not summed out; and the names that handlers around give values."""
@@ -292,7 +301,7 @@ class Collapsed:
     def _planned(self, key: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CollapsedPlan:
         """Look at the program: what is observed, what is to be summed out, and in which way it can be."""
         counts = Counts(steady=False)
-        with _unseen(), on_trial(), kept_state(self.model), torch.enable_grad():
+        with _untraced(), _unseen(), on_trial(), kept_state(self.model), torch.enable_grad():
             pair, given = self._pair(args, kwargs)
             decides = WhatDecides(pair, decided_by(pair, given), [self.model])  # what counts read of rates is no branch
             seen = decides.seen
@@ -304,8 +313,6 @@ class Collapsed:
             elif not any(m["is_observed"] for m in sites.values()):
                 plan = CollapsedPlan(reason="nothing is observed")
             else:
-                if torch._C._get_tracing_state() is not None:
-                    _refuse_traced({n: sites[n]["fn"] for n in discrete})
                 counts.drawn = {n for n in sites if n not in discrete}
                 pair = replace(pair, model=counts.in_model(pair.model))
                 trial = plain_trial(pair)
@@ -313,6 +320,13 @@ class Collapsed:
                 check_batch_dims(trial)
                 trial = trial.at_generic_numbers(pair, Pair(self.model, self.model, args, kwargs), seen)
                 sums = settle(pair, trial, dict.fromkeys(discrete, self.settings), MOST_RUNS)
+                draws, own = draws_among(seen), frozenset(discrete)
+                if draws and not sums.one_by_one:
+                    settings = dict.fromkeys(discrete, self.settings)
+                    values = Marginalise(counts.drawn, settings, trial.batch_dims, rows=False, by_parts=sums.by_parts)
+                    plain = self._pair(args, kwargs)[0]
+                    draws = decided_at_once(plain, values, own, given)
+                    decides = WhatDecides(plain, (seen - draws_among(seen)) | draws, [self.model])
                 plan = CollapsedPlan(
                     tuple(discrete),
                     one_by_one=sums.one_by_one,
@@ -322,7 +336,7 @@ class Collapsed:
                     computed=_shapes_of_computed(trace),
                     counts=counts,
                     by_parts=sums.by_parts,
-                    decided_by=draws_among(seen),
+                    decided_by=draws - own,
                 )
         if len(self._plans) >= MOST_PLANS or len(self._branch_of) >= MOST_CALLS:
             for known in (self._plans, self._decides, self._branch_of):
@@ -366,14 +380,16 @@ def _worded() -> Iterator[None]:
         raise
 
 
-def _refuse_traced(fns: Mapping[str, Any]) -> None:
-    """Raise `EnumerationError` for structures that are summed by their partition function in a traced program."""
-    for name, fn in fns.items():
-        if summed_by_parts(fn) is not None:
-            raise EnumerationError(
-                f"Site {name!r} is summed by its partition function, and what reads it is looked at in every run, "
-                "which a traced program (as of jit_compile=True) cannot do. Do without."
-            )
+def _refuse_traced(plan: CollapsedPlan) -> None:
+    """Raise `EnumerationError` for what cannot be had of a traced program, whose operations are those of one run."""
+    reason = ""
+    if plan.by_parts:
+        name = min(plan.by_parts)
+        reason = f"Site {name!r} is summed by its partition function, and what reads it is looked at in every run"
+    elif plan.decided_by:
+        reason = f"The program decides by its draws of {', '.join(sorted(plan.decided_by))}, anew in every run"
+    if reason:
+        raise EnumerationError(f"{reason}, which a traced program (as of jit_compile=True) cannot do. Do without.")
 
 
 def _label(sites: Sequence[str]) -> str:
@@ -395,6 +411,19 @@ def _unseen() -> Iterator[None]:
     """Runs within are seen by no handler around, but those that say what sites are."""
     with block_messengers(lambda handler: not isinstance(handler, HEARD)):
         yield
+
+
+@contextmanager
+def _untraced() -> Iterator[None]:
+    """What runs inside is in no program that is being traced (as of jit_compile=True)."""
+    state = torch._C._get_tracing_state()
+    if state is not None:
+        torch._C._set_tracing_state(None)  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        if state is not None:
+            torch._C._set_tracing_state(state)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _kind(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -24,10 +24,10 @@ from pyro_discrete.inspection.dependencies import MarkDraws
 from pyro_discrete.inspection.provenance import ARGUMENTS, FLOATS, HELD, Provenance
 from pyro_discrete.inspection.wiring import without_floats
 from pyro_discrete.programs.module_state import kept_state
-from pyro_discrete.programs.pair import KeepSubsamples, Pair, SiteMessenger, on_trial, trace_pair
+from pyro_discrete.programs.pair import Around, KeepSubsamples, Pair, SiteMessenger, on_trial, trace_pair
 from pyro_discrete.programs.python_state import PythonState, SameObject, UnknownStateError, described
 
-__all__ = ["WhatDecides", "contents", "decided_by", "decisions", "draws_among", "noted"]
+__all__ = ["WhatDecides", "contents", "decided_at_once", "decided_by", "decisions", "draws_among", "noted"]
 
 UNFOLLOWED = "a run that could not be followed"
 """What stands for all draws where the run that was to show what Python sees has failed."""
@@ -52,6 +52,16 @@ def decided_by(pair: Pair, given: Collection[str] = ()) -> frozenset[str]:
     if not numbers or UNFOLLOWED not in seen:
         return seen
     return _seen(pair, (), given) | {FLOATS}  # it does not run with tensors in their place
+
+
+def decided_at_once(pair: Pair, values: Around, sites: Collection[str], given: Collection[str] = ()) -> frozenset[str]:
+    """The draws alone, in a run in which `sites` of the model have all of their values at once, by `values` around it.
+
+    These are the same in every run, so that reading them decides nothing: `table[z]` reads a single z, whose law may
+    hang on a draw, and none where there are many. Where there is no such run, it is as `decided_by` has it.
+    """
+    seen = _seen(replace(pair, model=values(pair.model)), (), given)
+    return draws_among(decided_by(pair, given) if UNFOLLOWED in seen else seen) - frozenset(sites)
 
 
 def _seen(pair: Pair, numbers: Collection[Tensor], given: Collection[str]) -> frozenset[str]:

@@ -356,6 +356,9 @@ class Provenance:
     def one_hot(self, index: Tensor, result: Tensor) -> None:
         """Note what `one_hot` made of integers."""
 
+    def called(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
+        """Note what a function of torch's gave, as the program calls it: many operations of the dispatcher, or none."""
+
     def _may_be_read(self, read: Sequence[Tensor]) -> bool:
         return self.reading_allowed or (bool(read) and all(self._key(t) in self._constants for t in read))
 
@@ -385,7 +388,7 @@ class _Exits(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if self.provenance.quiet:
+        if self.provenance.quiet or (name in _LEAVES and _asked_here()):
             return func(*args, **kwargs)
         if name in _LEAVES or name == "__reduce_ex__":
             self.provenance.left(args, f"a tensor leaves torch (.{name})")
@@ -394,7 +397,9 @@ class _Exits(TorchFunctionMode):
                 self.provenance.left(tree_leaves((args, kwargs)), "the program takes gradients itself")
         elif func is torch.nn.functional.one_hot and classes_stated(args, kwargs) >= 0:
             return self._reading(func, args, kwargs)  # it compares the indices with their number, and no more
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        self.provenance.called(func, args, kwargs, result)
+        return result
 
     def _reading(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.provenance.reading_allowed = True
@@ -461,3 +466,11 @@ def read_by_the_program() -> bool:
     """Whether a read comes from the program's own code, and not from that of torch, Pyro or this package: these look at
     numbers to check them, or to choose between ways of computing the same."""
     return not next((f for f in files_called_from() if not f.startswith(_PASSAGES)), LIBRARIES[0]).startswith(LIBRARIES)
+
+
+def _asked_here() -> bool:
+    """Whether another `Provenance`, inside of this one, asks where a tensor is stored."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name == "__torch_function__":
+        frame = frame.f_back
+    return frame is not None and frame.f_code in (Provenance._key.__code__, Provenance._add.__code__)

@@ -179,14 +179,14 @@ class Marginals:
 
     - `settings`: the budget of each. `cost`: what the sums cost a row.
     - `one_by_one`: why they are by a run of the model for each joint value, where it takes no leading dims.
-    - `by_parts`: the structures that are summed by their partition function.
+    - `by_parts`: the structures that are summed by their partition function, of so many places in a row each.
     - `in_branches`: whether Python sees draws, so that sums at once are tried anew at those of each run.
     """
 
     settings: Mapping[str, Enumerate] = field(default_factory=dict)
     cost: SumCost | None = None
     one_by_one: str = ""
-    by_parts: frozenset[str] = frozenset()
+    by_parts: Mapping[str, int] = field(default_factory=dict)
     in_branches: bool = False
 
 

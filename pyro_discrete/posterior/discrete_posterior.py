@@ -81,6 +81,7 @@ from pyro_discrete.programs.sites import (
     summed_by_parts,
 )
 from pyro_discrete.sums.components import (
+    Names,
     components,
     contract,
     shares,
@@ -88,7 +89,7 @@ from pyro_discrete.sums.components import (
 )
 from pyro_discrete.sums.counts import Counts, MoreTermsError
 from pyro_discrete.sums.elimination import Elimination, highest, random_value
-from pyro_discrete.sums.enumerated_sites import Marginalise
+from pyro_discrete.sums.enumerated_sites import Marginalise, in_pairs_where_needed
 from pyro_discrete.sums.factors import Component
 from pyro_discrete.sums.left_out import note_left_out
 from pyro_discrete.sums.marginalisation import Known, collapsed, marginal_sites
@@ -356,6 +357,7 @@ class PosteriorRuns:
         self.model_sites: dict[str, Site] = {s.name: s for s in marginal}
         every = self.guide_sites | self.model_sites
         self.settings: dict[str, Enumerate] = {n: Enumerate() for n in every}
+        self._places_read: dict[str, int] = {}
         self._without_draws: dict[bool, EnumeratedRun | list[Leaf]] = {}
         self.discrete: list[str] = [n for n, s in every.items() if s.family not in (None, Family.CONTINUOUS)]
 
@@ -441,12 +443,18 @@ class PosteriorRuns:
         """A run with values side by side, and checked. Raises `NotSummed`, or `EnumerationError` beyond the budget."""
         self._check_apart(own_terms_alone)
         batch_dims = self.trial.batch_dims - (rows is None)
-        by_parts = [] if own_terms_alone else [n for n in self.by_parts if n not in drawn]
-        enumerated = Marginalise(drawn, self.settings, batch_dims, masked=masked, by_parts=by_parts)
-        try:
+
+        def summed(by_parts: Mapping[str, int]) -> tuple[EnumeratedRun, list[Component], Names]:
+            enumerated = Marginalise(drawn, self.settings, batch_dims, masked=masked, by_parts=by_parts)
             trace = self.traced(self.rowed(program, rows), enumerated, Substitute(given))
             run = EnumeratedRun(trace, enumerated, rows, batch_dims)
-            found, names = components(self._terms_of(run, own_terms_alone), enumerated)
+            made = run, *components(self._terms_of(run, own_terms_alone), enumerated)
+            self._places_read |= by_parts
+            return made
+
+        try:
+            own_parts = [] if own_terms_alone else [n for n in self.by_parts if n not in drawn]
+            run, found, names = in_pairs_where_needed(summed, {n: self._places_read.get(n, 1) for n in own_parts})
             for component in found:
                 within_budget(component, self.settings)
             with on_trial(), torch.no_grad():
@@ -648,7 +656,7 @@ class PosteriorRuns:
         values = [
             s.cardinality for n, s in self.model_sites.items() if s.cardinality < math.inf and n not in self.by_parts
         ]
-        values += [structure.numbers for structure in self.by_parts.values()]
+        values += [structure.numbers ** self._places_read.get(n, 1) for n, structure in self.by_parts.items()]
         return max(1, int(ELEMENTS_AT_ONCE // (numbers * max(values, default=1) ** 2)))
 
     def own_marginals(self, num_samples: int) -> dict[str, Any]:

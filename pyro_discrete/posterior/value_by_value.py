@@ -321,9 +321,10 @@ def _entry(factor: Factor, given: Mapping[str, Tensor], run: EnumeratedRun, name
         if parts is not None and symbol == parts.along:
             index.append(torch.arange(size))
         elif parts is not None and symbol == parts.site:
-            value = given[sites[ord(symbol) - FIRST_SYMBOL]]
-            places = factor.value.shape[dims.index(parts.along)] if behind else 0
-            index.append(value[..., parts.start : parts.start + places] if behind else value[..., parts.start])
+            name = sites[ord(symbol) - FIRST_SYMBOL]
+            places = factor.value.shape[dims.index(parts.along)] if behind else 1
+            read = run.enumerated.place_values(name, given[name])[..., parts.start : parts.start + places]
+            index.append(read if behind else read[..., 0])
         elif symbol in factor.symbols:
             found = given[sites[ord(symbol) - FIRST_SYMBOL]]
             index.append(found.reshape((*found.shape, *behind)))

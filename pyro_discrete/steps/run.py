@@ -22,7 +22,7 @@ from pyro_discrete.programs.sites import is_latent, latent_sites, sample_sites
 from pyro_discrete.relaxations.handler import ExtendMessenger
 from pyro_discrete.relaxations.jumps import Report, WatchJumps, refuse_jump, warn_of_jump
 from pyro_discrete.steps.placing import PlaceColumn, PlaceRows
-from pyro_discrete.sums.enumerated_sites import Marginalise
+from pyro_discrete.sums.enumerated_sites import Marginalise, in_pairs_where_needed
 from pyro_discrete.sums.marginalisation import collapsed, summed_one_by_one, why_not_at_once_here
 
 __all__ = [
@@ -129,10 +129,14 @@ def _traces(
             reason = why_not_at_once_here(pair, draws, KeepSubsamples(), plan.batch_dims)
             if reason:
                 raise StructureChangedError("its branches take sums in other ways", singly=reason)
-        rows, by_parts = isinstance(placing, PlaceRows), plan.marginals.by_parts
-        marginalise = Marginalise(drawn, plan.marginals.settings, plan.batch_dims, rows=rows, by_parts=by_parts)
-        model_trace = trace_sites(marginalise(model), pair.args, pair.kwargs, guide_trace)
-        return Traces(guide_trace, model_trace, *collapsed(model_trace, marginalise, plan.batch_dims))
+        rows = isinstance(placing, PlaceRows)
+
+        def summed(by_parts: Mapping[str, int]) -> Traces:
+            marginalise = Marginalise(drawn, plan.marginals.settings, plan.batch_dims, rows=rows, by_parts=by_parts)
+            model_trace = trace_sites(marginalise(model), pair.args, pair.kwargs, guide_trace)
+            return Traces(guide_trace, model_trace, *collapsed(model_trace, marginalise, plan.batch_dims))
+
+        return in_pairs_where_needed(summed, plan.marginals.by_parts)
     model_trace = trace_sites(model, pair.args, pair.kwargs, guide_trace)
     for name, msg in model_trace.nodes.items():
         if name not in drawn and is_latent(msg):

@@ -19,7 +19,7 @@ from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.inspection.places import Along, At
 from pyro_discrete.programs.sites import sample_sites, site_log_prob
 from pyro_discrete.sums.elimination import Elimination, SizesAlone
-from pyro_discrete.sums.enumerated_sites import BUDGET, IN_GUIDE, BudgetError, ByParts, Marginalise
+from pyro_discrete.sums.enumerated_sites import BUDGET, IN_GUIDE, BudgetError, ByParts, Marginalise, PairsError
 from pyro_discrete.sums.factors import Component, Factor, Parts
 from pyro_discrete.sums.plates import CrossedPlatesError, PlatedTerm, connected, contract_plates
 from pyro_discrete.sums.structures import structures_summed
@@ -160,9 +160,10 @@ def _own_parts(name: str, msg: Any, marginalise: Marginalise) -> tuple[Parts, Te
     before = sorted(marginalise.parts.of(structure.logits))
     if before:
         raise _not_by_parts(before, f"the prior of site {name!r}, another structure, reads them")
-    shape = torch.broadcast_shapes(value.shape[:-1], fn.batch_shape)
+    shape = [*torch.broadcast_shapes(value.shape[:-1], fn.batch_shape)]
+    shape[msg["infer"]["_enumerate_dim"]] = structure.numbers  # weights are of single numbers
     zeros = structure.logits.new_zeros(*shape, value.shape[-1])
-    return Parts(symbol_of(number), chr(FIRST_PLACES + number), 0, structure), zeros
+    return Parts(symbol_of(number), chr(FIRST_PLACES + number), structure=structure), zeros
 
 
 def _symbols_of_logits(structure: Any, places: Mapping[int, str]) -> str:
@@ -173,7 +174,8 @@ def _symbols_of_logits(structure: Any, places: Mapping[int, str]) -> str:
 def _by_places(name: str, msg: Any, log_p: Tensor, marginalise: Marginalise) -> tuple[Tensor, Parts | None]:
     """A term that reads a structure, with its entries place by place in a last dim; as it is where it reads none.
 
-    Raises `EnumerationError` where it is not known to read one place, or place by place.
+    Raises `EnumerationError` where it is not known to be a sum over places, or pairs of consecutive places of a chain,
+    and `PairsError` where it is one of pairs whose values the run has not.
     """
     followed = marginalise.parts
     assert followed is not None
@@ -185,31 +187,44 @@ def _by_places(name: str, msg: Any, log_p: Tensor, marginalise: Marginalise) -> 
         raise _not_by_parts(sorted(weights), f"a mask or scale around site {name!r} reads them")
     if len(sites) > 1:
         raise _not_by_parts(sites, f"the term of site {name!r} joins them")
-    symbol = symbol_of(marginalise.own[sites[0]])
-    found = followed.found(log_p)
-    if isinstance(found, At):
+    structure, width = marginalise.structures[sites[0]], marginalise.by_parts[sites[0]]
+    number = marginalise.own[sites[0]]
+    symbol, along = symbol_of(number), chr(FIRST_PLACES + number)
+    added, found = followed.sum_of(log_p), followed.found(log_p)
+    if isinstance(found, At) and found.width == 1:
         return log_p, Parts(symbol, "", found.place)
+    if added is not None and added.width <= width:
+        return added.table(structure.event_shape[0], width), Parts(symbol, along, width=width)
+    if isinstance(found, At) and found.width <= width:
+        return log_p, Parts(symbol, "", found.place, found.width)
     fn, events = msg["fn"], 0
     while isinstance(fn, Independent):
         fn, events = fn.base_dist, events + fn.reinterpreted_batch_ndims
-    if events and name not in marginalise.own:
+    if events:
         each = fn.log_prob(msg["value"])
         found = followed.found(each)
-        if isinstance(found, Along) and -found.axis <= events:
+        if isinstance(found, Along) and -found.axis <= events and found.width <= width:
             each = each.movedim(found.axis, -1)
             if events > 1:
                 each = each.sum(tuple(range(-events, -1)))
-            along = chr(FIRST_PLACES + marginalise.own[sites[0]])
-            return each, Parts(symbol, along, found.start)
-    raise _not_by_parts(sites, f"the term of site {name!r} is not known to add up over its places")
+            return each, Parts(symbol, along, found.start, found.width)
+    widths = [known.width for known in (added, found) if known is not None]
+    if 2 in widths and width == 1 and structure.defines("weighted_pairs"):
+        raise PairsError(sites[0])
+    why = f"the term of site {name!r} is not known to add up over its places"
+    if widths:
+        parts = "more than pairs" if structure.defines("weighted_pairs") else "pairs, which are no parts of it"
+        why = f"the term of site {name!r} reads {min(widths)} places together ({parts})"
+    raise _not_by_parts(sites, why)
 
 
 def _not_by_parts(sites: Sequence[str], reason: str) -> EnumerationError:
     return EnumerationError(
         f"Site {_listed(sites)} has too many values to be listed, so that it is summed by its partition function, "
-        "which takes terms that read one place of the value each (z[..., i]), or place by place (an event of "
-        f"Normal(table[z], 1.0).to_event(1)); {reason}. Write what reads it so, make it smaller, or draw it "
-        f"{IN_GUIDE}, by 'rloo' or a relaxation."
+        "which takes terms that add up over places of the value: of one place each (z[..., i]), place by place (an "
+        "event of Normal(table[z], 1.0).to_event(1)), sums of these (table[z].sum(-1) in a pyro.factor), and of a "
+        f"LinearChain the same of a place and the next one; {reason}. Write what reads it so, make it smaller, or draw "
+        f"it {IN_GUIDE}, by 'rloo' or a relaxation."
     )
 
 
@@ -355,6 +370,9 @@ def shares(component: Component, names: Names, enumerated: Marginalise, reduce: 
     for factor, gradient in zip(own, gradients, strict=True):
         dims: str = factor.value._pyro_dims  # type: ignore[attr-defined]
         symbol = symbol_of(enumerated.own[factor.name])
+        if factor.parts is not None and factor.parts.structure is None and factor.parts.along:
+            gradient = gradient.select(dims.index(factor.parts.along), 0)  # a value is as probable at each of them
+            dims = dims.replace(factor.parts.along, "")
         summed = [i for i, d in enumerate(dims) if d in factor.symbols and d != symbol]
         share = gradient.sum(summed) if summed else gradient
         kept = "".join(d for d in dims if d not in factor.symbols or d == symbol)

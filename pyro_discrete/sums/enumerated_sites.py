@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, Self
+from types import MappingProxyType
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -48,7 +49,9 @@ __all__ = [
     "EnumerationDims",
     "Marginalise",
     "OutOfScopeError",
+    "PairsError",
     "check_table",
+    "in_pairs_where_needed",
     "mark_for_enumeration",
     "plain_distribution",
     "refuse_unguided",
@@ -72,6 +75,31 @@ class BudgetError(EnumerationError):
 
 class OutOfScopeError(EnumerationError):
     """A site depends on a draw that `pyro.markov` does not let it see: with a longer history it may."""
+
+
+class PairsError(EnumerationError):
+    """A term reads pairs of consecutive places of a structure whose values were given for single ones."""
+
+    def __init__(self, site: str) -> None:
+        super().__init__(f"Site {site!r} is read in pairs of its places, other than in the trial run.")
+        self.site = site
+
+
+T = TypeVar("T")
+
+
+def in_pairs_where_needed(attempt: Callable[[Mapping[str, int]], T], by_parts: Mapping[str, int]) -> T:
+    """What an attempt gives at the structures that are summed by parts, of as many places each as terms read of it.
+
+    It is made again where a term turns out to read pairs of places.
+    """
+    while True:
+        try:
+            return attempt(by_parts)
+        except PairsError as error:
+            if by_parts[error.site] > 1:
+                raise
+            by_parts = {**by_parts, error.site: 2}
 
 
 def check_table(msg: Any, settings: Enumerate, marginal: bool, by_parts: bool = True) -> None:
@@ -327,9 +355,10 @@ class Marginalise(EnumerateSites):
     enumerated site's own number. `masked`: whether these sites' masks take their terms out, as maxima have it; in sums
     a masked site keeps its probability, which adds up to one. `rows`: whether the dim left of the plates is theirs.
 
-    `by_parts`: the structures that are summed by their partition function. Their dim holds a number, the same at all
-    places of the value, and what is computed from it is followed by `parts`, in this run and with all terms, to be sure
-    that each reads one place alone, or place by place.
+    `by_parts`: the structures that are summed by their partition function, with 1, or with 2 where a term reads pairs
+    of consecutive places. Their dim holds a number, the same at all places of the value, or two numbers in turn; what
+    is computed from it is followed by `parts`, in this run and with all terms, to be sure that each is a sum over
+    places, or over such pairs.
     """
 
     def __init__(
@@ -339,14 +368,15 @@ class Marginalise(EnumerateSites):
         batch_dims: int,
         masked: bool = False,
         rows: bool = True,
-        by_parts: Collection[str] = (),
+        by_parts: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         super().__init__(EnumerationDims(-1 - batch_dims - rows))
         self.parts = Places() if by_parts else None
-        self.by_parts: frozenset[str] = frozenset(by_parts)
+        self.by_parts: dict[str, int] = dict(by_parts)
         self.drawn: Collection[str] = drawn
         self.settings: Mapping[str, Enumerate] = settings
         self.masked: bool = masked
+        self.structures: dict[str, GibbsStructure] = {}
         self.dims: dict[str, dict[int, int]] = {}
         self.own: dict[str, int] = {}
 
@@ -383,6 +413,15 @@ class Marginalise(EnumerateSites):
         """Within, what is computed of values is followed as in the run."""
         return nullcontext() if self.parts is None else self.parts
 
+    def place_values(self, name: str, value: Tensor) -> Tensor:
+        """At which of a structure's enumerated values each place of this one, and the next, have their numbers."""
+        count, value = self.structures[name].numbers, value.long()
+        if self.by_parts[name] == 1:
+            return value
+        following = torch.cat([value[..., 1:], value[..., -2:-1]], -1)  # of the last place that before it
+        even = torch.arange(value.shape[-1], device=value.device) % 2 == 0
+        return torch.where(even, value * count + following, following * count + value)
+
     def _mark_parts(self, msg: Any, settings: Enumerate) -> None:
         name, structure = msg["name"], summed_by_parts(msg["fn"])
         if get_proxy_mode() is not None:  # a step is not captured then
@@ -395,7 +434,7 @@ class Marginalise(EnumerateSites):
                 "not to be had. Take the mask off, or put it around what reads the site."
             )
         check_table(msg, settings, marginal=True)
-        msg["fn"] = ByParts(structure)
+        msg["fn"], self.structures[name] = ByParts(structure, self.by_parts[name]), structure
         msg["infer"] = {k: v for k, v in msg["infer"].items() if k != "num_samples"} | {"enumerate": "parallel"}
 
     def _note(self, msg: Any, known: dict[int, int]) -> None:
@@ -403,14 +442,15 @@ class Marginalise(EnumerateSites):
 
 
 class ByParts(TorchDistribution):
-    """A structure at the numbers that its places may have: a value holds one of them throughout. Its log-probability
-    is in the sum over the structure, and not here."""
+    """A structure at the numbers that its places may have: a value holds one of them throughout, or (`width` 2) one at
+    even places and one at odd ones, so that pairs of consecutive places have all that they may have. Its
+    log-probability is in the sum over the structure, and not here."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     has_enumerate_support = True
 
-    def __init__(self, structure: GibbsStructure) -> None:
-        self.fn = structure
+    def __init__(self, structure: GibbsStructure, width: int = 1) -> None:
+        self.fn, self.width = structure, width
         super().__init__(structure.batch_shape, structure.event_shape, validate_args=False)
 
     @constraints.dependent_property
@@ -418,7 +458,7 @@ class ByParts(TorchDistribution):
         return self.fn.support
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ByParts:
-        return ByParts(self.fn.expand(batch_shape))
+        return ByParts(self.fn.expand(batch_shape), self.width)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         return self.fn.sample(torch.Size(sample_shape))
@@ -429,9 +469,13 @@ class ByParts(TorchDistribution):
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         kind = self.fn.logits.dtype if self.fn.soft_value == "weights" else torch.long
-        numbers = torch.arange(self.fn.numbers, dtype=kind, device=self.fn.logits.device)
+        count, device = self.fn.numbers, self.fn.logits.device
+        numbers = torch.arange(count**self.width, device=device).reshape(-1, *(1,) * self.event_dim)
+        if self.width == 2:
+            place = torch.arange(self.event_shape[-1], device=device)
+            numbers = torch.where(place % 2 == 0, numbers // count, numbers % count)
         batch = self.batch_shape if expand else (1,) * len(self.batch_shape)
-        values = numbers.reshape(-1, *(1,) * len(batch), *(1,) * self.event_dim)
+        values = numbers.to(kind).reshape(len(numbers), *(1,) * len(batch), *numbers.shape[1:])
         return values.expand(len(numbers), *batch, *self.event_shape).contiguous()
 
 

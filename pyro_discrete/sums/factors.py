@@ -19,12 +19,14 @@ class Parts:
 
     - `along`: the symbol of a dim of the factor's table, whose entries read the places from `start` on; empty for a
       factor that reads the one place `start`.
+    - `width`: how many places in a row each entry reads, from its own on: one, or two.
     - `structure`, `logits`: at the site's own factor, the prior and the symbols of its batch dims.
     """
 
     site: str
     along: str = ""
     start: int = 0
+    width: int = 1
     structure: GibbsStructure | None = None
     logits: str = ""
 

@@ -38,7 +38,13 @@ from pyro_discrete.programs.sites import (
     without_mask,
 )
 from pyro_discrete.sums.components import SumCost, components, contract, unpacked, within_budget
-from pyro_discrete.sums.enumerated_sites import IN_GUIDE, BudgetError, Marginalise, OutOfScopeError
+from pyro_discrete.sums.enumerated_sites import (
+    IN_GUIDE,
+    BudgetError,
+    Marginalise,
+    OutOfScopeError,
+    in_pairs_where_needed,
+)
 from pyro_discrete.sums.factors import Component
 from pyro_discrete.sums.joint_values import GiveValues, JointValues
 from pyro_discrete.sums.left_out import LeftOutOfRuns, note_left_out
@@ -295,9 +301,10 @@ def marginal_sites(trial: Trial) -> list[Site]:
     return [Site(m) for n, m in latent_sites(trial.model_trace).items() if n not in drawn]
 
 
-def sites_by_parts(trial: Trial) -> frozenset[str]:
-    """The structures of the model alone that are summed by their partition function."""
-    return frozenset(s.name for s in marginal_sites(trial) if summed_by_parts(s.distribution) is not None)
+def sites_by_parts(trial: Trial) -> dict[str, int]:
+    """The structures of the model alone that are summed by their partition function, of single places as far as known
+    (see `in_pairs_where_needed`)."""
+    return {s.name: 1 for s in marginal_sites(trial) if summed_by_parts(s.distribution) is not None}
 
 
 def check_elements(pair: Pair, trial: Trial, sites: Sequence[Site]) -> None:
@@ -329,13 +336,14 @@ class Summed:
 
     - `groups`: one for each sum.
     - `one_by_one`: why it is taken by a run of the model for each joint value, if it is.
-    - `by_parts`: the structures that are summed by their partition function.
+    - `by_parts`: the structures that are summed by their partition function, with the number of consecutive places
+      that terms read together: 1, or 2.
     """
 
     cost: SumCost = field(default_factory=SumCost)
     groups: Sequence[Group] = ()
     one_by_one: str = ""
-    by_parts: frozenset[str] = frozenset()
+    by_parts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def members(self) -> frozenset[str]:
@@ -375,18 +383,22 @@ def why_not_at_once_here(pair: Pair, draws: Mapping[str, Tensor], subsamples: Ke
 
 def try_sums(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate], rows: bool) -> Summed:
     """Try the sums once, without contracting them; `rows`: with a dim for them between plates and values."""
-    cost, groups = SumCost(), []
+    drawn = latent_sites(trial.guide_trace)
+
+    def tried(by_parts: Mapping[str, int]) -> Summed:
+        cost, groups = SumCost(), []
+        marginalise = Marginalise(drawn, settings, trial.batch_dims, rows=rows, by_parts=by_parts)
+        replayed = pair.replayed(trial.guide_trace, marginalise)
+        trace = poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
+        for component in components(trace, marginalise)[0]:
+            cost = cost.beside(within_budget(component, settings))
+            plates = [frozenset(f.name for f in factor.message["cond_indep_stack"]) for factor in component.factors]
+            groups.append((frozenset(f.name for f in component.factors), frozenset.intersection(*plates)))
+        return Summed(cost, groups, by_parts=by_parts)
+
     try:
         with torch.no_grad(), trial.subsamples:
-            drawn, batch_dims = latent_sites(trial.guide_trace), trial.batch_dims
-            marginalise = Marginalise(drawn, settings, batch_dims, rows=rows, by_parts=sites_by_parts(trial))
-            replayed = pair.replayed(trial.guide_trace, marginalise)
-            trace = poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
-            for component in components(trace, marginalise)[0]:
-                cost = cost.beside(within_budget(component, settings))
-                plates = [frozenset(f.name for f in factor.message["cond_indep_stack"]) for factor in component.factors]
-                groups.append((frozenset(f.name for f in component.factors), frozenset.intersection(*plates)))
-        return Summed(cost, groups, by_parts=marginalise.by_parts)
+            return in_pairs_where_needed(tried, sites_by_parts(trial))
     except DiscreteInferenceError:
         raise
     except Exception as error:
@@ -396,9 +408,11 @@ def try_sums(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate], rows: 
 def _no_leading_dims(trial: Trial, settings: Mapping[str, Enumerate], reason: str) -> NoLeadingDimsError:
     sites = [s for s in marginal_sites(trial) if s.name in settings]
     names = ", ".join(repr(s.name) for s in sites[:5]) + (", ..." if len(sites) > 5 else "")
+    large = ", ".join(repr(s.name) for s in sites if summed_by_parts(s.distribution) is not None)
+    hint = f" Places of {large} are dim -1: read them by .to_event(1), not in a plate, or .sum(-1)." if large else ""
     return NoLeadingDimsError(
         f"Sites of the model alone ({names}) are summed out over leading dims, which the program cannot take "
-        f"({reason}). Index from the right so that dims on the left broadcast, or draw them {IN_GUIDE}.",
+        f"({reason}). Index from the right so that dims on the left broadcast, or draw them {IN_GUIDE}.{hint}",
         reason,
     )
 

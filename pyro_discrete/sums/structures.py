@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_discrete.distributions.structure import GibbsStructure
@@ -15,7 +16,7 @@ from pyro_discrete.draws.log_space import Reduce, log_sum_exp
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.sums.elimination import Elimination, SizesAlone, Table, aligned, dims_of, highest, named
 from pyro_discrete.sums.enumerated_sites import IN_GUIDE
-from pyro_discrete.sums.factors import Component, Factor
+from pyro_discrete.sums.factors import Component, Factor, Parts
 
 __all__ = ["structures_summed"]
 
@@ -23,9 +24,11 @@ __all__ = ["structures_summed"]
 def structures_summed(component: Component, ring: Elimination) -> Component:
     r"""The same sum with each structure that is not listed summed out: one factor in the place of those that read it.
 
-    Each of these reads the number at one place, or place by place, so that for given values of all other sites
+    Each of these adds up over places, so that for given values of all other sites
 
-    .. math:: \sum_z p(z) \exp\Big(\sum_i w_{i, z_i}\Big) = Z(\mathrm{logits} + w) / Z(\mathrm{logits}).
+    .. math:: \sum_z p(z) \exp\Big(\sum_i w_{i, z_i}\Big) = Z(\mathrm{logits} + w) / Z(\mathrm{logits}),
+
+    and likewise over pairs of consecutive places, where these are parts of the structure.
 
     Raises `EnumerationError` where a factor reads a site inside a plate as well, which the structure is outside of.
     """
@@ -73,10 +76,10 @@ def _summed(owner: Factor, readers: Sequence[Factor], ring: Elimination) -> Fact
         value: Any = Table([sizes[d] for d in dims], dims)
         ring.weigh(elements * structure.event_shape[0] * structure.numbers, elements * structure.work)
     else:
-        weights = _weights(structure, [(f, t) for f, t in tables if f is not owner], symbol, dims)
+        weights, pairs = _weights(structure, [(f, t) for f, t in tables if f is not owner], symbol, dims)
         own = aligned(owner.value, dims + parts.along + symbol)
         base = _prior(structure, parts.logits, dims, own.dtype)
-        value = named(log_sum_over(base, own if weights is None else weights + own, ring.reduce), dims)
+        value = named(log_sum_over(base, own if weights is None else weights + own, pairs, ring.reduce), dims)
     symbols = frozenset(d for f in readers for d in f.symbols) - {symbol}
     return replace(owner, value=value, symbols=symbols, own="", parts=None)
 
@@ -95,49 +98,78 @@ def _prior(structure: GibbsStructure, symbols: str, dims: str, dtype: torch.dtyp
 
 def _weights(
     structure: GibbsStructure, tables: Sequence[tuple[Factor, Tensor]], symbol: str, dims: str
-) -> Tensor | None:
-    """What all readers add to each number at each place, `[*dims, places, numbers]`."""
+) -> tuple[Tensor | None, Tensor | None]:
+    """What all readers add to each number at each place, `[*dims, places, numbers]`, and to the pairs of these at
+    consecutive places, `[*dims, places - 1, numbers, numbers]`."""
     places, numbers = structure.event_shape[0], structure.numbers
-    total: Tensor | None = None
-    single: dict[int, list[Tensor]] = {}
+    of_one: list[Tensor] = []
+    of_two: list[Tensor] = []
+    alone: dict[int, list[Tensor]] = {}
     for factor, table in tables:
         parts = factor.parts
         assert parts is not None
-        if not parts.along:
-            single.setdefault(parts.start, []).append(_with_numbers(aligned(table, dims + symbol), numbers))
+        table = aligned(table, dims + parts.along + symbol)
+        if not parts.along and parts.width == 1:
+            alone.setdefault(parts.start, []).append(_with_numbers(table, parts, numbers))
             continue
-        weights = _with_numbers(aligned(table, dims + parts.along + symbol), numbers)
-        after = places - parts.start - weights.shape[-2]
-        weights = torch.nn.functional.pad(weights, (0, 0, parts.start, after))
-        total = weights if total is None else total + weights
-    if single:
-        sums = {place: torch.stack(torch.broadcast_tensors(*each)).sum(0) for place, each in single.items()}
+        weights = _with_numbers(table if parts.along else table.unsqueeze(-2), parts, numbers)
+        after = places - parts.width + 1 - parts.start - weights.shape[-1 - parts.width]
+        weights = F.pad(weights, (*(0, 0) * parts.width, parts.start, after))
+        (of_one if parts.width == 1 else of_two).append(weights)
+    if alone:
+        sums = {place: torch.stack(torch.broadcast_tensors(*each)).sum(0) for place, each in alone.items()}
         shape = torch.broadcast_shapes(*(s.shape for s in sums.values()))
         nothing = next(iter(sums.values())).new_zeros(shape)
-        weights = torch.stack([sums[i].expand(shape) if i in sums else nothing for i in range(places)], -2)
-        total = weights if total is None else total + weights
-    return total
+        of_one.append(torch.stack([sums[i].expand(shape) if i in sums else nothing for i in range(places)], -2))
+    return sum(of_one[1:], of_one[0]) if of_one else None, sum(of_two[1:], of_two[0]) if of_two else None
 
 
-def _with_numbers(table: Tensor, numbers: int) -> Tensor:
-    return table.expand(*table.shape[:-1], numbers)
+def _with_numbers(table: Tensor, parts: Parts, numbers: int) -> Tensor:
+    """A factor's table `[..., (places,) values]` by the numbers that it reads, `[..., (places,) numbers]`, or of two
+    places `[..., (places,) numbers, numbers]`.
+
+    A structure of which some factor reads pairs has had values of one number at even places and of one at odd ones.
+    """
+    if table.shape[-1] == 1:
+        table = table.unsqueeze(-1) if parts.width == 2 else table
+        return table.expand(*table.shape[: -parts.width], *(numbers,) * parts.width)
+    if table.shape[-1] == numbers:
+        return table
+    of_both = table.unflatten(-1, (numbers, numbers))
+    if parts.width == 2:
+        at_even, at_odd = of_both, of_both.mT
+    else:
+        at_even, at_odd = of_both[..., 0], of_both[..., 0, :]
+    if not parts.along:
+        return at_odd if parts.start % 2 else at_even
+    places = parts.start + torch.arange(table.shape[-2], device=table.device)
+    return torch.where((places % 2 == 0).reshape(-1, *(1,) * parts.width), at_even, at_odd)
 
 
-def log_sum_over(structure: GibbsStructure, weights: Tensor, reduce: Reduce) -> Tensor:
+def log_sum_over(structure: GibbsStructure, weights: Tensor, pairs: Tensor | None, reduce: Reduce) -> Tensor:
     """The log of the sum over a structure's values, of their probability times exp(weights of the numbers in them).
 
-    - `weights` `[*batch, places, numbers]`; `reduce`: as in `Elimination`: of a largest term or a random one, the
-      gradient is at the numbers of one value.
+    - `weights` `[*batch, places, numbers]`; `pairs` `[*batch, places - 1, numbers, numbers]`, of consecutive ones.
+    - `reduce`: as in `Elimination`: of a largest term or a random one, the gradient is at the numbers of one value.
     """
     made, more = structure.weighted(weights)
+    made = made if pairs is None else made.weighted_pairs(pairs)
     if reduce is log_sum_exp:
         return made.log_partition + more - structure.log_partition
     with torch.no_grad():
         value = made.mode if reduce is highest else made.sample()
-        chosen = torch.nn.functional.one_hot(value.long(), structure.numbers).bool()
         total = made.log_partition + more
-        if reduce is highest:
-            total = structure.weight(structure.vertex(value)) + torch.where(chosen, weights, 0.0).sum((-2, -1))
-        total = total - structure.log_partition
-    through = torch.where(chosen, weights, 0.0).sum((-2, -1))
-    return total + through - through.detach()
+    through = _weight_of(value.long(), structure.numbers, weights, pairs)
+    if reduce is highest:
+        total = structure.weight(structure.vertex(value)) + through.detach()
+    return total - structure.log_partition.detach() + through - through.detach()
+
+
+def _weight_of(value: Tensor, numbers: int, weights: Tensor, pairs: Tensor | None) -> Tensor:
+    """What the numbers of one value weigh, and the pairs of consecutive ones."""
+    chosen = F.one_hot(value, numbers).bool()
+    total = torch.where(chosen, weights, 0.0).sum((-2, -1))
+    if pairs is None:
+        return total
+    both = chosen[..., :-1, :].unsqueeze(-1) & chosen[..., 1:, :].unsqueeze(-2)
+    return total + torch.where(both, pairs, 0.0).sum((-3, -2, -1))

@@ -254,6 +254,8 @@ class _Instance:
         self._slopes("entropy", lambda d: d.entropy())  # type: ignore[attr-defined]
         if d.defines("weighted"):
             self._weighted(d)
+        if d.defines("weighted_pairs") and d.event_shape[0] > 1:
+            self._weighted_pairs(d)
 
     def _weighted(self, d: GibbsStructure) -> None:
         """Weights of numbers at places: some of -inf where every value keeps a number, against the list of values."""
@@ -273,6 +275,19 @@ class _Instance:
         (slope,) = torch.autograd.grad(found.sum(), weights)
         self.near("their slopes", slope, share, 1e-9)
         self.near("marginals of numbers at places", made.place_marginals().detach(), share, 1e-9)
+
+    def _weighted_pairs(self, d: GibbsStructure) -> None:
+        """Weights of the numbers at a place and the next one, against the list of values."""
+        weights = torch.randn(*d.batch_shape, d.event_shape[0] - 1, d.numbers, d.numbers, dtype=d.logits.dtype)
+        weights = weights.requires_grad_()
+        hot = _numbered(self.support, d.numbers)
+        both = hot[..., :-1, :].unsqueeze(-1) * hot[..., 1:, :].unsqueeze(-2)
+        terms = self.log_p + d.log_partition.detach() + (both * weights).sum((-3, -2, -1))
+        found, right = d.weighted_pairs(weights).log_partition, terms.logsumexp(0)
+        self.near("log-sums with weights of pairs", found.detach(), right.detach(), 1e-9)
+        share = (terms.detach().softmax(0)[..., None, None, None] * both).sum(0)
+        (slope,) = torch.autograd.grad(found.sum(), weights)
+        self.near("slopes of these", slope, share, 1e-9)
 
     # -------------------------------------------------------------------------------------------- vertices, soft values
 

@@ -11,9 +11,11 @@ import torch
 from pyro import poutine
 from pyro.infer import HMC, MCMC, NUTS, SVI, Importance, Predictive, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoNormal
+from pyro.infer.mcmc.util import initialize_model
 from pyro.ops.indexing import Vindex
 
 from pyro_discrete import TraceELBO, collapse
+from pyro_discrete.distributions import KSubset
 from pyro_discrete.errors import EnumerationError, SettingError
 
 X = torch.tensor([-2.0, 1.9, 2.2])
@@ -331,6 +333,12 @@ def branching(x):
         pyro.sample("x", dist.Normal(float(n.item()) + 1.0, 0.3), obs=x)
 
 
+def branching_on_none(x):
+    s = pyro.sample("s", dist.Gamma(2.0, 1.0))
+    z = pyro.sample("z", dist.Bernoulli(0.3))
+    pyro.sample("x", dist.Normal(s if z.item() else -s, 1.0), obs=x)
+
+
 def test_a_program_that_reads_draws_by_item_is_summed_value_by_value():
     collapsed, x, r = collapse(branching), torch.tensor(9.0), torch.tensor(1.5)
     trace = traced(poutine.condition(collapsed, {"r": r}), x)
@@ -422,6 +430,135 @@ def test_a_posterior_of_two_parameters_with_an_ordered_prior_against_quadrature(
         spread = ((weights * grid.square()).sum() - mean.square()).sqrt()
         assert found.mean().item() == pytest.approx(mean.item(), abs=5 * spread.item() / 300**0.5)
         assert found.std().item() == pytest.approx(spread.item(), rel=0.25)
+
+
+def zero_inflated(x):
+    rate = pyro.sample("rate", dist.Gamma(2.0, 0.5))
+    with pyro.plate("data", len(x)):
+        n = pyro.sample("n", dist.ZeroInflatedPoisson(rate, gate=torch.tensor(0.35)))
+        pyro.sample("x", dist.Normal(n, 0.4), obs=x)
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+def test_zero_inflated_counts_inside_nuts_against_quadrature():
+    """Mean and quartiles of the rate, over 600 draws.
+
+    Errors are five standard ones of an effective sample of a quarter of the draws, which it is tested to be at least:
+    by chance each of the four figures is beyond with a probability of 6e-7.
+    """
+    x = torch.tensor([0.2, -0.1, 3.4, 2.1, 0.3, 5.2, 0.1, 2.8, 3.9, -0.3])
+    grid = torch.linspace(0.005, 20.0, 4000, dtype=torch.double)
+    n = torch.arange(60.0, dtype=torch.double)[:, None]
+    prior = (0.65 * dist.Poisson(grid).log_prob(n).exp() + 0.35 * (n == 0)).log()  # [counts, grid]
+    each = (prior[..., None] + dist.Normal(n[..., None], 0.4).log_prob(x.double())).logsumexp(0)
+    joint = dist.Gamma(2.0, 0.5).log_prob(grid) + each.sum(-1)
+    collapsed = collapse(zero_inflated)
+    for at in (100, 700, 2500):
+        found = total(traced(poutine.condition(collapsed, {"rate": grid[at].float()}), x))
+        assert found == pytest.approx(joint[at].item(), rel=1e-5)
+    weights = joint.softmax(0)
+    mean = (weights * grid).sum()
+    spread = ((weights * (grid - mean).square()).sum()).sqrt()
+    pyro.set_rng_seed(0)
+    mcmc = MCMC(NUTS(collapsed), num_samples=600, warmup_steps=150, disable_progbar=True)
+    mcmc.run(x)
+    draws = mcmc.get_samples()["rate"].double()
+    assert mcmc.diagnostics()["rate"]["n_eff"] > 150
+    error = 5 / 150**0.5
+    assert draws.mean().item() == pytest.approx(mean.item(), abs=error * spread.item())
+    for share in (0.25, 0.5, 0.75):
+        quartile = grid[(weights.cumsum(0) < share).sum()]
+        assert (draws < quartile).double().mean().item() == pytest.approx(share, abs=error * (share - share**2) ** 0.5)
+
+
+# ------------------------------------------------------------------------------------------------- traced programs
+
+
+def unknown_moves(x):
+    move = pyro.sample("move", dist.Dirichlet(torch.ones(2, 2)).to_event(1))
+    z = 0
+    for t in pyro.markov(range(len(x))):
+        z = pyro.sample(f"z{t}", dist.Categorical(move[z]))  # reads a single z in Python, and none of many
+        pyro.sample(f"x{t}", dist.Normal(2.0 * z, 1.0), obs=x[t])
+
+
+def counted_to_an_end(x):
+    r = pyro.sample("r", dist.Gamma(2.0, 1.0))
+    with pyro.plate("data", len(x)):
+        n = pyro.sample("n", dist.Poisson(r), infer={"truncation": 25})
+        pyro.sample("x", dist.Normal(n, 0.3), obs=x)
+
+
+def subsets(x):
+    s = pyro.sample("s", dist.Gamma(2.0, 1.0))
+    z = pyro.sample("z", KSubset(torch.linspace(-1.0, 1.0, 6), 2))
+    pyro.sample("x", dist.Normal(z.sum(-1) * s, s), obs=x[0])
+
+
+def decides(x):
+    s = pyro.sample("s", dist.Gamma(2.0, 1.0))
+    z = pyro.sample("z", dist.Bernoulli(0.3))
+    pyro.sample("x", dist.Normal(z * (2 * s if s.item() > 1 else s), 1.0), obs=x[0])
+
+
+def potential(program, x, **settings):
+    params, found, _, _ = initialize_model(collapse(program), (x,), skip_jit_warnings=True, **settings)
+    return params, found
+
+
+@pytest.mark.parametrize("program", [mixture, unknown_moves, events, counted_to_an_end, subsets, branching_on_none])
+def test_a_traced_program_is_the_same_at_other_values(program):
+    x = X[0] if program in (events, branching_on_none) else X.abs()
+    params, traced_one = potential(program, x, jit_compile=True)
+    _, plain = potential(program, x)
+    for number in (0.3, -1.2, 1.0):
+        at = [{n: torch.full_like(v, number).requires_grad_() for n, v in params.items()} for _ in range(2)]
+        found, right = traced_one(at[0]), plain(at[1])
+        torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-5)
+        slopes = [torch.autograd.grad(f, list(v.values())) for f, v in zip((found, right), at, strict=True)]
+        torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [(counted, "How far the sum over a count.*truncation"), (decides, "decides by its draws of s, anew in every run")],
+)
+def test_what_is_judged_in_every_run_cannot_be_traced(program, words):
+    with pytest.raises(EnumerationError, match=words):  # at the start, or at the first values
+        params, found = potential(program, X.abs(), jit_compile=True)
+        found({name: torch.full_like(value, 0.3) for name, value in params.items()})
+
+
+def test_reading_a_single_discrete_draw_is_no_branch(monkeypatch):
+    """A chain by `move[z]`, run with all values at once, is not tried anew in every run; data still decide."""
+
+    def tried(*args):
+        raise AssertionError("tried anew")
+
+    monkeypatch.setattr("pyro_discrete.elbos.collapse.why_not_at_once_here", tried)
+    collapsed, move = collapse(unknown_moves), torch.tensor([[0.6, 0.4], [0.3, 0.7]])
+    found = total(traced(poutine.condition(collapsed, {"move": move}), X))
+    assert not collapsed.plan.decided_by
+    loss = TraceELBO().loss(unknown_moves, lambda x: pyro.sample("move", dist.Delta(move, event_dim=2)), X)
+    assert loss == pytest.approx(-found, rel=1e-5)
+
+    def by_data(x):
+        move = pyro.sample("move", dist.Dirichlet(torch.ones(2, 2)).to_event(1))
+        z = pyro.sample("z", dist.Categorical(move[0]))
+        w = pyro.sample("w", dist.Categorical(move[z]))
+        pyro.sample("x", dist.Normal(2.0 * w, 1.0), obs=x)
+        if x > 0:
+            pyro.sample("y", dist.Normal(3.0 * w, 1.0), obs=x)
+
+    collapsed = collapse(by_data)
+    for x in (torch.tensor(-0.5), torch.tensor(1.5), torch.tensor(-0.7)):
+        found = traced(poutine.condition(collapsed, {"move": move}), x)
+        w = torch.arange(2.0)
+        each = (move[0] @ move).log() + dist.Normal(2.0 * w, 1.0).log_prob(x)
+        each = each + (dist.Normal(3.0 * w, 1.0).log_prob(x) if x > 0 else 0.0)
+        right = dist.Dirichlet(torch.ones(2, 2)).log_prob(move).sum() + each.logsumexp(0)
+        assert total(found) == pytest.approx(right.item(), rel=1e-5)
 
 
 # --------------------------------------------------------------------------------------------------- bad input

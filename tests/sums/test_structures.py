@@ -110,6 +110,76 @@ def test_readers_of_every_kind(structure, none_listed):
     assert "z by the partition function" in str(collapsed.plan)
 
 
+SUMS = {
+    "a table": lambda z, m, table: m * each(table, z).sum(-1),
+    "weights": lambda z, m, table: (table[:, 1] * z).sum(-1) - m,
+    "a product": lambda z, m, table: m * (z.to(D) @ table[:, 0]) + 3.0,
+    "two places": lambda z, m, table: table[0][z[..., 0].long()] * m - table[2][z[..., -1].long()] / m,
+    "a loop": lambda z, m, table: sum(m * row[z[..., i].long()] for i, row in enumerate(table)),
+    "indicators": lambda z, m, table: torch.einsum("...ij,ij->...", one_hot(z, table), table) * m,
+}
+PAIRS = {
+    "pairs": lambda z, m, table: m * table[z[..., :-1], z[..., 1:]].sum(-1),
+    "pairs and places": lambda z, m, table: m * table[z[..., :-1], z[..., 1:]].sum(-1) + each(table, z).sum(-1),
+    "a pair and a place": lambda z, m, table: m * table[z[..., 1], z[..., 2]] + table[3][z[..., -1]],
+    "curved in a pair": lambda z, m, table: (m * table[z[..., 1], z[..., 2]] + table[2][z[..., 1]]) ** 2,
+    "changes": lambda z, m, table: -m * (z[..., 1:] != z[..., :-1]).sum(-1),
+}
+
+
+def one_hot(z, table):
+    return torch.nn.functional.one_hot(z.long(), table.shape[-1]).to(D)
+
+
+def assert_summed(law, term):
+    """A factor's term over a structure, against the sum over all values: density, slope, marginals, mode, draws."""
+    table = numbers(law.event_shape[0], law.numbers)
+
+    def program(x):
+        m = pyro.sample("m", dist.Normal(torch.zeros((), dtype=D), 1.0))
+        z = pyro.sample("z", scaled(law, (1 + 0.1 * m).reshape(*m.shape, *[1] * law.param_dim)))
+        pyro.factor("f", term(z, m, table))
+        pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+    m, x = torch.tensor(0.7, dtype=D, requires_grad=True), torch.tensor(0.2, dtype=D)
+    tilted = scaled(law, 1 + 0.1 * m)
+    every = tilted.enumerate_support()
+    every = every[tilted.log_prob(every) > -torch.inf]
+    joint = tilted.log_prob(every) + term(every, m, table)
+    outside = dist.Normal(torch.zeros((), dtype=D), 1.0).log_prob(m) + dist.Normal(m, 1.0).log_prob(x)
+    collapsed = collapse(program)
+    found = poutine.trace(poutine.condition(collapsed, {"m": m})).get_trace(x).log_prob_sum()
+    assert_same(found, joint.logsumexp(0) + outside, [m])
+    assert "by the partition function" in str(collapsed.plan)
+    shares = joint.detach().softmax(0)
+    right = torch.einsum("v,vij->ij", shares, torch.nn.functional.one_hot(every.long(), law.numbers).to(D))
+    posterior = DiscretePosterior(program, samples={"m": m.detach().expand(400)})
+    probs = posterior.marginals(x)["z"].base_dist.probs
+    right = right[..., 1] if law.soft_value == "weights" else right
+    torch.testing.assert_close(probs, right.expand(probs.shape), rtol=1e-6, atol=1e-8)
+    assert torch.equal(posterior.most_probable(x)["z"][0], every[shares.argmax()])
+    pyro.set_rng_seed(0)
+    drawn = posterior.samples(x)["z"].long()
+    same = (drawn.unsqueeze(1) == every.long()).all(-1)
+    assert same.any(-1).all()
+    assert (same.to(D).mean(0) - shares).abs().max() < 0.16  # of up to 81 shares of 400 draws: 1e-7 (Hoeffding)
+    return collapsed
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_terms_that_are_sums_over_places(structure, name, none_listed):
+    assert_summed(structure, SUMS[name])
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_terms_of_consecutive_states(name, none_listed):
+    for law in (STRUCTURES["chain"], LinearChain(numbers(5, 2, 2))):
+        table = numbers(law.event_shape[0], law.numbers)
+        assert table.shape[0] >= law.numbers
+        collapsed = assert_summed(law, PAIRS[name])
+        assert "z (of pairs of places)" in str(collapsed.plan)
+
+
 def test_plates_around_and_inside(structure, none_listed):
     """A structure for each document, read by several observations of a plate inside."""
     n = structure.event_shape[0]

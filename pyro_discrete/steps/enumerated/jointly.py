@@ -28,7 +28,7 @@ from pyro_discrete.programs.sites import (
     without_mask,
 )
 from pyro_discrete.sums.components import SumCost, magnitude
-from pyro_discrete.sums.enumerated_sites import BudgetError, Marginalise
+from pyro_discrete.sums.enumerated_sites import BudgetError, Marginalise, in_pairs_where_needed
 from pyro_discrete.sums.joint_values import GiveValues, JointValues
 from pyro_discrete.sums.marginalisation import (
     collapsed,
@@ -85,11 +85,14 @@ def joint_loss(plan: Plan, pair: Pair, known: Dependencies) -> Tensor:
         values[name] = table.expand((rows, plan.particles, *batch, *fn.event_shape)).flatten(0, 1)
     plan.met.cost = SumCost(total * largest * plan.particles, total * largest * plan.particles)
     drawn, given = latent_sites(trial.guide_trace), dict.fromkeys(extra, settings)
-    marginalise = Marginalise(drawn, given, plan.batch_dims, by_parts=sites_by_parts(trial))
     leading = rows * plan.particles, -1 - plan.batch_dims
-    guide_trace, model_trace = trace_pair(pair, trial.subsamples, values, leading, marginalise)
-    if extra:
-        model_trace = collapsed(model_trace, marginalise, plan.batch_dims)[0]
+
+    def summed(by_parts: Mapping[str, int]) -> tuple[Trace, Trace]:
+        marginalise = Marginalise(drawn, given, plan.batch_dims, by_parts=by_parts)
+        guide_trace, model_trace = trace_pair(pair, trial.subsamples, values, leading, marginalise)
+        return guide_trace, collapsed(model_trace, marginalise, plan.batch_dims)[0] if extra else model_trace
+
+    guide_trace, model_trace = in_pairs_where_needed(summed, sites_by_parts(trial))
     closed = plan.closed_terms(guide_trace, model_trace, known)
     plan.met.closed.update(closed)
     return _weighted((guide_trace, model_trace), sites, plan.particles, closed)
