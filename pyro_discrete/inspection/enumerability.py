@@ -27,6 +27,7 @@ from pyro_discrete.inspection.trial import (
     spread_values,
     unused_size,
     value_of_attempt,
+    values_of_others,
 )
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, random_state, set_random_state, trace_pair
@@ -49,22 +50,25 @@ Traces = tuple[Trace, Trace]
 def why_not_over_values(pair: Pair, trial: Trial, names: Collection[str]) -> str:
     """Why the program cannot be run with rows of values at the named sites alone; empty if it can.
 
-    A row's terms have to be those of a run with the row's values by themselves. Other sites keep one value.
+    A row's terms have to be those of a run with the row's values by themselves. Other sites have one value each,
+    several times another one.
     """
     if pair.guide_runs_model:  # it runs the model itself, with values of its own
         return check_rows(pair, trial, 1).reason
     rows = unused_size(trial)
-    values = spread_values(trial, rows, names)
+    spread = spread_values(trial, rows, names)
     sites = latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)
     try:
-        together = trace_pair(pair, trial.subsamples, values)
-        few = 2 if len(trial.model_trace.nodes) > 200 else 5  # a long program is run less often
-        for row in range(min(rows, few)):
-            own = {n: v[row].reshape(sites[n]["value"].shape) if n in names else v for n, v in values.items()}
-            alone = partial(trace_pair, pair, trial.subsamples, own)
-            mixing = _mixing(together, alone, row, rows, trial.batch_dims)
-            if mixing:
-                return mixing
+        for others in values_of_others(trial, names):
+            values = spread | others
+            together = trace_pair(pair, trial.subsamples, values)
+            few = 2 if others or len(trial.model_trace.nodes) > 200 else 5  # a long program is run less often
+            for row in range(min(rows, few)):
+                own = {n: v[row].reshape(sites[n]["value"].shape) if n in names else v for n, v in values.items()}
+                alone = partial(trace_pair, pair, trial.subsamples, own)
+                mixing = _mixing(together, alone, row, rows, trial.batch_dims)
+                if mixing:
+                    return mixing
     except DiscreteInferenceError:
         raise
     except Exception as error:
@@ -189,24 +193,31 @@ def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site]) -> dict[str, 
     plates = {p for s in drawn.values() for p in s.plates if p.vectorized and p.size > 1}
     fixed = {n: m["value"] for n, m in (latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)).items()}
 
-    def run(values: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    def run(others: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         set_random_state(start)
-        return [sample_sites(trace) for trace in trace_pair(pair, trial.subsamples, {**fixed, **values})]
+        return [sample_sites(trace) for trace in trace_pair(pair, trial.subsamples, {**fixed, **others, **values})]
 
     found, start = {}, random_state()
     with on_trial():
         for plate in sorted(plates, key=lambda p: p.dim or 0):
             group = [s for s in drawn.values() if plate in s.plates]
-            joined = _joined_in(run, plate, group)
-            if joined:
-                found[plate.name] = joined
+            for others in values_of_others(trial, [s.name for s in group]):
+                joined = _joined_in(partial(run, others), plate, group, (0,) if others else (0, 2))
+                if joined:
+                    found[plate.name] = joined
+                    break
     return found
 
 
-def _joined_in(run: Callable[[Mapping[str, Tensor]], list[dict[str, Any]]], plate: Any, group: Sequence[Site]) -> str:
+def _joined_in(
+    run: Callable[[Mapping[str, Tensor]], list[dict[str, Any]]],
+    plate: Any,
+    group: Sequence[Site],
+    attempts: Sequence[int],
+) -> str:
     """The first term that joins elements of a plate, of whose sites these are the discrete ones."""
     unsteady: set[tuple[int, str]] | None = None  # looked for where a term seems to join elements
-    for first in (0, 2):
+    for first in attempts:
         one, other = ({s.name: value_of_attempt(s, first + k) for s in group} for k in (0, 1))
         ends = run(one), run(other)
         for moved in _halves(plate.size):

@@ -225,7 +225,7 @@ class Provenance:
         self._constants: dict[int, Tensor] = {}
         self._modes: tuple[_Operations, _Exits] | None = None
         self.quiet: bool = False
-        self.reading_allowed = False
+        self.reading_allowed = self.looking_up = False
 
     def __enter__(self) -> Provenance:
         self._modes = (_Operations(self), _Exits(self))
@@ -317,7 +317,8 @@ class Provenance:
         if torch.Tag.data_dependent_output in func.tags and not self._may_be_read(read) and not _reads_to_check():
             operation = func.overloadpacket.__name__
             self.escaped(f"Python reads a tensor's value ({_READS.get(operation, operation)})")
-            self.seen_by_python |= names or ({HELD} if read_by_the_program() else NOTHING)
+            if not self.looking_up:
+                self.seen_by_python |= names or ({HELD} if read_by_the_program() else NOTHING)
         if torch.Tag.dynamic_output_shape in func.tags and not keeps_shape(func, args):
             self.escaped(f"a shape depends on values ({func.overloadpacket.__name__})")
             self.seen_by_python |= names
@@ -397,7 +398,11 @@ class _Exits(TorchFunctionMode):
                 self.provenance.left(tree_leaves((args, kwargs)), "the program takes gradients itself")
         elif func is torch.nn.functional.one_hot and classes_stated(args, kwargs) >= 0:
             return self._reading(func, args, kwargs)  # it compares the indices with their number, and no more
-        result = func(*args, **kwargs)
+        self.provenance.looking_up = func is Tensor.__getitem__ and _are_places(args[1])
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            self.provenance.looking_up = False
         self.provenance.called(func, args, kwargs, result)
         return result
 
@@ -409,6 +414,20 @@ class _Exits(TorchFunctionMode):
             self.provenance.reading_allowed = False
         self.provenance.one_hot(args[0] if args else kwargs["input"], result)
         return result
+
+
+def _are_places(index: Any) -> bool:
+    """Whether an index, such as the single `z` of `table[z]`, says where alone, and not how much: torch reads it, and
+    the program does the same for any."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(
+        part is None
+        or part is Ellipsis
+        or type(part) is int
+        or (isinstance(part, Tensor) and part.dtype not in (torch.bool, torch.uint8))
+        or (isinstance(part, slice) and not any(torch.is_tensor(v) for v in (part.start, part.stop, part.step)))
+        for part in parts
+    )
 
 
 def _reads_to_check() -> bool:

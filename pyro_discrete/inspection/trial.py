@@ -67,6 +67,7 @@ __all__ = [
     "spread_values",
     "unused_size",
     "value_of_attempt",
+    "values_of_others",
     "warn_of_observations",
 ]
 
@@ -348,7 +349,7 @@ def crossing_site(pair: Pair, trial: Trial, sites: Iterable[Site]) -> tuple[str,
     In the guide or the model. Sites of the same plates are given other values together, so that a long program is run
     few times; and a second time only where a term has changed, to see whether it does by itself.
     """
-    traces = sample_sites(trial.guide_trace), sample_sites(trial.model_trace)
+    own = sample_sites(trial.guide_trace), sample_sites(trial.model_trace)
     fixed = {n: m["value"] for n, m in (latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)).items()}
     groups: dict[frozenset[Any], list[Site]] = {}
     for site in sites:
@@ -356,29 +357,47 @@ def crossing_site(pair: Pair, trial: Trial, sites: Iterable[Site]) -> tuple[str,
         if plates:
             groups.setdefault(plates, []).append(site)
     for plates, group in groups.items():
-        outside = [_after(nodes, group, plates, where) for where, nodes in enumerate(traces)]
+        outside = [_after(nodes, group, plates, where) for where, nodes in enumerate(own)]
         if not any(outside):
             continue
-        for attempt in range(4):
-            others = {s.name: value_of_attempt(s, attempt) for s in group}
-            once = [sample_sites(trace) for trace in trace_pair(pair, trial.subsamples, fixed | others)]
-            changed = [
-                (where, name)
-                for where, names in enumerate(outside)
-                for name in names
-                if name not in once[where] or not _same_terms(once[where][name], traces[where][name])
-            ]
-            if not changed:
-                continue
-            again = [sample_sites(trace) for trace in trace_pair(pair, trial.subsamples, fixed | others)]
-            for where, name in changed:
-                if name not in once[where] or name not in again[where]:
-                    return name, group[0]
-                if _same_terms(
-                    once[where][name], again[where][name]
-                ):  # else it has noise of its own, and shows nothing
-                    return name, group[0]
+        for others in values_of_others(trial, [s.name for s in group]):
+            around = fixed | others
+            traces = [sample_sites(t) for t in trace_pair(pair, trial.subsamples, around)] if others else own
+            crossed = _crossed(pair, trial, traces, outside, around, group, range(2 if others else 4))
+            if crossed:
+                return crossed, group[0]
     return None
+
+
+def _crossed(
+    pair: Pair,
+    trial: Trial,
+    traces: Sequence[Mapping[str, Any]],
+    outside: Sequence[Sequence[str]],
+    fixed: Mapping[str, Tensor],
+    group: Sequence[Site],
+    attempts: Iterable[int],
+) -> str:
+    """The first of the sites outside whose term, or being there, hangs on the values of a group; the rest is held."""
+    for attempt in attempts:
+        values = {**fixed, **{s.name: value_of_attempt(s, attempt) for s in group}}
+        once = [sample_sites(trace) for trace in trace_pair(pair, trial.subsamples, values)]
+        changed = [
+            (where, name)
+            for where, names in enumerate(outside)
+            for name in names
+            if (name in once[where]) != (name in traces[where])
+            or (name in once[where] and not _same_terms(once[where][name], traces[where][name]))
+        ]
+        if not changed:
+            continue
+        again = [sample_sites(trace) for trace in trace_pair(pair, trial.subsamples, values)]
+        for where, name in changed:
+            if name not in once[where] or name not in again[where] or name not in traces[where]:
+                return name
+            if _same_terms(once[where][name], again[where][name]):  # else it has noise of its own, and shows nothing
+                return name
+    return ""
 
 
 def _after(nodes: Mapping[str, Any], group: Iterable[Site], plates: frozenset[Any], in_model: int) -> list[str]:
@@ -408,6 +427,44 @@ def value_of_attempt(site: Site, attempt: int) -> Tensor:
     number = torch.arange(math.prod(site.distribution.batch_shape))
     index = [0 * number, 0 * number - 1, number, number * (number + 1) // 2][attempt]
     try:
+        return joint_values_at(site.distribution, index).reshape(site.distribution.shape())
+    except NotImplementedError:
+        return site.distribution.sample()
+
+
+MOST_OTHERS = 8
+"""So many values of other draws are gone through."""
+
+
+def values_of_others(trial: Trial, names: Collection[str]) -> list[dict[str, Tensor]]:
+    """Values of the discrete sites beside the named ones, at which these are looked at: a draw may switch what it is
+    that they join. The trial's own (no values here), all sites at each of their values, and, of several sites, two
+    mixtures of these. Of long programs the first and last values alone.
+    """
+    latent = latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)
+    others = [
+        Site(m) for n, m in latent.items() if n not in names and family_of(m["fn"]) not in (None, Family.CONTINUOUS)
+    ]
+    if not others:
+        return [{}]
+    number = 2 if len(latent) > 100 else int(min(MOST_OTHERS, max(s.cardinality for s in others)))
+    places = [[k if k < number - 1 else -1] * len(others) for k in range(number)]
+    if len(others) > 1:
+        mixed = torch.Generator().manual_seed(0)
+        places += [torch.randint(number, (len(others),), generator=mixed).tolist() for _ in range(2)]
+    own = {s.name: latent[s.name]["value"] for s in others}
+    found = [own]
+    for each in places:
+        values = {s.name: _all_at(s, place) for s, place in zip(others, each, strict=True)}
+        if not any(all(torch.equal(v, known[n]) for n, v in values.items()) for known in found):
+            found.append(values)
+    return [{}, *found[1:]]
+
+
+def _all_at(site: Site, place: int) -> Tensor:
+    """All elements of a site at the value of that place in its support; draws of a count without a last value."""
+    try:
+        index = torch.full((math.prod(site.distribution.batch_shape),), place)
         return joint_values_at(site.distribution, index).reshape(site.distribution.shape())
     except NotImplementedError:
         return site.distribution.sample()

@@ -205,3 +205,62 @@ def test_joint_values_at_once_take_rows_at_every_site():
         ]
         right = right + log_q.exp() * (log_q - torch.stack(each).logsumexp(0))
     assert TraceELBO("enumerate").loss(model, guide) == pytest.approx(float(right), abs=1e-4)
+
+
+SWITCHED = {
+    "a product": lambda z, w: (1 - z) * w + z * w.roll(1, -1),
+    "where": lambda z, w: torch.where(z > 0.5, w.roll(1, -1), w),
+    "a table": lambda z, w: (torch.stack([torch.eye(2), torch.eye(2).flip(0)])[z.long()] @ w[..., None])[..., 0],
+}
+
+
+@pytest.mark.parametrize("how", SWITCHED)
+@pytest.mark.parametrize("law", [dist.Bernoulli(0.4), dist.Categorical(torch.tensor([0.6, 0.4]))], ids=["bit", "index"])
+@pytest.mark.parametrize("drawn", [False, True])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_what_a_draw_switches_without_a_branch(how, law, drawn, seed):
+    """Elements of a plate that share terms at some values of a draw outside, whatever the trial drew."""
+    x, chances = torch.tensor([0.3, -0.7]), torch.tensor([0.3, 0.6])
+
+    def model():
+        z = pyro.sample("z", law)
+        with pyro.plate("p", 2):
+            w = pyro.sample("w", dist.Bernoulli(chances))
+            pyro.sample("x", dist.Normal(SWITCHED[how](z, w), 0.5), obs=x)
+
+    def guide():
+        pyro.sample("z", law)
+        if drawn:
+            with pyro.plate("p", 2):
+                pyro.sample("w", dist.Bernoulli(chances))
+
+    right = 0.0
+    for z, weight in ((0.0, 0.6), (1.0, 0.4)):
+        each = []
+        for values in itertools.product([0.0, 1.0], repeat=2):
+            w = torch.tensor(values)
+            term = dist.Normal(w.flip(-1) if z else w, 0.5).log_prob(x).sum()
+            each.append((dist.Bernoulli(chances).log_prob(w).sum(), term))
+        mean = sum(prior.exp() * term for prior, term in each)
+        right -= weight * float(mean if drawn else torch.stack([a + b for a, b in each]).logsumexp(0))
+    torch.manual_seed(seed)
+    assert TraceELBO("enumerate").loss_and_grads(model, guide) == pytest.approx(right, abs=1e-4)
+
+
+def test_a_table_read_by_a_single_draw_is_no_branch():
+    """It reads the draw to say where, and does the same for any: sums at once are not tried anew in every run."""
+    table = torch.rand(3, 3)
+
+    def model():
+        loc, z = pyro.sample("loc", dist.Normal(0.0, 1.0)), 0
+        for t in pyro.markov(range(3)):
+            z = pyro.sample(f"z{t}", dist.Categorical(table[z]))
+            pyro.sample(f"x{t}", dist.Normal(loc + z, 1.0), obs=torch.tensor(0.3))
+
+    def guide():
+        pyro.sample("loc", dist.Normal(pyro.param("m", torch.tensor(0.0)), 1.0))
+
+    elbo = TraceELBO()
+    elbo.loss_and_grads(model, guide)
+    assert not elbo.plan.marginals.in_branches
+    assert elbo.plan.choices["z0"] == "enumerate"
