@@ -54,6 +54,7 @@ def available_estimators() -> dict[str, EstimatorInfo]:
     >>> available_estimators()["rloo"].evaluations
     '1 a particle, 2 or more particles'
     """
+    _classes.cache_clear()  # there may be new modules
     found: dict[str, EstimatorInfo] = {}
     for name, cls in _classes().items():
         default = cls()
@@ -84,8 +85,8 @@ def _classes() -> dict[str, type[Estimator]]:
 
 def named_estimator(name: str) -> Estimator:
     """A new estimator of that name, by default settings; `UnknownEstimatorError` if there is none."""
-    if name not in _classes():
-        meant = _meant(name, available_estimators())
+    if name not in _classes() and name not in (known := available_estimators()):
+        meant = _meant(name, known)
         raise UnknownEstimatorError(
             f"There is no estimator named {name!r}. {meant} See pyro_discrete.available_estimators()."
         )

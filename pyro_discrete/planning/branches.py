@@ -39,6 +39,7 @@ class Branches:
         self._given: Any = None
         self._now: Any = None
         self.sure: bool = False
+        self._learns = False
 
     @property
     def looks(self) -> str:
@@ -61,7 +62,7 @@ class Branches:
         self._plans[self._now] = last
         if self._decides is None:
             return last
-        self._given = self._decides.of(pair)
+        self._given, self._learns = self._decides.of(pair), False
         self.sure = self._given is not None and self._given in self._of
         if self.sure:
             self._now = self._of[self._given]
@@ -71,7 +72,8 @@ class Branches:
 
     def watched(self, pair: Pair, plan: Plan) -> Pair:
         """The pair to be run: what its runs do is noted where that is to be learned, or to be compared."""
-        if self._decides is None or self._decides.in_draws or (self.sure and plan.met.digests):
+        learned = self.sure and bool(plan.met.digests) and not self._learns
+        if self._decides is None or self._decides.in_draws or learned:
             return pair
 
         def told(digest: int) -> None:
@@ -84,6 +86,7 @@ class Branches:
 
     def look(self, pair: Pair, last: Plan) -> Plan | None:
         """The plan of the branch that this call takes, by a further run; None for one without a plan yet."""
+        self._learns = True
         return self._switched(decisions(pair), last)
 
     def note(self, plan: Plan) -> None:

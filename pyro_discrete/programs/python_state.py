@@ -208,7 +208,7 @@ class PythonState:
     - `arguments`: objects that are new in every call. What they hold is followed, but they are not held to stay as they
       are: `described` says what they are.
     - `exact`: tensors are compared as objects, else by their shape and dtype alone.
-    - `tensors`: those that the code can see outside of modules' parameters, weakly.
+    - `tensors`: those in variables, attributes and buffers, weakly; not those in containers, as of what others keep.
     """
 
     def __init__(
@@ -544,7 +544,6 @@ class PythonState:
             self._pending.append(getattr(found, "default_factory", None))
         elif not isinstance(found, tuple | frozenset):
             self._items.append((found, tuple(found)))
-        self.tensors += [ref(each) for each in items if type(each) is Tensor]
         self._pending += [each for each in items if type(each) not in SCALARS and type(each) is not Tensor]
         if _is_users(type(found)):
             self._object(found)

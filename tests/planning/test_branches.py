@@ -290,6 +290,31 @@ def test_the_plan_says_why_each_call_is_looked_at():
     assert "to see which branch it takes: Python reads tensors that it holds" in str(elbo.plan)
 
 
+@pytest.mark.parametrize("name", ["reinforce", "gumbel_softmax", "reinmax", "enumerate"])
+def test_a_program_that_counts_its_runs_is_run_once_a_step(name):
+    """Beside losses, which go another way than steps; once either has been met."""
+    runs = []
+
+    def model():
+        runs.append(1)
+        with pyro.plate("p", 2):
+            z = pyro.sample("z", dist.Categorical(torch.ones(3)))
+            pyro.sample("y", dist.Normal(torch.tensor([-1.0, 0.5, 2.0])[z], 1.0), obs=ABOVE)
+
+    def guide():
+        with pyro.plate("p", 2):
+            pyro.sample("z", dist.Categorical(logits=pyro.param("q", torch.zeros(3))))
+
+    elbo = TraceELBO(name)
+    for _ in range(2):
+        elbo.loss(model, guide)
+        elbo.loss_and_grads(model, guide)
+    for call in (elbo.loss, elbo.loss_and_grads, elbo.loss_and_grads, elbo.loss):
+        runs.clear()
+        call(model, guide)
+        assert len(runs) == 1
+
+
 def test_a_copy_looks_anew():
     decides, put, _ = a_number_of_the_closure()
     model, guide = deciding_pair(decides, False)

@@ -191,6 +191,7 @@ class Pair:
 
     def gradient(self, elbo: TraceIWELBO, seed: int = 0) -> list[Tensor]:
         elbo.loss(self.model, self.guide)  # plans
+        elbo.gradients(self.model, self.guide)  # and sees what a step does of programs that count
         self.rows = []
         torch.manual_seed(seed)
         step = elbo.gradients(self.model, self.guide)
