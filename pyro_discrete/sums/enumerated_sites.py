@@ -450,7 +450,8 @@ class ByParts(TorchDistribution):
     has_enumerate_support = True
 
     def __init__(self, structure: GibbsStructure, width: int = 1) -> None:
-        self.fn, self.width = structure, width
+        self.fn: GibbsStructure = structure
+        self.width: int = width
         super().__init__(structure.batch_shape, structure.event_shape, validate_args=False)
 
     @constraints.dependent_property
