@@ -59,7 +59,7 @@ def why_not_over_values(pair: Pair, trial: Trial, names: Collection[str]) -> str
     spread = spread_values(trial, rows, names)
     sites = latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)
     try:
-        for others in values_of_others(trial, names):
+        for others in values_of_others(pair, trial, names):
             values = spread | others
             together = trace_pair(pair, trial.subsamples, values)
             few = 2 if others or len(trial.model_trace.nodes) > 200 else 5  # a long program is run less often
@@ -201,7 +201,7 @@ def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site]) -> dict[str, 
     with on_trial():
         for plate in sorted(plates, key=lambda p: p.dim or 0):
             group = [s for s in drawn.values() if plate in s.plates]
-            for others in values_of_others(trial, [s.name for s in group]):
+            for others in values_of_others(pair, trial, [s.name for s in group]):
                 joined = _joined_in(partial(run, others), plate, group, (0,) if others else (0, 2))
                 if joined:
                     found[plate.name] = joined

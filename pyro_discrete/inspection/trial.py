@@ -77,7 +77,8 @@ class Trial:
     """Traces of one run without a leading dim, the subsamples it drew, and its number of plate dims.
 
     `numbers`: what it was run with, if not with the present ones; whatever is compared with it is, too
-    (`at_its_numbers`).
+    (`at_its_numbers`). `alone`: whether it is about these draws alone, and not about others that may come
+    (`values_of_others`).
     """
 
     guide_trace: Trace
@@ -85,6 +86,7 @@ class Trial:
     subsamples: KeepSubsamples
     batch_dims: int
     numbers: GenericNumbers | None = None
+    alone: bool = False
 
     def at_generic_numbers(self, pair: Pair, given: Pair, seen: Collection[str]) -> Trial:
         """The same draws at numbers of no special value (`GenericNumbers`): the parameters that a term depends on, and
@@ -360,7 +362,7 @@ def crossing_site(pair: Pair, trial: Trial, sites: Iterable[Site]) -> tuple[str,
         outside = [_after(nodes, group, plates, where) for where, nodes in enumerate(own)]
         if not any(outside):
             continue
-        for others in values_of_others(trial, [s.name for s in group]):
+        for others in values_of_others(pair, trial, [s.name for s in group]):
             around = fixed | others
             traces = [sample_sites(t) for t in trace_pair(pair, trial.subsamples, around)] if others else own
             crossed = _crossed(pair, trial, traces, outside, around, group, range(2 if others else 4))
@@ -436,16 +438,16 @@ MOST_OTHERS = 8
 """So many values of other draws are gone through."""
 
 
-def values_of_others(trial: Trial, names: Collection[str]) -> list[dict[str, Tensor]]:
+def values_of_others(pair: Pair, trial: Trial, names: Collection[str]) -> list[dict[str, Tensor]]:
     """Values of the discrete sites beside the named ones, at which these are looked at: a draw may switch what it is
     that they join. The trial's own (no values here), all sites at each of their values, and, of several sites, two
-    mixtures of these. Of long programs the first and last values alone.
+    mixtures of these, as far as the program has terms at them. Of long programs the first and last values alone.
     """
     latent = latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)
     others = [
         Site(m) for n, m in latent.items() if n not in names and family_of(m["fn"]) not in (None, Family.CONTINUOUS)
     ]
-    if not others:
+    if not others or trial.alone:
         return [{}]
     number = 2 if len(latent) > 100 else int(min(MOST_OTHERS, max(s.cardinality for s in others)))
     places = [[k if k < number - 1 else -1] * len(others) for k in range(number)]
@@ -456,9 +458,22 @@ def values_of_others(trial: Trial, names: Collection[str]) -> list[dict[str, Ten
     found = [own]
     for each in places:
         values = {s.name: _all_at(s, place) for s, place in zip(others, each, strict=True)}
-        if not any(all(torch.equal(v, known[n]) for n, v in values.items()) for known in found):
+        seen = any(all(torch.equal(v, known[n]) for n, v in values.items()) for known in found)
+        if not seen and _has_terms(pair, trial, values):
             found.append(values)
     return [{}, *found[1:]]
+
+
+def _has_terms(pair: Pair, trial: Trial, values: Mapping[str, Tensor]) -> bool:
+    """Whether the program runs at these values and scores them, which may be none that are drawn together."""
+    own = {n: m["value"] for n, m in (latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)).items()}
+    try:
+        for trace in trace_pair(pair, trial.subsamples, {**own, **values}):
+            for msg in sample_sites(trace).values():
+                site_log_prob(msg)
+    except Exception:
+        return False
+    return True
 
 
 def _all_at(site: Site, place: int) -> Tensor:

@@ -264,3 +264,32 @@ def test_a_table_read_by_a_single_draw_is_no_branch():
     elbo.loss_and_grads(model, guide)
     assert not elbo.plan.marginals.in_branches
     assert elbo.plan.choices["z0"] == "enumerate"
+
+
+def test_values_that_are_never_drawn_together_are_left_out():
+    """At other values of `n` there is no such `k`: that is no reason against sums beside them."""
+    x = torch.tensor([0.3, -0.7])
+
+    def model():
+        n = pyro.sample("n", dist.Categorical(torch.ones(4)))
+        pyro.sample("k", dist.Binomial(n.float(), torch.tensor(0.4)))
+        with pyro.plate("p", 2):
+            w = pyro.sample("w", dist.Bernoulli(CHANCES))
+            pyro.sample("x", dist.Normal(w, 0.5), obs=x)
+
+    def guide():
+        n = pyro.sample("n", dist.Categorical(torch.ones(4)))
+        pyro.sample("k", dist.Binomial(n.float(), torch.tensor(0.4)))
+
+    elbo = TraceELBO("reinforce")
+    right = -float(
+        torch.stack(
+            [dist.Bernoulli(CHANCES).log_prob(w) + dist.Normal(w, 0.5).log_prob(x) for w in torch.eye(2)[:, :1]]
+        )
+        .logsumexp(0)
+        .sum()
+    )
+    for seed in range(4):
+        torch.manual_seed(seed)
+        assert elbo.loss_and_grads(model, guide) == pytest.approx(right, abs=1e-4)
+    assert elbo.plan.choices["w"] == "enumerate"
