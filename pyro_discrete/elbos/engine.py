@@ -30,7 +30,7 @@ from pyro_discrete.planning.site_estimators import SiteEstimators
 from pyro_discrete.posterior.methods import PosteriorMethods
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.module_state import Saved, kept_state
-from pyro_discrete.programs.pair import Pair, Program, on_trial
+from pyro_discrete.programs.pair import Pair, Program, on_trial, set_torch_random_state, torch_random_state
 from pyro_discrete.programs.parameters import KnownLeaves
 from pyro_discrete.programs.sites import latent_sites
 from pyro_discrete.relaxations.handler import refuse_handler_around
@@ -306,10 +306,20 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
 
     def _retried(self, pair: Pair, run: Callable[[Plan, Pair], Outcome]) -> Outcome:
         """Run, and again with a new plan if the program takes another branch, if its structure has changed, or if a sum
-        over a count has to go further; row by row if the structure often changes."""
+        over a count has to go further; row by row if the structure often changes.
+
+        Each run starts from the same modules' and random state: what a run drew that its plan could not take is drawn
+        again. A mean over the draws that plans happen to take would be another one.
+        """
         vectorise, reason, changes = self.vectorize_particles, "", 0
         self._begin_call(pair)
         assert self._branches is not None
+        random_state, before = torch_random_state(), Saved(self.plan.state)
+
+        def put_back() -> None:
+            before.put_back()
+            set_torch_random_state(random_state)
+
         while changes < 4:
             plan, before = self.plan, Saved(self.plan.state)
             try:
@@ -317,22 +327,22 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
                 self._branches.remember()
                 return outcome
             except BranchChangedError:
-                before.put_back()
+                put_back()
                 self._look(pair)
             except Exception as error:
                 if not self._branches.sure:
-                    before.put_back()
+                    put_back()
                     if self._look(pair):
                         continue
                 if isinstance(error, MoreTermsError):
-                    before.put_back()
+                    put_back()
                     self._make_plan(pair, vectorise and not self._unknown, reason or self._unknown)
                 elif isinstance(error, CoupledElementsError) and not self._coupled:
-                    before.put_back()
+                    put_back()
                     self._coupled = error.by
                     self._make_plan(pair, vectorise, reason)
                 elif isinstance(error, StructureChangedError):
-                    before.put_back()
+                    put_back()
                     if error.apart:  # each time there are more of them, or they are larger
                         self._take_apart(error.apart)
                         self._make_plan(pair, vectorise, reason)
@@ -350,6 +360,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
                         self._make_plan(pair, self.vectorize_particles)
                         continue
                     vectorise, reason = False, f"its structure changes from run to run: {error}"
+                    self._singly = self._singly or error.own
                     if not isinstance(self.plan.way, Exact):
                         warnings.warn(f"This program is run row by row, more slowly, as {reason}.", stacklevel=4)
                     self._make_plan(pair, vectorise, reason)

@@ -165,11 +165,10 @@ def make_plan(
     wanted = objective.reads_dependencies or any(s.family is not None for s in sites)
     joined = _joined(pair, trial, sites)
     known = (wiring.of(given) if wanted else UNKNOWN).sharing(joined)
-    sums = settle(pair, trial, settings, singly=singly) if marginal else Summed()
+    sums = settle(pair, trial, settings, singly=singly) if marginal else Summed(one_by_one=singly)
     in_branches = bool(marginal and sites and not sums.one_by_one and draws_among(seen))
-    marginals = Marginals()
-    if marginal:
-        marginals = Marginals(settings, sums.cost, sums.one_by_one, sums.by_parts, in_branches)
+    cost = sums.cost if marginal else None
+    marginals = Marginals(settings, cost, sums.one_by_one, sums.by_parts, in_branches)
     elements, layout = numbers_of(trial), objective.layout(pair, trial, known, selection.particles, sums.groups)
     order = Order({n: plates_of(m) for n, m in sample_sites(trial.guide_trace).items()}, {}, known)
     shared = SharedTerms(trial, objective, layout, known, sums.groups, apart or {})

@@ -66,7 +66,7 @@ class StructureChangedError(Exception):
 
     `batch_dims`: how many plate dims there are, if that is all. `apart`: the plates whose elements are to be moved one
     at a time at a site, with their sizes, if that is all: see `Columns`. `singly`: why the model's own sites cannot be
-    summed out at once, if that is all.
+    summed out at once, if that is all. `own`: why they can't be if trials go on without them, where such a site is new.
     """
 
     def __init__(
@@ -75,11 +75,13 @@ class StructureChangedError(Exception):
         batch_dims: int | None = None,
         apart: Mapping[str, Mapping[str, int]] | None = None,
         singly: str = "",
+        own: str = "",
     ) -> None:
         super().__init__(message)
         self.batch_dims: int | None = batch_dims
         self.apart: Mapping[str, Mapping[str, int]] | None = apart
         self.singly: str = singly
+        self.own: str = own
 
 
 @dataclass(frozen=True)

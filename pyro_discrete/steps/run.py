@@ -140,7 +140,9 @@ def _traces(
     model_trace = trace_sites(model, pair.args, pair.kwargs, guide_trace)
     for name, msg in model_trace.nodes.items():
         if name not in drawn and is_latent(msg):
-            raise StructureChangedError(f"site {name!r} is new in the model")
+            raise StructureChangedError(
+                f"site {name!r} is new in the model", own=f"site {name!r} is in some branches alone"
+            )
     return Traces(guide_trace, model_trace, model_trace, {})
 
 
