@@ -314,9 +314,9 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         vectorise, reason, changes = self.vectorize_particles, "", 0
         self._begin_call(pair)
         assert self._branches is not None
-        random_state, before = torch_random_state(), Saved(self.plan.state)
+        random_state = torch_random_state()
 
-        def put_back() -> None:
+        def put_back(before: Saved) -> None:
             before.put_back()
             set_torch_random_state(random_state)
 
@@ -327,22 +327,22 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
                 self._branches.remember()
                 return outcome
             except BranchChangedError:
-                put_back()
+                put_back(before)
                 self._look(pair)
             except Exception as error:
                 if not self._branches.sure:
-                    put_back()
+                    put_back(before)
                     if self._look(pair):
                         continue
                 if isinstance(error, MoreTermsError):
-                    put_back()
+                    put_back(before)
                     self._make_plan(pair, vectorise and not self._unknown, reason or self._unknown)
                 elif isinstance(error, CoupledElementsError) and not self._coupled:
-                    put_back()
+                    put_back(before)
                     self._coupled = error.by
                     self._make_plan(pair, vectorise, reason)
                 elif isinstance(error, StructureChangedError):
-                    put_back()
+                    put_back(before)
                     if error.apart:  # each time there are more of them, or they are larger
                         self._take_apart(error.apart)
                         self._make_plan(pair, vectorise, reason)

@@ -31,7 +31,7 @@ from pyro_discrete.inspection.trial import (
 )
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, random_state, set_random_state, trace_pair
-from pyro_discrete.programs.sites import Site, hidden_log_prob, latent_sites, sample_sites, site_log_prob
+from pyro_discrete.programs.sites import Site, hidden_log_prob, sample_sites, site_log_prob
 
 __all__ = [
     "joined_elements",
@@ -57,14 +57,14 @@ def why_not_over_values(pair: Pair, trial: Trial, names: Collection[str]) -> str
         return check_rows(pair, trial, 1).reason
     rows = unused_size(trial)
     spread = spread_values(trial, rows, names)
-    sites = latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)
+    single = trial.values
     try:
         for others in values_of_others(pair, trial, names):
             values = spread | others
             together = trace_pair(pair, trial.subsamples, values)
             few = 2 if others or len(trial.model_trace.nodes) > 200 else 5  # a long program is run less often
             for row in range(min(rows, few)):
-                own = {n: v[row].reshape(sites[n]["value"].shape) if n in names else v for n, v in values.items()}
+                own = {n: v[row].reshape(single[n].shape) if n in names else v for n, v in values.items()}
                 alone = partial(trace_pair, pair, trial.subsamples, own)
                 mixing = _mixing(together, alone, row, rows, trial.batch_dims)
                 if mixing:
@@ -191,7 +191,7 @@ def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site]) -> dict[str, 
     """
     drawn = {s.name: s for s in sites}
     plates = {p for s in drawn.values() for p in s.plates if p.vectorized and p.size > 1}
-    fixed = {n: m["value"] for n, m in (latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)).items()}
+    fixed = trial.values
 
     def run(others: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         set_random_state(start)

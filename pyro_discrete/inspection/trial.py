@@ -88,6 +88,16 @@ class Trial:
     numbers: GenericNumbers | None = None
     alone: bool = False
 
+    @property
+    def latent(self) -> dict[str, Any]:
+        """The latent sites of the model and, where it drew them, of the guide."""
+        return latent_sites(self.model_trace) | latent_sites(self.guide_trace)
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """Those of all latent sites."""
+        return {name: msg["value"] for name, msg in self.latent.items()}
+
     def at_generic_numbers(self, pair: Pair, given: Pair, seen: Collection[str]) -> Trial:
         """The same draws at numbers of no special value (`GenericNumbers`): the parameters that a term depends on, and
         single numbers that the programs are given or hold.
@@ -113,18 +123,24 @@ class Trial:
 
     def _at(self, pair: Pair, numbers: GenericNumbers) -> Trial | None:
         """The same draws at these numbers; None where the program has other sites there, or does not take them."""
-        traces = self.guide_trace, self.model_trace
-        values = {n: m["value"] for n, m in (latent_sites(traces[1]) | latent_sites(traces[0])).items()}
-        try:
-            with numbers, torch.no_grad():
-                others = trace_pair(pair, self.subsamples, values)
-                for msg in (m for t in others for m in sample_sites(t).values()):
-                    site_log_prob(msg)
-        except Exception:  # of values out of a parameter's range, say
+        with numbers, torch.no_grad():
+            traces = _scored(pair, self, self.values)
+        own = self.guide_trace, self.model_trace
+        if traces is None or any(a.nodes.keys() != b.nodes.keys() for a, b in zip(own, traces, strict=True)):
             return None
-        if any(one.nodes.keys() != other.nodes.keys() for one, other in zip(traces, others, strict=True)):
-            return None
-        return replace(self, numbers=numbers, guide_trace=others[0], model_trace=others[1])
+        return replace(self, numbers=numbers, guide_trace=traces[0], model_trace=traces[1])
+
+
+def _scored(pair: Pair, trial: Trial, values: Mapping[str, Tensor]) -> tuple[Trace, Trace] | None:
+    """The traces of a run at these values, if it has terms there: numbers may be out of range, and values may be none
+    that are drawn together."""
+    try:
+        traces = trace_pair(pair, trial.subsamples, values)
+        for msg in (m for t in traces for m in sample_sites(t).values()):
+            site_log_prob(msg)
+    except Exception:
+        return None
+    return traces
 
 
 Look = TypeVar("Look", bound=Callable[..., Any])
@@ -352,7 +368,7 @@ def crossing_site(pair: Pair, trial: Trial, sites: Iterable[Site]) -> tuple[str,
     few times; and a second time only where a term has changed, to see whether it does by itself.
     """
     own = sample_sites(trial.guide_trace), sample_sites(trial.model_trace)
-    fixed = {n: m["value"] for n, m in (latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)).items()}
+    fixed = trial.values
     groups: dict[frozenset[Any], list[Site]] = {}
     for site in sites:
         plates = frozenset(p for p in site.plates if p.vectorized)
@@ -443,7 +459,7 @@ def values_of_others(pair: Pair, trial: Trial, names: Collection[str]) -> list[d
     that they join. The trial's own (no values here), all sites at each of their values, and, of several sites, two
     mixtures of these, as far as the program has terms at them. Of long programs the first and last values alone.
     """
-    latent = latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)
+    latent, values_there = trial.latent, trial.values
     others = [
         Site(m) for n, m in latent.items() if n not in names and family_of(m["fn"]) not in (None, Family.CONTINUOUS)
     ]
@@ -454,26 +470,13 @@ def values_of_others(pair: Pair, trial: Trial, names: Collection[str]) -> list[d
     if len(others) > 1:
         mixed = torch.Generator().manual_seed(0)
         places += [torch.randint(number, (len(others),), generator=mixed).tolist() for _ in range(2)]
-    own = {s.name: latent[s.name]["value"] for s in others}
-    found = [own]
+    found = [{s.name: values_there[s.name] for s in others}]
     for each in places:
         values = {s.name: _all_at(s, place) for s, place in zip(others, each, strict=True)}
         seen = any(all(torch.equal(v, known[n]) for n, v in values.items()) for known in found)
-        if not seen and _has_terms(pair, trial, values):
+        if not seen and _scored(pair, trial, values_there | values) is not None:
             found.append(values)
     return [{}, *found[1:]]
-
-
-def _has_terms(pair: Pair, trial: Trial, values: Mapping[str, Tensor]) -> bool:
-    """Whether the program runs at these values and scores them, which may be none that are drawn together."""
-    own = {n: m["value"] for n, m in (latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)).items()}
-    try:
-        for trace in trace_pair(pair, trial.subsamples, {**own, **values}):
-            for msg in sample_sites(trace).values():
-                site_log_prob(msg)
-    except Exception:
-        return False
-    return True
 
 
 def _all_at(site: Site, place: int) -> Tensor:
@@ -573,7 +576,7 @@ def spread_values(trial: Trial, rows: int, only: Collection[str] | None = None) 
     from the others; the rest is drawn uniformly.
     """
     values: dict[str, Tensor] = {}
-    for name, msg in (latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)).items():
+    for name, msg in trial.latent.items():
         fn, base = msg["fn"], base_distribution(msg["fn"])
         if only is not None and name not in only:
             values[name] = msg["value"]
@@ -642,9 +645,8 @@ def _mixing_site(pair: Pair, trial: Trial, guide_trace: Trace, model_trace: Trac
     A site at which another such run differs, too, has noise of its own (dropout), and shows nothing. That is looked for
     where the first run differs, as in all such checks: a first call of a belief network takes 0.9 of the time.
     """
-    single_values = latent_sites(trial.model_trace) | latent_sites(trial.guide_trace)
     rowed_values = latent_sites(model_trace) | latent_sites(guide_trace)
-    shapes = {n: m["value"].shape for n, m in single_values.items()}
+    shapes = {n: v.shape for n, v in trial.values.items()}
     values = {
         n: m["value"] if m["value"].shape == shapes[n] else m["value"][row].reshape(shapes[n])
         for n, m in rowed_values.items()

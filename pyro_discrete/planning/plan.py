@@ -448,7 +448,8 @@ class Plan:
         reason = self.reason or alone
         total += f" ({reason})" if reason else ""
         singly = f"; one joint value after another ({self.marginals.one_by_one})" if self.marginals.one_by_one else ""
-        exact = [] if self.cost is None else [f"exact sums: {self.cost} a row{singly}"]
+        cost = f": {self.cost} a row" if self.cost is not None else ""
+        exact = [f"exact sums{cost}{singly}"] if cost or singly else []
         passed = [f"not summed out, though there are few values: {self.passed_over}"] if self.passed_over else []
         costs = [f"costs: {self.met.costs or self.costs}"] if self.costs else []
         return [*runs, total, *exact, *passed, *costs]
