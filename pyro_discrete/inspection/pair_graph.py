@@ -118,11 +118,8 @@ class _Indices(TorchFunctionMode):
         names = self.provenance.of(*single)
         if not names:
             return func(*args, **(kwargs or {}))
-        before, self.provenance.reading_allowed = self.provenance.reading_allowed, True
-        try:
+        with self.provenance.reading():
             found = func(*args, **(kwargs or {})).clone()
-        finally:
-            self.provenance.reading_allowed = before
         self.provenance.mark(found, names)
         return found
 

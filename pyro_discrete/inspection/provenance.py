@@ -283,6 +283,15 @@ class Provenance:
                 mode.__enter__()
             self._modes = modes
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Within, torch may read values: it decides nothing by them."""
+        before, self.reading_allowed = self.reading_allowed, True
+        try:
+            yield
+        finally:
+            self.reading_allowed = before
+
     def escaped(self, how: str) -> None:
         """Note the first way in which dependence may be lost, and where."""
         if not self.escape:
@@ -407,11 +416,8 @@ class _Exits(TorchFunctionMode):
         return result
 
     def _reading(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.provenance.reading_allowed = True
-        try:
+        with self.provenance.reading():
             result = func(*args, **kwargs)
-        finally:
-            self.provenance.reading_allowed = False
         self.provenance.one_hot(args[0] if args else kwargs["input"], result)
         return result
 

@@ -45,12 +45,12 @@ def pair(decides, drawn):
     return model, guide
 
 
-def right(x, drawn):
+def right(x, on, drawn):
     each = []
     for values in itertools.product([0.0, 1.0], repeat=2):
         w = torch.tensor(values)
-        loc = 2 * w.roll(1, -1) if x.sum() > 0 else w
-        each.append((dist.Bernoulli(CHANCES).log_prob(w).sum(), dist.Normal(loc, 1.0).log_prob(x).sum()))
+        term = dist.Normal(2 * w.roll(1, -1) if on else w, 1.0).log_prob(x).sum()
+        each.append((dist.Bernoulli(CHANCES).log_prob(w).sum(), term))
     if drawn:
         return -float(sum(prior.exp() * term for prior, term in each))
     return -float(torch.stack([prior + term for prior, term in each]).logsumexp(0))
@@ -64,7 +64,7 @@ def test_each_branch_is_planned(way, drawn, order):
     elbo = TraceELBO("enumerate")
     for x in order:
         found = elbo.loss_and_grads(model, guide, x, bool(x.sum() > 0))
-        assert found == pytest.approx(right(x, drawn), abs=1e-4)
+        assert found == pytest.approx(right(x, x.sum() > 0, drawn), abs=1e-4)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -72,7 +72,7 @@ def test_a_collapsed_program_with_other_data(way):
     collapsed = collapse(pair(WAYS[way], False)[0])
     for x in (BELOW, ABOVE, BELOW):
         found = poutine.trace(collapsed).get_trace(x, bool(x.sum() > 0)).log_prob_sum()
-        assert -float(found) == pytest.approx(right(x, False), abs=1e-4)
+        assert -float(found) == pytest.approx(right(x, x.sum() > 0, False), abs=1e-4)
 
 
 def test_what_has_been_seen_is_not_planned_again(monkeypatch):
@@ -229,17 +229,6 @@ def deciding_pair(decides, drawn):
     return model, guide
 
 
-def right_of(on, drawn):
-    each = []
-    for values in itertools.product([0.0, 1.0], repeat=2):
-        w = torch.tensor(values)
-        term = dist.Normal(2 * w.roll(1, -1) if on else w, 1.0).log_prob(ABOVE).sum()
-        each.append((dist.Bernoulli(CHANCES).log_prob(w).sum(), term))
-    if drawn:
-        return -float(sum(prior.exp() * term for prior, term in each))
-    return -float(torch.stack([prior + term for prior, term in each]).logsumexp(0))
-
-
 @pytest.mark.parametrize("make", [held(make) for make in HELD])
 @pytest.mark.parametrize("drawn", [False, True])
 @pytest.mark.parametrize("first", [False, True])
@@ -249,10 +238,10 @@ def test_a_branch_by_whatever_a_program_can_see(make, drawn, first):
     elbo, collapsed = TraceELBO("enumerate"), collapse(model)
     for on in (first, not first, first, not first):
         put(on)
-        assert elbo.loss_and_grads(model, guide, *given()) == pytest.approx(right_of(on, drawn), abs=1e-4)
+        assert elbo.loss_and_grads(model, guide, *given()) == pytest.approx(right(ABOVE, on, drawn), abs=1e-4)
         if not drawn:
             found = poutine.trace(collapsed).get_trace(*given()).log_prob_sum()
-            assert -found.item() == pytest.approx(right_of(on, drawn), abs=1e-4)
+            assert -found.item() == pytest.approx(right(ABOVE, on, drawn), abs=1e-4)
 
 
 def test_rows_are_tried_in_each_branch():
@@ -322,4 +311,4 @@ def test_a_copy_looks_anew():
     elbo.loss(model, guide)
     again = copy.deepcopy(elbo)
     put(True)
-    assert again.loss(model, guide) == pytest.approx(right_of(True, False), abs=1e-4)
+    assert again.loss(model, guide) == pytest.approx(right(ABOVE, True, False), abs=1e-4)
