@@ -225,7 +225,8 @@ class Provenance:
         self._constants: dict[int, Tensor] = {}
         self._modes: tuple[_Operations, _Exits] | None = None
         self.quiet: bool = False
-        self.reading_allowed = self.looking_up = False
+        self.reading_allowed: bool = False
+        self.looking_up: bool = False
 
     def __enter__(self) -> Provenance:
         self._modes = (_Operations(self), _Exits(self))
