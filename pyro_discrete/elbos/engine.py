@@ -262,7 +262,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         assert self._branches is not None
         if known is None:
             self._make_plan_of_branch(pair, self.vectorize_particles, self._unknown)
-            self._branches.note(self.plan)
+            self._branches.note(pair, self.plan)
         elif known is not self._plan:
             self._plan, self._leaves = known, KnownLeaves()
 
@@ -279,6 +279,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
             given = (pair, self.selection, self.objective, vectorise, self.max_plate_nesting, self.row_chunk)
             met = {"unknown": reason, "apart": self._apart, "coupled": self._coupled, "counts": counts}
             met |= {"singly": self._singly, "seen": seen}
+            met["whatever"] = self._branches is not None and self._branches.whatever
             plan, trial = make_plan(*given, **met)
             if isinstance(plan.way, Exact):
                 had = settled(plan, pair, self.objective, trial, seen)
@@ -290,7 +291,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
             if reason:
                 plan = replace(plan.without_dependencies(), reason=reason)
             kept = {n: None if e is None else self.estimators.keep(n, e) for n, e in plan.given.items()}
-            plan = replace(plan, given=kept, state=state, pair=pair)
+            plan = replace(plan, given=kept, state=state, pair=pair, by_numbers=tuple(dict.fromkeys(trial.by_numbers)))
             contexts = Contexts(trial.model_trace, plan.observed, plan.batch_dims, pair.args, pair.kwargs)
             for name, estimator in kept.items():
                 if estimator is not None:

@@ -27,7 +27,7 @@ from pyro_discrete.programs.module_state import kept_state
 from pyro_discrete.programs.pair import Around, KeepSubsamples, Pair, SiteMessenger, on_trial, trace_pair
 from pyro_discrete.programs.python_state import PythonState, SameObject, UnknownStateError, described
 
-__all__ = ["WhatDecides", "contents", "decided_at_once", "decided_by", "decisions", "draws_among", "noted"]
+__all__ = ["WhatDecides", "contents", "decided_at_once", "decided_by", "decisions", "draws_among", "noted", "numbers_of"]
 
 UNFOLLOWED = "a run that could not be followed"
 """What stands for all draws where the run that was to show what Python sees has failed."""
@@ -204,6 +204,17 @@ def _hashable(description: Any) -> Any:
     if isinstance(description, SameObject) and not callable(description.value):
         raise UnknownStateError(f"an argument is of type {type(description.value).__name__}, which cannot be watched")
     return description
+
+
+def numbers_of(pair: Pair) -> Any:
+    """A digest of all tensors and arrays that the programs are given, or that their code can see and that are not
+    learned; None where these cannot be told."""
+    state = PythonState((pair.model, pair.guide), tree_leaves((pair.args, dict(pair.kwargs))))
+    if state.unknown:
+        return None
+    held = [value for seen in (*state.tensors, *state.contained) if (value := seen()) is not None]
+    fixed = [value for value in held if not value.requires_grad]
+    return contents(pair.args, dict(pair.kwargs), fixed), *map(hash, state.arrays)
 
 
 MOST_STATES = 64

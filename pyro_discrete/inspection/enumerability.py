@@ -19,6 +19,7 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
 from pyro_discrete.errors import DiscreteInferenceError
+from pyro_discrete.inspection.apart import Keeping
 from pyro_discrete.inspection.failed_runs import why_not_at_once
 from pyro_discrete.inspection.trial import (
     Trial,
@@ -29,7 +30,7 @@ from pyro_discrete.inspection.trial import (
     value_of_attempt,
     values_of_others,
 )
-from pyro_discrete.programs.dims import plates_of
+from pyro_discrete.programs.dims import ROWS_PLATE, plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, random_state, set_random_state, trace_pair
 from pyro_discrete.programs.sites import Site, hidden_log_prob, sample_sites, site_log_prob
 
@@ -58,11 +59,13 @@ def why_not_over_values(pair: Pair, trial: Trial, names: Collection[str]) -> str
     rows = unused_size(trial)
     spread = spread_values(trial, rows, names)
     single = trial.values
+    keeping = trial.followed(pair, names, (0, -1 - trial.batch_dims)).of(ROWS_PLATE)
     try:
-        for others in values_of_others(pair, trial, names):
+        for others in [{}] if keeping is Keeping.APART else values_of_others(pair, trial, names):
             values = spread | others
             together = trace_pair(pair, trial.subsamples, values)
             few = 2 if others or len(trial.model_trace.nodes) > 200 else 5  # a long program is run less often
+            few = 1 if keeping is Keeping.APART else few  # what hangs on the number of rows does so in each
             for row in range(min(rows, few)):
                 own = {n: v[row].reshape(single[n].shape) if n in names else v for n, v in values.items()}
                 alone = partial(trace_pair, pair, trial.subsamples, own)
@@ -73,7 +76,7 @@ def why_not_over_values(pair: Pair, trial: Trial, names: Collection[str]) -> str
         raise
     except Exception as error:
         return why_not_at_once(error)
-    return ""
+    return trial.believes(keeping, "", "a row's log-probability changes with the values in other rows")
 
 
 def _mixing(together: Traces, alone: Callable[[], Traces], row: int, rows: int, batch_dims: int) -> str:
@@ -201,11 +204,20 @@ def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site]) -> dict[str, 
     with on_trial():
         for plate in sorted(plates, key=lambda p: p.dim or 0):
             group = [s for s in drawn.values() if plate in s.plates]
+            followed = trial.followed(pair, drawn)
+            keeping = followed.of(plate.name)
+            if keeping is Keeping.APART:
+                continue
             for others in values_of_others(pair, trial, [s.name for s in group]):
                 joined = _joined_in(partial(run, others), plate, group, (0,) if others else (0, 2))
                 if joined:
                     found[plate.name] = joined
                     break
+            else:
+                by = f"the term of site {followed.mixed.get(plate.name)!r} joins elements of plate {plate.name!r}"
+                joined = trial.believes(keeping, "", by)
+                if joined:
+                    found[plate.name] = joined
     return found
 
 

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any, TypeVar, cast
 
@@ -27,11 +27,12 @@ from pyro_discrete.errors import (
     SiteShapeError,
 )
 from pyro_discrete.families import Family
+from pyro_discrete.inspection.apart import Followed, Keeping, follow
 from pyro_discrete.inspection.failed_runs import why_not_at_once
 from pyro_discrete.inspection.generic_numbers import GenericNumbers, is_single_number, single_numbers
 from pyro_discrete.inspection.observations import wrong_observation
 from pyro_discrete.inspection.provenance import ARGUMENTS, HELD
-from pyro_discrete.programs.dims import plates_of
+from pyro_discrete.programs.dims import ROWS_PLATE, plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, trace_pair
 from pyro_discrete.programs.parameters import leaf_parameters, parameter_names
 from pyro_discrete.programs.sites import (
@@ -79,6 +80,9 @@ class Trial:
     `numbers`: what it was run with, if not with the present ones; whatever is compared with it is, too
     (`at_its_numbers`). `alone`: whether it is about these draws alone, and not about others that may come
     (`values_of_others`).
+
+    `by_numbers`: what was found apart though operations may mix it, so that it hangs on numbers, in words; nothing is, if
+    `whatever` they are, it has to hold.
     """
 
     guide_trace: Trace
@@ -87,6 +91,29 @@ class Trial:
     batch_dims: int
     numbers: GenericNumbers | None = None
     alone: bool = False
+    whatever: bool = False
+    by_numbers: list[str] = field(default_factory=list)
+    _followed: dict[Any, Followed] = field(default_factory=dict, init=False, repr=False)
+
+    def followed(self, pair: Pair, draws: Collection[str], rows: tuple[int, int] | None = None) -> Followed:
+        """What the operations of a run say of the elements of these draws, and of rows (see `follow`)."""
+        if self.alone:
+            return Followed("looked at in every run")
+        key = (id(pair), frozenset(draws), rows)
+        if key not in self._followed:
+            values = self.values | (spread_values(self, unused_size(self), draws) if rows is not None else {})
+            self._followed[key] = follow(pair, self.subsamples, values, draws, rows)
+        return self._followed[key]
+
+    def believes(self, keeping: Keeping, found: str, words: str) -> str:
+        """What is `found` to mix elements in a look by values, or nothing; where operations may do so all the same, it
+        is noted that this hangs on numbers, or is mixed, if it has to hold whatever they are."""
+        if found or keeping is not Keeping.MIXED:
+            return found
+        if self.whatever:
+            return f"{words} at some numbers"
+        self.by_numbers.append(words)
+        return ""
 
     @property
     def latent(self) -> dict[str, Any]:
@@ -376,14 +403,24 @@ def crossing_site(pair: Pair, trial: Trial, sites: Iterable[Site]) -> tuple[str,
             groups.setdefault(plates, []).append(site)
     for plates, group in groups.items():
         outside = [_after(nodes, group, plates, where) for where, nodes in enumerate(own)]
+        names = [s.name for s in group]
+        if any(outside):
+            followed = trial.followed(pair, names)
+            outside = [[n for n in each if followed.reaches(names, where, n)] for where, each in enumerate(outside)]
         if not any(outside):
             continue
-        for others in values_of_others(pair, trial, [s.name for s in group]):
+        crossed = ""
+        for others in values_of_others(pair, trial, names) if not (trial.whatever and followed.known) else ():
             around = fixed | others
             traces = [sample_sites(t) for t in trace_pair(pair, trial.subsamples, around)] if others else own
             crossed = _crossed(pair, trial, traces, outside, around, group, range(2 if others else 4))
             if crossed:
                 return crossed, group[0]
+        if followed.known:
+            reached = next(n for each in outside for n in each)
+            if trial.whatever:
+                return reached, group[0]
+            trial.by_numbers.append(f"site {reached!r} outside of a plate does not depend on {names[0]!r} inside it")
     return None
 
 
@@ -553,7 +590,10 @@ def check_rows(pair: Pair, trial: Trial, rows: int) -> RowsVerdict:
             return RowsVerdict(None, f"its sites change from run to run ({', '.join(sorted(changed))})")
         for name, msg in rowed.items():
             _check_shapes(name, msg["fn"], alone[name]["fn"], trial_rows, trial.batch_dims)
+    names = trial.latent.keys()
+    keeping = trial.followed(pair, names, (trial_rows, dim)).of(ROWS_PLATE)
     few = 2 if len(model_trace.nodes) > 200 else 5  # a long program is run less often
+    few = 1 if keeping is Keeping.APART else few  # what hangs on the number of rows does so in each
     for row in range(min(trial_rows, few)):
         try:
             mixing = _mixing_site(pair, trial, guide_trace, model_trace, row)
@@ -565,7 +605,8 @@ def check_rows(pair: Pair, trial: Trial, rows: int) -> RowsVerdict:
             return RowsVerdict(
                 None, f"at site {mixing!r} a row's log-probability changes with the values in other rows"
             )
-    return RowsVerdict(model_trace)
+    reason = trial.believes(keeping, "", "a row's log-probability changes with the values in other rows")
+    return RowsVerdict(None if reason else model_trace, reason)
 
 
 def spread_values(trial: Trial, rows: int, only: Collection[str] | None = None) -> dict[str, Tensor]:

@@ -253,6 +253,7 @@ class Plan:
     - `whole`: what depends on what, where every term depends on every draw: nothing more could, so that it is not
       looked for again. A step of a belief network of 64 and 20 units takes 0.96 of the time that it takes while all
       that its code can see is watched.
+    - `by_numbers`: what is kept apart by the numbers that the programs have in them, in words: while these are the same.
     - `state`: the modules that a run may change: averages, counts.
     - `counts`: how far sums over counts go. `pair`: what it was made for, to be drawn.
     """
@@ -275,6 +276,7 @@ class Plan:
     wiring: Wiring | None = None
     costs: str = ""
     whole: Dependencies | None = None
+    by_numbers: Sequence[str] = ()
     state: ModuleState = field(default_factory=ModuleState)
     met: Met = field(default_factory=Met)
     counts: Counts = field(default_factory=Counts)

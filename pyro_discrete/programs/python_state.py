@@ -208,7 +208,8 @@ class PythonState:
     - `arguments`: objects that are new in every call. What they hold is followed, but they are not held to stay as they
       are: `described` says what they are.
     - `exact`: tensors are compared as objects, else by their shape and dtype alone.
-    - `tensors`: those in variables, attributes and buffers, weakly; not those in containers, as of what others keep.
+    - `tensors`: those in variables, attributes and buffers, weakly; not those in containers, as of what others keep,
+      which are `contained`.
     """
 
     def __init__(
@@ -278,6 +279,12 @@ class PythonState:
         self._pending: list[Any] = []
         self._weak: list[ReferenceType[Any]] = []
         self.tensors: list[ReferenceType[Tensor]] = []
+        self.contained: list[ReferenceType[Tensor]] = []
+
+    @property
+    def arrays(self) -> list[bytes]:
+        """What NumPy arrays hold."""
+        return [then for _, then in self._arrays]
 
     def _collect(self) -> None:
         self._begin()
@@ -537,6 +544,8 @@ class PythonState:
         if len(found) > MOST_ITEMS:
             raise UnknownStateError(f"it refers to a {type(found).__name__} of {len(found)} items, too long to watch")
         items: Iterable[Any] = found
+        values = found.values() if isinstance(found, dict | MappingProxyType) else found
+        self.contained += [ref(each) for each in values if isinstance(each, Tensor)]
         if isinstance(found, dict | MappingProxyType):
             self._items.append((found.keys(), tuple(found)))
             self._items.append((found.values(), tuple(found.values())))

@@ -1,0 +1,366 @@
+"""Whether plate elements, or rows, stay apart on their way through a program: by its operations, whatever its numbers.
+
+A look at values, however they are chosen, is about the numbers that a program has in it: a mask, an index, a matrix that
+is the identity today may join tomorrow what it keeps apart now. What the operations keep apart stays so for as long as
+the program makes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro.poutine import Trace
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from pyro_discrete.inspection.provenance import Names, Provenance, axis_after, written_tensors
+from pyro_discrete.programs.dims import ROWS_PLATE, plates_of
+from pyro_discrete.programs.pair import KeepSubsamples, Pair, SiteMessenger, on_trial, trace_pair
+from pyro_discrete.programs.sites import is_latent, masked_law, sample_sites
+
+__all__ = ["Followed", "Keeping", "follow"]
+
+
+class Keeping(Enum):
+    """What is known of elements: that operations keep them apart, that these may mix them, or neither."""
+
+    APART = "apart"
+    MIXED = "mixed"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What the operations of one run say.
+
+    - `reason`: why they say nothing, if so. `mixed`, `unknown`: plates (`ROWS_PLATE` for rows) of whose elements the
+      term of a site, of this name, may be a mixture; and of which that cannot be told.
+    - `reached`: of each term of the guide (0) and model (1), in a plate or not, the draws that it is computed from.
+    """
+
+    reason: str = ""
+    mixed: Mapping[str, str] = field(default_factory=dict)
+    unknown: Mapping[str, str] = field(default_factory=dict)
+    reached: Mapping[tuple[int, str], Names] = field(default_factory=dict)
+
+    @property
+    def known(self) -> bool:
+        """Whether anything is known."""
+        return not self.reason
+
+    def of(self, plate: str) -> Keeping:
+        """What is known of a plate's elements."""
+        if self.reason or (plate in self.unknown and plate not in self.mixed):
+            return Keeping.UNKNOWN
+        return Keeping.MIXED if plate in self.mixed else Keeping.APART
+
+    def reaches(self, draws: Collection[str], where: int, term: str) -> bool:
+        """Whether one of the draws may reach a term. True where that is not known."""
+        return bool(self.reason) or not self.reached.get((where, term), frozenset(draws)).isdisjoint(draws)
+
+
+def follow(
+    pair: Pair,
+    subsamples: KeepSubsamples,
+    values: Mapping[str, Tensor],
+    draws: Collection[str],
+    rows: tuple[int, int] | None = None,
+) -> Followed:
+    """Follow the elements of these draws through one run at these values.
+
+    `rows`: of a plate of rows around the programs, its size and dim; where the values have the rows, and the programs no
+    such plate, a dim alone (`(0, dim)`).
+    """
+    if pair.guide_runs_model:
+        return Followed("the guide runs the model itself")
+    elements = _Elements()
+    around = rows if rows is not None and rows[0] else None
+    marks = _MarkElements(elements, draws, None if rows is None else rows[1])
+    try:
+        with on_trial(), torch.no_grad(), pyro.validation_enabled(False), elements, marks:
+            traces = trace_pair(pair, subsamples, values, rows=around)
+            found = _terms(elements, traces, None if rows is None else rows[1])
+    except Exception as error:
+        import os, traceback; os.environ.get("TB") and traceback.print_exc()
+        return Followed(f"a run failed: {type(error).__name__}")
+    return Followed(elements.escape) if elements.escape else found
+
+
+class _At(NamedTuple):
+    """Where a tensor has elements: entry e of `dim` (from the right) is of element `e // inner % size`."""
+
+    dim: int
+    inner: int
+    size: int
+
+
+_MIXED = _At(0, 0, 0)
+"""Stands for entries that may come from several elements."""
+
+
+_LAST = {"sort", "argsort", "cumsum", "cumprod", "logcumsumexp", "flip", "cummax", "cummin", "topk", "_cdist_forward"}
+"""Operations along a dim, which is their second argument."""
+
+_PRODUCTS = {"mm": 0, "addmm": 1, "bmm": 0, "baddbmm": 1}
+"""Products of matrices, with the place of the first one among the arguments."""
+
+_LISTS = {"cat", "stack"}
+
+_PARTS = {"split": 2, "split_with_sizes": 2, "unbind": 1, "roll": 2, "index_select": 1}
+"""Operations along a dim, with its place among the arguments."""
+
+_SCATTERS = {"scatter", "scatter_add", "scatter_reduce"}
+
+_OF_ONE = {"sum", "mean", "prod", "logsumexp", "amax", "amin", "max", "min", "argmax", "argmin", "any", "all"}
+
+_OF_ONE |= {"_log_softmax", "_softmax", "select", "slice"}
+
+_DIM_SECOND = _OF_ONE | _LAST
+
+_MATRICES = {"linalg_cholesky_ex", "linalg_solve_triangular", "triangular_solve", "cholesky", "tril", "triu"}
+"""Operations on the last two dims, for each entry of those before."""
+
+_OF_BATCHES = {"convolution", "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "upsample_nearest2d"}
+"""Operations for each entry of the first dim."""
+
+_WRITTEN_BY = {"copy_", "fill_", "zero_"}
+
+
+class _Elements(Provenance):
+    """Follows in which dims of a tensor the elements of plates are kept apart.
+
+    Only what Python sees of draws is an escape: what it sees of other tensors decides between branches.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plates: dict[str, frozenset[str]] = {}
+        self._known: dict[int, tuple[Tensor, dict[str, _At]]] = {}
+
+    def mark_elements(self, tensor: Tensor, name: str, at: Mapping[str, _At]) -> None:
+        """A draw, and where it has the elements of its plates; not so of those that it names alone."""
+        self.mark(tensor, [name])
+        self.plates[name] = self.plates.get(name, frozenset()) | at.keys()
+        places = {plate: place for plate, place in at.items() if tensor.dim() >= -place.dim > 0}
+        self._known[id(tensor)] = tensor, {p: a for p, a in places.items() if tensor.shape[a.dim] == a.size}
+
+    def elements_of(self, tensor: Any) -> dict[str, _At | None]:
+        """Of each plate whose elements a tensor is computed from, where it has them; `_MIXED`, or None if unknown."""
+        draws = self.of(tensor)
+        if not draws:
+            return {}
+        known = self._known.get(id(tensor), (None, {}))[1]
+        return {plate: known.get(plate) for draw in draws for plate in self.plates.get(draw, ())}
+
+    def operation(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run one operation, and note where its results have elements."""
+        read = {id(v): v for v in tree_leaves((args, dict(kwargs))) if isinstance(v, Tensor)}.values()
+        before = [(tensor, has) for tensor in read if (has := self.elements_of(tensor))]
+        result = super().operation(func, args, kwargs)
+        if not before:
+            return result
+        written = {self._key(tensor) for tensor in written_tensors(func, args, kwargs)} - {None}
+        if written:
+            self._known = {i: held for i, held in self._known.items() if self._key(held[0]) not in written}
+        plates = {plate for _, has in before for plate in has}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and self.of(tensor):
+                found = {plate: _after(func, args, kwargs, tensor, before, plate) for plate in plates}
+                self._known[id(tensor)] = tensor, {p: at for p, at in found.items() if at is not None}
+        return result
+
+    def left(self, args: Sequence[Any], how: str) -> None:
+        """Note that these leave torch, if they come from draws."""
+        if self.of(*(v for v in tree_leaves(list(args)) if isinstance(v, Tensor))):
+            super().left(args, how)
+
+    def _may_be_read(self, read: Sequence[Tensor]) -> bool:
+        return not self.of(*read) or super()._may_be_read(read)
+
+
+def _after(
+    func: Any,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    result: Tensor,
+    read: Sequence[tuple[Tensor, Mapping[str, _At | None]]],
+    plate: str,
+) -> _At | None:
+    """Where a result has a plate's elements."""
+    moved = [(tensor, has[plate]) for tensor, has in read if plate in has]
+    if any(at is not None and at is _MIXED for _, at in moved):
+        return _MIXED
+    places = [at for _, at in moved if at is not None]
+    if len(places) < len(moved):
+        return None
+    name = func.overloadpacket.__name__
+    at = places[0]
+    if name in ("view", "reshape", "_unsafe_view", "_reshape_alias", "flatten", "unflatten"):
+        return _viewed(moved[0][0], at, result)
+    tensors = [tensor for tensor, _ in moved]
+    if any(place != at for place in places) or len({t.shape[at.dim] for t in tensors}) > 1:
+        return _MIXED if torch.Tag.pointwise in func.tags else _of_products(name, args, moved)
+    dim, understood = _dim_after(func, name, args, kwargs, result, tensors, at.dim)
+    if dim is None:
+        return _MIXED if understood else None
+    kept = result.dim() >= -dim and result.shape[dim] == tensors[0].shape[at.dim]
+    return _At(dim, at.inner, at.size) if kept else None
+
+
+def _viewed(tensor: Tensor, at: _At, result: Tensor) -> _At | None:
+    """The same numbers in their order, in other dims: in one of these the elements are again, or nothing is known."""
+    behind = at.inner * math.prod(tensor.shape[at.dim :][1:])
+    for dim in range(-result.dim(), 0):
+        after = math.prod(result.shape[dim:][1:])
+        whole = after * result.shape[dim]
+        if after and after <= behind and behind % after == 0 and whole % (behind * at.size) == 0:
+            return _At(dim, behind // after, at.size)
+    return None
+
+
+def _of_products(name: str, args: Sequence[Any], moved: Sequence[tuple[Tensor, _At | None]]) -> _At | None:
+    return _MIXED if name in _PRODUCTS or name in ("dot", "mv") else None
+
+
+def _dim_after(
+    func: Any,
+    name: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    result: Tensor,
+    moved: Sequence[Tensor],
+    dim: int,
+) -> tuple[int | None, bool]:
+    """The dim of the result that has the elements which the dim of each moved tensor has; None where there is none, and
+    whether it is known, then, that they are mixed."""
+    tensor, plain = moved[0], name.rstrip("_")
+    place, alone = tensor.dim() + dim, len(moved) == 1 and tensor is args[0]
+    if torch.Tag.pointwise in func.tags or name in _WRITTEN_BY:
+        return dim, True
+    if name in _PRODUCTS:
+        return _of_matrices(args, _PRODUCTS[name], result, moved, dim)
+    if name in ("mv", "dot"):
+        return (-1, True) if name == "mv" and alone and dim == -2 else (None, True)
+    if name in _LISTS:
+        along = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+        along = along % result.dim()
+        if name == "cat":
+            return (dim, True) if along != place else (None, True)
+        return place + (along <= place) - result.dim(), True
+    if name in _MATRICES or name in _OF_BATCHES:
+        if name in _OF_BATCHES:
+            return (dim, True) if place == 0 and alone else (None, False)
+        return (dim, True) if dim < -2 else (None, False)
+    if plain in _SCATTERS:
+        own = all(t.dim() == result.dim() for t in moved)
+        return (dim, True) if own and args[1] % result.dim() != place else (None, own)
+    if name in _PARTS and alone:
+        at = _PARTS[name]
+        along = args[at] if len(args) > at else kwargs.get("dim" if name != "roll" else "dims", () if name == "roll" else 0)
+        along = [d % tensor.dim() for d in (along if isinstance(along, list | tuple) else [along])]
+        if not along or place in along:
+            return None, True
+        return (place - sum(d < place for d in along) - result.dim() if name == "unbind" else dim), True
+    if name == "index" and alone:
+        return _of_indexed(tensor, args[1], place, result), True
+    if name in ("index_select", "embedding") and len(moved) == 1 and tensor is not args[0]:
+        return (args[1] % result.dim() - result.dim() if name == "index_select" else dim - 1), True
+    if name in _LAST and tensor is args[0]:
+        along = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("dims", -1))
+        if name == "topk":
+            along = args[2] if len(args) > 2 else kwargs.get("dim", -1)
+        along = [d % tensor.dim() for d in (along if isinstance(along, list | tuple) else [along])]
+        return (None, True) if place in along else (dim, True)
+    if name == "native_layer_norm":
+        return (dim, True) if -dim > len(args[1]) and alone else (None, False)
+    found = axis_after(func, args, kwargs, result, moved, lambda _: dim)
+    return found, found is None and (name in _OF_ONE or (name == "gather" and tensor is args[0]))
+
+
+def _of_indexed(table: Tensor, indices: Sequence[Any], place: int, result: Tensor) -> int | None:
+    """Where `table[:, i, j]` has a dim of the table, if that is not one of those that the indices go through."""
+    given = [at for at, index in enumerate(indices) if index is not None]
+    if place in given or any(indices[at].dtype in (torch.bool, torch.uint8) for at in given):
+        return None
+    wide = max(indices[at].dim() for at in given)
+    beside = given == list(range(given[0], given[-1] + 1))
+    before = sum(at < place for at in given)
+    now = place - before + (wide if before or not beside else 0)
+    return now - result.dim()
+
+
+def _of_matrices(
+    args: Sequence[Any], first: int, result: Tensor, moved: Sequence[Tensor], dim: int
+) -> tuple[int | None, bool]:
+    """The same for a product of matrices, or of batches of them."""
+    one, other = args[first], args[first + 1]
+    if dim == -3:
+        return -3, True
+    if any(tensor is not one and tensor is not other for tensor in moved):
+        return (dim, True) if len(moved) == 1 else (None, False)  # what is added
+    if all(tensor is one for tensor in moved) and dim == -2:
+        return -2, True
+    if all(tensor is other for tensor in moved) and dim == -1:
+        return -1, True
+    return None, True
+
+
+class _MarkElements(SiteMessenger):
+    """Marks draws as they are made, or met again in the model, with the elements of their plates, and their rows."""
+
+    def __init__(self, elements: _Elements, draws: Collection[str], rows_dim: int | None) -> None:
+        super().__init__()
+        self.elements = elements
+        self.draws = draws
+        self.rows_dim = rows_dim
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        value = msg["value"]
+        if not (is_latent(msg) and msg["name"] in self.draws and isinstance(value, Tensor)):
+            return
+        event = msg["fn"].event_dim
+        at = {p.name: _At(p.dim - event, 1, p.size) for p in plates_of(msg) if p.vectorized and p.size > 1}
+        if self.rows_dim is not None:
+            dim = self.rows_dim - event
+            at[ROWS_PLATE] = _At(dim, 1, value.shape[dim] if value.dim() >= -dim else 0)
+        self.elements.mark_elements(value, msg["name"], at)
+
+
+def _terms(elements: _Elements, traces: tuple[Trace, Trace], rows_dim: int | None) -> Followed:
+    mixed: dict[str, str] = {}
+    unknown: dict[str, str] = {}
+    reached: dict[tuple[int, str], Names] = {}
+    for where, trace in enumerate(traces):
+        for name, msg in sample_sites(trace).items():
+            dims = {p.name: p.dim for p in plates_of(msg) if p.vectorized}
+            if rows_dim is not None:
+                dims[ROWS_PLATE] = rows_dim
+            parts = [*_parts(msg)]
+            reached[where, name] = elements.of(*parts)
+            for part in parts:
+                for plate, at in elements.elements_of(part).items():
+                    if plate not in dims or (at is not None and at is not _MIXED and _is_at(at, dims[plate])):
+                        continue
+                    (unknown if at is None else mixed).setdefault(plate, name)
+    return Followed("", mixed, unknown, reached)
+
+
+def _is_at(at: _At, dim: int) -> bool:
+    return at.dim == dim and at.inner == 1
+
+
+def _parts(msg: Any) -> Iterator[Any]:
+    """What of a site's term a draw may reach: also the law of a latent site under a mask, which is drawn from all the
+    same."""
+    yield msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+    law = masked_law(msg)
+    if law is not None:
+        yield law.log_prob(msg["value"])
+    yield msg["scale"]
+    yield msg["mask"]
