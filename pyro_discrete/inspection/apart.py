@@ -1,8 +1,8 @@
 """Whether plate elements, or rows, stay apart on their way through a program: by its operations, whatever its numbers.
 
-A look at values, however they are chosen, is about the numbers that a program has in it: a mask, an index, a matrix that
-is the identity today may join tomorrow what it keeps apart now. What the operations keep apart stays so for as long as
-the program makes them.
+A look at values, however they are chosen, is about the numbers that a program has in it: a mask, an index, a matrix
+that is the identity today may join tomorrow what it keeps apart now. What the operations keep apart stays so for as
+long as the program makes them.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def follow(
 ) -> Followed:
     """Follow the elements of these draws through one run at these values.
 
-    `rows`: of a plate of rows around the programs, its size and dim; where the values have the rows, and the programs no
-    such plate, a dim alone (`(0, dim)`).
+    `rows`: of a plate of rows around the programs, its size and dim; where the values have the rows, and the programs
+    no such plate, a dim alone (`(0, dim)`).
     """
     if pair.guide_runs_model:
         return Followed("the guide runs the model itself")
@@ -87,7 +87,6 @@ def follow(
             traces = trace_pair(pair, subsamples, values, rows=around)
             found = _terms(elements, traces, None if rows is None else rows[1])
     except Exception as error:
-        import os, traceback; os.environ.get("TB") and traceback.print_exc()
         return Followed(f"a run failed: {type(error).__name__}")
     return Followed(elements.escape) if elements.escape else found
 
@@ -126,8 +125,7 @@ _DIM_SECOND = _OF_ONE | _LAST
 _MATRICES = {"linalg_cholesky_ex", "linalg_solve_triangular", "triangular_solve", "cholesky", "tril", "triu"}
 """Operations on the last two dims, for each entry of those before."""
 
-_OF_BATCHES = {"convolution", "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "upsample_nearest2d"}
-"""Operations for each entry of the first dim."""
+_MATRICES |= {"max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "upsample_nearest2d"}
 
 _WRITTEN_BY = {"copy_", "fill_", "zero_"}
 
@@ -142,6 +140,7 @@ class _Elements(Provenance):
         super().__init__()
         self.plates: dict[str, frozenset[str]] = {}
         self._known: dict[int, tuple[Tensor, dict[str, _At]]] = {}
+        self._mixed: dict[int, frozenset[str]] = {}
 
     def mark_elements(self, tensor: Tensor, name: str, at: Mapping[str, _At]) -> None:
         """A draw, and where it has the elements of its plates; not so of those that it names alone."""
@@ -156,6 +155,8 @@ class _Elements(Provenance):
         if not draws:
             return {}
         known = self._known.get(id(tensor), (None, {}))[1]
+        if self._mixed:
+            known = dict.fromkeys(self._mixed.get(self._key(tensor) or 0, ()), _MIXED) | known
         return {plate: known.get(plate) for draw in draws for plate in self.plates.get(draw, ())}
 
     def operation(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -173,6 +174,10 @@ class _Elements(Provenance):
             if isinstance(tensor, Tensor) and self.of(tensor):
                 found = {plate: _after(func, args, kwargs, tensor, before, plate) for plate in plates}
                 self._known[id(tensor)] = tensor, {p: at for p, at in found.items() if at is not None}
+                key = self._key(tensor)
+                if key in written and key is not None:  # a part of it, perhaps
+                    mixed = frozenset(p for p, at in found.items() if at is _MIXED)
+                    self._mixed[key] = self._mixed.get(key, frozenset()) | mixed
         return result
 
     def left(self, args: Sequence[Any], how: str) -> None:
@@ -253,16 +258,16 @@ def _dim_after(
         if name == "cat":
             return (dim, True) if along != place else (None, True)
         return place + (along <= place) - result.dim(), True
-    if name in _MATRICES or name in _OF_BATCHES:
-        if name in _OF_BATCHES:
-            return (dim, True) if place == 0 and alone else (None, False)
-        return (dim, True) if dim < -2 else (None, False)
+    if name in _MATRICES:
+        return (dim if dim < -2 else None), True
+    if name == "convolution":
+        return (dim if place == 0 and alone else None), True
     if plain in _SCATTERS:
         own = all(t.dim() == result.dim() for t in moved)
         return (dim, True) if own and args[1] % result.dim() != place else (None, own)
     if name in _PARTS and alone:
-        at = _PARTS[name]
-        along = args[at] if len(args) > at else kwargs.get("dim" if name != "roll" else "dims", () if name == "roll" else 0)
+        at, key = _PARTS[name], "dims" if name == "roll" else "dim"
+        along = args[at] if len(args) > at else kwargs.get(key, () if name == "roll" else 0)
         along = [d % tensor.dim() for d in (along if isinstance(along, list | tuple) else [along])]
         if not along or place in along:
             return None, True
@@ -338,7 +343,7 @@ def _terms(elements: _Elements, traces: tuple[Trace, Trace], rows_dim: int | Non
     reached: dict[tuple[int, str], Names] = {}
     for where, trace in enumerate(traces):
         for name, msg in sample_sites(trace).items():
-            dims = {p.name: p.dim for p in plates_of(msg) if p.vectorized}
+            dims = {p.name: p.dim for p in plates_of(msg) if p.dim is not None}
             if rows_dim is not None:
                 dims[ROWS_PLATE] = rows_dim
             parts = [*_parts(msg)]

@@ -21,13 +21,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pyro_discrete.inspection.dependencies import MarkDraws
+from pyro_discrete.inspection.generic_numbers import unlearned
 from pyro_discrete.inspection.provenance import ARGUMENTS, FLOATS, HELD, Provenance
 from pyro_discrete.inspection.wiring import without_floats
 from pyro_discrete.programs.module_state import kept_state
 from pyro_discrete.programs.pair import Around, KeepSubsamples, Pair, SiteMessenger, on_trial, trace_pair
 from pyro_discrete.programs.python_state import PythonState, SameObject, UnknownStateError, described
 
-__all__ = ["WhatDecides", "contents", "decided_at_once", "decided_by", "decisions", "draws_among", "noted", "numbers_of"]
+__all__ = [
+    "WhatDecides",
+    "contents",
+    "decided_at_once",
+    "decided_by",
+    "decisions",
+    "draws_among",
+    "noted",
+    "numbers_of",
+]
 
 UNFOLLOWED = "a run that could not be followed"
 """What stands for all draws where the run that was to show what Python sees has failed."""
@@ -210,11 +220,7 @@ def numbers_of(pair: Pair) -> Any:
     """A digest of all tensors and arrays that the programs are given, or that their code can see and that are not
     learned; None where these cannot be told."""
     state = PythonState((pair.model, pair.guide), tree_leaves((pair.args, dict(pair.kwargs))))
-    if state.unknown:
-        return None
-    held = [value for seen in (*state.tensors, *state.contained) if (value := seen()) is not None]
-    fixed = [value for value in held if not value.requires_grad]
-    return contents(pair.args, dict(pair.kwargs), fixed), *map(hash, state.arrays)
+    return None if state.unknown else (contents(unlearned(state)), *map(hash, state.arrays))
 
 
 MOST_STATES = 64

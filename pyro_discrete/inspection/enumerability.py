@@ -60,7 +60,8 @@ def why_not_over_values(pair: Pair, trial: Trial, names: Collection[str]) -> str
     spread = spread_values(trial, rows, names)
     single = trial.values
     keeping = trial.followed(pair, names, (0, -1 - trial.batch_dims)).of(ROWS_PLATE)
-    try:
+
+    def mixing() -> str:
         for others in [{}] if keeping is Keeping.APART else values_of_others(pair, trial, names):
             values = spread | others
             together = trace_pair(pair, trial.subsamples, values)
@@ -69,14 +70,17 @@ def why_not_over_values(pair: Pair, trial: Trial, names: Collection[str]) -> str
             for row in range(min(rows, few)):
                 own = {n: v[row].reshape(single[n].shape) if n in names else v for n, v in values.items()}
                 alone = partial(trace_pair, pair, trial.subsamples, own)
-                mixing = _mixing(together, alone, row, rows, trial.batch_dims)
-                if mixing:
-                    return mixing
+                found = _mixing(together, alone, row, rows, trial.batch_dims)
+                if found:
+                    return found
+        return ""
+
+    try:
+        return trial.believes(pair, keeping, mixing, "a row's log-probability changes with the values in other rows")
     except DiscreteInferenceError:
         raise
     except Exception as error:
         return why_not_at_once(error)
-    return trial.believes(keeping, "", "a row's log-probability changes with the values in other rows")
 
 
 def _mixing(together: Traces, alone: Callable[[], Traces], row: int, rows: int, batch_dims: int) -> str:
@@ -200,6 +204,13 @@ def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site]) -> dict[str, 
         set_random_state(start)
         return [sample_sites(trace) for trace in trace_pair(pair, trial.subsamples, {**fixed, **others, **values})]
 
+    def look_at(plate: Any, group: Sequence[Site]) -> str:
+        for others in values_of_others(pair, trial, [s.name for s in group]):
+            joined = _joined_in(partial(run, others), plate, group, (0,) if others else (0, 2))
+            if joined:
+                return joined
+        return ""
+
     found, start = {}, random_state()
     with on_trial():
         for plate in sorted(plates, key=lambda p: p.dim or 0):
@@ -208,16 +219,11 @@ def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site]) -> dict[str, 
             keeping = followed.of(plate.name)
             if keeping is Keeping.APART:
                 continue
-            for others in values_of_others(pair, trial, [s.name for s in group]):
-                joined = _joined_in(partial(run, others), plate, group, (0,) if others else (0, 2))
-                if joined:
-                    found[plate.name] = joined
-                    break
-            else:
-                by = f"the term of site {followed.mixed.get(plate.name)!r} joins elements of plate {plate.name!r}"
-                joined = trial.believes(keeping, "", by)
-                if joined:
-                    found[plate.name] = joined
+            look = partial(look_at, plate, group)
+            words = f"the term of site {followed.mixed.get(plate.name, '?')!r} joins elements of plate {plate.name!r}"
+            joined = trial.believes(pair, keeping, look, words)
+            if joined:
+                found[plate.name] = joined
     return found
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_discrete.programs.python_state import PythonState
 
-__all__ = ["GenericNumbers", "is_single_number", "single_numbers"]
+__all__ = ["GenericNumbers", "is_single_number", "single_numbers", "unlearned"]
 
 SIZE = 0.1
 """By so much, relative to itself, a number is moved at most; a zero by so much in all."""
@@ -28,11 +28,18 @@ def single_numbers(*programs: Any) -> list[Tensor]:
     return [value for value in seen if value is not None and is_single_number(value)]
 
 
+def unlearned(state: PythonState) -> list[Tensor]:
+    """The tensors that programs can see, or are given, and that are not learned."""
+    held = [value for seen in (*state.tensors, *state.contained) if (value := seen()) is not None]
+    return [*{id(value): value for value in held if not value.requires_grad}.values()]
+
+
 class GenericNumbers:
     """While it is entered, these tensors hold other values: those that are to be learned, say.
 
     A coupling that starts at zero joins nothing in a trial, and two parameters that start alike cancel; neither stays
-    so for a step. Each number keeps its sign. The tensors stay the same objects and get their own values back.
+    so for a step. Each number keeps its sign; flags are the other way round, and whole numbers change places. The
+    tensors stay the same objects and get their own values back.
 
     >>> weight = torch.zeros(2, requires_grad=True)
     >>> with GenericNumbers([weight]):
@@ -48,6 +55,10 @@ class GenericNumbers:
         self._depth = 0
         for number in numbers:
             own = number.data
+            if not number.is_floating_point():
+                moved = ~own if own.dtype is torch.bool else own.flatten().roll(1).view(own.shape)
+                self._values.append((number, own, moved))
+                continue
             by = (torch.rand(own.shape, generator=noise) * SIZE).to(own.device, own.dtype)
             self._values.append((number, own, torch.where(own == 0, by + SIZE / 10, own * (1 + by))))
 

@@ -29,12 +29,13 @@ from pyro_discrete.errors import (
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.apart import Followed, Keeping, follow
 from pyro_discrete.inspection.failed_runs import why_not_at_once
-from pyro_discrete.inspection.generic_numbers import GenericNumbers, is_single_number, single_numbers
+from pyro_discrete.inspection.generic_numbers import GenericNumbers, is_single_number, single_numbers, unlearned
 from pyro_discrete.inspection.observations import wrong_observation
 from pyro_discrete.inspection.provenance import ARGUMENTS, HELD
 from pyro_discrete.programs.dims import ROWS_PLATE, plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, trace_pair
 from pyro_discrete.programs.parameters import leaf_parameters, parameter_names
+from pyro_discrete.programs.python_state import PythonState
 from pyro_discrete.programs.sites import (
     Site,
     base_distribution,
@@ -81,8 +82,8 @@ class Trial:
     (`at_its_numbers`). `alone`: whether it is about these draws alone, and not about others that may come
     (`values_of_others`).
 
-    `by_numbers`: what was found apart though operations may mix it, so that it hangs on numbers, in words; nothing is, if
-    `whatever` they are, it has to hold.
+    `by_numbers`: what was found apart though operations may mix it, so that it hangs on numbers, in words; nothing is,
+    if it has to hold `whatever` they are.
     """
 
     guide_trace: Trace
@@ -93,7 +94,8 @@ class Trial:
     alone: bool = False
     whatever: bool = False
     by_numbers: list[str] = field(default_factory=list)
-    _followed: dict[Any, Followed] = field(default_factory=dict, init=False, repr=False)
+    given: Pair | None = None
+    _followed: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def followed(self, pair: Pair, draws: Collection[str], rows: tuple[int, int] | None = None) -> Followed:
         """What the operations of a run say of the elements of these draws, and of rows (see `follow`)."""
@@ -105,13 +107,44 @@ class Trial:
             self._followed[key] = follow(pair, self.subsamples, values, draws, rows)
         return self._followed[key]
 
-    def believes(self, keeping: Keeping, found: str, words: str) -> str:
-        """What is `found` to mix elements in a look by values, or nothing; where operations may do so all the same, it
-        is noted that this hangs on numbers, or is mixed, if it has to hold whatever they are."""
-        if found or keeping is not Keeping.MIXED:
-            return found
-        if self.whatever:
+    def elsewhere(self, pair: Pair) -> GenericNumbers | None:
+        """Other values for what the programs are given, or hold, of more numbers than one; None where the pair does not
+        run at these. For what operations that nobody knows may do with them."""
+        if self.given is None or self.alone:
+            return None
+        if "elsewhere" not in self._followed:
+            state = PythonState((self.given.model, self.given.guide), tree_leaves((pair.args, dict(pair.kwargs))))
+            sites = [m for t in (self.guide_trace, self.model_trace) for m in sample_sites(t).values()]
+            data = {m["value"].data_ptr() for m in sites if m["is_observed"] and torch.is_tensor(m["value"])}
+            free = [t for t in unlearned(state) if t.numel() > 1 and t.data_ptr() not in data and not t.is_inference()]
+            found = None
+            for moved in (free, [t for t in free if t.is_floating_point() or t.dtype is torch.bool]):
+                found = found or (self._at(pair, GenericNumbers(moved)) if moved else None)
+            self._followed["elsewhere"] = found
+        found = self._followed["elsewhere"]
+        return None if found is None else found.numbers
+
+    def believes(self, pair: Pair, keeping: Keeping, look: Callable[[], str], words: str) -> str:
+        """What a look by values finds to mix elements, in words; empty if nothing does.
+
+        Where operations may mix them all the same, it is noted that this hangs on numbers; where it has to hold
+        whatever they are, it is mixed. Of operations that nobody knows, a look at other numbers tells.
+        """
+        if keeping is Keeping.MIXED and self.whatever:
             return f"{words} at some numbers"
+        found = look()
+        if found or keeping is Keeping.APART:
+            return found
+        if keeping is Keeping.UNKNOWN:
+            other = self.elsewhere(pair)
+            try:
+                with other or nullcontext():
+                    if other is None or not look():
+                        return ""
+            except Exception:  # of numbers that are never there, perhaps
+                return ""
+            if self.whatever:
+                return f"{words} at some numbers"
         self.by_numbers.append(words)
         return ""
 
@@ -132,6 +165,7 @@ class Trial:
         `given`: the pair without handlers around. `seen`: what Python sees; those by which it may decide stay. This
         trial, where the others have other sites, or the program does not run with them.
         """
+        self = replace(self, given=given)
         if HELD in seen:
             return self
         sites = [m for t in (self.guide_trace, self.model_trace) for m in sample_sites(t).values()]
@@ -570,10 +604,12 @@ def check_rows(pair: Pair, trial: Trial, rows: int) -> RowsVerdict:
     """
     trial_rows = unused_size(trial)
     dim = -1 - trial.batch_dims
+
+    def over_rows() -> tuple[Trace, Trace]:
+        return trace_pair(pair, trial.subsamples, spread_values(trial, trial_rows), rows=(trial_rows, dim))
+
     try:
-        guide_trace, model_trace = trace_pair(
-            pair, trial.subsamples, spread_values(trial, trial_rows), rows=(trial_rows, dim)
-        )
+        guide_trace, model_trace = over_rows()
     except DiscreteInferenceError:
         raise
     except Exception as error:
@@ -590,23 +626,29 @@ def check_rows(pair: Pair, trial: Trial, rows: int) -> RowsVerdict:
             return RowsVerdict(None, f"its sites change from run to run ({', '.join(sorted(changed))})")
         for name, msg in rowed.items():
             _check_shapes(name, msg["fn"], alone[name]["fn"], trial_rows, trial.batch_dims)
-    names = trial.latent.keys()
-    keeping = trial.followed(pair, names, (trial_rows, dim)).of(ROWS_PLATE)
+    keeping = trial.followed(pair, trial.latent.keys(), (trial_rows, dim)).of(ROWS_PLATE)
     few = 2 if len(model_trace.nodes) > 200 else 5  # a long program is run less often
     few = 1 if keeping is Keeping.APART else few  # what hangs on the number of rows does so in each
-    for row in range(min(trial_rows, few)):
-        try:
-            mixing = _mixing_site(pair, trial, guide_trace, model_trace, row)
-        except DiscreteInferenceError:
-            raise
-        except Exception as error:  # of a log-probability over rows, say
-            return RowsVerdict(None, why_not_at_once(error))
-        if mixing is not None:
-            return RowsVerdict(
-                None, f"at site {mixing!r} a row's log-probability changes with the values in other rows"
-            )
-    reason = trial.believes(keeping, "", "a row's log-probability changes with the values in other rows")
+
+    def mixing(traces: tuple[Trace, Trace] | None = None) -> str:
+        guide_trace, model_trace = traces or over_rows()
+        for row in range(min(trial_rows, few)):
+            try:
+                mixing = _mixing_site(pair, trial, guide_trace, model_trace, row)
+            except DiscreteInferenceError:
+                raise
+            except Exception as error:  # of a log-probability over rows, say
+                return why_not_at_once(error)
+            if mixing is not None:
+                return f"at site {mixing!r} {_CHANGES}"
+        return ""
+
+    own = [(guide_trace, model_trace)]
+    reason = trial.believes(pair, keeping, lambda: mixing(own.pop() if own else None), _CHANGES)
     return RowsVerdict(None if reason else model_trace, reason)
+
+
+_CHANGES = "a row's log-probability changes with the values in other rows"
 
 
 def spread_values(trial: Trial, rows: int, only: Collection[str] | None = None) -> dict[str, Tensor]:

@@ -253,7 +253,7 @@ class Plan:
     - `whole`: what depends on what, where every term depends on every draw: nothing more could, so that it is not
       looked for again. A step of a belief network of 64 and 20 units takes 0.96 of the time that it takes while all
       that its code can see is watched.
-    - `by_numbers`: what is kept apart by the numbers that the programs have in them, in words: while these are the same.
+    - `by_numbers`: what is kept apart by the numbers that the programs have in them, in words: while they are the same.
     - `state`: the modules that a run may change: averages, counts.
     - `counts`: how far sums over counts go. `pair`: what it was made for, to be drawn.
     """

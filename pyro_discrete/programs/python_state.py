@@ -208,8 +208,8 @@ class PythonState:
     - `arguments`: objects that are new in every call. What they hold is followed, but they are not held to stay as they
       are: `described` says what they are.
     - `exact`: tensors are compared as objects, else by their shape and dtype alone.
-    - `tensors`: those in variables, attributes and buffers, weakly; not those in containers, as of what others keep,
-      which are `contained`.
+    - `tensors`: those in variables, attributes and buffers, weakly; not those in containers and arguments, as of what
+      others keep, which are `contained`.
     """
 
     def __init__(
@@ -308,6 +308,8 @@ class PythonState:
     def _argument(self, value: Any, depth: int) -> None:
         """Follow what an argument holds, which `described` tells."""
         kind = type(value)
+        if isinstance(value, Tensor):
+            self.contained.append(ref(value))
         if kind in SCALARS or isinstance(value, (Tensor, np.ndarray, np.generic, *_VALUES)) or depth > DEEPEST:
             return
         if isinstance(value, _CONTAINERS) or _is_plain(value):
