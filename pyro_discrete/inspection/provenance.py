@@ -48,7 +48,7 @@ _COPIES = {"clone", "detach", "alias", "_to_copy", "contiguous", "lift_fresh", "
 _VIEWS = {"view", "reshape", "_unsafe_view", "_reshape_alias"}
 
 
-_REDUCTIONS = {"sum", "mean", "logsumexp", "amax", "amin", "max", "min", "argmax", "argmin", "any", "all"}
+_REDUCTIONS = {"sum", "mean", "prod", "logsumexp", "amax", "amin", "max", "min", "argmax", "argmin", "any", "all"}
 
 
 def axis_after(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,20 @@ class Case:
         found = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.pair.parameters.items()}
         return loss, found
 
+    @contextmanager
+    def all_zero(self) -> Iterator[None]:
+        """Within, all that the program is given, or finds among its variables, is zero, but for what is learned."""
+        seen = [*self.pair.args, *(v for f in (self.pair.model, self.pair.guide) for v in _variables(f).values())]
+        held = [v for v in {id(v): v for v in seen}.values() if isinstance(v, Tensor) and not v.requires_grad]
+        before = [v.clone() for v in held]
+        for value in held:
+            value.zero_()
+        try:
+            yield
+        finally:
+            for value, own in zip(held, before, strict=True):
+                value.copy_(own)
+
     def loss(self, elbo: Any) -> float:
         return elbo.loss(self.pair.model, self.pair.guide, *self.pair.args)
 
@@ -93,6 +108,11 @@ class Case:
             raise SkippedError("scales of the whole program stand outside of a bound")
         if len(self.right) > 1 or len(self.right[0].losses) > 32:
             raise SkippedError("too many pairs of joint values")
+
+
+def _variables(program: Any) -> Mapping[str, Any]:
+    """The variables of the file that a program, a function or a method, is from."""
+    return getattr(getattr(program, "__func__", program), "__globals__", {})
 
 
 def first_difference(found: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import combinations
 
@@ -54,6 +55,15 @@ def _automatic(case: Case) -> None:
         case.nearest(case.loss(elbo))
     else:
         _member(case.loss(elbo), [a.losses for a in case.right])
+
+
+def _renumbered(case: Case) -> None:
+    """The same after a call in which all that the program is given, or holds, was zero."""
+    elbo = case.engine.elbo("enumerate")
+    with case.all_zero(), suppress(Exception):
+        case.gradients(elbo)
+    for _ in range(2):
+        case.compare(*case.gradients(elbo))
 
 
 def _drawn_loss(case: Case) -> None:
@@ -107,6 +117,7 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "particles": _beside,
     "captured": _captured,
     "auto": _automatic,
+    "renumbered": _renumbered,
     "draw": _drawn_loss,
     "bound": _bound,
     "data bound": _data_bound,
@@ -118,5 +129,13 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "bound estimate": bound_estimate,
 }
 """What is checked, by name."""
-EVERY = {"particles": 3, "captured": 10, "computed": 3, "samples": 10, "estimate": 10, "bound estimate": 10}
+EVERY = {
+    "particles": 3,
+    "renumbered": 2,
+    "captured": 10,
+    "computed": 3,
+    "samples": 10,
+    "estimate": 10,
+    "bound estimate": 10,
+}
 """What is run on every so-manyth program alone."""

@@ -55,22 +55,27 @@ def data_bounds(description: Description, runs: list[Run], plates: Collection[st
     return (mean / total).item(), torch.cat(found)
 
 
-def _dims(description: Description, plates: Collection[str]) -> dict[str, list[int]]:
-    """Of each site in all of the plates, where these stand in its values."""
-    found = {}
+def _dims(description: Description, plates: Collection[str]) -> dict[str, tuple[int, list[int]]]:
+    """Of each site in all of the plates, at which step of a sequential one it is (0 where there is none), and where the
+    others stand in its values."""
+    found: dict[str, tuple[int, list[int]]] = {}
     for site in description.sites():
-        if set(plates) <= set(site.plates):
+        loop = {f"{site.name}_steps"} if isinstance(site, Chain) and site.way == "plate" else set[str]()
+        if set(plates) <= {*site.plates, *loop}:
             event = 0 if site.family in SCALARS else 2 if site.family == "pair_of_one_hots" else 1
             names = [f"{site.name}_{t}" for t in range(site.length)] if isinstance(site, Chain) else [site.name]
-            found |= dict.fromkeys(names, sorted(description.plate(p).dim - event for p in plates))
+            dims = sorted(description.plate(p).dim - event for p in plates if p not in loop)
+            found |= {name: (t if loop & {*plates} else 0, dims) for t, name in enumerate(names)}
     return found
 
 
-def _elements(values: Mapping[str, Tensor], dims: Mapping[str, list[int]]) -> Tensor:
+def _elements(values: Mapping[str, Tensor], dims: Mapping[str, tuple[int, list[int]]]) -> Tensor:
     """The values of the sites in the plates, by element: `[elements, values]`; `[0, 0]` where there is no such site."""
-    columns = []
+    columns: dict[int, list[Tensor]] = {}
     for name, value in values.items():
         if name in dims:
-            value = value.detach().movedim(dims[name], list(range(len(dims[name])))).flatten(0, len(dims[name]) - 1)
-            columns.append(value.reshape(len(value), -1) * 1.0)
-    return torch.cat(columns, 1) if columns else torch.zeros(0, 0)
+            step, at = dims[name]
+            value = value.detach().movedim(at, list(range(len(at))))
+            value = value.flatten(0, len(at) - 1) if at else value.unsqueeze(0)
+            columns.setdefault(step, []).append(value.reshape(len(value), -1) * 1.0)
+    return torch.cat([torch.cat(each, 1) for each in columns.values()]) if columns else torch.zeros(0, 0)

@@ -13,7 +13,9 @@ __all__ = ["NEIGHBOURS", "Expressions", "Variable"]
 
 SCALARS = ("bernoulli", "coin", "categorical", "binomial", "beta_binomial", "normal")
 """Families whose values have no event dims."""
-NEIGHBOURS = ("flip", "cumsum", "centred")
+BY_DATA = {"weighed": "({value} + {k}.sum() * {other})", "chosen": "torch.where({k}.sum() > 0, {other}, {value})"}
+"""Ways to read other elements of a plate, or none, as data have it."""
+NEIGHBOURS = ("flip", "cumsum", "centred", *BY_DATA)
 """Ways to read other elements of a plate that reader and read are both in."""
 
 
@@ -118,6 +120,11 @@ class Expressions:
         name, how = read.site, read.how
         table = self.letters[2]
         missing = [d for d in self.dims(held.plates) if d not in self.dims(plates)]
+        if how in BY_DATA and held.plates and not missing:
+            k = self.datum(f"k_{child}_{name}", (2,), lambda r: round(r.uniform(0, 1), 2))
+            value = self.scalar(name)
+            other = f"{value}.flip({self.dims(held.plates)[-1]})"
+            return f"{coefficient} * {BY_DATA[how].format(value=value, other=other, k=k)}"
         if missing or (how in NEIGHBOURS and held.plates):
             return f"{coefficient} * {self.across(self.scalar(name), how, held.plates, plates, missing)}"
         values = {"bits": 2, "pair_of_categoricals": 3, "pair_of_one_hots": 3}.get(held.family)
@@ -138,7 +145,7 @@ class Expressions:
         if how == "gather" and held.plates == plates and held.family in SCALARS and self._is_line(plates):
             size = self.description.plate(plates[0]).size
             rows = self.datum(f"k_{child}_{name}", (size, values), lambda r: round(r.uniform(-1, 1), 2))
-            return f"{coefficient} * {rows}.gather(-1, {name}{whole}[:, None])[:, 0]"
+            return f"{coefficient} * {rows}.gather(-1, {name}{whole}.reshape(-1)[:, None])[:, 0]"
         if how in ("lookup", "rows", "gather"):
             found = self.parameter(f"{table}_{child}_{name}", (values,))
             if held.family in ("one_hot", "pair_of_one_hots"):
