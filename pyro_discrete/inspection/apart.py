@@ -17,9 +17,8 @@ import pyro
 import torch
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
-from pyro_discrete.inspection.provenance import Names, Provenance, axis_after, written_tensors
+from pyro_discrete.inspection.provenance import Names, Provenance, axis_after, kind_of, tensors_in, written_tensors
 from pyro_discrete.programs.dims import ROWS_PLATE, plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, SiteMessenger, on_trial, trace_pair
 from pyro_discrete.programs.sites import is_latent, masked_law, sample_sites
@@ -161,7 +160,7 @@ class _Elements(Provenance):
 
     def operation(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run one operation, and note where its results have elements."""
-        read = {id(v): v for v in tree_leaves((args, dict(kwargs))) if isinstance(v, Tensor)}.values()
+        read = {id(v): v for v in tensors_in((*args, *kwargs.values()))}.values()
         before = [(tensor, has) for tensor in read if (has := self.elements_of(tensor))]
         result = super().operation(func, args, kwargs)
         if not before:
@@ -170,8 +169,8 @@ class _Elements(Provenance):
         if written:
             self._known = {i: held for i, held in self._known.items() if self._key(held[0]) not in written}
         plates = {plate for _, has in before for plate in has}
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and self.of(tensor):
+        for tensor in tensors_in((result,)):
+            if self.of(tensor):
                 found = {plate: _after(func, args, kwargs, tensor, before, plate) for plate in plates}
                 self._known[id(tensor)] = tensor, {p: at for p, at in found.items() if at is not None}
                 key = self._key(tensor)
@@ -182,7 +181,7 @@ class _Elements(Provenance):
 
     def left(self, args: Sequence[Any], how: str) -> None:
         """Note that these leave torch, if they come from draws."""
-        if self.of(*(v for v in tree_leaves(list(args)) if isinstance(v, Tensor))):
+        if self.of(*tensors_in(args)):
             super().left(args, how)
 
     def _may_be_read(self, read: Sequence[Tensor]) -> bool:
@@ -204,13 +203,13 @@ def _after(
     places = [at for _, at in moved if at is not None]
     if len(places) < len(moved):
         return None
-    name = func.overloadpacket.__name__
+    name, _, pointwise, *_ = kind_of(func)
     at = places[0]
     if name in ("view", "reshape", "_unsafe_view", "_reshape_alias", "flatten", "unflatten"):
         return _viewed(moved[0][0], at, result)
     tensors = [tensor for tensor, _ in moved]
     if any(place != at for place in places) or len({t.shape[at.dim] for t in tensors}) > 1:
-        return _MIXED if torch.Tag.pointwise in func.tags else _of_products(name, args, moved)
+        return _MIXED if pointwise or name in _PRODUCTS or name in ("dot", "mv") else None
     dim, understood = _dim_after(func, name, args, kwargs, result, tensors, at.dim)
     if dim is None:
         return _MIXED if understood else None
@@ -229,10 +228,6 @@ def _viewed(tensor: Tensor, at: _At, result: Tensor) -> _At | None:
     return None
 
 
-def _of_products(name: str, args: Sequence[Any], moved: Sequence[tuple[Tensor, _At | None]]) -> _At | None:
-    return _MIXED if name in _PRODUCTS or name in ("dot", "mv") else None
-
-
 def _dim_after(
     func: Any,
     name: str,
@@ -246,7 +241,7 @@ def _dim_after(
     whether it is known, then, that they are mixed."""
     tensor, plain = moved[0], name.rstrip("_")
     place, alone = tensor.dim() + dim, len(moved) == 1 and tensor is args[0]
-    if torch.Tag.pointwise in func.tags or name in _WRITTEN_BY:
+    if kind_of(func).pointwise or name in _WRITTEN_BY:
         return dim, True
     if name in _PRODUCTS:
         return _of_matrices(args, _PRODUCTS[name], result, moved, dim)

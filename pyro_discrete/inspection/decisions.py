@@ -17,12 +17,11 @@ import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pyro_discrete.inspection.dependencies import MarkDraws
 from pyro_discrete.inspection.generic_numbers import unlearned
-from pyro_discrete.inspection.provenance import ARGUMENTS, FLOATS, HELD, Provenance
+from pyro_discrete.inspection.provenance import ARGUMENTS, FLOATS, HELD, DispatchMode, Provenance
 from pyro_discrete.inspection.wiring import without_floats
 from pyro_discrete.programs.module_state import kept_state
 from pyro_discrete.programs.pair import Around, KeepSubsamples, Pair, SiteMessenger, on_trial, trace_pair
@@ -149,7 +148,7 @@ class Noted(SiteMessenger):
         self.drawing = False
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(DispatchMode):
     def __init__(self, run: Noted) -> None:
         super().__init__()
         self.run = run

@@ -7,9 +7,10 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ __all__ = [
     "FLOATS",
     "HELD",
     "SHAPES_ALONE",
+    "DispatchMode",
     "Provenance",
     "axis_after",
     "classes_stated",
@@ -34,7 +36,9 @@ __all__ = [
     "files_called_from",
     "in_a_structure",
     "keeps_shape",
+    "kind_of",
     "read_by_the_program",
+    "tensors_in",
     "written_tensors",
 ]
 
@@ -63,7 +67,7 @@ def axis_after(
     first, tensor = axes[0] if axes else None, moved[0] if moved else None
     if first is None or tensor is None or any(a != first for a in axes) or not isinstance(result, Tensor):
         return None
-    if func._schema.is_mutable or len({t.shape[first] for t in moved}) > 1:
+    if kind_of(func).writes or len({t.shape[first] for t in moved}) > 1:
         return None
     found = _moved(func, args, kwargs, result, tensor, first, moved)
     kept = found is not None and result.dim() >= -found and result.shape[found] == tensor.shape[first]
@@ -91,8 +95,8 @@ def _moved(
     axis: int,
     moved: Sequence[Tensor],
 ) -> int | None:
-    name, place = func.overloadpacket.__name__, tensor.dim() + axis
-    if torch.Tag.pointwise in func.tags or name in _COPIES or name in ("expand", "broadcast_to"):
+    (name, _, pointwise, *_), place = kind_of(func), tensor.dim() + axis
+    if pointwise or name in _COPIES or name in ("expand", "broadcast_to"):
         return axis
     if name == "binary_cross_entropy_with_logits":
         return axis if (args[4] if len(args) > 4 else kwargs.get("reduction", 1)) == 0 else None
@@ -151,14 +155,45 @@ def _listed(dims: Any, size: int) -> list[int]:
     return [d % size for d in ([dims] if isinstance(dims, int) else dims)]
 
 
+def tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among an operation's arguments, or results: as such, or in lists."""
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += [each for each in value if isinstance(each, Tensor)]
+    return found
+
+
+class Kind(NamedTuple):
+    """What an operation does, as its schema and its tags say.
+
+    `writes`: the arguments that it writes into, their places and names. `pointwise`: whether it keeps all entries
+    apart. `reads`, `shapes`: whether Python sees a value, or a shape hangs on one. `of_shapes`: whether it reads none.
+    """
+
+    name: str
+    writes: tuple[tuple[int, str], ...]
+    pointwise: bool
+    reads: bool
+    shapes: bool
+    of_shapes: bool
+
+
+@cache
+def kind_of(func: Any) -> Kind:
+    """The kind of an operation of the dispatcher."""
+    name, arguments = func.overloadpacket.__name__, enumerate(func._schema.arguments)
+    written = tuple((at, a.name) for at, a in arguments if a.alias_info is not None and a.alias_info.is_write)
+    pointwise, reads = torch.Tag.pointwise in func.tags, torch.Tag.data_dependent_output in func.tags
+    return Kind(name, written, pointwise, reads, torch.Tag.dynamic_output_shape in func.tags, name in SHAPES_ALONE)
+
+
 def written_tensors(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """The arguments that an operation writes into, as its schema says."""
-    written = []
-    for number, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[number] if number < len(args) else kwargs.get(argument.name)
-            written += [v for v in tree_leaves(value) if isinstance(v, Tensor)]
-    return written
+    """The arguments that an operation writes into."""
+    writes = kind_of(func).writes
+    return tensors_in(args[at] if at < len(args) else kwargs.get(name) for at, name in writes) if writes else []
 
 
 Names = frozenset[str]
@@ -322,20 +357,19 @@ class Provenance:
 
     def operation(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run one operation of the dispatcher and note what its results come from."""
-        read = [v for v in tree_leaves((args, dict(kwargs))) if isinstance(v, Tensor)]
-        names = NOTHING if func.overloadpacket.__name__ in SHAPES_ALONE else self.of(*read)
-        if torch.Tag.data_dependent_output in func.tags and not self._may_be_read(read) and not _reads_to_check():
-            operation = func.overloadpacket.__name__
-            self.escaped(f"Python reads a tensor's value ({_READS.get(operation, operation)})")
+        kind, read = kind_of(func), tensors_in((*args, *kwargs.values()))
+        names = NOTHING if kind.of_shapes else self.of(*read)
+        if kind.reads and not self._may_be_read(read) and not _reads_to_check():
+            self.escaped(f"Python reads a tensor's value ({_READS.get(kind.name, kind.name)})")
             if not self.looking_up:
                 self.seen_by_python |= names or ({HELD} if read_by_the_program() else NOTHING)
-        if torch.Tag.dynamic_output_shape in func.tags and not keeps_shape(func, args):
-            self.escaped(f"a shape depends on values ({func.overloadpacket.__name__})")
+        if kind.shapes and not keeps_shape(func, args):
+            self.escaped(f"a shape depends on values ({kind.name})")
             self.seen_by_python |= names
         try:
             result = func(*args, **kwargs)
         except Exception:
-            self.escaped(f"an operation fails ({func.overloadpacket.__name__})")
+            self.escaped(f"an operation fails ({kind.name})")
             raise
         present = {self._key(tensor) for tensor in read}
         for tensor in written_tensors(func, args, kwargs):
@@ -346,13 +380,14 @@ class Provenance:
             if key is not None and (names or key in self._origin):
                 self._add(key, tensor, names)
             self._axes = {i: held for i, held in self._axes.items() if self._key(held[0]) != key}
-        for tensor in tree_leaves(result):
+        made = tensors_in((result,))
+        for tensor in made:
             key = self._key(tensor)
             if key is not None and (key not in present or names):
                 self._add(key, tensor, names)
         if names & self._elements:
             moved = [tensor for tensor in read if self.of(tensor) & self._elements]
-            for tensor in tree_leaves(result):
+            for tensor in made:
                 axis = axis_after(func, args, kwargs, tensor, moved, self.axis_of)
                 if axis is not None:
                     self._axes[id(tensor)] = (tensor, axis)
@@ -374,7 +409,28 @@ class Provenance:
         return self.reading_allowed or (bool(read) and all(self._key(t) in self._constants for t in read))
 
 
-class _Operations(TorchDispatchMode):
+class DispatchMode(TorchDispatchMode):
+    """A mode of torch's dispatcher that `torch.compile` lets alone, without loading that where nobody uses it.
+
+    Torch has every mode do so by a wrapper whose first use imports `torch._dynamo`: 0.5 to 2.5 s of the processor's
+    time in a first call.
+    """
+
+    _let_alone: ClassVar[bool] = False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __enter__(self) -> Any:
+        cls = type(self)
+        if "torch._dynamo" in sys.modules and not vars(cls).get("_let_alone"):
+            cls._let_alone = True
+            cls.__torch_dispatch__ = torch._disable_dynamo(cls.__torch_dispatch__)
+        return super().__enter__()
+
+
+class _Operations(DispatchMode):
     """What reaches the dispatcher."""
 
     def __init__(self, provenance: Provenance) -> None:
