@@ -420,7 +420,10 @@ class _Stepper:
         self._elbo = elbo
 
     def plan_of(self, pair: Pair) -> Plan | None:
-        return self._elbo._plan if self._elbo._pair == (pair.model, pair.guide) else None
+        elbo, branches = self._elbo, self._elbo._branches
+        if elbo._pair != (pair.model, pair.guide) or (branches is not None and branches.renumbered(pair)):
+            return None
+        return elbo._plan
 
     def keeps(self, plan: Plan) -> bool:
         elbo = self._elbo

@@ -102,24 +102,27 @@ _MIXED = _At(0, 0, 0)
 """Stands for entries that may come from several elements."""
 
 
-_LAST = {"sort", "argsort", "cumsum", "cumprod", "logcumsumexp", "flip", "cummax", "cummin", "topk", "_cdist_forward"}
-"""Operations along a dim, which is their second argument."""
-
 _PRODUCTS = {"mm": 0, "addmm": 1, "bmm": 0, "baddbmm": 1}
 """Products of matrices, with the place of the first one among the arguments."""
 
 _LISTS = {"cat", "stack"}
 
-_PARTS = {"split": 2, "split_with_sizes": 2, "unbind": 1, "roll": 2, "index_select": 1}
-"""Operations along a dim, with its place among the arguments."""
+_ALONG: dict[str, tuple[int, Any]] = {
+    **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "sort", "argsort", "flip"), (1, -1)),
+    **dict.fromkeys(("unbind", "index_select"), (1, 0)),
+    **dict.fromkeys(("split", "split_with_sizes"), (2, 0)),
+    **dict.fromkeys(("var", "std"), (1, None)),
+    **dict.fromkeys(("roll", "linalg_vector_norm"), (2, None)),
+    "topk": (2, -1),
+}
+"""Operations along one dim, or several, each with the place of these among the arguments, and what they are without it
+(None for all)."""
 
 _SCATTERS = {"scatter", "scatter_add", "scatter_reduce"}
 
 _OF_ONE = {"sum", "mean", "prod", "logsumexp", "amax", "amin", "max", "min", "argmax", "argmin", "any", "all"}
 
 _OF_ONE |= {"_log_softmax", "_softmax", "select", "slice"}
-
-_DIM_SECOND = _OF_ONE | _LAST
 
 _MATRICES = {"linalg_cholesky_ex", "linalg_solve_triangular", "triangular_solve", "cholesky", "tril", "triu"}
 """Operations on the last two dims, for each entry of those before."""
@@ -260,23 +263,17 @@ def _dim_after(
     if plain in _SCATTERS:
         own = all(t.dim() == result.dim() for t in moved)
         return (dim, True) if own and args[1] % result.dim() != place else (None, own)
-    if name in _PARTS and alone:
-        at, key = _PARTS[name], "dims" if name == "roll" else "dim"
-        along = args[at] if len(args) > at else kwargs.get(key, () if name == "roll" else 0)
-        along = [d % tensor.dim() for d in (along if isinstance(along, list | tuple) else [along])]
-        if not along or place in along:
+    if name in _ALONG and alone:
+        at, unless = _ALONG[name]
+        given = args[at] if len(args) > at else kwargs.get("dims" if name == "roll" else "dim", unless)
+        dims = [d % tensor.dim() for d in (given if isinstance(given, list | tuple) else [given]) if d is not None]
+        if not dims or place in dims:
             return None, True
-        return (place - sum(d < place for d in along) - result.dim() if name == "unbind" else dim), True
+        return (place - sum(d < place for d in dims) - result.dim() if result.dim() < tensor.dim() else dim), True
     if name == "index" and alone:
         return _of_indexed(tensor, args[1], place, result), True
     if name in ("index_select", "embedding") and len(moved) == 1 and tensor is not args[0]:
         return (args[1] % result.dim() - result.dim() if name == "index_select" else dim - 1), True
-    if name in _LAST and tensor is args[0]:
-        along = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("dims", -1))
-        if name == "topk":
-            along = args[2] if len(args) > 2 else kwargs.get("dim", -1)
-        along = [d % tensor.dim() for d in (along if isinstance(along, list | tuple) else [along])]
-        return (None, True) if place in along else (dim, True)
     if name == "native_layer_norm":
         return (dim, True) if -dim > len(args[1]) and alone else (None, False)
     found = axis_after(func, args, kwargs, result, moved, lambda _: dim)

@@ -454,7 +454,7 @@ def crossing_site(pair: Pair, trial: Trial, sites: Iterable[Site]) -> tuple[str,
             reached = next(n for each in outside for n in each)
             if trial.whatever:
                 return reached, group[0]
-            trial.by_numbers.append(f"site {reached!r} outside of a plate does not depend on {names[0]!r} inside it")
+            trial.by_numbers.append(f"site {reached!r} outside of a plate depends on {names[0]!r} inside it")
     return None
 
 

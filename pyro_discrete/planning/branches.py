@@ -70,7 +70,7 @@ class Branches:
 
         `last`: that of the last call now.
         """
-        if self._hangs_on_numbers and (self._numbers is None or numbers_of(pair) != self._numbers):
+        if self.renumbered(pair):
             return self._planned_for_whatever(pair)
         self._plans[self._now] = last
         if self._decides is None:
@@ -82,6 +82,10 @@ class Branches:
         elif self._decides.in_draws:
             return self._switched(self._given, last)
         return self._plans[self._now]
+
+    def renumbered(self, pair: Pair) -> bool:
+        """Whether plans hang on numbers that are others in this call."""
+        return self._hangs_on_numbers and (self._numbers is None or numbers_of(pair) != self._numbers)
 
     def _planned_for_whatever(self, pair: Pair) -> None:
         """Forget all plans: each branch is planned anew."""

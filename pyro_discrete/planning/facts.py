@@ -63,10 +63,25 @@ FACTS = (
         "planned anew, up to 64 branches; then believed, with a warning",
     ),
     Fact(
+        "operations",
+        "the operations of a run, followed from each draw on: what they keep apart, rows and plate elements, stays so",
+        "another branch",
+        "where a plan is made: `inspection.apart`; what a run does, as said of `branch`",
+        "looked at by values, as are operations that are not known: `rows`, `values`, `elements`",
+    ),
+    Fact(
+        "numbers",
+        "looks by values at the numbers that the programs are given, or hold, where operations may mix what they show "
+        "to be apart: a mask, an index, a matrix that is the identity",
+        "arguments, buffers, data that are others",
+        "every call where there is such a thing: a digest of all of them, `planning.branches.Branches.renumbered`",
+        "planned anew for whatever numbers there may be: what operations may mix is taken to be mixed",
+    ),
+    Fact(
         "generic",
-        "what joins rows and plate elements, by values at numbers that are neither 0 nor alike: parameters, and "
-        "tensors of one number",
-        "tensors of more numbers that are no parameters (an adjacency matrix): a zero in these is taken as meant",
+        "looks by values at numbers that are neither 0 nor alike: parameters, and tensors of one number; where "
+        "operations are not known, at others for what the programs are given or hold as well",
+        "none, but for the chance that numbers taken at random cancel",
         "where a plan is made: `inspection.generic_numbers`, in every look by values",
         "the plan is that of the numbers as they are, where the program does not run at others",
     ),

@@ -439,6 +439,9 @@ class Plan:
             runs = [f"a step runs {times}; modules (averages, counts) end as after one run"]
         if self.met.looks:
             runs.append(f"what it does is noted in every run, to see which branch it takes: {self.met.looks}")
+        if self.by_numbers:
+            others = "; ".join(self.by_numbers)
+            runs.append(f"so while the numbers that the programs have in them are the same: at others {others}")
         total = f"{self.path}: {self.rows} row(s) x {self.particles} particle(s) a step"
         if self.layout.inner is not None:
             datum = f"each element of plate {', '.join(sorted(self.layout.datum))}" if self.layout.datum else "all data"

@@ -245,6 +245,36 @@ def break_generic():
         assert elbo.loss_and_grads(model, empty, x) == pytest.approx(right, abs=1e-4)
 
 
+def turned_by(turned, weights, x):
+    """Losses of two bits in a plate, which a datum reads as `turned(z, weight)` has it, held against right ones."""
+
+    def model(weight, x):
+        with pyro.plate("p", 2):
+            w = pyro.sample("w", dist.Bernoulli(torch.tensor([0.2, 0.7])))
+            pyro.sample("x", dist.Normal(turned(w, weight), 1.0), obs=x)
+
+    elbo = TraceELBO("enumerate")
+    for weight in weights:
+        each = [
+            dist.Bernoulli(torch.tensor([0.2, 0.7])).log_prob(w).sum()
+            + dist.Normal(turned(w, weight), 1.0).log_prob(x).sum()
+            for w in torch.cartesian_prod(torch.arange(2.0), torch.arange(2.0))
+        ]
+        right = -float(torch.stack(each).logsumexp(0))
+        assert elbo.loss_and_grads(model, lambda weight, x: None, weight, x) == pytest.approx(right, abs=1e-4)
+
+
+def break_operations():
+    def unknown(w, weight):
+        return w + weight * w.as_strided(w.shape, w.stride()).unfold(-1, 2, 1).sum(-1)
+
+    turned_by(unknown, (torch.tensor([0.5, 1.0]), torch.tensor([1.0, 0.5])), torch.tensor([-1.0, 2.0]))
+
+
+def break_numbers():
+    turned_by(lambda w, index: w[..., index], (torch.tensor([0, 1]), torch.tensor([1, 0])), torch.tensor([-1.0, 2.0]))
+
+
 @pytest.mark.parametrize("fact", FACTS, ids=lambda fact: fact.name)
 def test_a_fact_that_fails_has_its_fallback(fact):
     with warnings.catch_warnings():
