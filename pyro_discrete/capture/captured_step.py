@@ -150,7 +150,7 @@ class Stepper(Protocol):
     """What a captured step needs of the ELBO whose step it is."""
 
     def plan_of(self, pair: Pair) -> Plan | None:
-        """The plan, if it is this pair's, and still holds."""
+        """The plan, if it is this pair's."""
         ...
 
     def keeps(self, plan: Plan) -> bool:

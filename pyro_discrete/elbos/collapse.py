@@ -39,14 +39,7 @@ from pyro_discrete.errors import (
 )
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
-from pyro_discrete.inspection.decisions import (
-    WhatDecides,
-    decided_at_once,
-    decided_by,
-    decisions,
-    draws_among,
-    numbers_of,
-)
+from pyro_discrete.inspection.decisions import WhatDecides, decided_at_once, decided_by, decisions, draws_among
 from pyro_discrete.inspection.trial import check_batch_dims, check_data, plain_trial
 from pyro_discrete.programs.dims import subsampling_scale
 from pyro_discrete.programs.module_state import kept_state
@@ -180,23 +173,13 @@ class Collapsed:
         self._plans: dict[Any, CollapsedPlan] = {}
         self._decides: dict[Any, WhatDecides] = {}
         self._branch_of: dict[Any, Any] = {}
-        self._numbers: dict[Any, Any] = {}
-        self._whatever: set[Any] = set()
         self._last: CollapsedPlan | None = None
 
     def __repr__(self) -> str:
         return f"collapse({getattr(self.model, '__qualname__', None) or type(self.model).__name__})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **self.__dict__,
-            "_plans": {},
-            "_decides": {},
-            "_branch_of": {},
-            "_numbers": {},
-            "_whatever": set(),
-            "_last": None,
-        }
+        return {**self.__dict__, "_plans": {}, "_decides": {}, "_branch_of": {}, "_last": None}
 
     @property
     def uncollapsed(self) -> Program:
@@ -219,7 +202,6 @@ class Collapsed:
 
     def _summed_out(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         kind = _kind(args, kwargs), _given()
-        self._compare_numbers(kind, args, kwargs)
         key = kind, self._branch(kind, args, kwargs)
         plan = self._plans.get(key)
         if plan is None or not plan.sites:  # whether anything is observed may have changed
@@ -255,16 +237,6 @@ class Collapsed:
         with block_messengers(lambda handler: isinstance(handler, MaskMessenger | ScaleMessenger)):  # in it already
             pyro.factor(_label(plan.sites), total)
         return result
-
-    def _compare_numbers(self, kind: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Forget the plans of a kind of call that keep elements apart by numbers which are others now."""
-        if kind not in self._numbers or kind in self._whatever or torch._C._get_tracing_state() is not None:
-            return
-        numbers = numbers_of(self._pair(args, kwargs)[0])
-        if numbers is None or numbers != self._numbers[kind]:
-            self._whatever.add(kind)
-            for key in [key for key in self._plans if key[0] == kind]:
-                del self._plans[key]
 
     def _branch(self, kind: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The branch that a call of a kind takes; none before its first one, and while it is traced.
@@ -347,7 +319,6 @@ class Collapsed:
                 check_data(pair, trial)
                 check_batch_dims(trial)
                 trial = trial.at_generic_numbers(pair, Pair(self.model, self.model, args, kwargs), seen)
-                trial = replace(trial, whatever=key[0] in self._whatever)
                 sums = settle(pair, trial, dict.fromkeys(discrete, self.settings), MOST_RUNS)
                 draws, own = draws_among(seen), frozenset(discrete)
                 if draws and not sums.one_by_one:
@@ -367,10 +338,8 @@ class Collapsed:
                     by_parts=sums.by_parts,
                     decided_by=draws - own,
                 )
-                if trial.by_numbers:
-                    self._numbers.setdefault(key[0], numbers_of(self._pair(args, kwargs)[0]))
         if len(self._plans) >= MOST_PLANS or len(self._branch_of) >= MOST_CALLS:
-            for known in (self._plans, self._decides, self._branch_of, self._numbers, self._whatever):
+            for known in (self._plans, self._decides, self._branch_of):
                 known.clear()
         kind, branch = key
         if kind not in self._decides:

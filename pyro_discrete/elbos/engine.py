@@ -262,7 +262,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         assert self._branches is not None
         if known is None:
             self._make_plan_of_branch(pair, self.vectorize_particles, self._unknown)
-            self._branches.note(pair, self.plan)
+            self._branches.note(self.plan)
         elif known is not self._plan:
             self._plan, self._leaves = known, KnownLeaves()
 
@@ -279,7 +279,6 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
             given = (pair, self.selection, self.objective, vectorise, self.max_plate_nesting, self.row_chunk)
             met = {"unknown": reason, "apart": self._apart, "coupled": self._coupled, "counts": counts}
             met |= {"singly": self._singly, "seen": seen}
-            met["whatever"] = self._branches is not None and self._branches.whatever
             plan, trial = make_plan(*given, **met)
             if isinstance(plan.way, Exact):
                 had = settled(plan, pair, self.objective, trial, seen)
@@ -291,7 +290,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
             if reason:
                 plan = replace(plan.without_dependencies(), reason=reason)
             kept = {n: None if e is None else self.estimators.keep(n, e) for n, e in plan.given.items()}
-            plan = replace(plan, given=kept, state=state, pair=pair, by_numbers=tuple(dict.fromkeys(trial.by_numbers)))
+            plan = replace(plan, given=kept, state=state, pair=pair)
             contexts = Contexts(trial.model_trace, plan.observed, plan.batch_dims, pair.args, pair.kwargs)
             for name, estimator in kept.items():
                 if estimator is not None:
@@ -420,10 +419,7 @@ class _Stepper:
         self._elbo = elbo
 
     def plan_of(self, pair: Pair) -> Plan | None:
-        elbo, branches = self._elbo, self._elbo._branches
-        if elbo._pair != (pair.model, pair.guide) or (branches is not None and branches.renumbered(pair)):
-            return None
-        return elbo._plan
+        return self._elbo._plan if self._elbo._pair == (pair.model, pair.guide) else None
 
     def keeps(self, plan: Plan) -> bool:
         elbo = self._elbo

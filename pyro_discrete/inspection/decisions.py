@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pyro_discrete.inspection.dependencies import MarkDraws
-from pyro_discrete.inspection.generic_numbers import unlearned
 from pyro_discrete.inspection.provenance import ARGUMENTS, FLOATS, HELD, DispatchMode, Provenance
 from pyro_discrete.inspection.wiring import without_floats
 from pyro_discrete.programs.module_state import kept_state
@@ -35,7 +34,6 @@ __all__ = [
     "decisions",
     "draws_among",
     "noted",
-    "numbers_of",
 ]
 
 UNFOLLOWED = "a run that could not be followed"
@@ -213,13 +211,6 @@ def _hashable(description: Any) -> Any:
     if isinstance(description, SameObject) and not callable(description.value):
         raise UnknownStateError(f"an argument is of type {type(description.value).__name__}, which cannot be watched")
     return description
-
-
-def numbers_of(pair: Pair) -> Any:
-    """A digest of all tensors and arrays that the programs are given, or that their code can see and that are not
-    learned; None where these cannot be told."""
-    state = PythonState((pair.model, pair.guide), tree_leaves((pair.args, dict(pair.kwargs))))
-    return None if state.unknown else (contents(unlearned(state)), *map(hash, state.arrays))
 
 
 MOST_STATES = 64

@@ -59,7 +59,8 @@ def why_not_over_values(pair: Pair, trial: Trial, names: Collection[str]) -> str
     rows = unused_size(trial)
     spread = spread_values(trial, rows, names)
     single = trial.values
-    keeping = trial.followed(pair, names, (0, -1 - trial.batch_dims)).of(ROWS_PLATE)
+    followed = trial.followed(pair, names, (0, -1 - trial.batch_dims))
+    keeping = followed.of(ROWS_PLATE)
 
     def mixing() -> str:
         for others in [{}] if keeping is Keeping.APART else values_of_others(pair, trial, names):
@@ -76,7 +77,10 @@ def why_not_over_values(pair: Pair, trial: Trial, names: Collection[str]) -> str
         return ""
 
     try:
-        return trial.believes(pair, keeping, mixing, "a row's log-probability changes with the values in other rows")
+        words = (
+            f"at site {followed.mixed.get(ROWS_PLATE)!r} a row's log-probability changes with the values in other rows"
+        )
+        return trial.mixing(pair, keeping, mixing, words)
     except DiscreteInferenceError:
         raise
     except Exception as error:
@@ -219,9 +223,8 @@ def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site]) -> dict[str, 
             keeping = followed.of(plate.name)
             if keeping is Keeping.APART:
                 continue
-            look = partial(look_at, plate, group)
-            words = f"the term of site {followed.mixed.get(plate.name, '?')!r} joins elements of plate {plate.name!r}"
-            joined = trial.believes(pair, keeping, look, words)
+            words = f"the term of site {followed.mixed.get(plate.name)!r} joins elements of plate {plate.name!r}"
+            joined = trial.mixing(pair, keeping, partial(look_at, plate, group), words)
             if joined:
                 found[plate.name] = joined
     return found

@@ -82,8 +82,7 @@ class Trial:
     (`at_its_numbers`). `alone`: whether it is about these draws alone, and not about others that may come
     (`values_of_others`).
 
-    `by_numbers`: what was found apart though operations may mix it, so that it hangs on numbers, in words; nothing is,
-    if it has to hold `whatever` they are.
+    `given`: the pair without handlers around, where that may be run at other numbers (`elsewhere`).
     """
 
     guide_trace: Trace
@@ -92,8 +91,6 @@ class Trial:
     batch_dims: int
     numbers: GenericNumbers | None = None
     alone: bool = False
-    whatever: bool = False
-    by_numbers: list[str] = field(default_factory=list)
     given: Pair | None = None
     _followed: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -124,29 +121,23 @@ class Trial:
         found = self._followed["elsewhere"]
         return None if found is None else found.numbers
 
-    def believes(self, pair: Pair, keeping: Keeping, look: Callable[[], str], words: str) -> str:
-        """What a look by values finds to mix elements, in words; empty if nothing does.
+    def mixing(self, pair: Pair, keeping: Keeping, look: Callable[[], str], words: str) -> str:
+        """What mixes elements, in words; empty if nothing does.
 
-        Where operations may mix them all the same, it is noted that this hangs on numbers; where it has to hold
-        whatever they are, it is mixed. Of operations that nobody knows, a look at other numbers tells.
+        What operations may mix is mixed, whatever a look by values finds, which is about few of these; of operations
+        that nobody knows that look tells, and one at other numbers.
         """
-        if keeping is Keeping.MIXED and self.whatever:
-            return f"{words} at some numbers"
+        if keeping is Keeping.MIXED:
+            return words
         found = look()
-        if found or keeping is Keeping.APART:
+        other = self.elsewhere(pair) if keeping is Keeping.UNKNOWN and not found else None
+        if other is None:
             return found
-        if keeping is Keeping.UNKNOWN:
-            other = self.elsewhere(pair)
-            try:
-                with other or nullcontext():
-                    if other is None or not look():
-                        return ""
-            except Exception:  # of numbers that are never there, perhaps
-                return ""
-            if self.whatever:
-                return f"{words} at some numbers"
-        self.by_numbers.append(words)
-        return ""
+        try:
+            with other:
+                return look()
+        except Exception:  # of numbers that are never there, perhaps
+            return ""
 
     @property
     def latent(self) -> dict[str, Any]:
@@ -443,18 +434,14 @@ def crossing_site(pair: Pair, trial: Trial, sites: Iterable[Site]) -> tuple[str,
             outside = [[n for n in each if followed.reaches(names, where, n)] for where, each in enumerate(outside)]
         if not any(outside):
             continue
-        crossed = ""
-        for others in values_of_others(pair, trial, names) if not (trial.whatever and followed.known) else ():
+        if followed.known:
+            return next(name for each in outside for name in each), group[0]
+        for others in values_of_others(pair, trial, names):
             around = fixed | others
             traces = [sample_sites(t) for t in trace_pair(pair, trial.subsamples, around)] if others else own
             crossed = _crossed(pair, trial, traces, outside, around, group, range(2 if others else 4))
             if crossed:
                 return crossed, group[0]
-        if followed.known:
-            reached = next(n for each in outside for n in each)
-            if trial.whatever:
-                return reached, group[0]
-            trial.by_numbers.append(f"site {reached!r} outside of a plate depends on {names[0]!r} inside it")
     return None
 
 
@@ -626,7 +613,8 @@ def check_rows(pair: Pair, trial: Trial, rows: int) -> RowsVerdict:
             return RowsVerdict(None, f"its sites change from run to run ({', '.join(sorted(changed))})")
         for name, msg in rowed.items():
             _check_shapes(name, msg["fn"], alone[name]["fn"], trial_rows, trial.batch_dims)
-    keeping = trial.followed(pair, trial.latent.keys(), (trial_rows, dim)).of(ROWS_PLATE)
+    followed = trial.followed(pair, trial.latent.keys(), (trial_rows, dim))
+    keeping = followed.of(ROWS_PLATE)
     few = 2 if len(model_trace.nodes) > 200 else 5  # a long program is run less often
     few = 1 if keeping is Keeping.APART else few  # what hangs on the number of rows does so in each
 
@@ -644,7 +632,8 @@ def check_rows(pair: Pair, trial: Trial, rows: int) -> RowsVerdict:
         return ""
 
     own = [(guide_trace, model_trace)]
-    reason = trial.believes(pair, keeping, lambda: mixing(own.pop() if own else None), _CHANGES)
+    words = f"at site {followed.mixed.get(ROWS_PLATE)!r} {_CHANGES}"
+    reason = trial.mixing(pair, keeping, lambda: mixing(own.pop() if own else None), words)
     return RowsVerdict(None if reason else model_trace, reason)
 
 

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Collection
 from typing import Any
 
-from pyro_discrete.inspection.decisions import WhatDecides, decided_by, decisions, noted, numbers_of
+from pyro_discrete.inspection.decisions import WhatDecides, decided_by, decisions, noted
 from pyro_discrete.planning.plan import Plan
 from pyro_discrete.programs.pair import Pair
 
@@ -29,15 +29,9 @@ class Branches:
     of the last plan do is noted as they go; where it is something new, one further run of the program, without
     gradients, says which branch that is. A branch that is new is planned anew. After `MOST_BRANCHES` a warning says
     that the last plan is believed.
-
-    A plan that keeps elements apart by numbers (`Plan.by_numbers`) holds for as long as all numbers that the programs
-    are given, or hold, are the same. Where they change, all is planned anew, for `whatever` numbers there may be.
     """
 
     def __init__(self, pair: Pair) -> None:
-        self.whatever: bool = False
-        self._numbers: Any = None
-        self._hangs_on_numbers = False
         self._decides: WhatDecides | None = WhatDecides(pair, decided_by(pair))
         self.seen: Collection[str] = self._decides.seen
         self._plans: dict[Any, Plan] = {}
@@ -58,20 +52,13 @@ class Branches:
         self._given = self._decides.of(pair)
         self._now, self.sure = self._given if self._decides.in_draws else decisions(pair), True
         self._plans[self._now] = plan
-        self._watch_numbers(pair, plan)
         self.remember()
-
-    def _watch_numbers(self, pair: Pair, plan: Plan) -> None:
-        if plan.by_numbers and not self._hangs_on_numbers:
-            self._hangs_on_numbers, self._numbers = True, numbers_of(pair)
 
     def plan_for(self, pair: Pair, last: Plan) -> Plan | None:
         """The plan of the branch that this call takes, or is supposed to (not `sure`); None for one without a plan yet.
 
         `last`: that of the last call now.
         """
-        if self.renumbered(pair):
-            return self._planned_for_whatever(pair)
         self._plans[self._now] = last
         if self._decides is None:
             return last
@@ -82,19 +69,6 @@ class Branches:
         elif self._decides.in_draws:
             return self._switched(self._given, last)
         return self._plans[self._now]
-
-    def renumbered(self, pair: Pair) -> bool:
-        """Whether plans hang on numbers that are others in this call."""
-        return self._hangs_on_numbers and (self._numbers is None or numbers_of(pair) != self._numbers)
-
-    def _planned_for_whatever(self, pair: Pair) -> None:
-        """Forget all plans: each branch is planned anew."""
-        self.whatever, self._hangs_on_numbers = True, False
-        self._plans.clear()
-        self._of.clear()
-        if self._decides is not None:
-            self._given, self._learns, self.sure = self._decides.of(pair), True, True
-            self._now = self._given if self._decides.in_draws else decisions(pair)
 
     def watched(self, pair: Pair, plan: Plan) -> Pair:
         """The pair to be run: what its runs do is noted where that is to be learned, or to be compared."""
@@ -115,10 +89,9 @@ class Branches:
         self._learns = True
         return self._switched(decisions(pair), last)
 
-    def note(self, pair: Pair, plan: Plan) -> None:
-        """Keep the plan that was made for the call last looked at, of this pair."""
+    def note(self, plan: Plan) -> None:
+        """Keep the plan that was made for the call last looked at."""
         self._plans[self._now] = plan
-        self._watch_numbers(pair, plan)
 
     def keeps(self, plan: Plan) -> bool:
         """Whether a plan is that of another branch than the last one."""

@@ -64,18 +64,11 @@ FACTS = (
     ),
     Fact(
         "operations",
-        "the operations of a run, followed from each draw on: what they keep apart, rows and plate elements, stays so",
+        "the operations of a run, followed from each draw on: rows and plate elements that they keep apart stay so, "
+        "whatever the numbers, and what they may mix is taken to be mixed",
         "another branch",
         "where a plan is made: `inspection.apart`; what a run does, as said of `branch`",
         "looked at by values, as are operations that are not known: `rows`, `values`, `elements`",
-    ),
-    Fact(
-        "numbers",
-        "looks by values at the numbers that the programs are given, or hold, where operations may mix what they show "
-        "to be apart: a mask, an index, a matrix that is the identity",
-        "arguments, buffers, data that are others",
-        "every call where there is such a thing: a digest of all of them, `planning.branches.Branches.renumbered`",
-        "planned anew for whatever numbers there may be: what operations may mix is taken to be mixed",
     ),
     Fact(
         "generic",

@@ -119,7 +119,6 @@ def make_plan(
     counts: Counts | None = None,
     singly: str = "",
     seen: Collection[str] = (),
-    whatever: bool = False,
 ) -> tuple[Plan, Trial]:
     """Try the pair once, check it, and choose each site's estimator and the way of a step.
 
@@ -127,8 +126,7 @@ def make_plan(
     on what, if so. `apart`: plates whose elements steps have found to share later terms, by site, with their sizes.
     `coupled`: what a step has found to join plate elements that were summed over one by one, if anything.
     `counts`: how far the sums over counts go already. `singly`: why a step could not sum out the model's own sites at
-    once, if it could not. `seen`: what Python sees in a run of the pair (`decided_by`). `whatever`: whether the plan
-    has to hold whatever numbers the program has in it (`Trial.by_numbers`).
+    once, if it could not. `seen`: what Python sees in a run of the pair (`decided_by`).
     """
     counts = Counts(selection.may_sum) if counts is None else counts
     given, pair = pair, objective.around(counts.around(pair), training=False)
@@ -147,7 +145,7 @@ def make_plan(
         )
     check_pair(trial)
     warn_of_observations(given, trial)
-    trial = replace(trial.at_generic_numbers(pair, given, seen), whatever=whatever)
+    trial = trial.at_generic_numbers(pair, given, seen)
     sites = [Site(m) for m in latent_sites(trial.guide_trace).values()]
     names = latent_sites(trial.guide_trace).keys() | latent_sites(trial.model_trace).keys()
     selection.check_patterns(names, lambda: names | names_of_guide(pair))

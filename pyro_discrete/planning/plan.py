@@ -253,7 +253,6 @@ class Plan:
     - `whole`: what depends on what, where every term depends on every draw: nothing more could, so that it is not
       looked for again. A step of a belief network of 64 and 20 units takes 0.96 of the time that it takes while all
       that its code can see is watched.
-    - `by_numbers`: what is kept apart by the numbers that the programs have in them, in words: while they are the same.
     - `state`: the modules that a run may change: averages, counts.
     - `counts`: how far sums over counts go. `pair`: what it was made for, to be drawn.
     """
@@ -276,7 +275,6 @@ class Plan:
     wiring: Wiring | None = None
     costs: str = ""
     whole: Dependencies | None = None
-    by_numbers: Sequence[str] = ()
     state: ModuleState = field(default_factory=ModuleState)
     met: Met = field(default_factory=Met)
     counts: Counts = field(default_factory=Counts)
@@ -439,9 +437,6 @@ class Plan:
             runs = [f"a step runs {times}; modules (averages, counts) end as after one run"]
         if self.met.looks:
             runs.append(f"what it does is noted in every run, to see which branch it takes: {self.met.looks}")
-        if self.by_numbers:
-            others = "; ".join(self.by_numbers)
-            runs.append(f"so while the numbers that the programs have in them are the same: at others {others}")
         total = f"{self.path}: {self.rows} row(s) x {self.particles} particle(s) a step"
         if self.layout.inner is not None:
             datum = f"each element of plate {', '.join(sorted(self.layout.datum))}" if self.layout.datum else "all data"

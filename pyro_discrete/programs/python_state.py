@@ -281,11 +281,6 @@ class PythonState:
         self.tensors: list[ReferenceType[Tensor]] = []
         self.contained: list[ReferenceType[Tensor]] = []
 
-    @property
-    def arrays(self) -> list[bytes]:
-        """What NumPy arrays hold."""
-        return [then for _, then in self._arrays]
-
     def _collect(self) -> None:
         self._begin()
         self._pending += self._roots

@@ -1,4 +1,4 @@
-"""What keeps plate elements apart may be a number: a mask, an index, a matrix. It holds while all are the same."""
+"""What keeps plate elements apart may be a number: a mask, an index, a matrix. Plans hold whatever these are."""
 
 import dataclasses
 import itertools
@@ -198,29 +198,43 @@ def test_numbers_inside_of_an_argument(given):
         assert step(elbo, model, given(value))[0] == pytest.approx(right(model, given(value))[0], abs=1e-4)
 
 
-def test_what_hangs_on_numbers_is_said_and_no_longer_believed_once_they_change():
+def test_one_plan_holds_for_all_numbers():
     model, first, then = FORMS["weights"]
     elbo = TraceELBO("enumerate")
-    for numbers in (first, first.clone()):
-        step(elbo, model, numbers)
-        assert "while the numbers that the programs have in them are the same" in str(elbo.plan)
-        assert not elbo.plan.reason
-    step(elbo, model, then)
-    plan = elbo.plan
-    assert "while the numbers" not in str(plan)
-    assert "the term of site 'x' joins elements of plate 'p'" in plan.reason
     step(elbo, model, first)
-    assert elbo.plan is plan
-
-
-def test_numbers_that_join_nothing_are_not_watched(monkeypatch):
-    def refuse(*_):
-        raise AssertionError("looked at")
-
-    elbo = TraceELBO("rloo", num_particles=2)
-    model = model_of(lambda z, x: z * x)
-    step(elbo, model, SOME)
-    monkeypatch.setattr("pyro_discrete.planning.branches.numbers_of", refuse)
     plan = elbo.plan
-    step(elbo, model, ZERO)
+    assert "the term of site 'x' joins elements of plate 'p'" in plan.reason
+    step(elbo, model, then)
     assert elbo.plan is plan
+
+
+def test_a_draw_of_many_values_may_switch_what_is_joined():
+    def model(numbers):
+        k = pyro.sample("k", dist.Categorical(torch.ones(40)))
+        with pyro.plate("p", 3):
+            z = pyro.sample("z", dist.Bernoulli(CHANCES))
+            loc = torch.where(k.unsqueeze(-1) == 29, z.roll(1, -1), z)
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=X)
+
+    evidence = []
+    for k in range(40):
+        for each in itertools.product([0.0, 1.0], repeat=3):
+            values = {"k": torch.tensor(k), "z": torch.tensor(each)}
+            evidence.append(poutine.trace(poutine.condition(model, values)).get_trace(None).log_prob_sum())
+    found = poutine.trace(collapse(model)).get_trace(None).log_prob_sum()
+    assert float(found) == pytest.approx(float(torch.stack(evidence).logsumexp(0)), abs=1e-4)
+
+
+def test_a_sum_may_switch_what_is_joined():
+    def model(numbers):
+        with pyro.plate("p", 8):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.4)))
+            loc = torch.where(z.sum(-1, keepdim=True) == 3, z.roll(1, -1), z)
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=torch.linspace(-1, 2, 8))
+
+    evidence = []
+    for each in itertools.product([0.0, 1.0], repeat=8):
+        trace = poutine.trace(poutine.condition(model, {"z": torch.tensor(each)})).get_trace(None)
+        evidence.append(trace.log_prob_sum())
+    found = poutine.trace(collapse(model)).get_trace(None).log_prob_sum()
+    assert float(found) == pytest.approx(float(torch.stack(evidence).logsumexp(0)), abs=1e-4)
