@@ -14,24 +14,32 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
 from pyro_discrete.errors import DiscreteInferenceError
 from pyro_discrete.inspection.failed_runs import why_not_at_once
 from pyro_discrete.inspection.trial import (
+    Run,
+    SiteTerm,
     Trial,
+    Values,
     at_its_numbers,
-    check_rows,
-    spread_values,
-    unused_size,
     value_of_attempt,
     values_of_others,
 )
+from pyro_discrete.inspection.trial_rows import (
+    RunOverRows,
+    check_rows,
+    close,
+    halves,
+    plates_inside,
+    run_over_rows,
+    where_moved,
+)
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, random_state, set_random_state, trace_pair
-from pyro_discrete.programs.sites import Site, hidden_log_prob, sample_sites, site_log_prob
+from pyro_discrete.programs.sites import Site, sample_sites, site_log_prob
 
 __all__ = [
     "joined_elements",
@@ -39,10 +47,6 @@ __all__ = [
     "marked_trial",
     "why_not_over_values",
 ]
-
-
-Traces = tuple[Trace, Trace]
-"""Of the guide and the model."""
 
 
 @at_its_numbers
@@ -55,83 +59,16 @@ def why_not_over_values(pair: Pair, trial: Trial, names: Collection[str]) -> str
     """
     if pair.guide_runs_model:  # it runs the model itself, with values of its own
         return check_rows(pair, trial, 1).reason
-    rows = unused_size(trial)
-    spread = spread_values(trial, rows, names)
-    single = trial.values
     try:
         for others in values_of_others(pair, trial, names):
-            values = spread | others
-            together = trace_pair(pair, trial.subsamples, values)
-            few = 2 if others or len(trial.model_trace.nodes) > 200 else 5  # a long program is run less often
-            for row in range(min(rows, few)):
-                own = {n: v[row].reshape(single[n].shape) if n in names else v for n, v in values.items()}
-                alone = partial(trace_pair, pair, trial.subsamples, own)
-                mixing = _mixing(together, alone, row, rows, trial.batch_dims)
-                if mixing:
-                    return mixing
+            mixing = run_over_rows(pair, trial, names, others).mixing(few=bool(others))
+            if mixing:
+                return mixing
     except DiscreteInferenceError:
         raise
     except Exception as error:
         return why_not_at_once(error)
     return ""
-
-
-def _mixing(together: Traces, alone: Callable[[], Traces], row: int, rows: int, batch_dims: int) -> str:
-    """What is wrong with a row: its terms have to be those of a run of it alone, unless another one differs, too."""
-    runs = [alone()]
-    for where, rowed in enumerate(together):
-        sites = sample_sites(rowed)
-        changed = sites.keys() ^ sample_sites(runs[0][where]).keys()
-        for name, msg in sites.items() if not changed else ():
-            expected = _term(runs[0][where].nodes[name])
-            found = _row(_term(msg), row, rows, batch_dims)
-            if found is not None and _equal(found, expected):
-                hidden, alone_hidden = hidden_log_prob(msg), hidden_log_prob(runs[0][where].nodes[name])
-                if hidden is None or alone_hidden is None:
-                    continue
-                found = _row(hidden, row, rows, batch_dims)
-                if found is not None and _equal(found, alone_hidden):
-                    continue
-                return f"at site {name!r}, which is masked, a row's law changes with the values in other rows"
-            if len(runs) == 1:
-                runs.append(alone())
-            changed = sites.keys() ^ sample_sites(runs[1][where]).keys()
-            if changed:
-                break
-            if torch.equal(expected, _term(runs[1][where].nodes[name])):
-                return f"at site {name!r} a row's log-probability changes with the values in other rows"
-        if changed:
-            return f"its sites change with their values ({', '.join(sorted(changed))})"
-    return ""
-
-
-def _term(msg: Any) -> Tensor:
-    """A site's log-probability, with its mask's effect and scale: what of a value may reach it, reaches it here."""
-    log_prob = site_log_prob(msg)
-    for part in (msg["mask"], msg["scale"]):
-        if torch.is_tensor(part):
-            log_prob = log_prob * part
-    return log_prob
-
-
-def _row(term: Tensor, row: int, rows: int, batch_dims: int) -> Tensor | None:
-    """One row of a term over all rows, or all of one that does not depend on them; None for one of another shape."""
-    if term.dim() > batch_dims + 1:
-        return None
-    if term.dim() == batch_dims + 1:
-        return term[row] if term.shape[0] == rows else term[0] if term.shape[0] == 1 else None
-    return term
-
-
-def _equal(found: Tensor, expected: Tensor) -> bool:
-    """Whether two terms are the same up to rounding; the first may lack dims along which it is constant."""
-    try:
-        found = found.expand(torch.broadcast_shapes(found.shape, expected.shape))
-    except RuntimeError:
-        return False
-    if found.numel() != expected.numel():
-        return False
-    return torch.allclose(found.reshape(expected.shape), expected, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
 @torch.no_grad()
@@ -183,47 +120,70 @@ def joined_elements(pair: Pair, trial: Trial, sites: Iterable[Site]) -> str:
 
 @at_its_numbers
 @torch.no_grad()
-def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site]) -> dict[str, str]:
+def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site], under_plate: bool = False) -> dict[str, str]:
     """The plates whose elements share terms: their names, and the first such term, in words.
 
     All sites of a plate are given other values at some of its elements: terms of the others have to stay as they were.
-    Noise of the program's own (dropout) is the same in every run; a term that changes all the same shows nothing.
+    That is seen in rows of one run, `under_plate` if there are only these sites and rows will be, or else in runs of
+    their own. Noise of the program's own (dropout) is the same in each of these; a term that changes all the same shows
+    nothing.
     """
     drawn = {s.name: s for s in sites}
-    plates = {p for s in drawn.values() for p in s.plates if p.vectorized and p.size > 1}
-    fixed = trial.values
+    plates, fixed = plates_inside(drawn.values()), trial.values
+    if not plates:
+        return {}
 
-    def run(others: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    def run(others: Values, values: Values) -> list[dict[str, SiteTerm]]:
         set_random_state(start)
-        return [sample_sites(trace) for trace in trace_pair(pair, trial.subsamples, {**fixed, **others, **values})]
+        return Run(*trace_pair(pair, trial.subsamples, {**fixed, **others, **values})).terms
 
-    found, start = {}, random_state()
+    found = {}
     with on_trial():
-        for plate in sorted(plates, key=lambda p: p.dim or 0):
+        over, start = _keeping_rows_apart(pair, trial, drawn, under_plate), random_state()
+        for plate in plates:
             group = [s for s in drawn.values() if plate in s.plates]
             for others in values_of_others(pair, trial, [s.name for s in group]):
-                joined = _joined_in(partial(run, others), plate, group, (0,) if others else (0, 2))
+                if over is not None and not others:
+                    joined = over.joined(plate)
+                else:
+                    joined = _joined_in(partial(run, others), plate, group, (0,) if others else (0, 2))
                 if joined:
                     found[plate.name] = joined
                     break
     return found
 
 
+def _keeping_rows_apart(
+    pair: Pair, trial: Trial, drawn: Mapping[str, Site], under_plate: bool
+) -> RunOverRows | None:
+    """A run over rows that tell elements of the plates apart; None where rows do not show what runs by themselves do."""
+    if pair.guide_runs_model:
+        return None
+    names = None if under_plate and drawn.keys() == trial.values.keys() else drawn.keys()
+    try:
+        over = run_over_rows(pair, trial, names, swapped=drawn.values())
+        return over if not over.mixing() and over.steady else None
+    except Exception:  # runs by themselves say what it is
+        return None
+
+
 def _joined_in(
-    run: Callable[[Mapping[str, Tensor]], list[dict[str, Any]]],
-    plate: Any,
-    group: Sequence[Site],
-    attempts: Sequence[int],
+    run: Callable[[Values], list[dict[str, SiteTerm]]], plate: Any, group: Sequence[Site], attempts: Sequence[int]
 ) -> str:
     """The first term that joins elements of a plate, of whose sites these are the discrete ones."""
     unsteady: set[tuple[int, str]] | None = None  # looked for where a term seems to join elements
     for first in attempts:
         one, other = ({s.name: value_of_attempt(s, first + k) for s in group} for k in (0, 1))
         ends = run(one), run(other)
-        for moved in _halves(plate.size):
-            given = {s.name: torch.where(_along(moved, plate, s), other[s.name], one[s.name]) for s in group}
-            for where, sites_of in enumerate(zip(*ends, run(given), strict=True)):
-                for name in _joined(*sites_of, plate, moved):
+        for moved in halves(plate.size):
+            given = {
+                s.name: torch.where(
+                    where_moved(moved, plate.dim, s.event_dim).to(one[s.name].device), other[s.name], one[s.name]
+                )
+                for s in group
+            }
+            for where, terms in enumerate(zip(*ends, run(given), strict=True)):
+                for name in _joined(*terms, plate, moved):
                     if unsteady is None:
                         unsteady = _differing(ends[0], run(one))
                     if (where, name) not in unsteady:
@@ -231,40 +191,29 @@ def _joined_in(
     return ""
 
 
-def _differing(runs: Sequence[Mapping[str, Any]], again: Sequence[Mapping[str, Any]]) -> set[tuple[int, str]]:
+def _differing(
+    terms: Sequence[Mapping[str, SiteTerm]], again: Sequence[Mapping[str, SiteTerm]]
+) -> set[tuple[int, str]]:
     """Terms of guide (0) and model (1) that are not the same in two runs of the same values."""
     return {
         (where, name)
-        for where, (sites, others) in enumerate(zip(runs, again, strict=True))
-        for name, msg in sites.items()
-        if name not in others or not torch.equal(_term(msg), _term(others[name]))
+        for where, (sites, others) in enumerate(zip(terms, again, strict=True))
+        for name, (_, term, _) in sites.items()
+        if name not in others or not torch.equal(term, others[name].term)
     }
 
 
-def _halves(size: int) -> list[Tensor]:
-    """Halves of a plate's elements: any two elements are in different ones of some, or in large plates most are."""
-    if size <= 16:
-        return [torch.arange(size) // 2**bit % 2 == 1 for bit in range((size - 1).bit_length())]
-    return [torch.rand(size) < 0.5 for _ in range(4)]
-
-
-def _along(moved: Tensor, plate: Any, site: Site) -> Tensor:
-    """Which elements are moved, along the plate's dim of a value."""
-    return moved.reshape(-1, *[1] * (-plate.dim - 1 + site.event_dim)).to(site.distribution.sample().device)
-
-
 def _joined(
-    one: Mapping[str, Any], other: Mapping[str, Any], mixed: Mapping[str, Any], plate: Any, moved: Tensor
+    one: Mapping[str, SiteTerm], other: Mapping[str, SiteTerm], mixed: Mapping[str, SiteTerm], plate: Any, moved: Tensor
 ) -> Iterator[str]:
     """The terms that are not, element by element, those of the runs that the elements' values are from."""
     if one.keys() != mixed.keys() or other.keys() != mixed.keys():
         return  # said where sites that change are refused
-    for name, msg in mixed.items():
-        if plate not in plates_of(msg):
-            continue
-        messages = one[name], other[name], msg
-        if _mixes([_term(m) for m in messages], plate, moved) or _mixes(map(hidden_log_prob, messages), plate, moved):
-            yield name
+    for name, (msg, *terms) in mixed.items():
+        if plate in plates_of(msg):
+            alike = zip(one[name][1:], other[name][1:], terms, strict=True)
+            if any(_mixes(each, plate, moved) for each in alike):
+                yield name
 
 
 def _mixes(terms: Iterable[Tensor | None], plate: Any, moved: Tensor) -> bool:
@@ -275,6 +224,5 @@ def _mixes(terms: Iterable[Tensor | None], plate: Any, moved: Tensor) -> bool:
     shape = torch.broadcast_shapes(one.shape, other.shape, mixed.shape)
     if len(shape) < -plate.dim or shape[plate.dim] != len(moved):
         return False  # it has no elements to tell apart
-    where = moved.reshape(-1, *[1] * (-plate.dim - 1)).to(one.device)
-    expected = torch.where(where, other.expand(shape), one.expand(shape))
-    return not torch.allclose(mixed.expand(shape), expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+    expected = torch.where(where_moved(moved, plate.dim, 0).to(one.device), other.expand(shape), one.expand(shape))
+    return not close(mixed.expand(shape), expected, 1e-4)

@@ -17,18 +17,17 @@ from pyro_discrete.inspection.decisions import draws_among
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies, why_joined
 from pyro_discrete.inspection.enumerability import joined_elements, joined_plates, marked_trial
 from pyro_discrete.inspection.trial import (
-    RowsVerdict,
     Trial,
     check_batch_dims,
     check_data,
     check_pair,
-    check_rows,
     crossing_site,
     names_of_guide,
     observed_constants,
     plain_trial,
     warn_of_observations,
 )
+from pyro_discrete.inspection.trial_rows import RowsVerdict, check_rows
 from pyro_discrete.inspection.wiring import Wiring
 from pyro_discrete.objectives.base import Objective
 from pyro_discrete.objectives.costs import Order
@@ -140,9 +139,7 @@ def make_plan(
             raise
         return replace(_plan_by_marks(marked, selection, objective, error), counts=counts), marked
     if max_plate_nesting != math.inf:
-        trial = Trial(
-            trial.guide_trace, trial.model_trace, trial.subsamples, max(trial.batch_dims, int(max_plate_nesting))
-        )
+        trial = replace(trial, batch_dims=max(trial.batch_dims, int(max_plate_nesting)))
     check_pair(trial)
     warn_of_observations(given, trial)
     trial = trial.at_generic_numbers(pair, given, seen)
@@ -229,7 +226,7 @@ def _joined(pair: Pair, trial: Trial, sites: list[Site]) -> frozenset[str]:
     discrete = [s for s in sites if s.family not in (None, Family.CONTINUOUS)]
     try:
         with on_trial():  # what is drawn after (a baseline's weights) does not hang on how often this runs the pair
-            return frozenset(joined_plates(pair, trial, discrete))
+            return frozenset(joined_plates(pair, trial, discrete, under_plate=True))
     except Exception:  # of runs at values that are never drawn, perhaps: nothing is known, then
         return frozenset(p.name for s in discrete for p in s.plates if p.vectorized and p.size > 1)
 

@@ -371,7 +371,7 @@ def why_not_at_once_here(pair: Pair, draws: Mapping[str, Tensor], subsamples: Ke
     """
     with on_trial(), kept_state(pair.model, pair.guide), torch.no_grad():
         try:
-            trial = Trial(*trace_pair(pair, subsamples, draws), subsamples, batch_dims, alone=True)
+            trial = Trial(*trace_pair(pair, subsamples, draws), subsamples, batch_dims, alone=True).sharing_runs(pair)
             own = marginal_sites(trial)
             check_elements(pair, trial, own)
             return why_not_over_values(pair, trial, {s.name for s in own}) if own else ""
