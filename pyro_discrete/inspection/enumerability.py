@@ -38,7 +38,7 @@ from pyro_discrete.inspection.trial_rows import (
     where_moved,
 )
 from pyro_discrete.programs.dims import plates_of
-from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, random_state, set_random_state, trace_pair
+from pyro_discrete.programs.pair import KeepSubsamples, Pair, random_state, set_random_state, trace_pair
 from pyro_discrete.programs.sites import Site, sample_sites, site_log_prob
 
 __all__ = [
@@ -134,12 +134,15 @@ def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site], under_plate: 
         return {}
 
     def run(others: Values, values: Values) -> list[dict[str, SiteTerm]]:
+        nonlocal start
+        if start is None:
+            start = random_state()
         set_random_state(start)
         return Run(*trace_pair(pair, trial.subsamples, {**fixed, **others, **values})).terms
 
-    found = {}
-    with on_trial():
-        over, start = _keeping_rows_apart(pair, trial, drawn, under_plate), random_state()
+    found, start = {}, None
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # what is drawn after is as without
+        over = _keeping_rows_apart(pair, trial, drawn, under_plate)
         for plate in plates:
             group = [s for s in drawn.values() if plate in s.plates]
             for others in values_of_others(pair, trial, [s.name for s in group]):
@@ -153,9 +156,7 @@ def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site], under_plate: 
     return found
 
 
-def _keeping_rows_apart(
-    pair: Pair, trial: Trial, drawn: Mapping[str, Site], under_plate: bool
-) -> RunOverRows | None:
+def _keeping_rows_apart(pair: Pair, trial: Trial, drawn: Mapping[str, Site], under_plate: bool) -> RunOverRows | None:
     """A run over rows that tell elements of the plates apart; None where rows do not show what runs by themselves do."""
     if pair.guide_runs_model:
         return None

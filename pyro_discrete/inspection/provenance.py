@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,6 +29,7 @@ __all__ = [
     "HELD",
     "SHAPES_ALONE",
     "Provenance",
+    "Reads",
     "axis_after",
     "classes_stated",
     "element_axis",
@@ -223,7 +225,7 @@ class Provenance:
         self._elements: Names = NOTHING
         self._axes: dict[int, tuple[Tensor, int]] = {}
         self._constants: dict[int, Tensor] = {}
-        self._modes: tuple[_Operations, _Exits] | None = None
+        self._modes: Sequence[_Operations | _Exits] | None = None
         self.quiet: bool = False
         self.reading_allowed: bool = False
         self.looking_up: bool = False
@@ -372,6 +374,39 @@ class Provenance:
 
     def _may_be_read(self, read: Sequence[Tensor]) -> bool:
         return self.reading_allowed or (bool(read) and all(self._key(t) in self._constants for t in read))
+
+
+class Reads(Provenance):
+    """Sees whether a value is read at all, of whatever tensor: nothing is followed, which takes a fraction of the time.
+
+    While it is entered, it sees what leaves torch, and is to be told of every operation of the dispatcher by `saw`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.any: bool = False
+
+    def __enter__(self) -> Reads:
+        self._modes = (_Exits(self),)
+        self._modes[0].__enter__()
+        return self
+
+    def saw(self, func: Any, args: tuple[Any, ...]) -> None:
+        """Take in an operation that is about to be run."""
+        if _tells_of_values(func) and not (
+            keeps_shape(func, args) or self.reading_allowed or self.looking_up or _reads_to_check()
+        ):
+            self.any = True
+
+    def left(self, args: Sequence[Any], how: str) -> None:
+        """Something leaves torch."""
+        self.any = True
+
+
+@cache
+def _tells_of_values(func: Any) -> bool:
+    """Whether an operation gives Python a value, or a shape that hangs on values."""
+    return torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags
 
 
 class _Operations(TorchDispatchMode):

@@ -102,7 +102,7 @@ class Run:
             return [{n: site_term(m) for n, m in sample_sites(trace).items()} for trace in self.traces]
 
 
-MOST_SHARED = 5
+MOST_SHARED = 4
 """So many runs of single values are kept with a trial."""
 
 
@@ -137,6 +137,11 @@ class Trial:
     shared: SharedRuns | None = field(default=None, repr=False)
 
     @property
+    def long(self) -> bool:
+        """Whether it is one of so many sites that it is run less often."""
+        return len(self.model_trace.nodes) > 200
+
+    @property
     def latent(self) -> dict[str, Any]:
         """The latent sites of the model and, where it drew them, of the guide."""
         return latent_sites(self.model_trace) | latent_sites(self.guide_trace)
@@ -157,7 +162,7 @@ class Trial:
     def at(self, pair: Pair, values: Values, anew: bool = False) -> Run:
         """A run at these values of all latent sites and at the trial's numbers: one that was made before, if there is a
         shared one and it is not to be made `anew`. One that draws anything is shared with none: it has noise."""
-        shared = None if anew else self.shared_with(pair)
+        shared = None if anew or self.long else self.shared_with(pair)
         for known, run in shared.alone if shared is not None else ():
             if known.keys() == values.keys() and all(_alike(v, known[n]) for n, v in values.items()):
                 return run

@@ -54,8 +54,16 @@ FIRST, LAST, OWN, ONE, OTHER = FIRST_ROWS = range(5)
 """What the first rows hold: the first value throughout, the last one, the trial's, and two times draws."""
 
 
+ALONE = (FIRST, LAST, OWN, ONE)
+"""Rows that are run by themselves; the trial is such a run of its own."""
+
+
 MOST_NUMBERS = 1 << 25
 """Where a program has more numbers in all rows, none are for plate elements."""
+
+
+RUNS_AGAIN = 3
+"""So many runs of a row alone have to be alike before it is no noise that sets its terms apart."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +101,9 @@ class RunOverRows:
     def mixing(self, few: bool = False) -> str:
         """What is wrong with rows: their terms have to be those of runs of them alone; empty if nothing is.
 
-        `few`: two rows are run alone, as of a long program; of one of these the trial may be a run already.
+        `few`: two rows are run alone, as of a long program.
         """
-        for row in (OWN, LAST) if few or len(self._trial.model_trace.nodes) > 200 else FIRST_ROWS:
+        for row in (FIRST, LAST) if few or self._trial.long else ALONE:
             if row not in self._found:
                 self._found[row] = self._mixing(row)
             if self._found[row]:
@@ -103,13 +111,14 @@ class RunOverRows:
         return ""
 
     def _mixing(self, row: int) -> str:
-        """The same of one row. A term at which another run of it differs, too, shows nothing: the program has noise of
-        its own there. That is looked for where the first run differs."""
-        alone = self._trial.at(self._pair, self._values_of(row))
+        """The same of one row. A term at which other runs of it differ, too, shows nothing: the program has noise of its
+        own there. That is looked for where the first run differs."""
+        values = self._values_of(row)
+        alone = self._trial.at(self._pair, values)
         changed = self._changed(alone)
         if changed or self._agrees(row, alone):
             return changed
-        again: Run | None = None
+        again: list[Run] = []
         for where, sites in enumerate(self.run.terms):
             for name, (_, term, hidden) in sites.items():
                 expected = alone.terms[where][name]
@@ -118,11 +127,12 @@ class RunOverRows:
                         continue
                     return f"at site {name!r}, which is masked, a row's law changes with the values in other rows"
                 self.steady = False
-                again = again or self._trial.at(self._pair, self._values_of(row), anew=True)
-                changed = self._changed(again)
+                while len(again) < RUNS_AGAIN and not any(self._changed(run) for run in again):
+                    again.append(self._trial.at(self._pair, values, anew=True))
+                changed = next(filter(None, map(self._changed, again)), "")
                 if changed:
                     return changed
-                if torch.equal(expected.term, again.terms[where][name].term):
+                if all(torch.equal(expected.term, run.terms[where][name].term) for run in again):
                     return f"at site {name!r} a row's log-probability changes with the values in other rows"
         return ""
 
@@ -236,7 +246,7 @@ def run_over_rows(
         mixes, rows = _Mixes(()), unused_size(trial)
     values = spread_values(trial, rows, names) | dict(others or {})
     found = RunOverRows(pair, trial, rows, values, names is None, mixes.put_into(values))
-    if shared is not None:
+    if shared is not None and (names is None or found.swaps):  # what others will ask for
         shared.over_rows[key] = found
     return found
 
