@@ -157,7 +157,7 @@ def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site], under_plate: 
 
 
 def _keeping_rows_apart(pair: Pair, trial: Trial, drawn: Mapping[str, Site], under_plate: bool) -> RunOverRows | None:
-    """A run over rows that tell elements of the plates apart; None where rows do not show what runs by themselves do."""
+    """A run over rows that tell plate elements apart; None where rows do not show what runs by themselves do."""
     if pair.guide_runs_model:
         return None
     names = None if under_plate and drawn.keys() == trial.values.keys() else drawn.keys()

@@ -78,8 +78,8 @@ class Branches:
     def watched(self, pair: Pair, plan: Plan) -> Pair:
         """The pair to be run: what its runs do is noted where that is to be learned, or to be compared.
 
-        It is not learned before a call may take another branch, where nothing in other calls is to make one do so: a
-        first step of a hidden Markov model takes 0.8 of the time. Raises `BranchChangedError` where nothing is known to
+        It is not learned before a call may take another branch, where no values are read by which one could: a first
+        call of a hidden Markov model takes 0.9 of the time. Raises `BranchChangedError` where nothing is known to
         compare with.
         """
         met = bool(plan.met.digests)

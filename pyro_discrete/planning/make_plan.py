@@ -126,8 +126,8 @@ def make_plan(
     on what, if so. `apart`: plates whose elements steps have found to share later terms, by site, with their sizes.
     `coupled`: what a step has found to join plate elements that were summed over one by one, if anything.
     `counts`: how far the sums over counts go already. `singly`: why a step could not sum out the model's own sites at
-    once, if it could not. `seen`: what Python sees in a run of the pair (`decided_by`). `unchanged`: whether all that it
-    can see in Python is known to be as it was before.
+    once, if it could not. `seen`: what Python sees in a run of the pair (`decided_by`). `unchanged`: whether all that
+    it can see in Python is known to be as it was before.
     """
     counts = Counts(selection.may_sum) if counts is None else counts
     given, pair = pair, objective.around(counts.around(pair), training=False)
