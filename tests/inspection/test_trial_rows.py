@@ -60,14 +60,20 @@ def elements_apart():
         pyro.sample("x", dist.Normal(w, 0.5), obs=X)
 
 
-def two_plates():
-    outer, inner = pyro.plate("q", 3, dim=-2), pyro.plate("p", 4, dim=-1)
+def two_plates(along: int = -2):
+    """As many elements in one plate as the other has halves."""
+    outer, inner = pyro.plate("q", 2, dim=-2), pyro.plate("p", 4, dim=-1)
     with outer:
         v = pyro.sample("v", dist.Categorical(torch.ones(3)))
     with inner:
         w = pyro.sample("w", dist.Bernoulli(CHANCES))
     with outer, inner:
-        pyro.sample("x", dist.Normal(v.cumsum(-2) + w, 0.5), obs=X.expand(3, 4))
+        loc = v.cumsum(-2) + w if along == -2 else v + w.cumsum(-1)
+        pyro.sample("x", dist.Normal(loc, 0.5), obs=X.expand(2, 4))
+
+
+def two_plates_joined_along_the_inner_one():
+    two_plates(-1)
 
 
 def events():
@@ -96,6 +102,7 @@ PROGRAMS = [
     masked_laws_that_join,
     elements_apart,
     two_plates,
+    two_plates_joined_along_the_inner_one,
     events,
     shapes_that_take_no_rows,
     noise_of_its_own,
