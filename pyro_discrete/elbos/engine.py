@@ -279,6 +279,8 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
             given = (pair, self.selection, self.objective, vectorise, self.max_plate_nesting, self.row_chunk)
             met = {"unknown": reason, "apart": self._apart, "coupled": self._coupled, "counts": counts}
             met |= {"singly": self._singly, "seen": seen}
+            if self._branches is not None:
+                met["unchanged"] = self._branches.unchanged
             plan, trial = make_plan(*given, **met)
             if isinstance(plan.way, Exact):
                 had = settled(plan, pair, self.objective, trial, seen)

@@ -48,11 +48,6 @@ class Followed:
     unknown: Mapping[str, str] = field(default_factory=dict)
     reached: Mapping[tuple[int, str], Names] = field(default_factory=dict)
 
-    @property
-    def known(self) -> bool:
-        """Whether anything is known."""
-        return not self.reason
-
     def of(self, plate: str) -> Keeping:
         """What is known of a plate's elements."""
         if self.reason or (plate in self.unknown and plate not in self.mixed):
@@ -70,21 +65,20 @@ def follow(
     values: Mapping[str, Tensor],
     draws: Collection[str],
     rows: tuple[int, int] | None = None,
+    under_plate: bool = True,
 ) -> Followed:
     """Follow the elements of these draws through one run at these values.
 
-    `rows`: of a plate of rows around the programs, its size and dim; where the values have the rows, and the programs
-    no such plate, a dim alone (`(0, dim)`).
+    `rows`: of rows that the values have, their number and dim; `under_plate`: whether a plate of them is around the
+    programs.
     """
     if pair.guide_runs_model:
         return Followed("the guide runs the model itself")
-    elements = _Elements()
-    around = rows if rows is not None and rows[0] else None
-    marks = _MarkElements(elements, draws, None if rows is None else rows[1])
+    elements, dim = _Elements(), None if rows is None else rows[1]
+    marks, over = _MarkElements(elements, draws, dim), rows if under_plate else None
     try:
         with on_trial(), torch.no_grad(), pyro.validation_enabled(False), elements, marks:
-            traces = trace_pair(pair, subsamples, values, rows=around)
-            found = _terms(elements, traces, None if rows is None else rows[1])
+            found = _terms(elements, trace_pair(pair, subsamples, values, rows=over), dim)
     except Exception as error:
         return Followed(f"a run failed: {type(error).__name__}")
     return Followed(elements.escape) if elements.escape else found

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
@@ -22,28 +21,34 @@ from pyro_discrete.errors import DiscreteInferenceError
 from pyro_discrete.inspection.apart import Keeping
 from pyro_discrete.inspection.failed_runs import why_not_at_once
 from pyro_discrete.inspection.trial import (
+    Run,
+    SiteTerm,
     Trial,
+    Values,
     at_its_numbers,
-    check_rows,
-    spread_values,
-    unused_size,
     value_of_attempt,
     values_of_others,
 )
+from pyro_discrete.inspection.trial_rows import (
+    check_rows,
+    close,
+    followed,
+    halves,
+    plates_inside,
+    run_over_rows,
+    where_moved,
+)
 from pyro_discrete.programs.dims import ROWS_PLATE, plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, random_state, set_random_state, trace_pair
-from pyro_discrete.programs.sites import Site, hidden_log_prob, sample_sites, site_log_prob
+from pyro_discrete.programs.sites import Site, hidden_log_prob, sample_sites, site_log_prob, weighed_log_prob
 
 __all__ = [
+    "crossing_site",
     "joined_elements",
     "joined_plates",
     "marked_trial",
     "why_not_over_values",
 ]
-
-
-Traces = tuple[Trace, Trace]
-"""Of the guide and the model."""
 
 
 @at_its_numbers
@@ -56,93 +61,17 @@ def why_not_over_values(pair: Pair, trial: Trial, names: Collection[str]) -> str
     """
     if pair.guide_runs_model:  # it runs the model itself, with values of its own
         return check_rows(pair, trial, 1).reason
-    rows = unused_size(trial)
-    spread = spread_values(trial, rows, names)
-    single = trial.values
-    followed = trial.followed(pair, names, (0, -1 - trial.batch_dims))
-    keeping = followed.of(ROWS_PLATE)
-
-    def mixing() -> str:
-        for others in [{}] if keeping is Keeping.APART else values_of_others(pair, trial, names):
-            values = spread | others
-            together = trace_pair(pair, trial.subsamples, values)
-            few = 2 if others or len(trial.model_trace.nodes) > 200 else 5  # a long program is run less often
-            few = 1 if keeping is Keeping.APART else few  # what hangs on the number of rows does so in each
-            for row in range(min(rows, few)):
-                own = {n: v[row].reshape(single[n].shape) if n in names else v for n, v in values.items()}
-                alone = partial(trace_pair, pair, trial.subsamples, own)
-                found = _mixing(together, alone, row, rows, trial.batch_dims)
-                if found:
-                    return found
-        return ""
-
     try:
-        words = (
-            f"at site {followed.mixed.get(ROWS_PLATE)!r} a row's log-probability changes with the values in other rows"
-        )
-        return trial.mixing(pair, keeping, mixing, words)
+        apart = run_over_rows(pair, trial, names).followed.of(ROWS_PLATE) is Keeping.APART
+        for others in [{}] if apart else values_of_others(pair, trial, names):
+            mixing = run_over_rows(pair, trial, names, others).mixing(few=bool(others))
+            if mixing:
+                return mixing
     except DiscreteInferenceError:
         raise
     except Exception as error:
         return why_not_at_once(error)
-
-
-def _mixing(together: Traces, alone: Callable[[], Traces], row: int, rows: int, batch_dims: int) -> str:
-    """What is wrong with a row: its terms have to be those of a run of it alone, unless another one differs, too."""
-    runs = [alone()]
-    for where, rowed in enumerate(together):
-        sites = sample_sites(rowed)
-        changed = sites.keys() ^ sample_sites(runs[0][where]).keys()
-        for name, msg in sites.items() if not changed else ():
-            expected = _term(runs[0][where].nodes[name])
-            found = _row(_term(msg), row, rows, batch_dims)
-            if found is not None and _equal(found, expected):
-                hidden, alone_hidden = hidden_log_prob(msg), hidden_log_prob(runs[0][where].nodes[name])
-                if hidden is None or alone_hidden is None:
-                    continue
-                found = _row(hidden, row, rows, batch_dims)
-                if found is not None and _equal(found, alone_hidden):
-                    continue
-                return f"at site {name!r}, which is masked, a row's law changes with the values in other rows"
-            if len(runs) == 1:
-                runs.append(alone())
-            changed = sites.keys() ^ sample_sites(runs[1][where]).keys()
-            if changed:
-                break
-            if torch.equal(expected, _term(runs[1][where].nodes[name])):
-                return f"at site {name!r} a row's log-probability changes with the values in other rows"
-        if changed:
-            return f"its sites change with their values ({', '.join(sorted(changed))})"
     return ""
-
-
-def _term(msg: Any) -> Tensor:
-    """A site's log-probability, with its mask's effect and scale: what of a value may reach it, reaches it here."""
-    log_prob = site_log_prob(msg)
-    for part in (msg["mask"], msg["scale"]):
-        if torch.is_tensor(part):
-            log_prob = log_prob * part
-    return log_prob
-
-
-def _row(term: Tensor, row: int, rows: int, batch_dims: int) -> Tensor | None:
-    """One row of a term over all rows, or all of one that does not depend on them; None for one of another shape."""
-    if term.dim() > batch_dims + 1:
-        return None
-    if term.dim() == batch_dims + 1:
-        return term[row] if term.shape[0] == rows else term[0] if term.shape[0] == 1 else None
-    return term
-
-
-def _equal(found: Tensor, expected: Tensor) -> bool:
-    """Whether two terms are the same up to rounding; the first may lack dims along which it is constant."""
-    try:
-        found = found.expand(torch.broadcast_shapes(found.shape, expected.shape))
-    except RuntimeError:
-        return False
-    if found.numel() != expected.numel():
-        return False
-    return torch.allclose(found.reshape(expected.shape), expected, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
 @torch.no_grad()
@@ -184,6 +113,91 @@ def _is_too_wide(msg: Any, sites: Iterable[Any]) -> bool:
     return any(size != 1 and size not in sizes.get(d, ()) for d, size in enumerate(shape, start=-len(shape)))
 
 
+@at_its_numbers
+@torch.no_grad()
+def crossing_site(pair: Pair, trial: Trial, sites: Iterable[Site]) -> tuple[str, Site] | None:
+    """A site outside a plate that depends on one of `sites` inside it: by the operations of a run or, where these could
+    not be followed, as far as other values of them show.
+
+    In the guide or the model. Sites of the same plates are given other values together, so that a long program is run
+    few times; and a second time only where a term has changed, to see whether it does by itself.
+    """
+    own = sample_sites(trial.guide_trace), sample_sites(trial.model_trace)
+    fixed = trial.values
+    groups: dict[frozenset[Any], list[Site]] = {}
+    every = {s.name: s for s in sites}
+    for site in every.values():
+        plates = frozenset(p for p in site.plates if p.vectorized)
+        if plates:
+            groups.setdefault(plates, []).append(site)
+    for plates, group in groups.items():
+        outside = [_after(nodes, group, plates, where) for where, nodes in enumerate(own)]
+        names = [s.name for s in group]
+        if any(outside):
+            known = followed(pair, trial, every)
+            outside = [[n for n in each if known.reaches(names, where, n)] for where, each in enumerate(outside)]
+            if any(outside) and not known.reason:
+                return next(name for each in outside for name in each), group[0]
+        if not any(outside):
+            continue
+        for others in values_of_others(pair, trial, names):
+            around = fixed | others
+            traces = [sample_sites(t) for t in trace_pair(pair, trial.subsamples, around)] if others else own
+            crossed = _crossed(pair, trial, traces, outside, around, group, range(2 if others else 4))
+            if crossed:
+                return crossed, group[0]
+    return None
+
+
+def _crossed(
+    pair: Pair,
+    trial: Trial,
+    traces: Sequence[Mapping[str, Any]],
+    outside: Sequence[Sequence[str]],
+    fixed: Mapping[str, Tensor],
+    group: Sequence[Site],
+    attempts: Iterable[int],
+) -> str:
+    """The first of the sites outside whose term, or being there, hangs on the values of a group; the rest is held."""
+    for attempt in attempts:
+        values = {**fixed, **{s.name: value_of_attempt(s, attempt) for s in group}}
+        once = [sample_sites(trace) for trace in trace_pair(pair, trial.subsamples, values)]
+        changed = [
+            (where, name)
+            for where, names in enumerate(outside)
+            for name in names
+            if (name in once[where]) != (name in traces[where])
+            or (name in once[where] and not _same_terms(once[where][name], traces[where][name]))
+        ]
+        if not changed:
+            continue
+        again = [sample_sites(trace) for trace in trace_pair(pair, trial.subsamples, values)]
+        for where, name in changed:
+            if name not in once[where] or name not in again[where] or name not in traces[where]:
+                return name
+            if _same_terms(once[where][name], again[where][name]):  # else it has noise of its own, and shows nothing
+                return name
+    return ""
+
+
+def _after(nodes: Mapping[str, Any], group: Iterable[Site], plates: frozenset[Any], in_model: int) -> list[str]:
+    """Sites after the first one of a group, not in all of its plates; all of the model's, if the guide alone has it."""
+    order = {name: i for i, name in enumerate(nodes)}
+    first = min((order.get(s.name, -1 if in_model else len(order)) for s in group), default=len(order))
+    return [n for n, i in order.items() if i > first and not plates <= plates_of(nodes[n])]
+
+
+def _same_terms(msg: Any, other: Any) -> bool:
+    hidden, others = hidden_log_prob(msg), hidden_log_prob(other)
+    if hidden is not None and others is not None and not _same(hidden, others):
+        return False
+    return _same(weighed_log_prob(msg), weighed_log_prob(other))
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0.0, atol=0.0, equal_nan=True)
+
+
 def joined_elements(pair: Pair, trial: Trial, sites: Iterable[Site]) -> str:
     """A term in a plate that the values of other elements of the plate reach, as far as a few values show; or nothing.
 
@@ -194,19 +208,21 @@ def joined_elements(pair: Pair, trial: Trial, sites: Iterable[Site]) -> str:
 
 @at_its_numbers
 @torch.no_grad()
-def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site]) -> dict[str, str]:
+def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site], under_plate: bool = False) -> dict[str, str]:
     """The plates whose elements share terms: their names, and the first such term, in words.
 
-    All sites of a plate are given other values at some of its elements: terms of the others have to stay as they were.
-    Noise of the program's own (dropout) is the same in every run; a term that changes all the same shows nothing.
+    The operations of a run tell; where they do not, all sites of a plate are given other values at some of its
+    elements: terms of the others have to stay as they were. Noise of the program's own (dropout) is the same in each
+    run; a term that changes all the same shows nothing. `under_plate`: whether rows will be (`followed`).
     """
     drawn = {s.name: s for s in sites}
-    plates = {p for s in drawn.values() for p in s.plates if p.vectorized and p.size > 1}
-    fixed = trial.values
+    plates, fixed = plates_inside(drawn.values()), trial.values
+    if not plates:
+        return {}
 
-    def run(others: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    def run(others: Values, values: Values) -> list[dict[str, SiteTerm]]:
         set_random_state(start)
-        return [sample_sites(trace) for trace in trace_pair(pair, trial.subsamples, {**fixed, **others, **values})]
+        return Run(*trace_pair(pair, trial.subsamples, {**fixed, **others, **values})).terms
 
     def look_at(plate: Any, group: Sequence[Site]) -> str:
         for others in values_of_others(pair, trial, [s.name for s in group]):
@@ -215,36 +231,36 @@ def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site]) -> dict[str, 
                 return joined
         return ""
 
-    found, start = {}, random_state()
+    found = {}
     with on_trial():
-        for plate in sorted(plates, key=lambda p: p.dim or 0):
-            group = [s for s in drawn.values() if plate in s.plates]
-            followed = trial.followed(pair, drawn)
-            keeping = followed.of(plate.name)
-            if keeping is Keeping.APART:
-                continue
-            words = f"the term of site {followed.mixed.get(plate.name)!r} joins elements of plate {plate.name!r}"
-            joined = trial.mixing(pair, keeping, partial(look_at, plate, group), words)
-            if joined:
-                found[plate.name] = joined
+        known, start = followed(pair, trial, drawn, under_plate), random_state()
+        for plate in plates:
+            keeping = known.of(plate.name)
+            if keeping is not Keeping.APART:
+                look = partial(look_at, plate, [s for s in drawn.values() if plate in s.plates])
+                words = f"the term of site {known.mixed.get(plate.name)!r} joins elements of plate {plate.name!r}"
+                joined = trial.mixing(pair, keeping, look, look, words)
+                found |= {plate.name: joined} if joined else {}
     return found
 
 
 def _joined_in(
-    run: Callable[[Mapping[str, Tensor]], list[dict[str, Any]]],
-    plate: Any,
-    group: Sequence[Site],
-    attempts: Sequence[int],
+    run: Callable[[Values], list[dict[str, SiteTerm]]], plate: Any, group: Sequence[Site], attempts: Sequence[int]
 ) -> str:
     """The first term that joins elements of a plate, of whose sites these are the discrete ones."""
     unsteady: set[tuple[int, str]] | None = None  # looked for where a term seems to join elements
     for first in attempts:
         one, other = ({s.name: value_of_attempt(s, first + k) for s in group} for k in (0, 1))
         ends = run(one), run(other)
-        for moved in _halves(plate.size):
-            given = {s.name: torch.where(_along(moved, plate, s), other[s.name], one[s.name]) for s in group}
-            for where, sites_of in enumerate(zip(*ends, run(given), strict=True)):
-                for name in _joined(*sites_of, plate, moved):
+        for moved in halves(plate.size):
+            given = {
+                s.name: torch.where(
+                    where_moved(moved, plate.dim, s.event_dim).to(one[s.name].device), other[s.name], one[s.name]
+                )
+                for s in group
+            }
+            for where, terms in enumerate(zip(*ends, run(given), strict=True)):
+                for name in _joined(*terms, plate, moved):
                     if unsteady is None:
                         unsteady = _differing(ends[0], run(one))
                     if (where, name) not in unsteady:
@@ -252,40 +268,29 @@ def _joined_in(
     return ""
 
 
-def _differing(runs: Sequence[Mapping[str, Any]], again: Sequence[Mapping[str, Any]]) -> set[tuple[int, str]]:
+def _differing(
+    terms: Sequence[Mapping[str, SiteTerm]], again: Sequence[Mapping[str, SiteTerm]]
+) -> set[tuple[int, str]]:
     """Terms of guide (0) and model (1) that are not the same in two runs of the same values."""
     return {
         (where, name)
-        for where, (sites, others) in enumerate(zip(runs, again, strict=True))
-        for name, msg in sites.items()
-        if name not in others or not torch.equal(_term(msg), _term(others[name]))
+        for where, (sites, others) in enumerate(zip(terms, again, strict=True))
+        for name, (_, term, _) in sites.items()
+        if name not in others or not torch.equal(term, others[name].term)
     }
 
 
-def _halves(size: int) -> list[Tensor]:
-    """Halves of a plate's elements: any two elements are in different ones of some, or in large plates most are."""
-    if size <= 16:
-        return [torch.arange(size) // 2**bit % 2 == 1 for bit in range((size - 1).bit_length())]
-    return [torch.rand(size) < 0.5 for _ in range(4)]
-
-
-def _along(moved: Tensor, plate: Any, site: Site) -> Tensor:
-    """Which elements are moved, along the plate's dim of a value."""
-    return moved.reshape(-1, *[1] * (-plate.dim - 1 + site.event_dim)).to(site.distribution.sample().device)
-
-
 def _joined(
-    one: Mapping[str, Any], other: Mapping[str, Any], mixed: Mapping[str, Any], plate: Any, moved: Tensor
+    one: Mapping[str, SiteTerm], other: Mapping[str, SiteTerm], mixed: Mapping[str, SiteTerm], plate: Any, moved: Tensor
 ) -> Iterator[str]:
     """The terms that are not, element by element, those of the runs that the elements' values are from."""
     if one.keys() != mixed.keys() or other.keys() != mixed.keys():
         return  # said where sites that change are refused
-    for name, msg in mixed.items():
-        if plate not in plates_of(msg):
-            continue
-        messages = one[name], other[name], msg
-        if _mixes([_term(m) for m in messages], plate, moved) or _mixes(map(hidden_log_prob, messages), plate, moved):
-            yield name
+    for name, (msg, *terms) in mixed.items():
+        if plate in plates_of(msg):
+            alike = zip(one[name][1:], other[name][1:], terms, strict=True)
+            if any(_mixes(each, plate, moved) for each in alike):
+                yield name
 
 
 def _mixes(terms: Iterable[Tensor | None], plate: Any, moved: Tensor) -> bool:
@@ -296,6 +301,5 @@ def _mixes(terms: Iterable[Tensor | None], plate: Any, moved: Tensor) -> bool:
     shape = torch.broadcast_shapes(one.shape, other.shape, mixed.shape)
     if len(shape) < -plate.dim or shape[plate.dim] != len(moved):
         return False  # it has no elements to tell apart
-    where = moved.reshape(-1, *[1] * (-plate.dim - 1)).to(one.device)
-    expected = torch.where(where, other.expand(shape), one.expand(shape))
-    return not torch.allclose(mixed.expand(shape), expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+    expected = torch.where(where_moved(moved, plate.dim, 0).to(one.device), other.expand(shape), one.expand(shape))
+    return not close(mixed.expand(shape), expected, 1e-4)

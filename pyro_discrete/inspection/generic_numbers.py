@@ -59,8 +59,8 @@ class GenericNumbers:
                 moved = ~own if own.dtype is torch.bool else own.flatten().roll(1).view(own.shape)
                 self._values.append((number, own, moved))
                 continue
-            by = (torch.rand(own.shape, generator=noise) * SIZE).to(own.device, own.dtype)
-            self._values.append((number, own, torch.where(own == 0, by + SIZE / 10, own * (1 + by))))
+            by = torch.rand(own.shape, generator=noise).mul_(SIZE).to(own.device, own.dtype)
+            self._values.append((number, own, torch.addcmul(own, own, by).where(own != 0, by.add_(SIZE / 10))))
 
     def __enter__(self) -> None:
         self._depth += 1

@@ -30,6 +30,7 @@ __all__ = [
     "SHAPES_ALONE",
     "DispatchMode",
     "Provenance",
+    "Reads",
     "axis_after",
     "classes_stated",
     "element_axis",
@@ -258,7 +259,7 @@ class Provenance:
         self._elements: Names = NOTHING
         self._axes: dict[int, tuple[Tensor, int]] = {}
         self._constants: dict[int, Tensor] = {}
-        self._modes: tuple[_Operations, _Exits] | None = None
+        self._modes: Sequence[_Operations | _Exits] | None = None
         self.quiet: bool = False
         self.reading_allowed: bool = False
         self.looking_up: bool = False
@@ -428,6 +429,34 @@ class DispatchMode(TorchDispatchMode):
             cls._let_alone = True
             cls.__torch_dispatch__ = torch._disable_dynamo(cls.__torch_dispatch__)
         return super().__enter__()
+
+
+class Reads(Provenance):
+    """Sees whether a value is read at all, of whatever tensor: nothing is followed, which takes a fraction of the time.
+
+    While it is entered, it sees what leaves torch, and is to be told of every operation of the dispatcher by `saw`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.any: bool = False
+
+    def __enter__(self) -> Reads:
+        self._modes = (_Exits(self),)
+        self._modes[0].__enter__()
+        return self
+
+    def saw(self, func: Any, args: tuple[Any, ...]) -> None:
+        """Take in an operation that is about to be run."""
+        kind = kind_of(func)
+        if (kind.reads or kind.shapes) and not (
+            keeps_shape(func, args) or self.reading_allowed or self.looking_up or _reads_to_check()
+        ):
+            self.any = True
+
+    def left(self, args: Sequence[Any], how: str) -> None:
+        """Something leaves torch."""
+        self.any = True
 
 
 class _Operations(DispatchMode):

@@ -1,14 +1,14 @@
-"""Trial runs of a pair: what sites it has, whether it is well formed, and whether it can take a leading dim of rows."""
+"""Trial runs of a pair: what sites it has, whether it is well formed, and what further runs at other values show."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import wraps
-from typing import Any, TypeVar, cast
+from functools import cached_property, wraps
+from typing import Any, NamedTuple, TypeVar, cast
 
 import pyro
 import torch
@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from pyro_discrete.errors import (
-    DiscreteInferenceError,
     EmptyBatchError,
     MissingDataError,
     SettingError,
@@ -28,18 +27,15 @@ from pyro_discrete.errors import (
 )
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.apart import Followed, Keeping, follow
-from pyro_discrete.inspection.failed_runs import why_not_at_once
 from pyro_discrete.inspection.generic_numbers import GenericNumbers, is_single_number, single_numbers, unlearned
 from pyro_discrete.inspection.observations import wrong_observation
 from pyro_discrete.inspection.provenance import ARGUMENTS, HELD
-from pyro_discrete.programs.dims import ROWS_PLATE, plates_of
+from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, trace_pair
 from pyro_discrete.programs.parameters import leaf_parameters, parameter_names
 from pyro_discrete.programs.python_state import PythonState
 from pyro_discrete.programs.sites import (
     Site,
-    base_distribution,
-    cardinality,
     family_of,
     guide_terms,
     hidden_log_prob,
@@ -49,29 +45,78 @@ from pyro_discrete.programs.sites import (
     latent_sites,
     sample_sites,
     site_log_prob,
-    values_to_try,
-    weighed_log_prob,
 )
 
 __all__ = [
-    "RowsVerdict",
+    "Run",
+    "SiteTerm",
     "Trial",
+    "Values",
     "at_its_numbers",
     "check_batch_dims",
     "check_data",
     "check_matched",
     "check_pair",
-    "check_rows",
-    "crossing_site",
     "names_of_guide",
     "observed_constants",
     "plain_trial",
-    "spread_values",
-    "unused_size",
+    "site_term",
     "value_of_attempt",
     "values_of_others",
     "warn_of_observations",
 ]
+
+
+Values = Mapping[str, Tensor]
+"""Of sites, by name."""
+
+
+class SiteTerm(NamedTuple):
+    """A site of a run: its message, its log-probability with its mask's effect and scale (what of a value may reach it,
+    reaches it here), and what a mask hides of its law, if it has one (`hidden_log_prob`)."""
+
+    message: Any
+    term: Tensor
+    hidden: Tensor | None
+
+
+def site_term(msg: Any) -> SiteTerm:
+    """That of a trace's node."""
+    term = site_log_prob(msg)
+    for part in (msg["mask"], msg["scale"]):
+        if torch.is_tensor(part):
+            term = term * part
+    return SiteTerm(msg, term, hidden_log_prob(msg))
+
+
+class Run:
+    """The traces of one run of guide and model, and its terms, once they are asked for."""
+
+    def __init__(self, guide_trace: Trace, model_trace: Trace) -> None:
+        self.traces: tuple[Trace, Trace] = guide_trace, model_trace
+
+    @cached_property
+    def terms(self) -> list[dict[str, SiteTerm]]:
+        """Those of the guide's sites, and of the model's."""
+        with torch.no_grad():
+            return [{n: site_term(m) for n, m in sample_sites(trace).items()} for trace in self.traces]
+
+
+MOST_SHARED = 4
+"""So many runs of single values are kept with a trial."""
+
+
+@dataclass
+class SharedRuns:
+    """Further runs of one pair at the numbers of one trial, for whoever asks for the same ones again.
+
+    `pair`: what is run, and nothing else. `alone`: runs at single values of all latent sites. `over_rows`: those over
+    rows of values, by the sites that have them (`inspection.trial_rows`).
+    """
+
+    pair: Pair
+    alone: list[tuple[Values, Run]]
+    over_rows: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,8 +125,7 @@ class Trial:
 
     `numbers`: what it was run with, if not with the present ones; whatever is compared with it is, too
     (`at_its_numbers`). `alone`: whether it is about these draws alone, and not about others that may come
-    (`values_of_others`).
-
+    (`values_of_others`). `shared`: further runs, where looks share them (`sharing_runs`).
     `given`: the pair without handlers around, where that may be run at other numbers (`elsewhere`).
     """
 
@@ -91,25 +135,23 @@ class Trial:
     batch_dims: int
     numbers: GenericNumbers | None = None
     alone: bool = False
+    shared: SharedRuns | None = field(default=None, repr=False)
     given: Pair | None = None
-    _followed: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+    _known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
-    def followed(self, pair: Pair, draws: Collection[str], rows: tuple[int, int] | None = None) -> Followed:
-        """What the operations of a run say of the elements of these draws, and of rows (see `follow`)."""
-        if self.alone:
-            return Followed("looked at in every run")
-        key = (id(pair), frozenset(draws), rows)
-        if key not in self._followed:
-            values = self.values | (spread_values(self, unused_size(self), draws) if rows is not None else {})
-            self._followed[key] = follow(pair, self.subsamples, values, draws, rows)
-        return self._followed[key]
+    def followed(self, pair: Pair, draws: Collection[str]) -> Followed:
+        """What the operations of a run at the trial's values say of the elements of these draws' plates."""
+        key = (id(pair), frozenset(draws))
+        if key not in self._known:
+            self._known[key] = follow(pair, self.subsamples, self.values, draws)
+        return self._known[key]
 
     def elsewhere(self, pair: Pair) -> GenericNumbers | None:
         """Other values for what the programs are given, or hold, of more numbers than one; None where the pair does not
         run at these. For what operations that nobody knows may do with them."""
-        if self.given is None or self.alone:
+        if self.given is None:
             return None
-        if "elsewhere" not in self._followed:
+        if "elsewhere" not in self._known:
             state = PythonState((self.given.model, self.given.guide), tree_leaves((pair.args, dict(pair.kwargs))))
             sites = [m for t in (self.guide_trace, self.model_trace) for m in sample_sites(t).values()]
             data = {m["value"].data_ptr() for m in sites if m["is_observed"] and torch.is_tensor(m["value"])}
@@ -117,15 +159,17 @@ class Trial:
             found = None
             for moved in (free, [t for t in free if t.is_floating_point() or t.dtype is torch.bool]):
                 found = found or (self._at(pair, GenericNumbers(moved)) if moved else None)
-            self._followed["elsewhere"] = found
-        found = self._followed["elsewhere"]
+            self._known["elsewhere"] = found
+        found = self._known["elsewhere"]
         return None if found is None else found.numbers
 
-    def mixing(self, pair: Pair, keeping: Keeping, look: Callable[[], str], words: str) -> str:
+    def mixing(
+        self, pair: Pair, keeping: Keeping, look: Callable[[], str], elsewhere: Callable[[], str], words: str
+    ) -> str:
         """What mixes elements, in words; empty if nothing does.
 
         What operations may mix is mixed, whatever a look by values finds, which is about few of these; of operations
-        that nobody knows that look tells, and one at other numbers.
+        that nobody knows that look tells, and one `elsewhere`, at other numbers.
         """
         if keeping is Keeping.MIXED:
             return words
@@ -135,9 +179,14 @@ class Trial:
             return found
         try:
             with other:
-                return look()
+                return elsewhere()
         except Exception:  # of numbers that are never there, perhaps
             return ""
+
+    @property
+    def long(self) -> bool:
+        """Whether it is one of so many sites that it is run less often."""
+        return len(self.model_trace.nodes) > 200
 
     @property
     def latent(self) -> dict[str, Any]:
@@ -149,19 +198,43 @@ class Trial:
         """Those of all latent sites."""
         return {name: msg["value"] for name, msg in self.latent.items()}
 
+    def sharing_runs(self, pair: Pair) -> Trial:
+        """The same, as the first of the runs of this pair that looks share: it has to be one of them."""
+        return replace(self, shared=SharedRuns(pair, [(self.values, Run(self.guide_trace, self.model_trace))]))
+
+    def shared_with(self, pair: Pair) -> SharedRuns | None:
+        """The runs of this pair that are shared; None where each look makes its own."""
+        return self.shared if self.shared is not None and self.shared.pair is pair else None
+
+    def at(self, pair: Pair, values: Values, anew: bool = False) -> Run:
+        """A run at these values of all latent sites and at the trial's numbers: one that was made before, if there is a
+        shared one and it is not to be made `anew`. One that draws anything is shared with none: it has noise."""
+        shared = None if anew else self.shared_with(pair)
+        for known, run in shared.alone if shared is not None else ():
+            if known.keys() == values.keys() and all(_alike(v, known[n]) for n, v in values.items()):
+                return run
+        before = torch.get_rng_state()
+        with self.numbers or nullcontext():
+            run = Run(*trace_pair(pair, self.subsamples, values))
+        room = shared is not None and len(shared.alone) < (1 if self.long else MOST_SHARED)
+        if shared is not None and room and torch.equal(before, torch.get_rng_state()):
+            shared.alone.append((values, run))
+        return run
+
     def at_generic_numbers(self, pair: Pair, given: Pair, seen: Collection[str]) -> Trial:
         """The same draws at numbers of no special value (`GenericNumbers`): the parameters that a term depends on, and
-        single numbers that the programs are given or hold.
+        single numbers that the programs are given or hold. Looks at it share their further runs of the pair.
 
         `given`: the pair without handlers around. `seen`: what Python sees; those by which it may decide stay. This
         trial, where the others have other sites, or the program does not run with them.
         """
         self = replace(self, given=given)
         if HELD in seen:
-            return self
+            return self.sharing_runs(pair)
         sites = [m for t in (self.guide_trace, self.model_trace) for m in sample_sites(t).values()]
         with torch.enable_grad(), pyro.validation_enabled(False):
-            learned = {id(t): t for m in sites for t in leaf_parameters(site_log_prob(m).sum())}
+            terms = [site_log_prob(m) for m in sites]
+            learned = {id(t): t for t in leaf_parameters(*terms)}
         single = single_numbers(given.model, given.guide)
         if ARGUMENTS not in seen:
             single += [t for t in tree_leaves((pair.args, dict(pair.kwargs))) if is_single_number(t)]
@@ -171,28 +244,32 @@ class Trial:
             found = self._at(pair, GenericNumbers(numbers.values())) if numbers else None
             if found is not None:
                 return found
-        return self
+        return self.sharing_runs(pair)
 
     def _at(self, pair: Pair, numbers: GenericNumbers) -> Trial | None:
         """The same draws at these numbers; None where the program has other sites there, or does not take them."""
         with numbers, torch.no_grad():
-            traces = _scored(pair, self, self.values)
+            run = _scored(pair, self, self.values)
         own = self.guide_trace, self.model_trace
-        if traces is None or any(a.nodes.keys() != b.nodes.keys() for a, b in zip(own, traces, strict=True)):
+        if run is None or any(a.nodes.keys() != b.nodes.keys() for a, b in zip(own, run.traces, strict=True)):
             return None
-        return replace(self, numbers=numbers, guide_trace=traces[0], model_trace=traces[1])
+        shared = SharedRuns(pair, [(self.values, run)])
+        return replace(self, numbers=numbers, guide_trace=run.traces[0], model_trace=run.traces[1], shared=shared)
 
 
-def _scored(pair: Pair, trial: Trial, values: Mapping[str, Tensor]) -> tuple[Trace, Trace] | None:
-    """The traces of a run at these values, if it has terms there: numbers may be out of range, and values may be none
-    that are drawn together."""
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one is other or (one.shape == other.shape and torch.equal(one, other))
+
+
+def _scored(pair: Pair, trial: Trial, values: Values) -> Run | None:
+    """A run at these values, if it has terms there: numbers may be out of range, and values may be none that are drawn
+    together."""
     try:
-        traces = trace_pair(pair, trial.subsamples, values)
-        for msg in (m for t in traces for m in sample_sites(t).values()):
-            site_log_prob(msg)
+        run = Run(*trace_pair(pair, trial.subsamples, values))
+        _ = run.terms
     except Exception:
         return None
-    return traces
+    return run
 
 
 Look = TypeVar("Look", bound=Callable[..., Any])
@@ -411,89 +488,6 @@ def _leaves_of(msg: Any) -> list[Tensor]:
     return leaf_parameters(torch.as_tensor(site_log_prob(msg)).sum())
 
 
-@at_its_numbers
-@torch.no_grad()
-def crossing_site(pair: Pair, trial: Trial, sites: Iterable[Site]) -> tuple[str, Site] | None:
-    """A site outside a plate that depends on one of `sites` inside it, as far as other values of them show.
-
-    In the guide or the model. Sites of the same plates are given other values together, so that a long program is run
-    few times; and a second time only where a term has changed, to see whether it does by itself.
-    """
-    own = sample_sites(trial.guide_trace), sample_sites(trial.model_trace)
-    fixed = trial.values
-    groups: dict[frozenset[Any], list[Site]] = {}
-    for site in sites:
-        plates = frozenset(p for p in site.plates if p.vectorized)
-        if plates:
-            groups.setdefault(plates, []).append(site)
-    for plates, group in groups.items():
-        outside = [_after(nodes, group, plates, where) for where, nodes in enumerate(own)]
-        names = [s.name for s in group]
-        if any(outside):
-            followed = trial.followed(pair, names)
-            outside = [[n for n in each if followed.reaches(names, where, n)] for where, each in enumerate(outside)]
-        if not any(outside):
-            continue
-        if followed.known:
-            return next(name for each in outside for name in each), group[0]
-        for others in values_of_others(pair, trial, names):
-            around = fixed | others
-            traces = [sample_sites(t) for t in trace_pair(pair, trial.subsamples, around)] if others else own
-            crossed = _crossed(pair, trial, traces, outside, around, group, range(2 if others else 4))
-            if crossed:
-                return crossed, group[0]
-    return None
-
-
-def _crossed(
-    pair: Pair,
-    trial: Trial,
-    traces: Sequence[Mapping[str, Any]],
-    outside: Sequence[Sequence[str]],
-    fixed: Mapping[str, Tensor],
-    group: Sequence[Site],
-    attempts: Iterable[int],
-) -> str:
-    """The first of the sites outside whose term, or being there, hangs on the values of a group; the rest is held."""
-    for attempt in attempts:
-        values = {**fixed, **{s.name: value_of_attempt(s, attempt) for s in group}}
-        once = [sample_sites(trace) for trace in trace_pair(pair, trial.subsamples, values)]
-        changed = [
-            (where, name)
-            for where, names in enumerate(outside)
-            for name in names
-            if (name in once[where]) != (name in traces[where])
-            or (name in once[where] and not _same_terms(once[where][name], traces[where][name]))
-        ]
-        if not changed:
-            continue
-        again = [sample_sites(trace) for trace in trace_pair(pair, trial.subsamples, values)]
-        for where, name in changed:
-            if name not in once[where] or name not in again[where] or name not in traces[where]:
-                return name
-            if _same_terms(once[where][name], again[where][name]):  # else it has noise of its own, and shows nothing
-                return name
-    return ""
-
-
-def _after(nodes: Mapping[str, Any], group: Iterable[Site], plates: frozenset[Any], in_model: int) -> list[str]:
-    """Sites after the first one of a group, not in all of its plates; all of the model's, if the guide alone has it."""
-    order = {name: i for i, name in enumerate(nodes)}
-    first = min((order.get(s.name, -1 if in_model else len(order)) for s in group), default=len(order))
-    return [n for n, i in order.items() if i > first and not plates <= plates_of(nodes[n])]
-
-
-def _same_terms(msg: Any, other: Any) -> bool:
-    hidden, others = hidden_log_prob(msg), hidden_log_prob(other)
-    if hidden is not None and others is not None and not _same(hidden, others):
-        return False
-    return _same(weighed_log_prob(msg), weighed_log_prob(other))
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.allclose(one, other, rtol=0.0, atol=0.0, equal_nan=True)
-
-
 def value_of_attempt(site: Site, attempt: int) -> Tensor:
     """All elements at the first value, all at the last one, then values that go through the support.
 
@@ -564,191 +558,3 @@ def observed_constants(pair: Pair, trial: Trial, rows_run: Trace | None) -> list
         again = sample_sites(trace_pair(pair, trial.subsamples)[1])
         names = [n for n in names if n in again and torch.equal(again[n]["value"], seen[n])]
     return names
-
-
-TRIAL_ROWS = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43)
-
-
-class RowsVerdict:
-    """The model's trace over trial rows, or the reason why the pair cannot be run over rows."""
-
-    def __init__(self, model_trace: Trace | None, reason: str = "") -> None:
-        self.model_trace: Trace | None = model_trace
-        self.reason: str = reason
-
-    def __bool__(self) -> bool:
-        return self.model_trace is not None
-
-
-@at_its_numbers
-def check_rows(pair: Pair, trial: Trial, rows: int) -> RowsVerdict:
-    """Try the pair with a leading dim.
-
-    A program that raises, or in which a row's log-probabilities are not those of a run with that row's values alone
-    (`view(B, -1)`, control flow on a value, batch statistics), is to be run row by row. One that broadcasts rows into
-    another dim is refused with `SiteShapeError`. Rows are tried in a number that is no size in the program, so that
-    they cannot pass for another dim, and with values from all over the support, so that they differ.
-    """
-    trial_rows = unused_size(trial)
-    dim = -1 - trial.batch_dims
-
-    def over_rows() -> tuple[Trace, Trace]:
-        return trace_pair(pair, trial.subsamples, spread_values(trial, trial_rows), rows=(trial_rows, dim))
-
-    try:
-        guide_trace, model_trace = over_rows()
-    except DiscreteInferenceError:
-        raise
-    except Exception as error:
-        if rows > 1 and _runs(pair, trial, rows):
-            raise SiteShapeError(
-                f"The program runs with {rows} rows but not with {trial_rows}: it broadcasts the leading dim of rows "
-                f"(or particles) into another dim of size {rows}. {_REMEDY}"
-            ) from error
-        return RowsVerdict(None, why_not_at_once(error))
-    for trace, single in ((guide_trace, trial.guide_trace), (model_trace, trial.model_trace)):
-        rowed, alone = sample_sites(trace), sample_sites(single)
-        changed = rowed.keys() ^ alone.keys()
-        if changed:
-            return RowsVerdict(None, f"its sites change from run to run ({', '.join(sorted(changed))})")
-        for name, msg in rowed.items():
-            _check_shapes(name, msg["fn"], alone[name]["fn"], trial_rows, trial.batch_dims)
-    followed = trial.followed(pair, trial.latent.keys(), (trial_rows, dim))
-    keeping = followed.of(ROWS_PLATE)
-    few = 2 if len(model_trace.nodes) > 200 else 5  # a long program is run less often
-    few = 1 if keeping is Keeping.APART else few  # what hangs on the number of rows does so in each
-
-    def mixing(traces: tuple[Trace, Trace] | None = None) -> str:
-        guide_trace, model_trace = traces or over_rows()
-        for row in range(min(trial_rows, few)):
-            try:
-                mixing = _mixing_site(pair, trial, guide_trace, model_trace, row)
-            except DiscreteInferenceError:
-                raise
-            except Exception as error:  # of a log-probability over rows, say
-                return why_not_at_once(error)
-            if mixing is not None:
-                return f"at site {mixing!r} {_CHANGES}"
-        return ""
-
-    own = [(guide_trace, model_trace)]
-    words = f"at site {followed.mixed.get(ROWS_PLATE)!r} {_CHANGES}"
-    reason = trial.mixing(pair, keeping, lambda: mixing(own.pop() if own else None), words)
-    return RowsVerdict(None if reason else model_trace, reason)
-
-
-_CHANGES = "a row's log-probability changes with the values in other rows"
-
-
-def spread_values(trial: Trial, rows: int, only: Collection[str] | None = None) -> dict[str, Tensor]:
-    """For each discrete site of finite support, rows of values from all over it; the trial's where `only` excludes it.
-    A continuous site that `only` names has rows of draws.
-
-    The first row holds the first value throughout and the second the last one, so that `any` and `all` of a row tell it
-    from the others; the rest is drawn uniformly.
-    """
-    values: dict[str, Tensor] = {}
-    for name, msg in trial.latent.items():
-        fn, base = msg["fn"], base_distribution(msg["fn"])
-        if only is not None and name not in only:
-            values[name] = msg["value"]
-            continue
-        padding = (1,) * (trial.batch_dims - len(fn.batch_shape))
-        if family_of(fn) in (None, Family.CONTINUOUS):
-            if only is not None:
-                values[name] = fn.sample(torch.Size((rows, *padding)))
-            continue
-        if not math.isfinite(cardinality(base)):
-            continue
-        support = values_to_try(fn)
-        copies = tuple(fn.event_shape[: fn.event_dim - len(base.event_shape)])
-        index = torch.randint(len(support), (rows, *padding, *fn.batch_shape, *copies), device=support.device)
-        index[0], index[1] = 0, len(support) - 1
-        values[name] = support[index]
-    return values
-
-
-_REMEDY = (
-    "Index from the right (`w[..., z, :]`, `z.unsqueeze(-1) * w`), so that a leading dim broadcasts; or pass "
-    "vectorize_particles=False."
-)
-
-
-def unused_size(trial: Trial) -> int:
-    """A number of rows that is no size in the program, so that they cannot pass for another dim."""
-    sizes = _sizes(trial)
-    return next((n for n in TRIAL_ROWS if n not in sizes), 47)
-
-
-def _sizes(trial: Trial) -> set[int]:
-    """Every size of a dim of a value in the traces."""
-    sizes: set[int] = set()
-    for trace in (trial.guide_trace, trial.model_trace):
-        for msg in trace.nodes.values():
-            value = msg.get("value")
-            if torch.is_tensor(value):
-                sizes.update(value.shape)
-    return sizes
-
-
-def _runs(pair: Pair, trial: Trial, rows: int) -> bool:
-    try:
-        trace_pair(pair, trial.subsamples, rows=(rows, -1 - trial.batch_dims))
-    except Exception:
-        return False
-    return True
-
-
-def _check_shapes(name: str, fn: Any, single: Any, rows: int, batch_dims: int) -> None:
-    batch = (1,) * (batch_dims - len(single.batch_shape)) + tuple(single.batch_shape)
-    if tuple(fn.batch_shape) == (rows, *batch) and tuple(fn.event_shape) == tuple(single.event_shape):
-        return
-    raise SiteShapeError(
-        f"Site {name!r} mixes rows into another dim: with {rows} rows its batch shape is {tuple(fn.batch_shape)} and "
-        f"its event shape {tuple(fn.event_shape)}, where {(rows, *batch)} and {tuple(single.event_shape)} are "
-        f"expected. {_REMEDY}"
-    )
-
-
-@torch.no_grad()
-def _mixing_site(pair: Pair, trial: Trial, guide_trace: Trace, model_trace: Trace, row: int) -> str | None:
-    """The first site at which a row's log-probability is not that of a run with the row's values alone.
-
-    A site at which another such run differs, too, has noise of its own (dropout), and shows nothing. That is looked for
-    where the first run differs, as in all such checks: a first call of a belief network takes 0.9 of the time.
-    """
-    rowed_values = latent_sites(model_trace) | latent_sites(guide_trace)
-    shapes = {n: v.shape for n, v in trial.values.items()}
-    values = {
-        n: m["value"] if m["value"].shape == shapes[n] else m["value"][row].reshape(shapes[n])
-        for n, m in rowed_values.items()
-    }
-    runs = [trace_pair(pair, trial.subsamples, values)]
-    for where, rowed in enumerate((guide_trace, model_trace)):
-        together = sample_sites(rowed)
-        changed = sample_sites(runs[0][where]).keys() ^ together.keys()
-        if changed:
-            return min(changed)
-        for name, msg in together.items():
-            expected = weighed_log_prob(runs[0][where].nodes[name])
-            if _is_of_row(msg, row, expected):
-                continue
-            if len(runs) == 1:
-                runs.append(trace_pair(pair, trial.subsamples, values))
-            again = sample_sites(runs[1][where])
-            if again.keys() != together.keys():
-                return min(again.keys() ^ together.keys())
-            if torch.equal(expected, weighed_log_prob(again[name])):
-                return name
-    return None
-
-
-def _is_of_row(msg: Any, row: int, expected: Tensor) -> bool:
-    """Whether a row of a site's log-probability is what is expected of it."""
-    try:
-        got = weighed_log_prob(msg)[row]
-    except RuntimeError:
-        return False
-    if got.numel() != expected.numel():  # a mask or scale that takes rows for another dim, too
-        return False
-    return torch.allclose(got.reshape(expected.shape), expected, rtol=1e-3, atol=1e-3, equal_nan=True)

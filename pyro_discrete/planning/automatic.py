@@ -20,7 +20,8 @@ from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import Dependencies, Sources, direct_sources
-from pyro_discrete.inspection.trial import Trial, check_rows
+from pyro_discrete.inspection.trial import Trial
+from pyro_discrete.inspection.trial_rows import check_rows
 from pyro_discrete.planning.shared_terms import SharedTerms
 from pyro_discrete.programs.pair import Pair, on_trial, trace_pair
 from pyro_discrete.programs.sites import Site, base_distribution, latent_sites, sample_sites, site_log_prob

@@ -51,7 +51,7 @@ FACTS = (
         "rows",
         "rows of differing values give each row's own terms",
         "a shape or a branch that hangs on a value",
-        "where a plan is made: `inspection.trial.check_rows`",
+        "where a plan is made: `inspection.trial_rows.check_rows`",
         "row by row, with a warning",
     ),
     Fact(

@@ -10,25 +10,23 @@ from dataclasses import replace
 from pyro_discrete.distributions.structure import LARGEST_SUPPORT
 from pyro_discrete.errors import EnumerationError, SiteMatchError, in_a_line
 from pyro_discrete.estimators.base import Estimator
-from pyro_discrete.estimators.registry import AUTO
+from pyro_discrete.estimators.registry import AUTO, named_estimator
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.decisions import draws_among
-from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies, why_joined
-from pyro_discrete.inspection.enumerability import joined_elements, joined_plates, marked_trial
+from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies, reached_by, why_joined
+from pyro_discrete.inspection.enumerability import crossing_site, joined_elements, joined_plates, marked_trial
 from pyro_discrete.inspection.trial import (
-    RowsVerdict,
     Trial,
     check_batch_dims,
     check_data,
     check_pair,
-    check_rows,
-    crossing_site,
     names_of_guide,
     observed_constants,
     plain_trial,
     warn_of_observations,
 )
+from pyro_discrete.inspection.trial_rows import RowsVerdict, check_rows
 from pyro_discrete.inspection.wiring import Wiring
 from pyro_discrete.objectives.base import Objective
 from pyro_discrete.objectives.costs import Order
@@ -54,7 +52,7 @@ from pyro_discrete.planning.products import settle_products
 from pyro_discrete.planning.select import Selection
 from pyro_discrete.planning.shared_terms import SharedTerms, check_rows_apart
 from pyro_discrete.programs.dims import Columns, Layout, plates_of
-from pyro_discrete.programs.pair import Pair, on_trial
+from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import (
     Site,
     base_distribution,
@@ -119,6 +117,7 @@ def make_plan(
     counts: Counts | None = None,
     singly: str = "",
     seen: Collection[str] = (),
+    unchanged: Callable[[], bool] = lambda: False,
 ) -> tuple[Plan, Trial]:
     """Try the pair once, check it, and choose each site's estimator and the way of a step.
 
@@ -126,7 +125,8 @@ def make_plan(
     on what, if so. `apart`: plates whose elements steps have found to share later terms, by site, with their sizes.
     `coupled`: what a step has found to join plate elements that were summed over one by one, if anything.
     `counts`: how far the sums over counts go already. `singly`: why a step could not sum out the model's own sites at
-    once, if it could not. `seen`: what Python sees in a run of the pair (`decided_by`).
+    once, if it could not. `seen`: what Python sees in a run of the pair (`decided_by`). `unchanged`: whether all that
+    it can see in Python is known to be as it was before.
     """
     counts = Counts(selection.may_sum) if counts is None else counts
     given, pair = pair, objective.around(counts.around(pair), training=False)
@@ -140,9 +140,7 @@ def make_plan(
             raise
         return replace(_plan_by_marks(marked, selection, objective, error), counts=counts), marked
     if max_plate_nesting != math.inf:
-        trial = Trial(
-            trial.guide_trace, trial.model_trace, trial.subsamples, max(trial.batch_dims, int(max_plate_nesting))
-        )
+        trial = replace(trial, batch_dims=max(trial.batch_dims, int(max_plate_nesting)))
     check_pair(trial)
     warn_of_observations(given, trial)
     trial = trial.at_generic_numbers(pair, given, seen)
@@ -164,7 +162,10 @@ def make_plan(
         return replace(enumerated, wiring=known_by, closed_terms=objective.closed_terms, counts=counts), trial
     wanted = objective.reads_dependencies or any(s.family is not None for s in sites)
     joined = _joined(pair, trial, sites)
-    known = (wiring.of(given) if wanted else UNKNOWN).sharing(joined)
+    alone = _drawn_alone(sites, marginal, selection, objective)
+    over = trial.shared.over_rows.get(None) if trial.shared is not None and alone and not unknown else None
+    whole = reached_by(over, alone) if over is not None and unchanged() else None
+    known = (whole or wiring.of(given) if wanted else UNKNOWN).sharing(joined)
     sums = settle(pair, trial, settings, singly=singly) if marginal else Summed(one_by_one=singly)
     in_branches = bool(marginal and sites and not sums.one_by_one and draws_among(seen))
     cost = sums.cost if marginal else None
@@ -228,10 +229,20 @@ def _joined(pair: Pair, trial: Trial, sites: list[Site]) -> frozenset[str]:
     """
     discrete = [s for s in sites if s.family not in (None, Family.CONTINUOUS)]
     try:
-        with on_trial():  # what is drawn after (a baseline's weights) does not hang on how often this runs the pair
-            return frozenset(joined_plates(pair, trial, discrete))
+        return frozenset(joined_plates(pair, trial, discrete, under_plate=True))
     except Exception:  # of runs at values that are never drawn, perhaps: nothing is known, then
         return frozenset(p.name for s in discrete for p in s.plates if p.vectorized and p.size > 1)
+
+
+def _drawn_alone(sites: list[Site], marginal: list[Site], selection: Selection, objective: Objective) -> str:
+    """The name of the guide's only site, if it is drawn hard, and nothing but its costs reads what depends on what."""
+    if len(sites) != 1 or marginal or objective.reads_dependencies:
+        return ""
+    choice = selection.wanted(sites[0])[0]
+    if choice is None or choice == AUTO:
+        return ""
+    estimator = named_estimator(choice) if isinstance(choice, str) else choice
+    return "" if estimator.relaxed or estimator.sloped else sites[0].name
 
 
 def _never_analytic(pair: Pair, objective: Objective) -> str:

@@ -32,8 +32,9 @@ from pyro_discrete.errors import (
 )
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
-from pyro_discrete.inspection.enumerability import joined_elements, marked_trial
-from pyro_discrete.inspection.trial import Trial, check_data, check_rows, crossing_site, plain_trial
+from pyro_discrete.inspection.enumerability import crossing_site, joined_elements, marked_trial
+from pyro_discrete.inspection.trial import Trial, check_data, plain_trial
+from pyro_discrete.inspection.trial_rows import check_rows
 from pyro_discrete.posterior.conditional import (
     Conditional,
     by_draw,

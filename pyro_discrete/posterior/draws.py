@@ -15,7 +15,8 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SiteShapeError
-from pyro_discrete.inspection.trial import Trial, check_matched, check_pair, check_rows
+from pyro_discrete.inspection.trial import Trial, check_matched, check_pair
+from pyro_discrete.inspection.trial_rows import check_rows
 from pyro_discrete.posterior.conditional import joined
 from pyro_discrete.posterior.discrete_posterior import ELEMENTS_AT_ONCE, NotSummed, PosteriorRuns, answered
 from pyro_discrete.posterior.given_draws import GivenDraws

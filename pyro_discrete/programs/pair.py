@@ -34,6 +34,8 @@ __all__ = [
     "UnconditionSites",
     "hidden_from_traces",
     "on_trial",
+    "python_random_position",
+    "random_position",
     "random_state",
     "set_random_state",
     "set_torch_random_state",
@@ -268,6 +270,19 @@ def set_torch_random_state(state: tuple[Tensor, list[Tensor]]) -> None:
 def random_state() -> Any:
     """The states of torch's, NumPy's and Python's generators."""
     return get_rng_state(), torch_random_state()
+
+
+def python_random_position() -> tuple[Any, ...]:
+    """Where Python's and NumPy's global generators stand, to be compared."""
+    state = get_rng_state()
+    name, keys, *rest = state.get("numpy", ("", b""))
+    return state["random"], name, bytes(keys), *rest
+
+
+def random_position() -> tuple[Any, ...]:
+    """Where all of them stand, to be compared: a run that draws nothing leaves it as it is."""
+    own, others = torch_random_state()
+    return *python_random_position(), *(state.numpy().tobytes() for state in (own, *others))
 
 
 def set_random_state(state: Any) -> None:

@@ -53,10 +53,10 @@ def _owner(program: Any) -> Any:
     return getattr(program, "__self__", program)
 
 
-def leaf_parameters(loss: Tensor) -> list[Tensor]:
-    """All parameters that a loss depends on, wherever they live: the leaves of its autograd graph."""
-    leaves: list[Tensor] = []
-    stack: list[Any] = [loss.grad_fn] if loss.grad_fn is not None else []
+def leaf_parameters(*losses: Tensor) -> list[Tensor]:
+    """All parameters that losses depend on, wherever they live: the leaves of their autograd graphs."""
+    leaves = [loss for loss in losses if loss.requires_grad and loss.grad_fn is None]
+    stack: list[Any] = [loss.grad_fn for loss in losses if loss.grad_fn is not None]
     seen: set[Any] = {None, *stack}
     while stack:
         node = stack.pop()

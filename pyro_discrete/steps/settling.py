@@ -15,7 +15,8 @@ from pyro_discrete.inspection.decisions import draws_among
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.inspection.enumerability import why_not_over_values
 from pyro_discrete.inspection.failed_runs import why_not_at_once
-from pyro_discrete.inspection.trial import Trial, check_rows, spread_values, unused_size
+from pyro_discrete.inspection.trial import Trial
+from pyro_discrete.inspection.trial_rows import check_rows, spread_values, unused_size
 from pyro_discrete.objectives.base import Objective
 from pyro_discrete.planning.plan import ESCAPES, Exact, Jointly, OneByOne, Parallel, Plan
 from pyro_discrete.programs.dims import plates_of
@@ -43,7 +44,9 @@ def settled(plan: Plan, pair: Pair, objective: Objective, trial: Trial, seen: Co
     cannot be had at all.
     """
     assert isinstance(plan.way, Exact)
-    known, pair = plan.dependencies(pair), objective.around(plan.counts.around(pair), training=False)
+    known = plan.dependencies(pair)
+    # in the handlers of the trial: what has been seen of it need not be run again
+    pair = objective.around(plan.counts.around(pair), training=False) if trial.shared is None else trial.shared.pair
     way = plan.way
     if isinstance(way, Parallel) and way.untried:
         return _as_marked(plan, pair, objective, known)

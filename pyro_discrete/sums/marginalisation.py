@@ -21,9 +21,9 @@ from torch.distributions import constraints
 
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SiteShapeError, first_line
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
-from pyro_discrete.inspection.enumerability import joined_elements, why_not_over_values
+from pyro_discrete.inspection.enumerability import crossing_site, joined_elements, why_not_over_values
 from pyro_discrete.inspection.failed_runs import why_not_at_once
-from pyro_discrete.inspection.trial import Trial, crossing_site
+from pyro_discrete.inspection.trial import Trial
 from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.module_state import kept_state
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, trace_pair
@@ -371,7 +371,7 @@ def why_not_at_once_here(pair: Pair, draws: Mapping[str, Tensor], subsamples: Ke
     """
     with on_trial(), kept_state(pair.model, pair.guide), torch.no_grad():
         try:
-            trial = Trial(*trace_pair(pair, subsamples, draws), subsamples, batch_dims, alone=True)
+            trial = Trial(*trace_pair(pair, subsamples, draws), subsamples, batch_dims, alone=True).sharing_runs(pair)
             own = marginal_sites(trial)
             check_elements(pair, trial, own)
             return why_not_over_values(pair, trial, {s.name for s in own}) if own else ""

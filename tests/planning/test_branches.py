@@ -99,7 +99,7 @@ def test_a_program_that_decides_by_nothing_is_looked_at_once(monkeypatch):
     elbo = TraceELBO("enumerate")
     for x in (ABOVE, BELOW, 2 * ABOVE):
         elbo.loss(model, guide, x)
-    assert len(looks) == 1
+    assert not looks  # what is seen of it shows what it does, too
     assert not elbo.plan.met.looks
 
 

@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from pyro_discrete import NVIL, TraceELBO, TraceIWELBO
+from pyro_discrete.inspection import wiring
+from pyro_discrete.inspection.dependencies import find_dependencies
 from pyro_discrete.planning.plan import Plan
+from pyro_discrete.programs.pair import Pair
 
 DATA = torch.tensor([0.3, -1.2, 0.8])
 
@@ -94,3 +97,36 @@ def test_alike_sites_share_a_line():
     assert [line.partition("  ")[0] for line in long[1:3]] == ["z0 ... z29 (30)", "w0 ... w29 (30)"]
     assert [line.partition(" ")[0] for line in short[1:7]] == ["z0", "w0", "z1", "w1", "z2", "w2"]
     assert len(long) == len(short) - 4
+
+
+@pytest.mark.parametrize("reads", ["z", "nothing", "a counter"])
+def test_what_depends_on_all_draws_is_neither_searched_nor_watched(monkeypatch, reads):
+    """Every term is seen to move with the only draw. Not so where one does not, or the state cannot be watched."""
+    searched, calls = [], [0]
+
+    def found(*given):
+        searched.append(given)
+        return find_dependencies(*given)
+
+    monkeypatch.setattr(wiring, "find_dependencies", found)
+
+    def guide():
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.4)))
+
+    def model():
+        if reads == "a counter":
+            calls[0] += 1
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.5)))
+            pyro.sample("x", dist.Normal(torch.zeros(3) if reads == "nothing" else z, 1.0))
+
+    observed = pyro.condition(model, {"x": torch.zeros(3)})
+    elbo = TraceELBO("rloo", num_particles=2)
+    elbo.loss_and_grads(observed, guide)
+    assert bool(searched) is (reads != "z")
+    assert (elbo.plan.whole is not None) is (reads == "z")
+    if reads == "z":
+        known = elbo.plan.dependencies(Pair(observed, guide, (), {}))
+        assert known.known
+        assert all(known.influences("z", term) for term in known.terms)
