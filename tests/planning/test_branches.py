@@ -16,7 +16,8 @@ from pyro import poutine
 from pyro.nn import PyroModule
 
 from pyro_discrete import TraceELBO, collapse
-from pyro_discrete.inspection.decisions import ARGUMENTS, decisions, first_look
+from pyro_discrete.inspection.decisions import decisions, first_look
+from pyro_discrete.inspection.provenance import ARGUMENTS
 from pyro_discrete.planning import branches as branches_module
 from pyro_discrete.planning.branches import MOST_BRANCHES
 from pyro_discrete.programs.pair import Pair
