@@ -16,8 +16,11 @@ from pyro import poutine
 from pyro.nn import PyroModule
 
 from pyro_discrete import TraceELBO, collapse
+from pyro_discrete.inspection.decisions import decisions, first_look
+from pyro_discrete.inspection.provenance import ARGUMENTS
 from pyro_discrete.planning import branches as branches_module
 from pyro_discrete.planning.branches import MOST_BRANCHES
+from pyro_discrete.programs.pair import Pair
 
 BELOW, ABOVE, CHANCES = torch.tensor([-0.3, -2.0]), torch.tensor([0.3, 2.0]), torch.tensor([0.2, 0.7])
 
@@ -312,3 +315,48 @@ def test_a_copy_looks_anew():
     again = copy.deepcopy(elbo)
     put(True)
     assert again.loss(model, guide) == pytest.approx(right(ABOVE, True, False), abs=1e-4)
+
+
+def test_one_run_shows_what_is_seen_and_done():
+    """Parameters are made in the first run alone; where Python reads something, or a float is given, it takes more."""
+
+    def model(x, weight=None):
+        loc = pyro.param("loc", lambda: torch.linspace(-1.0, 1.0, 3).exp())
+        z = pyro.sample("z", dist.Categorical(torch.ones(3)))
+        pyro.sample("y", dist.Normal(loc[z] * (1.0 if weight is None else weight), 1.0), obs=x)
+
+    def reads(x):
+        model(x if x > 0 else -x)
+
+    def guide(x, weight=None):
+        pass
+
+    one = Pair(model, guide, (torch.tensor(0.3),), {})
+    seen, done = first_look(one)
+    assert (seen, done) == (frozenset(), decisions(one))
+    assert decisions(Pair(lambda x: model(2 * x), guide, one.args, {})) != done
+    assert first_look(Pair(model, guide, (torch.tensor(0.3), 0.5), {})) == (frozenset(), None)
+    assert first_look(Pair(reads, guide, one.args, {})) == (frozenset({ARGUMENTS}), None)
+
+
+def test_a_branch_in_the_second_call_is_seen_though_the_first_was_not_noted():
+    """Of a program by whose values nothing is decided, runs are noted from the first call on that may differ."""
+    box = {"sign": 1.0}
+
+    def model():
+        w = pyro.sample("w", dist.Bernoulli(0.4))
+        loc = w if box["sign"] > 0 else -w
+        pyro.sample("y", dist.Normal(loc, 1.0), obs=torch.tensor(0.8))
+
+    def guide():
+        pyro.sample("w", dist.Bernoulli(0.5))
+
+    elbo = TraceELBO("enumerate")
+    plans = []
+    for sign in (1.0, -1.0, 1.0, 2.0, -1.0):
+        box["sign"] = sign
+        elbo.loss_and_grads(model, guide)
+        plans.append(elbo.plan)
+    assert plans[0] is plans[2] is plans[3]
+    assert plans[1] is plans[4]
+    assert plans[0] is not plans[1]
