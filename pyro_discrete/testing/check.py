@@ -45,9 +45,9 @@ ElboFactory = Callable[[int, bool], ElboLike]
 BOTH_DTYPES = (torch.float64, torch.float32)
 
 CALLS = 12
-"""Of a vectorised comparison's first stage. A call takes as long for hundreds of particles as for a few, so few calls of
-many particles see more in less time: 12 of 533 see a bias of 0.054 standard deviations of a draw half of the time, and
-one of 0.095 in 99 of 100, where 50 of 64 see 0.062 and 0.105 (Student's t at a level of `FIRST_STAGE`)."""
+"""Of a vectorised comparison's first stage. A call takes as long for hundreds of particles as for a few, so few calls
+of many particles see more in less time: 12 of 533 see a bias of 0.054 standard deviations of a draw half of the time,
+and one of 0.095 in 99 of 100, where 50 of 64 see 0.062 and 0.105 (Student's t at a level of `FIRST_STAGE`)."""
 LEAST_PARTICLES = 256
 """Of such a call: 12 of them see a bias of 0.078 half of the time, where 30 of 64 see 0.083."""
 
