@@ -14,7 +14,7 @@ ENVIRONMENT := pyproject.toml constraints.txt
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint format types check docs generated packages venv clean
+.PHONY: help demo test quick lint format types check docs examples site generated packages venv clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
@@ -40,10 +40,15 @@ format: $(VENV)/.with-dev ## Mend what `make lint` finds, where that can be done
 types: $(VENV)/.with-dev ## Check types
 	$(VENV)/bin/pyright --pythonpath $(RUN)
 
-check: lint types docs test ## All of the above that only looks: what CI runs
+check: lint types site test ## All of the above that only looks: what CI runs
 
-docs: $(VENV)/.with-docs ## Run the examples of pages and docstrings, and build the site from what is stored
+docs: examples site ## Run the examples of pages and docstrings, and build the site from what is stored
+
+examples: $(VENV)/.with-docs
 	@MPLBACKEND=Agg $(RUN) -m pytest -n 2 -q tests/docs/test_site.py tests/docs/test_pages.py pyro_discrete
+
+# By itself where all tests are run, the examples among them.
+site: $(VENV)/.with-docs
 	$(RUN) -m sphinx -b html -q -W --keep-going -c docs -d docs/_build/doctrees . docs/_build/html
 	@echo 'open docs/_build/html/index.html'
 

@@ -41,6 +41,7 @@ from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.decisions import WhatDecides, decided_at_once, decided_by, decisions, draws_among
 from pyro_discrete.inspection.trial import check_batch_dims, check_data, plain_trial
+from pyro_discrete.planning.plan_display import FILLS, alike_lines
 from pyro_discrete.programs.dims import subsampling_scale
 from pyro_discrete.programs.module_state import kept_state
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, Program, Substitute, on_trial
@@ -56,6 +57,8 @@ from pyro_discrete.sums.components import SumCost
 from pyro_discrete.sums.counts import Counts, MoreTermsError
 from pyro_discrete.sums.enumerated_sites import BUDGET, IN_GUIDE, NOT_IN_GUIDE, Marginalise, PairsError
 from pyro_discrete.sums.marginalisation import collapsed, settle, summed_one_by_one, why_not_at_once_here
+from pyro_discrete.tables.alike_names import pattern_of
+from pyro_discrete.tables.html_table import html_table
 
 __all__ = [
     "Collapsed",
@@ -66,6 +69,8 @@ __all__ = [
 
 GIVING = (ConditionMessenger, UnconditionMessenger, ReplayMessenger, Substitute)
 """Handlers that say which values sites have, and whether they are observed."""
+
+SUMMED_OUT = "summed out"
 
 HEARD = (*GIVING, BlockMessenger, MaskMessenger, ScaleMessenger, IndepMessenger)
 """Handlers around a collapsed model that have a say in what its sites are; all others only look at what it shows."""
@@ -128,7 +133,7 @@ def collapse(model: Program, *, max_elements: int = 2**27, max_operations: int =
 
 @dataclass(frozen=True)
 class CollapsedPlan:
-    """How a collapsed model is run for calls of one kind. `print(collapsed.plan)` says it in words.
+    """How a collapsed model is run for calls of one kind. It prints as words, and is a table in a notebook.
 
     - `sites`: the discrete sites that are summed out; none where the program is drawn as it stands, for a `reason`.
     - `one_by_one`: why there is a run for each joint value, if there is.
@@ -161,6 +166,29 @@ class CollapsedPlan:
         by_parts = [f"{n} (of pairs of places)" if w > 1 else n for n, w in sorted(self.by_parts.items())]
         parts = f"; {', '.join(by_parts)} by the partition function" if by_parts else ""
         return f"{len(self.sites)} site(s) summed out ({listed}): {self.cost}{singly}{ends}{parts}"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        header = ("site", "what becomes of it", "how")
+        if not self.sites:
+            return html_table(header, [], notes=[str(self)])
+        others = sorted(self.given, key=lambda name: (pattern_of(name), len(name), name))
+        summed = alike_lines([(name, SUMMED_OUT, self._way_of(name)) for name in self.sites])
+        kept = alike_lines([(name, "as it stands", "") for name in others])
+        notes = [f"exact sums: {self.cost}"]
+        if self.one_by_one:
+            notes.append(f"one joint value after another ({self.one_by_one})")
+        elif self.decided_by:
+            draws = ", ".join(sorted(self.decided_by))
+            notes.append(f"the program decides by its draws of {draws}: every run looks whether all values go at once")
+        return html_table(header, [*summed, *kept], notes=notes, colours=[FILLS[SUMMED_OUT][1]] * len(summed))
+
+    def _way_of(self, name: str) -> str:
+        if name in self.by_parts:
+            return "by its partition function" + (", places in pairs" if self.by_parts[name] > 1 else "")
+        top = self.counts.tops.get(name)
+        return "over its values" if top is None else f"over its values up to {top}"
 
 
 class Collapsed:

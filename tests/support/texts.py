@@ -10,7 +10,10 @@ from pathlib import Path
 __all__ = ["OPTIONAL", "blocks", "needs", "run_in_order"]
 
 OPTIONAL = {"lightning": ["lightning"], "numpyro": ["numpyro", "funsor"], "pymc": ["pymc"]}
-"""Packages that some blocks import, and what these need, which no extra installs: such a block runs where they are."""
+"""Packages that some blocks import, and what these need: such a block runs where they are.
+
+Lightning is in the extra `docs`.
+"""
 
 
 def blocks(path: Path, language: str) -> list[str]:
