@@ -31,7 +31,7 @@ from pyro_discrete.programs.sites import (
     guide_log_prob,
     is_latent,
     latent_sites,
-    log_prob,
+    negative_log_prob,
     padded,
     sample_sites,
 )
@@ -293,7 +293,7 @@ class EvidenceBound(Objective[Evaluation]):
             if name in closed:
                 add(closed[name], plates_of(msg), True, position, divergence_of(name))
                 continue
-            cost = -scale_and_mask(log_prob(msg["fn"], msg), msg["scale"], msg["mask"])
+            cost = scale_and_mask(negative_log_prob(msg["fn"], msg), msg["scale"], msg["mask"])
             add(cost, plates_of(msg), True, position, name)
         pathwise_loss = both.total()
         loss = pathwise_loss.detach() if torch.is_tensor(pathwise_loss) else pathwise_loss

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions import Delta, OneOneMatching, SpanningTree, Unit
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
@@ -60,6 +61,7 @@ __all__ = [
     "listable",
     "log_prob",
     "masked_law",
+    "negative_log_prob",
     "not_drawable",
     "number_of_values",
     "padded",
@@ -127,18 +129,21 @@ def _has_uniform_bits(parameter: Tensor) -> bool:
     return parameter.dtype in (torch.float32, torch.float64) and parameter.device.type == "cpu"
 
 
-@torch.no_grad()
 def _bits(fn: Bernoulli) -> Tensor | None:
     """None where only `torch.bernoulli` may make them."""
-    validated = _has_validated(fn)
+    validated, by_probs = _has_validated(fn), "probs" in vars(fn)
     if not validated and get_proxy_mode() is not None:
         return None
-    probs = _once(fn.probs if "probs" in vars(fn) else fn.logits)
-    if "probs" not in vars(fn):
-        probs = probs.sigmoid()
-    if not validated and not _are_probabilities(probs):
+    given = _once((fn.probs if by_probs else fn.logits).detach())
+    probs = given if by_probs else given.sigmoid()
+    if not validated and not (_are_probabilities(probs) if by_probs else _has_no_nan(probs)):
         return None
     return torch.rand(fn.batch_shape, dtype=probs.dtype, device=probs.device).lt_(probs)
+
+
+def _has_no_nan(probs: Tensor) -> bool:
+    """Whether numbers from 0 to 1 are none of them NaN."""
+    return not math.isnan(probs.sum().item())
 
 
 def _are_probabilities(values: Tensor) -> bool:
@@ -151,9 +156,11 @@ def _are_probabilities(values: Tensor) -> bool:
 
 def _once(repeated: Tensor) -> Tensor:
     """A tensor without the repetitions that `expand` gave it, of size 1 in those dims."""
-    for dim, (size, stride) in enumerate(zip(repeated.shape, repeated.stride(), strict=True)):
-        if stride == 0 and size > 1:
-            repeated = repeated.narrow(dim, 0, 1)
+    strides = repeated.stride()
+    if 0 in strides:
+        for dim, stride in enumerate(strides):
+            if stride == 0 and repeated.shape[dim] > 1:
+                repeated = repeated.narrow(dim, 0, 1)
     return repeated
 
 
@@ -615,8 +622,21 @@ def padded(tensor: Tensor, batch_dims: int) -> Tensor:
 
 def log_prob(fn: Any, msg: Any) -> Tensor:
     """The log-probability of a site's value by `fn`, neither scaled nor masked from outside."""
+    return _scored(fn, msg, negative=False)
+
+
+def negative_log_prob(fn: Any, msg: Any) -> Tensor:
+    """Its opposite. Of bits given by logits this is what torch computes first, and then changes the sign of, bit by bit."""
+    return _scored(fn, msg, negative=True)
+
+
+def _scored(fn: Any, msg: Any, negative: bool) -> Tensor:
     try:
-        return fn.log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+        entropy = _cross_entropy(fn, msg)
+        if entropy is not None:
+            return entropy if negative else -entropy
+        found = fn.log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+        return -found if negative else found
     except DiscreteInferenceError:  # says what is wrong by itself
         raise
     except ValueError as error:
@@ -627,6 +647,27 @@ def log_prob(fn: Any, msg: Any) -> Tensor:
                 "(torch.nan_to_num) and leave them out with poutine.mask."
             ) from error
         raise ValueError(f"While scoring site {msg['name']!r}: {error}") from error
+
+
+def _cross_entropy(fn: Any, msg: Any) -> Tensor | None:
+    """Minus the log-probability of an event of Pyro's own bits, given by logits; None of anything else.
+
+    These are the numbers of `fn.log_prob`, bit for bit, and their gradients, by its one operation over all elements and
+    the sum alone.
+    """
+    dims = fn.reinterpreted_batch_ndims if type(fn) is dist.Independent else 0
+    if not dims or type(fn.base_dist) is not dist.Bernoulli or "logits" not in vars(fn.base_dist):
+        return None
+    base, value = fn.base_dist, msg["value"]
+    if type(value) is not Tensor or msg["args"] or msg["kwargs"]:
+        return None
+    if base._validate_args:
+        base._validate_sample(value)
+    logits = base.logits
+    if value.shape != logits.shape:
+        logits, value = torch.broadcast_tensors(logits, value)
+    found = torch.binary_cross_entropy_with_logits(logits, value, reduction=0)
+    return (found if dims == 1 else found.flatten(-dims)).sum(-1)
 
 
 def guide_log_prob(msg: Any, estimator: Estimator | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
