@@ -78,6 +78,8 @@ class Order:
         """The site's plates that a later guide site is outside of, with the position of the first such site; those
         whose elements share terms, with that of the site itself."""
         found: dict[CondIndepStackFrame, int] = {}
+        if not self.dependencies.plates and self.position[name] == len(self.names) - 1:
+            return found  # no site is drawn after it
         for plate in self.plates[name]:
             if plate.name in self.dependencies.plates:
                 found[plate] = self.position[name]

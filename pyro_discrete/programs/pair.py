@@ -62,7 +62,10 @@ class _TraceSites(SiteMessenger, TraceMessenger):
     """Pyro's trace of the sample statements."""
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        TraceMessenger._pyro_post_sample(self, msg)
+        if msg["infer"].get("_do_not_trace"):
+            TraceMessenger._pyro_post_sample(self, msg)
+        else:
+            self.trace.add_node(msg["name"], **msg)
 
 
 class _ReplaySites(SiteMessenger, ReplayMessenger):

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
-from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution, TorchDistributionMixin
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.ops.integrator import register_exception_handler
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import Binomial, Independent, constraints
+from torch.distributions import Binomial, constraints
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyro_discrete.errors import EnumerationError
@@ -292,7 +292,7 @@ _KINDS: dict[type, bool] = {}
 
 def _may_be_count(fn: Any) -> bool:
     """Whether a distribution may be one of counts, by its class: most are not, which is found at the least cost."""
-    base = base_distribution(fn) if isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution) else fn
+    base = base_distribution(fn)
     kind = type(base)
     found = _KINDS.get(kind)
     if found is None:
