@@ -194,8 +194,11 @@ def is_observed_delta(msg: Any) -> bool:
 
 def sample_sites(trace: Any) -> dict[str, Any]:
     """The trace's sample sites by name, observed ones too; plates' subsamples and deterministic statements left out."""
-    sites = ((n, m) for n, m in trace.nodes.items() if m["type"] == "sample")
-    return {n: m for n, m in sites if not site_is_subsample(m) and not is_deterministic(m)}
+    return {
+        name: msg
+        for name, msg in trace.nodes.items()
+        if msg["type"] == "sample" and not site_is_subsample(msg) and not msg["infer"].get("_deterministic")
+    }
 
 
 def latent_sites(trace: Any) -> dict[str, Any]:
@@ -326,6 +329,8 @@ def _number(base: Any) -> float:
         return float(math.factorial(base.num_nodes)) if base.num_nodes < 171 else math.inf
     if not getattr(base, "has_enumerate_support", False):
         return math.inf
+    if type(base) in (dist.Categorical, dist.OneHotCategorical):
+        return base._param.shape[-1]  # asked twice of each site in a step, so that its support is not listed for it
     try:  # one element is enough, as support sizes do not differ between elements
         return base.enumerate_support(expand=False).shape[0]
     except NotImplementedError:

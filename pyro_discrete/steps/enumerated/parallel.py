@@ -23,7 +23,7 @@ from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.inspection.trial import check_matched
 from pyro_discrete.planning.plan import Exact, OneByOne, Parallel, Plan
-from pyro_discrete.programs.pair import KeepSubsamples, Pair
+from pyro_discrete.programs.pair import KeepSubsamples, Pair, SiteMessenger
 from pyro_discrete.programs.sites import (
     draws_asked_for,
     family_of,
@@ -78,7 +78,7 @@ def enumerated_loss(plan: Plan, pair: Pair, known: Dependencies = UNKNOWN) -> Te
     return loss
 
 
-class _Configure(Messenger):
+class _Configure(SiteMessenger):
     """Marks discrete sites for enumeration, after a look at the size of their tables: in parallel, or the guide's not.
 
     For the guide, `seen` collects the names of its latent sites; for the model, sites in `drawn` are the guide's.
