@@ -36,7 +36,7 @@ from pyro_discrete.programs.sites import (
     sample_sites,
 )
 from pyro_discrete.relaxations.relaxed_distribution import Relaxed, rebuilt
-from pyro_discrete.sums.marginalisation import Known
+from pyro_discrete.sums.marginalisation import HeldElsewhere, Known
 
 __all__ = [
     "EvidenceBound",
@@ -293,6 +293,8 @@ class EvidenceBound(Objective[Evaluation]):
             if name in closed:
                 add(closed[name], plates_of(msg), True, position, divergence_of(name))
                 continue
+            if type(msg["fn"]) is HeldElsewhere:
+                continue  # zero: a step of a chain of 100 takes 0.95 of the time that it takes with these terms
             cost = scale_and_mask(negative_log_prob(msg["fn"], msg), msg["scale"], msg["mask"])
             add(cost, plates_of(msg), True, position, name)
         pathwise_loss = both.total()
