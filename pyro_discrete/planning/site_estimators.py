@@ -179,7 +179,7 @@ class SiteEstimators(nn.Module):
         return False
 
     def warn_if_idle(self, calls: int) -> None:
-        """Say once if the estimators' parameters have not been stepped between the first call and the last looked at."""
+        """Say once if the estimators' parameters have not been stepped from the first call to that of `LAST_LOOK`."""
         if calls == 1:
             own = self._trained_by_caller()
             self._watched = [
@@ -194,8 +194,8 @@ class SiteEstimators(nn.Module):
             if idle:
                 warnings.warn(
                     f"The estimators of sites {', '.join(map(repr, idle))} have parameters that no optimiser has "
-                    f"stepped in {LAST_LOOK} calls. Give elbo.parameters() to the optimiser, after the first call, or use "
-                    "NVIL(learning_rate=...).",
+                    f"stepped in {LAST_LOOK} calls. Give elbo.parameters() to the optimiser, after the first call, or "
+                    "use NVIL(learning_rate=...).",
                     stacklevel=5,
                 )
 

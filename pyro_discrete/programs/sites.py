@@ -641,7 +641,7 @@ def log_prob(fn: Any, msg: Any) -> Tensor:
 
 
 def negative_log_prob(fn: Any, msg: Any) -> Tensor:
-    """Its opposite. Of bits given by logits this is what torch computes first, and then changes the sign of, bit by bit."""
+    """Its opposite. Of bits given by logits this is what torch computes, before it changes the sign of every bit's."""
     return _scored(fn, msg, negative=True)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -102,7 +101,7 @@ class Counts:
         self.start()
         if pair.guide_runs_model:
             return pair
-        return replace(pair, model=self.in_model(pair.model), guide=_InGuide(self)(pair.guide))
+        return Pair(self.in_model(pair.model), _InGuide(self)(pair.guide), pair.args, pair.kwargs)
 
     def in_model(self, model: Program) -> Program:
         """The model by itself: every latent count is summed out that is not in `drawn`."""

@@ -50,10 +50,10 @@ from pyro_discrete.sums.joint_values import GiveValues, JointValues
 from pyro_discrete.sums.left_out import LeftOutOfRuns, note_left_out
 
 __all__ = [
-    "HeldElsewhere",
     "MOST",
     "SCALES_DIFFER",
     "Group",
+    "HeldElsewhere",
     "Known",
     "Summed",
     "absorbed",
