@@ -170,7 +170,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
             if surrogate.requires_grad:
                 surrogate.backward(retain_graph=self.retain_graph)
                 leaves = self._leaves.of(outcome.leaves)
-                check_gradients([p.grad for p in leaves if p.grad is not None], pair, self.step, leaves)
+                check_gradients([g for p in leaves if (g := p.grad) is not None], pair, self.step, leaves)
             return float(outcome.loss)
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
