@@ -133,7 +133,7 @@ def collapsed(model_trace: Trace, marginalise: Marginalise, batch_dims: int) -> 
     absorbed = {f.name: f.value for c in found for f in c.factors}
     after = {c.factors[-1].name: c for c in found}
     trace = Trace()
-    held: dict[Any, HeldElsewhere] = {}
+    held: dict[Any, tuple[Tensor, HeldElsewhere]] = {}
     for name, msg in model_trace.nodes.items():
         if name not in absorbed:
             trace.add_node(name, **msg)
@@ -141,8 +141,10 @@ def collapsed(model_trace: Trace, marginalise: Marginalise, batch_dims: int) -> 
         rows = [f.size for f in msg["cond_indep_stack"] if f.name == ROWS_PLATE]
         kind = *rows, absorbed[name].dtype, absorbed[name].device
         if kind not in held:  # mostly one for all members
-            held[kind] = HeldElsewhere(absorbed[name].new_zeros([*rows, *(1,) * batch_dims]))
-        trace.add_node(name, **{**msg, **_with(held[kind]), "scale": 1.0})
+            zero = absorbed[name].new_zeros([*rows, *(1,) * batch_dims])
+            held[kind] = zero, HeldElsewhere(zero)
+        zero, fn = held[kind]
+        trace.add_node(name, **{**msg, **_with(fn), "scale": 1.0})
         if name in after:
             component = after[name]
             term = contract(component)
@@ -151,8 +153,7 @@ def collapsed(model_trace: Trace, marginalise: Marginalise, batch_dims: int) -> 
             node = {**msg, **_with(Known(log_prob)), "scale": common_scale(component)}
             shared = frozenset.intersection(*(frozenset(f.message["cond_indep_stack"]) for f in component.factors))
             node["cond_indep_stack"] = tuple(f for f in msg["cond_indep_stack"] if f in shared)
-            value = held[kind].log_prob(msg["value"])
-            node |= {"name": component.label, "value": value, "is_observed": True, "infer": {}}
+            node |= {"name": component.label, "value": zero, "is_observed": True, "infer": {}}
             trace.add_node(component.label, **node)
     return trace, {c.label: [f.name for f in c.factors] for c in found}
 
