@@ -88,10 +88,11 @@ def drawn(fn: Any) -> Tensor:
       for each row, takes an eighth of the time with 10 categories, and less with more.
     - Bits on the processor: whether a uniform number is below the probability. These are the draws of `torch.bernoulli`
       under the same seed, in a third of the time, without its look at each probability: where validation is off, one
-      look at all of them stands for it, and what is no probability is left to `torch.bernoulli`, which refuses it. So
-      are all bits of a graph that is being traced, which is not to read values. Logits are made probabilities before
-      they are repeated for the rows (see `RowsPlate` for what both earn). With validation off a step of the belief
-      network of 784 and 200 units takes 0.97 of the time that it takes with `torch.bernoulli`.
+      look at all of them stands for it (at whether any is NaN, where they are made of logits), and what is no
+      probability is left to `torch.bernoulli`, which refuses it. So are all bits of a graph that is being traced, which
+      is not to read values. Logits are made probabilities before they are repeated for the rows (see `RowsPlate` for
+      what both earn). With validation off a step of the belief network of 784 and 200 units takes 0.97 of the time that
+      it takes with `torch.bernoulli`.
     """
     base = fn
     while is_wrapper(type(base)) and not isinstance(base, ExpandedDistribution):
@@ -668,7 +669,7 @@ def _cross_entropy(fn: Any, msg: Any) -> Tensor | None:
     """Minus the log-probability of an event of Pyro's own bits, given by logits; None of anything else.
 
     These are the numbers of `fn.log_prob`, bit for bit, and their gradients, by its one operation over all elements and
-    the sum alone.
+    the sum alone: a step of a belief network of 64 and 20 units takes 0.97 of the time that it takes with the rest.
     """
     dims = fn.reinterpreted_batch_ndims if type(fn) is dist.Independent else 0
     if not dims or type(fn.base_dist) is not dist.Bernoulli or "logits" not in vars(fn.base_dist):
