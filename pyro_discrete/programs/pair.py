@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pyro_discrete.errors import SettingError, shown
 from pyro_discrete.programs.dims import ROWS_PLATE
-from pyro_discrete.programs.sites import is_deterministic, is_latent
+from pyro_discrete.programs.sites import is_deterministic, is_kind, is_latent
 
 __all__ = [
     "KeepSubsamples",
@@ -91,7 +91,7 @@ class RowsPlate(SiteMessenger, IndepMessenger):
     def _pyro_sample(self, msg: Any) -> None:
         msg["cond_indep_stack"] = (self.frame, *msg["cond_indep_stack"])
         fn = msg["fn"]
-        if msg["done"] or not isinstance(fn, TorchDistributionMixin):
+        if msg["done"] or not is_kind(type(fn), TorchDistributionMixin):
             return
         size, dim = self.rows
         shape = tuple(fn.batch_shape)

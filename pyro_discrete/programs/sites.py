@@ -52,11 +52,11 @@ __all__ = [
     "guide_terms",
     "hidden_log_prob",
     "is_deterministic",
+    "is_kind",
     "is_latent",
     "is_marked",
     "is_observed_delta",
     "is_random_observation",
-    "is_wrapper",
     "joint_support",
     "joint_values_at",
     "latent_sites",
@@ -95,7 +95,7 @@ def drawn(fn: Any) -> Tensor:
       it takes with `torch.bernoulli`.
     """
     base = fn
-    while is_wrapper(type(base)) and not isinstance(base, ExpandedDistribution):
+    while is_kind(type(base), Independent) or is_kind(type(base), MaskedDistribution):
         base = base.base_dist
     own = getattr(type(base), "sample", None)
     if own is Bernoulli.sample and _is_plain(base._param) and _has_uniform_bits(base._param):
@@ -246,20 +246,24 @@ def guide_terms(trace: Any) -> dict[str, Any]:
 
 def base_distribution(fn: Any) -> Any:
     """The distribution below `.to_event`, `.mask` and `.expand`."""
-    while is_wrapper(type(fn)):
+    while is_kind(type(fn), WRAPPERS):
         fn = fn.base_dist
     return fn
 
 
-@lru_cache(maxsize=1024)  # Pyro's classes take long to say what is one of theirs
-def is_wrapper(kind: type) -> bool:
-    """Whether distributions of a class are others with `.to_event`, `.mask` or `.expand` around them."""
-    return issubclass(kind, Independent | MaskedDistribution | ExpandedDistribution)
+WRAPPERS = (Independent, MaskedDistribution, ExpandedDistribution)
+"""Distributions that are others with `.to_event`, `.mask` or `.expand` around them."""
+
+
+@lru_cache(maxsize=1024)
+def is_kind(kind: type, of: type | tuple[type, ...]) -> bool:
+    """`issubclass`, remembered: Pyro's classes take long to say what is one of theirs."""
+    return issubclass(kind, of)
 
 
 def without_mask(fn: Any) -> Any:
     """The same distribution with every `.mask` taken off: what its values are really drawn from."""
-    if not is_wrapper(type(fn)):
+    if not is_kind(type(fn), WRAPPERS):
         return fn
     if isinstance(fn, MaskedDistribution):
         return without_mask(fn.base_dist)
