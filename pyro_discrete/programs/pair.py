@@ -75,6 +75,9 @@ class _ReplaySites(SiteMessenger, ReplayMessenger):
         ReplayMessenger._pyro_sample(self, msg)
 
 
+DISTRIBUTIONS = (TorchDistributionMixin,)
+
+
 class RowsPlate(SiteMessenger, IndepMessenger):
     """The leading plate of a run's rows, as `pyro.plate` around a program has it.
 
@@ -91,7 +94,7 @@ class RowsPlate(SiteMessenger, IndepMessenger):
     def _pyro_sample(self, msg: Any) -> None:
         msg["cond_indep_stack"] = (self.frame, *msg["cond_indep_stack"])
         fn = msg["fn"]
-        if msg["done"] or not is_kind(type(fn), TorchDistributionMixin):
+        if msg["done"] or not is_kind(type(fn), DISTRIBUTIONS):
             return
         size, dim = self.rows
         shape = tuple(fn.batch_shape)

@@ -95,7 +95,7 @@ def drawn(fn: Any) -> Tensor:
       it takes with `torch.bernoulli`.
     """
     base = fn
-    while is_kind(type(base), Independent) or is_kind(type(base), MaskedDistribution):
+    while is_kind(type(base), WRAPPERS[:2]):  # not expanded ones, which draw more than what is inside of them
         base = base.base_dist
     own = getattr(type(base), "sample", None)
     if own is Bernoulli.sample and _is_plain(base._param) and _has_uniform_bits(base._param):
@@ -256,7 +256,7 @@ WRAPPERS = (Independent, MaskedDistribution, ExpandedDistribution)
 
 
 @lru_cache(maxsize=1024)
-def is_kind(kind: type, of: type | tuple[type, ...]) -> bool:
+def is_kind(kind: type, of: tuple[type, ...]) -> bool:
     """`issubclass`, remembered: Pyro's classes take long to say what is one of theirs."""
     return issubclass(kind, of)
 
