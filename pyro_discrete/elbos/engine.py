@@ -26,7 +26,7 @@ from pyro_discrete.planning.branches import BranchChangedError, Branches
 from pyro_discrete.planning.make_plan import make_plan
 from pyro_discrete.planning.plan import Exact, Plan, StructureChangedError
 from pyro_discrete.planning.select import Selection, Spec
-from pyro_discrete.planning.site_estimators import SiteEstimators
+from pyro_discrete.planning.site_estimators import LAST_LOOK, SiteEstimators
 from pyro_discrete.posterior.methods import PosteriorMethods
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.module_state import Saved, kept_state
@@ -170,7 +170,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
             if surrogate.requires_grad:
                 surrogate.backward(retain_graph=self.retain_graph)
                 leaves = self._leaves.of(outcome.leaves)
-                check_gradients([p.grad for p in leaves if p.grad is not None], pair, self.step, leaves)
+                check_gradients([g for p in leaves if (g := p.grad) is not None], pair, self.step, leaves)
             return float(outcome.loss)
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
@@ -229,9 +229,10 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         return loss_not_finite(float(outcome.loss), traces, int(self.step))
 
     def _count_step(self) -> None:
-        self._calls += 1
         self.step.add_(1)
-        self.estimators.warn_if_idle(self._calls)
+        if self._calls < LAST_LOOK:
+            self._calls += 1
+            self.estimators.warn_if_idle(self._calls)
 
     def _eager_gradients(self, pair: Pair, register: bool) -> StepGradients:
         """A step's loss and gradient, by the program itself."""

@@ -78,6 +78,8 @@ class Order:
         """The site's plates that a later guide site is outside of, with the position of the first such site; those
         whose elements share terms, with that of the site itself."""
         found: dict[CondIndepStackFrame, int] = {}
+        if not self.dependencies.plates and self.position[name] == len(self.names) - 1:
+            return found  # no site is drawn after it
         for plate in self.plates[name]:
             if plate.name in self.dependencies.plates:
                 found[plate] = self.position[name]
@@ -174,7 +176,7 @@ class Costs:
         fixed = dict(_iterations(p for p in plates if p not in escapes))
         total: Tensor | None = None
         for group in self.groups:
-            if any(fixed.get(plate, count) != count for plate, count in group.iterations):
+            if group.iterations and any(fixed.get(plate, count) != count for plate, count in group.iterations):
                 continue
             start, chosen = self._reach(name, group) if local else (0, None)
             breaks = {plate: self.order.start(p, group.in_model) for plate, p in escapes.items()}
@@ -182,12 +184,12 @@ class Costs:
             for low, high in pairwise((start, *inner, NEVER)):
                 kept = plates if not breaks else {p for p in plates if breaks.get(p, NEVER) > low}
                 inside = dict(_iterations(kept)) if breaks else fixed
-                if any(inside.get(plate, count) != count for plate, count in group.iterations):
+                if breaks and any(inside.get(plate, count) != count for plate, count in group.iterations):
                     continue
                 value = group.between(low, high, chosen)
                 if value is None:
                     continue
-                for frame in group.plates:
+                for frame in group.plates if group.plates is not kept else ():
                     if frame.dim is not None and frame not in kept:
                         value = value.sum(frame.dim, keepdim=True)
                 total = value if total is None else total + value

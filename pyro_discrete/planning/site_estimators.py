@@ -17,8 +17,13 @@ from pyro_discrete.errors import SettingError
 from pyro_discrete.estimators.base import Estimator
 
 __all__ = [
+    "LAST_LOOK",
     "SiteEstimators",
 ]
+
+
+LAST_LOOK = 50
+"""At the call of this number it is last seen whether the estimators' parameters are stepped."""
 
 
 def _key(name: str) -> str:
@@ -118,7 +123,11 @@ class SiteEstimators(nn.Module):
     def _trained_by_caller(self) -> list[tuple[str, Estimator]]:
         """Estimators with parameters that the caller's optimiser is to train."""
         return [
-            (n, e) for n, e in self.items() if e.learning_rate is None and any(p.requires_grad for p in e.parameters())
+            (n, e)
+            for n, e in self.items()
+            if (e._parameters or e._modules)  # most have none, which is seen at once
+            and e.learning_rate is None
+            and any(p.requires_grad for p in e.parameters())
         ]
 
     def register(self) -> None:
@@ -170,7 +179,7 @@ class SiteEstimators(nn.Module):
         return False
 
     def warn_if_idle(self, calls: int) -> None:
-        """Say once if the estimators' parameters have not been stepped between the first call and the fiftieth."""
+        """Say once if the estimators' parameters have not been stepped from the first call to that of `LAST_LOOK`."""
         if calls == 1:
             own = self._trained_by_caller()
             self._watched = [
@@ -179,14 +188,14 @@ class SiteEstimators(nn.Module):
                 for p in estimator.parameters()
                 if p.requires_grad
             ]
-        elif calls == 50 and self._watched:
+        elif calls == LAST_LOOK and self._watched:
             idle = sorted({name for name, parameter, before in self._watched if torch.equal(parameter, before)})
             self._watched = []
             if idle:
                 warnings.warn(
                     f"The estimators of sites {', '.join(map(repr, idle))} have parameters that no optimiser has "
-                    "stepped in 50 calls. Give elbo.parameters() to the optimiser, after the first call, or use "
-                    "NVIL(learning_rate=...).",
+                    f"stepped in {LAST_LOOK} calls. Give elbo.parameters() to the optimiser, after the first call, or "
+                    "use NVIL(learning_rate=...).",
                     stacklevel=5,
                 )
 

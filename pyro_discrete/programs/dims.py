@@ -138,6 +138,8 @@ class Layout:
 
     def of(self, columns: int, owned: Mapping[str, Sequence[int]]) -> Layout:
         """The same with so many columns."""
+        if (self.columns, self.owned) == (columns, owned):
+            return self
         return replace(self, columns=columns, owned=owned)
 
     def block(self, particles: int = 1, inner: int = 1) -> Layout:

@@ -67,9 +67,13 @@ class ModuleState:
 
 def _copies(kept: Kept) -> Kept:
     return {
-        m: ({k: None if b is None else b.detach().clone() for k, b in buffers.items()}, numbers)
+        m: ({k: None if b is None else _copy(b) for k, b in buffers.items()}, numbers)
         for m, (buffers, numbers) in kept.items()
     }
+
+
+def _copy(buffer: Tensor) -> Tensor:
+    return (buffer.detach() if buffer.requires_grad else buffer).clone()
 
 
 def _put(kept: Kept) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pyro_discrete.errors import SettingError, shown
 from pyro_discrete.programs.dims import ROWS_PLATE
-from pyro_discrete.programs.sites import is_deterministic, is_latent
+from pyro_discrete.programs.sites import is_deterministic, is_kind, is_latent
 
 __all__ = [
     "KeepSubsamples",
@@ -64,7 +64,10 @@ class _TraceSites(SiteMessenger, TraceMessenger):
     """Pyro's trace of the sample statements."""
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        TraceMessenger._pyro_post_sample(self, msg)
+        if msg["infer"].get("_do_not_trace"):
+            TraceMessenger._pyro_post_sample(self, msg)
+        else:
+            self.trace.add_node(msg["name"], **msg)
 
 
 class _ReplaySites(SiteMessenger, ReplayMessenger):
@@ -72,6 +75,9 @@ class _ReplaySites(SiteMessenger, ReplayMessenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         ReplayMessenger._pyro_sample(self, msg)
+
+
+DISTRIBUTIONS = (TorchDistributionMixin,)
 
 
 class RowsPlate(SiteMessenger, IndepMessenger):
@@ -90,7 +96,7 @@ class RowsPlate(SiteMessenger, IndepMessenger):
     def _pyro_sample(self, msg: Any) -> None:
         msg["cond_indep_stack"] = (self.frame, *msg["cond_indep_stack"])
         fn = msg["fn"]
-        if msg["done"] or not isinstance(fn, TorchDistributionMixin):
+        if msg["done"] or not is_kind(type(fn), DISTRIBUTIONS):
             return
         size, dim = self.rows
         shape = tuple(fn.batch_shape)

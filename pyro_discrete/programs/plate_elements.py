@@ -25,8 +25,10 @@ class PlateElements:
     """
 
     def __init__(self, plates: Iterable[CondIndepStackFrame], names: Collection[str]) -> None:
-        sizes = {p.dim: p.size for p in plates if p.dim is not None and p.name in names} if names else {}
-        self.sizes: dict[int, int] = dict(sorted(sizes.items()))
+        self.sizes: dict[int, int] = {}
+        if names:
+            sizes = {p.dim: p.size for p in plates if p.dim is not None and p.name in names}
+            self.sizes = dict(sorted(sizes.items()))
         self.number: int = math.prod(self.sizes.values())
 
     def __bool__(self) -> bool:

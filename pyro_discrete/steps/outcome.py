@@ -162,7 +162,9 @@ class Outcome:
     def combine(self, particles: int) -> None:
         """Let the estimators combine their costs. They learn from them on the way: the loss is to be checked before."""
         for each in self.pending:
-            cost = each.cost if each.estimator.differentiates_costs else each.cost.detach()
+            cost = each.cost
+            if cost.requires_grad and not each.estimator.differentiates_costs:
+                cost = cost.detach()
             surrogate = each.estimator.surrogate(each.draw, cost)
             part = over(torch.as_tensor(surrogate.loss).sum(), particles)
             if surrogate.auxiliary is not None:

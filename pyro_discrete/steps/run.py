@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -47,6 +48,16 @@ class Traces:
     members: Mapping[str, list[str]]
     watch: WatchJumps | None = None
 
+    @cached_property
+    def guide_sites(self) -> Mapping[str, Any]:
+        """The guide's sample sites."""
+        return sample_sites(self.guide)
+
+    @cached_property
+    def model_sites(self) -> Mapping[str, Any]:
+        """The model's."""
+        return sample_sites(self.model)
+
 
 def run_pair(
     plan: Plan,
@@ -75,9 +86,9 @@ def run_pair(
         if "collide at dim" in str(error) and f'"{ROWS_PLATE}"' in str(error):
             raise StructureChangedError("the program has deeper plates than before", plan.batch_dims + 1) from error
         raise
-    sites = [*sample_sites(traces.guide).values(), *sample_sites(traces.model).values()]
+    sites = *traces.guide_sites.values(), *traces.model_sites.values()
     frames = [f for m in sites for f in m["cond_indep_stack"]]
-    deepest = max((-f.dim for f in frames if f.dim is not None and f.name != ROWS_PLATE), default=0)
+    deepest = max([-f.dim for f in frames if f.dim is not None and f.name != ROWS_PLATE], default=0)
     if deepest > plan.batch_dims:
         raise StructureChangedError("the program has deeper plates than before", deepest)
     return traces if watch is None else replace(traces, watch=watch)
@@ -87,7 +98,7 @@ def evaluated(
     plan: Plan, objective: Objective[E], traces: Traces, placing: PlaceRows | PlaceColumn, known: Dependencies
 ) -> E:
     """What the objective makes of a run: its loss, and the terms behind each site's cost."""
-    if known.known and not known.fit(sample_sites(traces.guide), sample_sites(traces.model)):
+    if known.known and not known.fit(traces.guide_sites, traces.model_sites):
         raise StructureChangedError("its sites are others than in the trial run")
     keep_graph = any(e.slope_rows for e in placing.taken.values())
     state, watch = known if known.known else None, traces.watch

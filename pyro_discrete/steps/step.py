@@ -76,10 +76,7 @@ WAYS: Mapping[type[Way], Steps] = {
 
 @contextmanager
 def same_state(plan: Plan, pair: Pair, training: bool = True) -> Iterator[Pair]:
-    """The pair for a step that may run it several times: each run starts from one state, the first one's is left."""
-    if plan.runs_once(training):
-        yield pair
-        return
+    """The pair for a step that runs it several times: each run starts from one state, the first one's is left."""
     same = SameState(plan.state)
     with same.around(pair) as again:
         yield again
@@ -100,9 +97,12 @@ def train_step(
     Within `train`, in this order: 2 place the guide's draws in their rows, 3 run the guide and the model once,
     4 turn their terms into each site's cost and hand it to its estimator. Raises `StructureChangedError` from there.
     """
-    pair = objective.around(plan.counts.around(pair), training=True)
-    with same_state(plan, pair) as runs:
-        outcome = WAYS[type(plan.way)].train(plan, runs, objective, choice, known)  # 2, 3, 4
+    pair, steps = objective.around(plan.counts.around(pair), training=True), WAYS[type(plan.way)]
+    if plan.runs_once():
+        outcome = steps.train(plan, pair, objective, choice, known)  # 2, 3, 4
+    else:
+        with same_state(plan, pair) as runs:
+            outcome = steps.train(plan, runs, objective, choice, known)
     check(outcome)  # the loss, before anything is learned from it
     if torch.is_grad_enabled():
         outcome.combine(plan.particles)  # 5: estimator.surrogate(draw, cost), site by site
@@ -116,8 +116,11 @@ def evaluate_step(plan: Plan, pair: Pair, objective: Objective, watched: Pair | 
     has to go further.
     """
     known = plan.dependencies(pair) if objective.reads_dependencies or isinstance(plan.way, Exact) else UNKNOWN
-    pair = objective.around(plan.counts.around(watched or pair), training=False)
-    with same_state(plan, pair, training=False) as runs:
-        outcome = WAYS[type(plan.way)].evaluate(plan, runs, objective, known)
+    pair, steps = objective.around(plan.counts.around(watched or pair), training=False), WAYS[type(plan.way)]
+    if plan.runs_once(training=False):
+        outcome = steps.evaluate(plan, pair, objective, known)
+    else:
+        with same_state(plan, pair, training=False) as runs:
+            outcome = steps.evaluate(plan, runs, objective, known)
     plan.counts.judge()
     return outcome

@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
-from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution, TorchDistributionMixin
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.ops.integrator import register_exception_handler
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import Binomial, Independent, constraints
+from torch.distributions import Binomial, constraints
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyro_discrete.errors import EnumerationError
@@ -102,7 +101,7 @@ class Counts:
         self.start()
         if pair.guide_runs_model:
             return pair
-        return replace(pair, model=self.in_model(pair.model), guide=_InGuide(self)(pair.guide))
+        return Pair(self.in_model(pair.model), _InGuide(self)(pair.guide), pair.args, pair.kwargs)
 
     def in_model(self, model: Program) -> Program:
         """The model by itself: every latent count is summed out that is not in `drawn`."""
@@ -292,7 +291,7 @@ _KINDS: dict[type, bool] = {}
 
 def _may_be_count(fn: Any) -> bool:
     """Whether a distribution may be one of counts, by its class: most are not, which is found at the least cost."""
-    base = base_distribution(fn) if isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution) else fn
+    base = base_distribution(fn)
     kind = type(base)
     found = _KINDS.get(kind)
     if found is None:

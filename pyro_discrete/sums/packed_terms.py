@@ -65,7 +65,7 @@ def check_crossing(guide_trace: Trace, model_trace: Trace) -> None:
 
     Raises `CoupledElementsError`.
     """
-    inside = {}
+    inside: dict[str, tuple[str, set[Any]]] = {}
     for trace, without in ((guide_trace, ()), (model_trace, latent_sites(guide_trace))):
         for name, symbol, site in enumerated_in(trace, without):
             plates = {p for p in plates_of(site) if p.vectorized}
@@ -73,8 +73,8 @@ def check_crossing(guide_trace: Trace, model_trace: Trace) -> None:
                 inside[symbol] = name, plates
     for outer in (m for t in (guide_trace, model_trace) for m in sample_sites(t).values()) if inside else ():
         for symbol in dims_of(outer["packed"]["log_prob"]):
-            name, plates = inside.get(symbol, ("", set()))
-            if not plates <= plates_of(outer):
+            name, plates = inside.get(symbol, ("", None))
+            if plates is not None and not plates <= plates_of(outer):
                 missing = sorted(p.name for p in plates - plates_of(outer))
                 raise CoupledElementsError(
                     f"Site {outer['name']!r} outside plate {', '.join(missing)} depends on site {name!r} "

@@ -36,4 +36,5 @@ class RLOO(Estimator):
 
     def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """`cost` `[1, K, *batch]`."""
-        return Surrogate(draw.score * (cost[0] - leave_one_out(cost[0])))
+        cost = cost[0]
+        return Surrogate(draw.score * (cost - leave_one_out(cost)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from functools import reduce
 from queue import LifoQueue
 from typing import Any
@@ -13,6 +14,7 @@ from pyro import poutine
 from pyro.distributions.score_parts import ScoreParts
 from pyro.infer import TraceEnum_ELBO
 from pyro.infer.enum import get_importance_trace, iter_discrete_escape, iter_discrete_extend
+from pyro.infer.util import is_validation_enabled
 from pyro.ops import packed
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
@@ -23,7 +25,7 @@ from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.inspection.trial import check_matched
 from pyro_discrete.planning.plan import Exact, OneByOne, Parallel, Plan
-from pyro_discrete.programs.pair import KeepSubsamples, Pair
+from pyro_discrete.programs.pair import KeepSubsamples, Pair, SiteMessenger
 from pyro_discrete.programs.sites import (
     draws_asked_for,
     family_of,
@@ -71,14 +73,24 @@ def enumerated_loss(plan: Plan, pair: Pair, known: Dependencies = UNKNOWN) -> Te
     if not parallel:  # every value's run sees the subsample of the first one
         kept = KeepSubsamples()
         guide, model = kept(guide), kept(model)
-    with warnings.catch_warnings():  # sites that need not be in the model may be there
-        warnings.filterwarnings("ignore", message="Found auxiliary vars in the model")
+    with _no_word_of_auxiliary_sites():
         loss = elbo.exact_loss(model, guide, *pair.args, **pair.kwargs)
     plan.met.cost = elbo.cost
     return loss
 
 
-class _Configure(Messenger):
+@contextmanager
+def _no_word_of_auxiliary_sites() -> Iterator[None]:
+    """Leaves out the warning that validation gives of sites that need not be in the model, and may be there."""
+    if not is_validation_enabled():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found auxiliary vars in the model")
+        yield
+
+
+class _Configure(SiteMessenger):
     """Marks discrete sites for enumeration, after a look at the size of their tables: in parallel, or the guide's not.
 
     For the guide, `seen` collects the names of its latent sites; for the model, sites in `drawn` are the guide's.
