@@ -52,6 +52,7 @@ from pyro_discrete.sums.left_out import LeftOutOfRuns, note_left_out
 __all__ = [
     "MOST",
     "SCALES_DIFFER",
+    "Absorbed",
     "Group",
     "Known",
     "Summed",
@@ -118,6 +119,10 @@ class Known(TorchDistribution):
         return self._log_prob
 
 
+class Absorbed(Known):
+    """The distribution of a member of a sum: its part is in the sum's own term, and zero here."""
+
+
 def collapsed(model_trace: Trace, marginalise: Marginalise, batch_dims: int) -> tuple[Trace, dict[str, list[str]]]:
     """The trace with each component's marginal log-likelihood in the place of its members', and each one's members.
 
@@ -128,19 +133,24 @@ def collapsed(model_trace: Trace, marginalise: Marginalise, batch_dims: int) -> 
     absorbed = {f.name: f.value for c in found for f in c.factors}
     after = {c.factors[-1].name: c for c in found}
     trace = Trace()
+    zeros: dict[Any, Absorbed] = {}
     for name, msg in model_trace.nodes.items():
         if name not in absorbed:
             trace.add_node(name, **msg)
             continue
-        rows = [f.size for f in msg["cond_indep_stack"] if f.name == ROWS_PLATE]
-        zero = absorbed[name].new_zeros([*rows, *(1,) * batch_dims])
-        trace.add_node(name, **{**msg, **_with(zero), "scale": 1.0})
+        rows = tuple([f.size for f in msg["cond_indep_stack"] if f.name == ROWS_PLATE])
+        key = rows, absorbed[name].dtype, absorbed[name].device
+        if key not in zeros:  # one for all members, as chains have thousands
+            zeros[key] = Absorbed(absorbed[name].new_zeros((*rows, *(1,) * batch_dims)))
+        fn = zeros[key]
+        zero = fn.log_prob(msg["value"])
+        trace.add_node(name, **{**msg, **_with(fn), "scale": 1.0})
         if name in after:
             component = after[name]
             term = contract(component)
             note_left_out(component)
             log_prob = unpacked(term, term._pyro_dims, names)  # type: ignore[attr-defined]
-            node = {**msg, **_with(log_prob), "scale": common_scale(component)}
+            node = {**msg, **_with(Known(log_prob)), "scale": common_scale(component)}
             shared = frozenset.intersection(*(frozenset(f.message["cond_indep_stack"]) for f in component.factors))
             node["cond_indep_stack"] = tuple(f for f in msg["cond_indep_stack"] if f in shared)
             node |= {"name": component.label, "value": zero, "is_observed": True, "infer": {}}
@@ -152,12 +162,12 @@ def absorbed(model_trace: Trace, names: Collection[str]) -> Trace:
     """The trace with the named sites marked as `collapsed` marks the members of a component."""
     trace = Trace()
     for name, msg in model_trace.nodes.items():
-        trace.add_node(name, **({**msg, **_with(torch.zeros(()))} if name in names else msg))
+        trace.add_node(name, **({**msg, **_with(Known(torch.zeros(())))} if name in names else msg))
     return trace
 
 
-def _with(log_prob: Tensor) -> dict[str, Any]:
-    return {"fn": Known(log_prob), "mask": None, "args": (), "kwargs": {}}
+def _with(fn: Known) -> dict[str, Any]:
+    return {"fn": fn, "mask": None, "args": (), "kwargs": {}}
 
 
 MOST = 256
