@@ -80,6 +80,8 @@ def _seen_by_compilers() -> Iterator[None]:
         symbolic_trace._is_fx_tracing_flag = before
 
 
+_PLAIN: Any = Tensor
+
 _HELD_AS_THEY_ARE = (
     *(type(None), bool, int, float, complex, str),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),
@@ -123,7 +125,7 @@ class _Recorder(TorchDispatchMode):
         return Recorded(Draft(self._root, self._graph), outputs, self.reads)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(each is not Tensor and each.__torch_dispatch__ is not Tensor.__torch_dispatch__ for each in types):
+        if any(each.__torch_dispatch__ is not _PLAIN.__torch_dispatch__ for each in types):
             return NotImplemented  # other tensors say first what their operations are
         kwargs = kwargs or {}
         if func.namespace == "profiler":  # says where time goes, of no tensor

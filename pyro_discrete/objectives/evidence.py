@@ -301,7 +301,7 @@ class EvidenceBound(Objective[Evaluation]):
             fn = msg["fn"]
             if isinstance(fn, Absorbed):
                 if fn not in zeros:
-                    zeros[fn] = padded(fn.log_prob(msg["value"]), batch_dims)
+                    zeros[fn] = padded(fn.zero, batch_dims)
                 terms.append(Term(zeros[fn], plates_of(msg), True, position, name))
                 continue
             log_p = known[name] if name in known else log_prob(fn, msg)

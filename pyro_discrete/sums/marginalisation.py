@@ -120,7 +120,11 @@ class Known(TorchDistribution):
 
 
 class Absorbed(Known):
-    """The distribution of a member of a sum: its part is in the sum's own term, and zero here."""
+    """The distribution of a member of a sum: its part is in the sum's own term, and `zero` here."""
+
+    def __init__(self, zero: Tensor) -> None:
+        self.zero = zero
+        super().__init__(zero)
 
 
 def collapsed(model_trace: Trace, marginalise: Marginalise, batch_dims: int) -> tuple[Trace, dict[str, list[str]]]:
@@ -143,7 +147,7 @@ def collapsed(model_trace: Trace, marginalise: Marginalise, batch_dims: int) -> 
         if key not in zeros:  # one for all members, as chains have thousands
             zeros[key] = Absorbed(absorbed[name].new_zeros((*rows, *(1,) * batch_dims)))
         fn = zeros[key]
-        zero = fn.log_prob(msg["value"])
+        zero = fn.zero
         trace.add_node(name, **{**msg, **_with(fn), "scale": 1.0})
         if name in after:
             component = after[name]
