@@ -17,7 +17,7 @@ FEWEST_ALIKE = 16
 gradients take half the time, of 64 bits two thirds."""
 
 MOST_ELEMENTS = 1024
-"""Of larger tensors, a copy costs as much as a call for each."""
+"""Sites of larger tensors are scored one by one: of 4,096 a fifth of the time is saved, for copies in memory."""
 
 _STACKED: Mapping[type, tuple[tuple[str, ...], ...]] = {
     dist.Bernoulli: (("logits",), ("probs",)),
@@ -49,7 +49,7 @@ def scored_together(sites: Mapping[str, Any]) -> dict[str, Tensor]:
         return {}
     for name, msg in sites.items():
         fn, value, events = msg["fn"], msg["value"], 0
-        while type(fn) is dist.Independent:
+        while type(fn) is dist.Independent and "log_prob" not in vars(fn):
             fn, events = fn.base_dist, events + fn.reinterpreted_batch_ndims
         sets = _STACKED.get(type(fn))
         if sets is None or type(value) is not Tensor or msg["args"] or msg["kwargs"]:
@@ -85,7 +85,7 @@ def _scored(kind: Any, names: tuple[str, ...], events: int, validated: bool, gro
     columns = zip(*(parameters for _, parameters, _ in group), strict=True)
     made = {name: stacked(column, inner) for name, column in zip(names, columns, strict=True)}
     fn = kind(**made, validate_args=False)
-    fn._validate_args = validated
+    vars(fn).update(made, _validate_args=validated)  # as they are: a constructor may bring logits to one sum again
     try:
         scores = fn.log_prob(stacked([value for *_, value in group], 0))
     except ValueError:

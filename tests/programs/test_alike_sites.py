@@ -24,6 +24,12 @@ def parameters(*shape: int) -> Tensor:
     return torch.randn(N, *shape, dtype=torch.float64).requires_grad_()
 
 
+def with_logits(p: Tensor) -> Any:
+    fn = dist.Categorical(logits=p)
+    fn.logits = p  # not brought to a sum of one
+    return fn
+
+
 MAKES: dict[str, Callable[[Tensor], Any]] = {
     "Normal": lambda p: dist.Normal(p, 0.5),
     "Normal, a scale of its own": lambda p: dist.Normal(p, p.exp()),
@@ -38,6 +44,7 @@ MAKES: dict[str, Callable[[Tensor], Any]] = {
     "Bernoulli, an event": lambda p: dist.Bernoulli(logits=p).to_event(1),
     "Categorical": lambda p: dist.Categorical(logits=p),
     "Categorical, probs": lambda p: dist.Categorical(p.softmax(-1)),
+    "Categorical, logits that are set": with_logits,
     "Categorical, an event": lambda p: dist.Categorical(logits=p).to_event(1),
 }
 
@@ -88,12 +95,20 @@ def with_own_score(p: Tensor) -> Any:
     return fn
 
 
+def with_own_score_of_an_event(p: Tensor) -> Any:
+    fn = dist.Normal(p, 1.0).to_event(1)
+    fn.log_prob = lambda value: value.sum(-1)  # type: ignore[method-assign]
+    return fn
+
+
 @pytest.mark.parametrize(
     "make",
     [
         lambda p: Shifted(p, 1.0),
         lambda p: Shifted(p, 1.0).to_event(1),
         with_own_score,
+        lambda p: with_own_score(p).to_event(1),
+        with_own_score_of_an_event,
         lambda p: dist.Normal(p, 1.0).mask(torch.tensor(True)),
         lambda p: dist.Normal(p, 1.0).mask(torch.tensor(True)).to_event(1),
         lambda p: dist.LogNormal(p, 1.0),
