@@ -29,6 +29,7 @@ from typing import Annotated, Any
 
 import pyro
 import torch
+import torch._dynamo  # which the first optimiser that is made imports
 import typer
 
 from benchmarks.steps.eager_steps import CONTESTS, GRAPH, JIT, OURS, Contest, Make, ratios, svi

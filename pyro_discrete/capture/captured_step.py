@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_discrete.capture.graph import Capture, capture
@@ -123,12 +122,10 @@ class Writes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        written = written_tensors(func, args, kwargs)
+        written = written_tensors(func, args, kwargs) if func._schema.is_mutable else []
         if func is torch.ops.aten.native_batch_norm.default:  # whose schema does not say so
             written = [t for t in args[3:5] if t is not None]
         for tensor in written:
-            if isinstance(tensor, FakeTensor):
-                continue
             key = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride())
             if key not in self._tensors:
                 self._tensors[key] = (tensor.detach(), tensor.detach().clone())

@@ -14,12 +14,8 @@ import torch
 from pyro.infer.util import Dice
 from pyro.util import get_rng_state
 from torch import Tensor, fx
-from torch._guards import TracingContext, tracing
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import one_hot
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_discrete.capture.grouping import group_alike
 from pyro_discrete.capture.rewriting import (
@@ -40,6 +36,7 @@ from pyro_discrete.capture.rewriting import (
 )
 from pyro_discrete.errors import first_line
 from pyro_discrete.inspection.provenance import classes_stated
+from pyro_discrete.recording import ValueReadError, record
 
 __all__ = [
     "Capture",
@@ -145,43 +142,21 @@ def capture(step: Step, inputs: list[Tensor], tracked: list[Tensor]) -> tuple[Ca
     `tracked` are tensors that the step is known to use; Python must not read values of these, nor of the inputs.
     Raises `NotCapturableError`, and whatever the step raises.
     """
-    outputs: list[Tensor] = []
-
-    def traced(*tensors: Tensor) -> list[Tensor]:
-        outputs[:] = step(*tensors[: len(inputs)])
-        return outputs
-
-    reads = _ValueReads()
-    # the shapes of all nodes by one mode: make_fx would set one up for each
-    shapes = tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
-    with _random_left_alone(), pyro.validation_enabled(False), shapes, _InsideTorch(), reads:
-        graph = make_fx(traced)(*inputs, *tracked)
+    with _random_left_alone(), pyro.validation_enabled(False), _InsideTorch():
+        recorded = record(lambda *tensors: step(*tensors[: len(inputs)]), [*inputs, *tracked])
+    graph = recorded.graph
     refuse_own_generators(graph)
     tensors = [*tracked, *lift_constants(graph, len(inputs) + len(tracked))]
     declare_writes(graph)
     refuse_dynamic_shapes(graph)
-    own_outputs(graph, outputs)
+    own_outputs(graph, recorded.outputs)
     graph.graph.eliminate_dead_code()
     drop_aliases(graph)
     share_repeated(graph)
     drop_unused(graph, tensors, len(inputs))
-    graph.recompile()
     changed = changed_tensors(graph, len(inputs))
     refuse_overlap(tensors, changed)
-    return Capture(graph, tensors, changed, reads.found), outputs
-
-
-class _ValueReads(TorchDispatchMode):
-    """Notes the tensors outside of the graph whose values Python reads: the graph holds while they are not written."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[tuple[Tensor, int]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.data_dependent_output in func.tags:
-            self.found += [(a, a._version) for a in args if isinstance(a, Tensor)]
-        return func(*args, **(kwargs or {}))
+    return Capture(fx.GraphModule(graph, graph.graph), tensors, changed, recorded.reads), recorded.outputs
 
 
 class _InsideTorch(TorchFunctionMode):
@@ -224,7 +199,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 def why_not(error: Exception) -> str:
     """What an error says about why a step cannot be captured."""
     text = first_line(error).strip()
-    if "get value out of a tracing tensor" in text or "data-dependent" in text.lower():
+    if isinstance(error, ValueReadError) or "data-dependent" in text.lower():
         return (
             "it decides in Python by a tensor's value (`if`, `.item()`, `float()`); use tensor operations such as "
             "torch.where instead"

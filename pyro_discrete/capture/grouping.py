@@ -16,15 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._guards import TracingContext, tracing
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_discrete.capture.agenda import groups_of
 from pyro_discrete.capture.long_sums import FEWEST, join_sums
 from pyro_discrete.capture.rewriting import drop_aliases, share_repeated
 from pyro_discrete.capture.simplification import drawing_name, is_random, simplify
 from pyro_discrete.capture.stacks import Stacks
+from pyro_discrete.recording import Draft, record
 
 __all__ = [
     "GroupingMismatchError",
@@ -51,7 +49,7 @@ def group_alike(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphModu
     `inputs` are such that the graph takes: it is run on them with the draws of the new one, to compare their results.
     Raises `GroupingMismatchError` if these differ.
     """
-    draft = _Draft(graph, copy.deepcopy(graph.graph))
+    draft = Draft(graph, copy.deepcopy(graph.graph))
     if not simplify(draft):
         return None
     join_sums(draft)
@@ -98,24 +96,15 @@ def _traced(
         found = [stacks.one(node).clone(memory_format=torch.contiguous_format) for node in results]  # type: ignore
         return [*found, *drawn]
 
-    shapes = tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
-    with torch.no_grad(), shapes, warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of operations that `vmap` does one by one: then little is gained
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            traced = make_fx(run)(*inputs)
+            traced = record(run, inputs).graph
     drop_aliases(traced)
     traced.graph.eliminate_dead_code()
     share_repeated(traced)
     traced.graph.eliminate_dead_code()
-    traced.recompile()
-    return traced, drawing
-
-
-class _Draft(fx.GraphModule):
-    """A graph that is rewritten and never run as it is: no code is made for it."""
-
-    def recompile(self) -> Any:
-        """Nothing."""
+    return fx.GraphModule(traced, traced.graph), drawing
 
 
 class _WithDraws(fx.Interpreter):

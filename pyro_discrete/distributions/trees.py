@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import constraints
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyro_discrete.distributions.structure import GibbsStructure, Structure, first_element, float_or_inf
 from pyro_discrete.distributions.supports import Parents, check_square
@@ -16,6 +15,7 @@ from pyro_discrete.draws.gumbel import gumbel_max
 from pyro_discrete.draws.log_space import Reduce, log_sum_exp, masked_log
 from pyro_discrete.draws.softening import one_hot_vector
 from pyro_discrete.errors import SettingError
+from pyro_discrete.recording import is_recorded
 
 __all__ = ["Arborescence", "SpanningTree", "sum_by_elimination"]
 
@@ -123,7 +123,7 @@ class Arborescence(GibbsStructure):
 
     def _make_tables(self, logits: Tensor) -> tuple[Tensor, ...]:
         """log Z; and by determinants marginals `[*batch, n, n - 1]`, weights like them, and the Laplacian's inverse."""
-        if get_proxy_mode() is None:  # a graph cannot choose by values
+        if not is_recorded():  # a graph cannot choose by values
             weights, scale = self._scaled(logits)
             laplacian = _laplacian(weights)
             inverse = torch.linalg.inv_ex(laplacian).inverse

@@ -26,7 +26,6 @@ from torch.distributions import (
     OneHotCategorical,
     Poisson,
 )
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.functional import one_hot
 
 from pyro_discrete.distributions.structure import LARGEST_SUPPORT, GibbsStructure
@@ -37,6 +36,7 @@ from pyro_discrete.families import RELAXABLE, Family, Need
 from pyro_discrete.programs.counts import CountUpTo
 from pyro_discrete.programs.dims import Layout, plates_of
 from pyro_discrete.programs.laws import law_of, needs_met, parameter_dims, structure_of
+from pyro_discrete.recording import is_recorded
 
 __all__ = [
     "Site",
@@ -135,7 +135,7 @@ def _has_uniform_bits(parameter: Tensor) -> bool:
 def _bits(fn: Bernoulli) -> Tensor | None:
     """None where only `torch.bernoulli` may make them."""
     validated, by_probs = _has_validated(fn), "probs" in vars(fn)
-    if not validated and get_proxy_mode() is not None:
+    if not validated and is_recorded():
         return None
     given = _once((fn.probs if by_probs else fn.logits).detach())
     probs = given if by_probs else given.sigmoid()
@@ -690,10 +690,13 @@ def _cross_entropy(fn: Any, msg: Any) -> Tensor | None:
     return (found if dims == 1 else found.flatten(-dims)).sum(-1)
 
 
-def guide_log_prob(msg: Any, estimator: Estimator | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def guide_log_prob(
+    msg: Any, estimator: Estimator | None, log_mass: Tensor | None = None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """A guide site's cost term, its score if it has one, and its pathwise term if it has one.
 
-    `estimator` is None for a site that none drew. A site whose row 0 is relaxed has no score.
+    `estimator` is None for a site that none drew. A site whose row 0 is relaxed has no score. `log_mass`: of a site
+    that an estimator drew, its log-probability, where that is known.
     """
     fn, scale, mask = msg["fn"], msg["scale"], msg["mask"]
     if is_random_observation(msg):  # see `guide_terms`
@@ -708,7 +711,7 @@ def guide_log_prob(msg: Any, estimator: Estimator | None) -> tuple[Tensor, Tenso
             pathwise = scale_and_mask(parts.entropy_term, scale, mask)
         score = None if is_identically_zero(parts.score_function) else parts.score_function
         return log_q, score, pathwise
-    log_mass = log_prob(fn, msg)
+    log_mass = log_prob(fn, msg) if log_mass is None else log_mass
     log_q = scale_and_mask(log_mass, scale, mask)
     if 0 in estimator.relaxed:
         return log_q, None, log_q

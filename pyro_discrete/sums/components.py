@@ -17,6 +17,7 @@ from pyro_discrete.draws.log_space import Reduce
 from pyro_discrete.errors import EnumerationError, SiteShapeError
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.inspection.places import Along, At
+from pyro_discrete.programs.alike_sites import scored_together
 from pyro_discrete.programs.sites import sample_sites, site_log_prob
 from pyro_discrete.sums.elimination import Elimination, SizesAlone
 from pyro_discrete.sums.enumerated_sites import BUDGET, IN_GUIDE, BudgetError, ByParts, Marginalise, PairsError
@@ -67,10 +68,14 @@ def components(model_trace: Trace, marginalise: Marginalise) -> tuple[list[Compo
     """The trace's factors with enumerated dims, by connected component."""
     names, factors = Names(), []
     with marginalise.watching():
-        for position, (name, msg) in enumerate(sample_sites(model_trace).items()):
-            own = name in marginalise.own
-            if own or _reaches_left(msg, marginalise.given.first) or _is_followed(msg, marginalise):
-                factors.append(_factor(name, position, msg, marginalise, names))
+        reached = [
+            (position, name, msg)
+            for position, (name, msg) in enumerate(sample_sites(model_trace).items())
+            if name in marginalise.own or _reaches_left(msg, marginalise.given.first) or _is_followed(msg, marginalise)
+        ]
+        scores = scored_together({name: msg for _, name, msg in reached}) if marginalise.parts is None else {}
+        for position, name, msg in reached:
+            factors.append(_factor(name, position, msg, marginalise, names, scores.get(name)))
     if marginalise.parts is not None and marginalise.parts.escape:
         raise _not_by_parts(
             sorted(marginalise.by_parts), f"what reads them cannot be followed: {marginalise.parts.escape}"
@@ -99,13 +104,16 @@ def _reaches_left(msg: Any, first: int) -> bool:
     return max(dims[0], value.dim() - fn.event_dim if torch.is_tensor(value) else 0, *dims) >= -first
 
 
-def _factor(name: str, position: int, msg: Any, marginalise: Marginalise, names: Names) -> Factor:
+def _factor(
+    name: str, position: int, msg: Any, marginalise: Marginalise, names: Names, log_p: Tensor | None = None
+) -> Factor:
+    """A site's factor; `log_p`: its log-probability, where that is known."""
     first = marginalise.given.first
     parts, dims_behind = None, ""
     if isinstance(msg["fn"], ByParts):
         parts, log_p = _own_parts(name, msg, marginalise)
         dims_behind = parts.along
-    else:
+    elif log_p is None:
         log_p = site_log_prob(msg)
         if marginalise.parts is not None:
             log_p, parts = _by_places(name, msg, log_p, marginalise)

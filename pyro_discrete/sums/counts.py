@@ -14,12 +14,12 @@ from pyro.ops.integrator import register_exception_handler
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Binomial, constraints
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.programs.counts import CountUpTo, log_mass_beyond
 from pyro_discrete.programs.pair import Pair, Program
 from pyro_discrete.programs.sites import base_distribution, is_latent
+from pyro_discrete.recording import is_recorded
 from pyro_discrete.relaxations.relaxed_distribution import TRUNCATION, rebuilt, stated_truncation
 
 __all__ = [
@@ -198,7 +198,7 @@ class Counts:
 
     def _trials(self, name: str, base: Binomial) -> int | None:
         """The largest number of trials so far; None where all elements have the same, which Pyro can enumerate."""
-        if get_proxy_mode() is not None:  # values are not to be read: those of the runs before count
+        if is_recorded():  # values are not to be read: those of the runs before count
             if name in self.tops:
                 self.note([name], base.total_count.max() - self.tops[name])
             return self.tops.get(name)
@@ -233,7 +233,7 @@ class Counts:
                 beyond = cut.log_beyond()
                 assert beyond is not None
                 self.note([name], beyond - math.log(GUIDE_LEFT_OUT))
-            elif get_proxy_mode() is None:
+            elif not is_recorded():
                 self.note_share(name, cut.log_prob(torch.full((), cut.last, dtype=cut.fn.mean.dtype)).exp())
 
 

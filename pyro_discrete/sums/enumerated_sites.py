@@ -18,7 +18,6 @@ from pyro.poutine.markov_messenger import MarkovMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 from torch.distributions import constraints
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyro_discrete.distributions.structure import LARGEST_SUPPORT, GibbsStructure
 from pyro_discrete.errors import EnumerationError, SiteMatchError, SiteShapeError
@@ -38,6 +37,7 @@ from pyro_discrete.programs.sites import (
     why_not_enumerable,
     without_mask,
 )
+from pyro_discrete.recording import is_recorded
 
 __all__ = [
     "BUDGET",
@@ -207,7 +207,7 @@ class EnumerationDims:
         number, dim = self.number, self.following
         self.number += 1
         free = [] if in_use is None else [d for d in self._local if d not in in_use]
-        spare = SPARE if get_proxy_mode() is None else 1  # a graph is of a run that was looked at before
+        spare = 1 if is_recorded() else SPARE  # a graph is of a run that was looked at before
         if len(free) >= spare:
             # not always the oldest: a program that looks back equally far every time would meet its own dim
             dim = free[number * number % spare]
@@ -424,7 +424,7 @@ class Marginalise(EnumerateSites):
 
     def _mark_parts(self, msg: Any, settings: Enumerate) -> None:
         name, structure = msg["name"], summed_by_parts(msg["fn"])
-        if get_proxy_mode() is not None:  # a step is not captured then
+        if is_recorded():  # a step is not captured then
             raise RuntimeError(f"what reads site {name!r} is looked at in every run, as it is summed by parts")
         if structure is None:
             raise EnumerationError(f"Site {name!r} is another kind of site than in the trial run.")

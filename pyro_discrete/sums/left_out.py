@@ -13,11 +13,11 @@ from pyro.distributions import Delta, LogNormal
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
 from torch.distributions import Independent, MixtureSameFamily
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyro_discrete.errors import EnumerationError
 from pyro_discrete.programs.counts import CountUpTo
 from pyro_discrete.programs.sites import base_distribution, joint_support, without_mask
+from pyro_discrete.recording import is_recorded
 from pyro_discrete.sums.components import contract
 from pyro_discrete.sums.counts import LEFT_OUT
 from pyro_discrete.sums.elimination import aligned, dims_of, named
@@ -46,7 +46,7 @@ def note_left_out(component: Component) -> None:
     counts = {f.own: _count(f) for f in component.factors if f.own}
     opened = {symbol: count for symbol, count in counts.items() if count is not None and count.ends == "open"}
     stated = {symbol: count for symbol, count in counts.items() if count is not None and count.ends == "stated"}
-    if get_proxy_mode() is not None:  # a graph only says whether sums go far enough
+    if is_recorded():  # a graph only says whether sums go far enough
         stated = {}
     if not opened and not stated:
         return
@@ -153,7 +153,7 @@ def _bound(factor: Factor, reads: Sequence[str], opened: Mapping[str, CountUpTo]
     for dim in own:
         if -dim <= bound.dim() and bound.shape[dim] > 1:
             least = bound.narrow(dim, 0, 1)
-            if get_proxy_mode() is None:
+            if not is_recorded():
                 if not bool((bound == least).all()):
                     raise _unbounded(factor, reads, opened, "the largest value of its density changes with the count")
                 bound = least
@@ -206,7 +206,7 @@ class LeftOutOfRuns:
                 if bool((messages[name]["value"] == count.last).any()):
                     self.at_last.setdefault(name, (count, []))[1].append(total)
                 continue
-            if get_proxy_mode() is not None:
+            if is_recorded():
                 raise RuntimeError(f"how far the sum over {name!r} goes is judged by its values")
             self.opened[name] = count
             bounds = self._bounds(name, terms, messages, own)

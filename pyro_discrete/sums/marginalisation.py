@@ -52,8 +52,8 @@ from pyro_discrete.sums.left_out import LeftOutOfRuns, note_left_out
 __all__ = [
     "MOST",
     "SCALES_DIFFER",
+    "Absorbed",
     "Group",
-    "HeldElsewhere",
     "Known",
     "Summed",
     "absorbed",
@@ -119,8 +119,12 @@ class Known(TorchDistribution):
         return self._log_prob
 
 
-class HeldElsewhere(Known):
-    """A member of a component: its log-probability is zero, as the component's term holds it."""
+class Absorbed(Known):
+    """The distribution of a member of a sum: its part is in the sum's own term, and `zero` here."""
+
+    def __init__(self, zero: Tensor) -> None:
+        self.zero = zero
+        super().__init__(zero)
 
 
 def collapsed(model_trace: Trace, marginalise: Marginalise, batch_dims: int) -> tuple[Trace, dict[str, list[str]]]:
@@ -133,17 +137,17 @@ def collapsed(model_trace: Trace, marginalise: Marginalise, batch_dims: int) -> 
     absorbed = {f.name: f.value for c in found for f in c.factors}
     after = {c.factors[-1].name: c for c in found}
     trace = Trace()
-    held: dict[Any, tuple[Tensor, HeldElsewhere]] = {}
+    zeros: dict[Any, Absorbed] = {}
     for name, msg in model_trace.nodes.items():
         if name not in absorbed:
             trace.add_node(name, **msg)
             continue
-        rows = [f.size for f in msg["cond_indep_stack"] if f.name == ROWS_PLATE]
-        kind = *rows, absorbed[name].dtype, absorbed[name].device
-        if kind not in held:  # mostly one for all members
-            zero = absorbed[name].new_zeros([*rows, *(1,) * batch_dims])
-            held[kind] = zero, HeldElsewhere(zero)
-        zero, fn = held[kind]
+        rows = tuple([f.size for f in msg["cond_indep_stack"] if f.name == ROWS_PLATE])
+        key = rows, absorbed[name].dtype, absorbed[name].device
+        if key not in zeros:  # one for all members, as chains have thousands
+            zeros[key] = Absorbed(absorbed[name].new_zeros((*rows, *(1,) * batch_dims)))
+        fn = zeros[key]
+        zero = fn.zero
         trace.add_node(name, **{**msg, **_with(fn), "scale": 1.0})
         if name in after:
             component = after[name]
@@ -162,7 +166,7 @@ def absorbed(model_trace: Trace, names: Collection[str]) -> Trace:
     """The trace with the named sites marked as `collapsed` marks the members of a component."""
     trace = Trace()
     for name, msg in model_trace.nodes.items():
-        trace.add_node(name, **({**msg, **_with(HeldElsewhere(torch.zeros(())))} if name in names else msg))
+        trace.add_node(name, **({**msg, **_with(Absorbed(torch.zeros(())))} if name in names else msg))
     return trace
 
 

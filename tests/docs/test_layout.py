@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS = {
     "pyro_discrete": """
         errors
-        families checkpoints interrupts tables
+        families checkpoints interrupts tables recording
         draws
         control_variates distributions
         estimators/base
