@@ -40,7 +40,7 @@ class Branches:
         self._given: Any = None
         self._now: Any = None
         self.sure: bool = False
-        self._learns = False
+        self._learns = self._waits = False
 
     def unchanged(self) -> bool:
         """Whether all that the program can see in Python is known, and as it was before it was run for a plan."""
@@ -54,6 +54,7 @@ class Branches:
     def begin(self, pair: Pair, plan: Plan) -> None:
         """Take in the plan that was made for the first call."""
         assert self._decides is not None
+        self._waits = not (self.seen or self.looks) and self.unchanged()
         self._given = self._decides.of(pair)
         self._now, self.sure = self._given if self._decides.in_draws else self._done or decisions(pair), True
         self._plans[self._now] = plan
@@ -78,12 +79,12 @@ class Branches:
     def watched(self, pair: Pair, plan: Plan) -> Pair:
         """The pair to be run: what its runs do is noted where that is to be learned, or to be compared.
 
-        It is not learned before a call may take another branch, where no values are read by which one could: a first
-        call of a hidden Markov model takes 0.9 of the time. Raises `BranchChangedError` where nothing is known to
-        compare with.
+        It is not learned before a call may take another branch, where no values are read by which one could, and runs
+        change nothing that they see: a first call of a hidden Markov model takes 0.9 of the time. Raises
+        `BranchChangedError` where nothing is known to compare with.
         """
         met = bool(plan.met.digests)
-        learned = self.sure and not self._learns and (met or not (self.seen or self.looks))
+        learned = self.sure and not self._learns and (met or self._waits)
         if self._decides is None or self._decides.in_draws or learned:
             return pair
         if not self.sure and not met:
