@@ -413,8 +413,7 @@ class Provenance:
 class DispatchMode(TorchDispatchMode):
     """A mode of torch's dispatcher that `torch.compile` lets alone, without loading that where nobody uses it.
 
-    Torch has every mode do so by a wrapper whose first use imports `torch._dynamo`: 0.5 to 2.5 s of the processor's
-    time in a first call.
+    Torch has every mode do so by a wrapper that imports `torch._dynamo`, and that runs at every operation.
     """
 
     _let_alone: ClassVar[bool] = False

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional
 
 from pyro_discrete.inspection.apart import Keeping, follow
-from pyro_discrete.inspection.trial import plain_trial, unused_size
+from pyro_discrete.inspection.trial import plain_trial
+from pyro_discrete.inspection.trial_rows import run_over_rows
 from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.pair import Pair
 
@@ -104,7 +105,7 @@ def pair(of):
 def followed(of, rows=False):
     program = pair(of)
     trial = plain_trial(program)
-    return trial.followed(program, ["z"], (unused_size(trial), -2) if rows else None)
+    return run_over_rows(program, trial, ["z"]).followed if rows else trial.followed(program, ["z"])
 
 
 @pytest.mark.parametrize("rows", [False, True])

@@ -9,7 +9,9 @@ import torch
 from pyro import poutine
 
 from pyro_discrete import TraceELBO
-from pyro_discrete.inspection import enumerability
+from pyro_discrete.inspection import trial as trial_module
+from pyro_discrete.inspection import trial_rows
+from pyro_discrete.inspection.apart import Followed
 from pyro_discrete.inspection.enumerability import joined_plates, why_not_over_values
 from pyro_discrete.inspection.trial import Trial, plain_trial
 from pyro_discrete.inspection.trial_rows import check_rows
@@ -130,11 +132,12 @@ def planned(model, estimator):
 @pytest.mark.parametrize("estimator", ["rloo", "enumerate", "auto"])
 @pytest.mark.parametrize("model", PROGRAMS, ids=lambda model: model.__name__)
 def test_plans_are_those_of_runs_by_themselves(monkeypatch, model, estimator):
-    """Nothing in rows, nothing shared, and what depends on what looked for: the same plan."""
+    """Nothing followed, nothing shared, and what depends on what looked for: the same plan, by values."""
     found = planned(model, estimator)
-    monkeypatch.setattr(enumerability, "_keeping_rows_apart", lambda *given: None)
+    for module in (trial_module, trial_rows):
+        monkeypatch.setattr(module, "follow", lambda *given: Followed("not followed"))
     monkeypatch.setattr(Trial, "shared_with", lambda trial, pair: None)
-    monkeypatch.setattr(make_plan, "moved_by", lambda *given: None)
+    monkeypatch.setattr(make_plan, "reached_by", lambda *given: None)
     assert planned(model, estimator) == found
 
 
@@ -158,21 +161,20 @@ def sites_of(trial):
 
 @pytest.mark.parametrize(("model", "joined"), [(elements_apart, False), (events, True)])
 def test_plate_elements_are_looked_at_in_rows(model, joined):
-    """One run, and three of single rows, in the place of eight and more; the looks that follow need none."""
+    """One run, and one that is followed, in the place of eight and more; the looks that follow need none."""
     pair, trial, runs = counted(model)
     assert ("p" in joined_plates(pair, trial, sites_of(trial), under_plate=True)) is joined
     assert check_rows(pair, trial, 2)
-    assert len(runs) == 4
+    assert len(runs) == 2
     assert not why_not_over_values(pair, trial, ["w"])
-    assert len(runs) == 5  # values at this site alone, without a plate of rows; rows by themselves are known
+    assert len(runs) == 4  # values at this site alone, without a plate of rows
 
 
 @pytest.mark.parametrize("model", [shapes_that_take_no_rows, noise_of_its_own])
-def test_rows_that_do_not_show_what_runs_by_themselves_do_are_not_believed(model):
-    pair, trial, runs = counted(model)
+def test_programs_without_rows_and_with_noise(model):
+    pair, trial, _ = counted(model)
     joined = joined_plates(pair, trial, sites_of(trial), under_plate=True)
     assert list(joined) == (["p"] if model is shapes_that_take_no_rows else [])
-    assert len(runs) >= (4 if joined else 12)
 
 
 def test_shared_runs_are_at_the_numbers_of_the_trial_and_of_one_pair():
