@@ -85,15 +85,27 @@ def follow(
 
 
 class _At(NamedTuple):
-    """Where a tensor has elements: entry e of `dim` (from the right) is of element `e // inner % size`."""
+    """Where a tensor has elements: entry e of `dim` (from the right) is of element `e // inner % size`.
+
+    Or of that which `of` has at this place, none where it has `NONE`. All entries are of one element where dim is 0.
+    """
 
     dim: int
     inner: int
     size: int
+    of: tuple[int, ...] = ()
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The element at each place."""
+        return self.of or tuple(range(self.size))
 
 
 _MIXED = _At(0, 0, 0)
 """Stands for entries that may come from several elements."""
+
+NONE = -1
+"""Stands for no element."""
 
 
 _PRODUCTS = {"mm": 0, "addmm": 1, "bmm": 0, "baddbmm": 1}
@@ -101,29 +113,37 @@ _PRODUCTS = {"mm": 0, "addmm": 1, "bmm": 0, "baddbmm": 1}
 
 _LISTS = {"cat", "stack"}
 
-_ALONG: dict[str, tuple[int, Any]] = {
-    **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "sort", "argsort", "flip"), (1, -1)),
-    **dict.fromkeys(("unbind", "index_select"), (1, 0)),
+_VIEWS = {"view", "reshape", "_unsafe_view", "_reshape_alias", "flatten", "unflatten"}
+
+_TAKING: dict[str, tuple[int, Any]] = {
+    **dict.fromkeys(("slice", "select", "unbind"), (1, 0)),
     **dict.fromkeys(("split", "split_with_sizes"), (2, 0)),
+    "flip": (1, ()),
+    "roll": (2, ()),
+}
+"""Operations that take entries of a dim, or several, each with the place of these among the arguments, and what they
+are without it."""
+
+_ALONG: dict[str, tuple[int, Any]] = {
+    **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "sort", "argsort"), (1, -1)),
+    "index_select": (1, 0),
     **dict.fromkeys(("var", "std"), (1, None)),
-    **dict.fromkeys(("roll", "linalg_vector_norm"), (2, None)),
+    "linalg_vector_norm": (2, None),
     "topk": (2, -1),
 }
-"""Operations along one dim, or several, each with the place of these among the arguments, and what they are without it
-(None for all)."""
+"""Operations along one dim, or several, likewise (None for all)."""
 
 _SCATTERS = {"scatter", "scatter_add", "scatter_reduce"}
 
 _OF_ONE = {"sum", "mean", "prod", "logsumexp", "amax", "amin", "max", "min", "argmax", "argmin", "any", "all"}
 
-_OF_ONE |= {"_log_softmax", "_softmax", "select", "slice"}
+_OF_ONE |= {"_log_softmax", "_softmax"}
 
-_MATRICES = {"linalg_cholesky_ex", "linalg_solve_triangular", "triangular_solve", "cholesky", "tril", "triu"}
+_MATRICES = {"linalg_cholesky_ex", "cholesky", "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d"}
 """Operations on the last two dims, for each entry of those before."""
 
-_MATRICES |= {"max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "upsample_nearest2d"}
-
-_WRITTEN_BY = {"copy_", "fill_", "zero_"}
+_OF_ENTRIES = {"copy_", "fill_", "zero_", "tril", "triu"}
+"""Operations on each entry by itself that have no tag that says so."""
 
 
 class _Elements(Provenance):
@@ -166,9 +186,9 @@ class _Elements(Provenance):
         if written:
             self._known = {i: held for i, held in self._known.items() if self._key(held[0]) not in written}
         plates = {plate for _, has in before for plate in has}
-        for tensor in tensors_in((result,)):
+        for number, tensor in enumerate(tensors_in((result,))):
             if self.of(tensor):
-                found = {plate: _after(func, args, kwargs, tensor, before, plate) for plate in plates}
+                found = {plate: _after(func, args, kwargs, tensor, number, before, plate) for plate in plates}
                 self._known[id(tensor)] = tensor, {p: at for p, at in found.items() if at is not None}
                 key = self._key(tensor)
                 if key in written and key is not None:  # a part of it, perhaps
@@ -190,28 +210,104 @@ def _after(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     result: Tensor,
+    number: int,
     read: Sequence[tuple[Tensor, Mapping[str, _At | None]]],
     plate: str,
 ) -> _At | None:
-    """Where a result has a plate's elements."""
+    """Where a result, that of this number, has a plate's elements."""
     moved = [(tensor, has[plate]) for tensor, has in read if plate in has]
-    if any(at is not None and at is _MIXED for _, at in moved):
-        return _MIXED
     places = [at for _, at in moved if at is not None]
+    if _MIXED in places:
+        return _MIXED
     if len(places) < len(moved):
         return None
     name, _, pointwise, *_ = kind_of(func)
-    at = places[0]
-    if name in ("view", "reshape", "_unsafe_view", "_reshape_alias", "flatten", "unflatten"):
-        return _viewed(moved[0][0], at, result)
-    tensors = [tensor for tensor, _ in moved]
-    if any(place != at for place in places) or len({t.shape[at.dim] for t in tensors}) > 1:
+    at, tensors = places[0], [tensor for tensor, _ in moved]
+    alike = all(place == at for place in places)
+    if at.dim == 0 and alike and name not in _LISTS:
+        return at
+    if name in _LISTS:
+        return _put_together(name, args, kwargs, result, dict(zip(map(id, tensors), places, strict=True)))
+    if any(place.dim == 0 for place in places):
+        return _MIXED
+    if name in _VIEWS:
+        return _viewed(tensors[0], at, result)
+    if name in _TAKING and len(tensors) == 1:
+        return _taken(name, args, kwargs, tensors[0], number, result, at)
+    if not alike or len({t.shape[at.dim] for t in tensors}) > 1:
+        if pointwise and len({(p.dim, p.inner, p.size) for p in places}) == 1:
+            return _merged(places)
         return _MIXED if pointwise or name in _PRODUCTS or name in ("dot", "mv") else None
     dim, understood = _dim_after(func, name, args, kwargs, result, tensors, at.dim)
     if dim is None:
         return _MIXED if understood else None
     kept = result.dim() >= -dim and result.shape[dim] == tensors[0].shape[at.dim]
-    return _At(dim, at.inner, at.size) if kept else None
+    return at._replace(dim=dim) if kept else None
+
+
+def _merged(places: Sequence[_At]) -> _At:
+    """Entries of several tensors together, if each has elements of one kind at most."""
+    at_each = [set(each) - {NONE} for each in zip(*(place.order for place in places), strict=True)]
+    if any(len(each) > 1 for each in at_each):
+        return _MIXED
+    return places[0]._replace(of=tuple(min(each, default=NONE) for each in at_each))
+
+
+def _put_together(
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], result: Tensor, places: Mapping[int, _At]
+) -> _At | None:
+    """Tensors beside each other, along a dim that has the elements, is to have them, or has nothing to do with them."""
+    parts: Sequence[Tensor] = args[0]
+    along = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % result.dim() - result.dim()
+    dims = {at.dim for at in places.values()}
+    if dims == {0} or (name == "cat" and dims <= {0, along}):
+        order: list[int] = []
+        for part in parts:
+            at, entries = places.get(id(part)), 1 if name == "stack" else part.shape[along]
+            if at is not None and at.dim and (at.inner != 1 or at.size != entries):
+                return _MIXED
+            order += [NONE] * entries if at is None else at.order if at.dim else at.order * entries
+        return _At(along, 1, len(order), tuple(order))
+    if 0 in dims or len({*places.values()}) > 1:
+        return _MIXED
+    (dim,) = dims
+    if name == "stack":
+        dim -= along >= dim
+    return next(iter(places.values()))._replace(dim=dim)
+
+
+def _taken(
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], tensor: Tensor, number: int, result: Tensor, at: _At
+) -> _At | None:
+    """What an operation that takes entries of a tensor leaves of its elements, in which order."""
+    where, unless = _TAKING[name]
+    given = args[where] if len(args) > where else kwargs.get("dims" if name == "roll" else "dim", unless)
+    dims = [d % tensor.dim() for d in (given if isinstance(given, list | tuple) else [given])]
+    place = tensor.dim() + at.dim
+    if place not in dims:
+        if name == "roll" and not dims:
+            return _MIXED
+        gone = sum(d < place for d in dims) if result.dim() < tensor.dim() else 0
+        return at._replace(dim=place - gone - result.dim())
+    if at.inner != 1 or at.size != tensor.shape[place]:
+        return _MIXED
+    order = at.order
+    if name in ("select", "unbind"):
+        return _At(0, 1, 1, (order[args[2] if name == "select" else number],))
+    if name == "slice":
+        start, end, step = (args[k] if len(args) > k else None for k in (2, 3, 4))
+        order = order[start:end:step]
+    elif name == "flip":
+        order = order[::-1]
+    elif name == "roll":
+        shifts = args[1] if isinstance(args[1], list | tuple) else [args[1]]
+        by = shifts[dims.index(place)] % len(order)
+        order = order[-by:] + order[:-by] if by else order
+    else:
+        sizes = args[1] if name == "split_with_sizes" else [args[1]] * (number + 1)
+        begin = sum(sizes[:number])
+        order = order[begin : begin + sizes[number]]
+    return _At(at.dim, 1, len(order), order) if order else None
 
 
 def _viewed(tensor: Tensor, at: _At, result: Tensor) -> _At | None:
@@ -221,7 +317,7 @@ def _viewed(tensor: Tensor, at: _At, result: Tensor) -> _At | None:
         after = math.prod(result.shape[dim:][1:])
         whole = after * result.shape[dim]
         if after and after <= behind and behind % after == 0 and whole % (behind * at.size) == 0:
-            return _At(dim, behind // after, at.size)
+            return at._replace(dim=dim, inner=behind // after)
     return None
 
 
@@ -238,20 +334,18 @@ def _dim_after(
     whether it is known, then, that they are mixed."""
     tensor, plain = moved[0], name.rstrip("_")
     place, alone = tensor.dim() + dim, len(moved) == 1 and tensor is args[0]
-    if kind_of(func).pointwise or name in _WRITTEN_BY:
+    if kind_of(func).pointwise or name in _OF_ENTRIES:
         return dim, True
     if name in _PRODUCTS:
         return _of_matrices(args, _PRODUCTS[name], result, moved, dim)
     if name in ("mv", "dot"):
         return (-1, True) if name == "mv" and alone and dim == -2 else (None, True)
-    if name in _LISTS:
-        along = args[1] if len(args) > 1 else kwargs.get("dim", 0)
-        along = along % result.dim()
-        if name == "cat":
-            return (dim, True) if along != place else (None, True)
-        return place + (along <= place) - result.dim(), True
     if name in _MATRICES:
         return (dim if dim < -2 else None), True
+    if name == "linalg_solve_triangular":
+        columns = -1 if kwargs.get("left", True) else -2
+        apart = dim < -2 or (dim == columns and len(moved) == 1 and tensor is args[1])
+        return (dim if apart else None), True
     if name == "convolution":
         return (dim if place == 0 and alone else None), True
     if plain in _SCATTERS:
@@ -259,7 +353,7 @@ def _dim_after(
         return (dim, True) if own and args[1] % result.dim() != place else (None, own)
     if name in _ALONG and alone:
         at, unless = _ALONG[name]
-        given = args[at] if len(args) > at else kwargs.get("dims" if name == "roll" else "dim", unless)
+        given = args[at] if len(args) > at else kwargs.get("dim", unless)
         dims = [d % tensor.dim() for d in (given if isinstance(given, list | tuple) else [given]) if d is not None]
         if not dims or place in dims:
             return None, True
@@ -343,7 +437,7 @@ def _terms(elements: _Elements, traces: tuple[Trace, Trace], rows_dim: int | Non
 
 
 def _is_at(at: _At, dim: int) -> bool:
-    return at.dim == dim and at.inner == 1
+    return at.dim == dim and at.inner == 1 and all(element in (place, NONE) for place, element in enumerate(at.order))
 
 
 def _parts(msg: Any) -> Iterator[Any]:

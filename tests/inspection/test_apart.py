@@ -60,6 +60,19 @@ APART = {
     "index": lambda z: z[..., [1, 0, 3, 2]] + z[..., 1:2] + z.index_select(-1, torch.tensor([0, 0, 1, 1])),
     "products": lambda z: z + z.prod(-1, keepdim=True) + z.norm(dim=-1, keepdim=True) + z.var(-1).unsqueeze(-1),
     "written": lambda z: torch.empty_like(z).copy_(z).mul_(2.0),
+    "matrices": lambda z: torch.linalg.solve_triangular(SQUARE.tril()[:WIDTH, :WIDTH].double(), z.mT, upper=False).mT,
+    "densities": lambda z: z * dist.MultivariateNormal(z, torch.eye(WIDTH).double()).log_prob(0.5 * z).unsqueeze(-1),
+    "triangles": lambda z: z + (z.unsqueeze(-1) * z.unsqueeze(-2)).tril().sum(-1),
+    "parts": lambda z: torch.cat([2 * z[..., :2, :], z[..., 2:, :].exp()], -2),
+    "one by one": lambda z: torch.stack([z[..., i, :].exp() for i in range(SIZE)], -2),
+    "unbound": lambda z: torch.stack([each * i for i, each in enumerate(z.unbind(-2))], -2),
+    "chunks": lambda z: torch.cat(z.split(2, -2), -2) + torch.cat(z.split([1, 5], -2), -2),
+    "turned back": lambda z: z.flip(-2).exp().flip(-2) + z.roll(2, -2).roll(-2, -2),
+    "beside others": lambda z: (
+        torch.cat([z[..., :3, :], torch.ones(*z.shape[:-2], 3, WIDTH)], -2)
+        + torch.cat([torch.ones(*z.shape[:-2], 3, WIDTH), z[..., 3:, :]], -2)
+    ),
+    "all of a slice": lambda z: z[..., :SIZE, :],
     "views": lambda z: z.reshape(*z.shape[:-1], 2, 2).transpose(-1, -2).flatten(-2),
     "embedding": lambda z: functional.embedding(z.long(), TABLE.double()).mean(-2),
     "gather": lambda z: z.gather(-1, z.long()),
@@ -70,6 +83,7 @@ APART = {
 MIXED = {
     "sum": lambda z: z + z.sum(-2, keepdim=True),
     "roll": lambda z: z.roll(1, -2),
+    "matrices": lambda z: torch.linalg.solve_triangular(SQUARE.tril().double(), z, upper=False),
     "flip": lambda z: z.flip(-2),
     "sort": lambda z: z.sort(-2).values,
     "softmax": lambda z: z.softmax(-2),
@@ -79,9 +93,16 @@ MIXED = {
     "einsum": lambda z: torch.einsum("ij,...jk->...ik", SQUARE.double(), z),
     "outer": lambda z: (z @ z.transpose(-1, -2)).mean(-1, keepdim=True),
     "index": lambda z: z[..., torch.arange(SIZE), :],
+    "parts": lambda z: torch.cat([z[..., 2:, :], z[..., :2, :]], -2),
+    "parts together": lambda z: torch.cat([z[..., :3, :] + z[..., 3:, :], z[..., 3:, :]], -2),
+    "one by one": lambda z: torch.stack([z[..., i - 1, :] for i in range(SIZE)], -2),
+    "unbound": lambda z: torch.stack([a + b for a, b in zip(z.unbind(-2), z.unbind(-2)[::-1], strict=True)], -2),
+    "chunks": lambda z: torch.cat(z.split(2, -2)[::-1], -2),
+    "beside others": lambda z: torch.cat([z[..., 3:, :], torch.ones(*z.shape[:-2], 3, WIDTH)], -2),
+    "differences": lambda z: torch.cat([z[..., :1, :], z[..., 1:, :] - z[..., :-1, :]], -2),
     "element": lambda z: z + z[..., 0, :].unsqueeze(-2),
     "where": lambda z: torch.where(torch.zeros(SIZE, 1) > 0, z.roll(1, -2), z),
-    "written": lambda z: written(z.transpose(-1, -2)).transpose(-1, -2),
+    "written": lambda z: torch.zeros_like(z).copy_(z + z.sum(-2, keepdim=True)),
     "convolution": lambda z: functional.conv1d(
         z.transpose(-1, -2), torch.eye(WIDTH).double().unsqueeze(-1) * torch.tensor([0.0, 1.0, 0.0]), padding=1
     ).transpose(-1, -2),
@@ -126,8 +147,9 @@ def test_what_operations_may_mix(name):
     assert found.mixed == {"p": "x"}
 
 
-def test_what_nobody_knows():
-    found = followed(Added.apply)
+@pytest.mark.parametrize("of", [Added.apply, lambda z: written(z.mT).mT], ids=["function", "a part that is written"])
+def test_what_nobody_knows(of):
+    found = followed(of)
     assert found.of("p") is Keeping.UNKNOWN
     assert found.unknown == {"p": "x"}
 
