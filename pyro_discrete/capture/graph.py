@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -124,7 +125,10 @@ class Capture:
 
         In float32 they are those of the graph; Bernoulli draws in float64, and dropout, are others of the same law.
         """
-        from torch import _inductor
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's own modules, at their first import
+            import torch._inductor.compile_fx
+            from torch import _inductor
 
         with torch.no_grad():
             run = self._grouped or self.graph

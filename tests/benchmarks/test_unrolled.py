@@ -36,7 +36,7 @@ def test_the_curve_is_flat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     unrolled.curve()
     row = capsys.readouterr().out.splitlines()[-1]
     before, after = ([int(cell.split(" to ")[i].replace(",", "")) for cell in row.split("|")[2:4]] for i in (0, 1))
-    assert before[1] > 1.7 * before[0]
+    assert before[1] > 1.5 * before[0]  # alike sites are scored in one call, and the rest grows
     assert after[1] <= 1.1 * after[0]
 
 
