@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import inspect
 import math
+import traceback
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from functools import wraps
+from importlib.util import find_spec
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 __all__ = [
+    "LIBRARIES",
     "CheckpointError",
     "DiscreteInferenceError",
     "EmptyBatchError",
@@ -31,11 +35,13 @@ __all__ = [
     "WriteError",
     "first_line",
     "in_a_line",
+    "innermost_line",
     "is_number",
     "is_whole",
     "near_matches",
     "refuses_unknown_keywords",
     "shown",
+    "why_not_at_once",
 ]
 
 P = ParamSpec("P")
@@ -213,3 +219,43 @@ def _misfit(name: str, signature: inspect.Signature, kwargs: dict[str, Any], err
         )
     places = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD and p.name in known]
     return f"{name}: {error}; by place it takes {', '.join(places)}, and all else by name."
+
+
+def _folder(library: str) -> str:
+    """Where a library stands, found without loading it."""
+    spec = find_spec(library)
+    return str(Path(spec.origin).parent) if spec is not None and spec.origin else library
+
+
+LIBRARIES: tuple[str, ...] = (_folder("torch"), _folder("pyro"), str(Path(__file__).parent))
+"""Where code stands that is not the user's: folders of torch, Pyro and this package."""
+
+
+ONE_VALUE = (
+    "converted to Scalar",
+    "Boolean value of Tensor with more than one value",
+    "only one element tensors can be converted",
+    "only integer tensors of a single element",
+    "only length-1 arrays",
+    "only 0-dimensional arrays",
+)
+"""What torch and NumPy say where Python wants one value and there are several."""
+
+
+def why_not_at_once(error: BaseException) -> str:
+    """What it means that a run over several values beside each other failed so."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if error.__cause__ is not None:  # Pyro adds the sites' shapes
+        frames += traceback.extract_tb(error.__cause__.__traceback__)
+    place = innermost_line(frames)
+    if any(said in str(error) for said in ONE_VALUE):
+        return f"Python takes a draw for one value{place}, by .item(), if or an index"
+    return in_a_line(error) + place
+
+
+def innermost_line(frames: Iterable[traceback.FrameSummary]) -> str:
+    """Where that is in the user's own code, as " at FILE:LINE"; empty if it is in none."""
+    for frame in reversed(list(frames)):
+        if not frame.filename.startswith(LIBRARIES) and not frame.filename.startswith("<"):
+            return f" at {Path(frame.filename).name}:{frame.lineno}"
+    return ""

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import (
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["Draft", "Recorded", "ValueReadError", "is_recorded", "record"]
+__all__ = ["Draft", "Recorded", "is_recorded", "record"]
 
 
 class ValueReadError(RuntimeError):

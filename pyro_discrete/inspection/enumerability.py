@@ -17,9 +17,8 @@ from pyro import poutine
 from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
-from pyro_discrete.errors import DiscreteInferenceError
+from pyro_discrete.errors import DiscreteInferenceError, why_not_at_once
 from pyro_discrete.inspection.apart import Keeping
-from pyro_discrete.inspection.failed_runs import why_not_at_once
 from pyro_discrete.inspection.trial import (
     Run,
     SiteTerm,

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pyro_discrete.inspection.failed_runs import LIBRARIES, innermost_line
+from pyro_discrete.errors import LIBRARIES, innermost_line
 from pyro_discrete.programs.sites import base_distribution
 
 __all__ = [

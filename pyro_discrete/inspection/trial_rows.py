@@ -17,10 +17,9 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_discrete.errors import DiscreteInferenceError, SiteShapeError
+from pyro_discrete.errors import DiscreteInferenceError, SiteShapeError, why_not_at_once
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.apart import Followed, Keeping, follow
-from pyro_discrete.inspection.failed_runs import why_not_at_once
 from pyro_discrete.inspection.trial import Run, Trial, Values, at_its_numbers
 from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.pair import Pair, trace_pair

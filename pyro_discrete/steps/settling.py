@@ -8,13 +8,12 @@ from dataclasses import replace
 
 import torch
 
-from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SiteMatchError, in_a_line
+from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SiteMatchError, in_a_line, why_not_at_once
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.decisions import draws_among
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.inspection.enumerability import why_not_over_values
-from pyro_discrete.inspection.failed_runs import why_not_at_once
 from pyro_discrete.inspection.trial import Trial
 from pyro_discrete.inspection.trial_rows import check_rows, spread_values, unused_size
 from pyro_discrete.objectives.base import Objective

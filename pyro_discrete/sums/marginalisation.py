@@ -19,10 +19,9 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SiteShapeError, first_line
+from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SiteShapeError, first_line, why_not_at_once
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.inspection.enumerability import crossing_site, joined_elements, why_not_over_values
-from pyro_discrete.inspection.failed_runs import why_not_at_once
 from pyro_discrete.inspection.trial import Trial
 from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.module_state import kept_state
