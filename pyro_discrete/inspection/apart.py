@@ -156,6 +156,7 @@ class _Elements(Provenance):
         super().__init__()
         self.plates: dict[str, frozenset[str]] = {}
         self._known: dict[int, tuple[Tensor, dict[str, _At]]] = {}
+        self._sharing: dict[int, list[int]] = {}
         self._mixed: dict[int, frozenset[str]] = {}
 
     def mark_elements(self, tensor: Tensor, name: str, at: Mapping[str, _At]) -> None:
@@ -163,7 +164,11 @@ class _Elements(Provenance):
         self.mark(tensor, [name])
         self.plates[name] = self.plates.get(name, frozenset()) | at.keys()
         places = {plate: place for plate, place in at.items() if tensor.dim() >= -place.dim > 0}
-        self._known[id(tensor)] = tensor, {p: a for p, a in places.items() if tensor.shape[a.dim] == a.size}
+        self._note(tensor, {p: a for p, a in places.items() if tensor.shape[a.dim] == a.size})
+
+    def _note(self, tensor: Tensor, places: dict[str, _At]) -> None:
+        self._known[id(tensor)] = tensor, places
+        self._sharing.setdefault(self._key(tensor) or 0, []).append(id(tensor))
 
     def elements_of(self, tensor: Any) -> dict[str, _At | None]:
         """Of each plate whose elements a tensor is computed from, where it has them; `_MIXED`, or None if unknown."""
@@ -183,13 +188,14 @@ class _Elements(Provenance):
         if not before:
             return result
         written = {self._key(tensor) for tensor in written_tensors(func, args, kwargs)} - {None}
-        if written:
-            self._known = {i: held for i, held in self._known.items() if self._key(held[0]) not in written}
+        for key in written:
+            for known in self._sharing.pop(key or 0, ()):
+                self._known.pop(known, None)
         plates = {plate for _, has in before for plate in has}
         for number, tensor in enumerate(tensors_in((result,))):
             if self.of(tensor):
                 found = {plate: _after(func, args, kwargs, tensor, number, before, plate) for plate in plates}
-                self._known[id(tensor)] = tensor, {p: at for p, at in found.items() if at is not None}
+                self._note(tensor, {p: at for p, at in found.items() if at is not None})
                 key = self._key(tensor)
                 if key in written and key is not None:  # a part of it, perhaps
                     mixed = frozenset(p for p, at in found.items() if at is _MIXED)
@@ -413,7 +419,8 @@ class _MarkElements(SiteMessenger):
         at = {p.name: _At(p.dim - event, 1, p.size) for p in plates_of(msg) if p.vectorized and p.size > 1}
         if self.rows_dim is not None:
             dim = self.rows_dim - event
-            at[ROWS_PLATE] = _At(dim, 1, value.shape[dim] if value.dim() >= -dim else 0)
+            if value.dim() >= -dim and value.shape[dim] > 1:
+                at[ROWS_PLATE] = _At(dim, 1, value.shape[dim])
         self.elements.mark_elements(value, msg["name"], at)
 
 
