@@ -132,6 +132,7 @@ def check_estimator(
             dtypes=dtypes,
             false_alarm=false_alarm,
             seed=seed,
+            batch=64 if inner is not None else None,  # of all tuples of inner particles, some estimators take each pair
         )
     return replace(report, violations=[*report.violations, *leaks])
 
@@ -159,11 +160,18 @@ def check_elbo(
     dtypes: Sequence[torch.dtype] = BOTH_DTYPES,
     false_alarm: float = 1e-4,
     seed: int = 0,
+    batch: int | None = None,
 ) -> Report:
-    """Hold any ELBO, made by `make(num_particles, vectorize_particles)`, to the contract; see `check_estimator`."""
+    """Hold any ELBO, made by `make(num_particles, vectorize_particles)`, to the contract; see `check_estimator`.
+
+    `batch`: the particles of a vectorised call; by default so many that few calls are enough.
+    """
     chosen = all_programs() if programs is None else programs
     served = [p for p in chosen if p.families <= families and needs <= p.meets and (p.relaxable or not relaxed)]
-    measurements = list(_series(served, make, max(1, min_particles), draws, dtypes, seed, hard_loss))
+    least = max(1, min_particles)
+    many = max(LEAST_PARTICLES, least, 2 * draws // CALLS) if batch is None else max(least, batch)
+    calls = CALLS if batch is None else max(30, draws // many)
+    measurements = list(_series(served, make, (many, calls), least, draws, dtypes, seed, hard_loss))
     decision = decide(measurements, false_alarm, unbiased)
     return Report(name, unbiased, decision.comparisons, decision.threshold, decision.refused, decision.crashed)
 
@@ -174,14 +182,18 @@ all_programs = programs
 def _series(
     served: Sequence[Program],
     make: ElboFactory,
+    sizes: tuple[int, int],
     least: int,
     draws: int,
     dtypes: Sequence[torch.dtype],
     seed: int,
     hard_loss: bool,
 ) -> Iterator[Measurement]:
-    """The measurements of one report: many particles at once, as few as allowed, and one run after the other."""
-    many, few = max(LEAST_PARTICLES, least, 2 * draws // CALLS), max(2, least)
+    """The measurements of one report: many particles at once, as few as allowed, and one run after the other.
+
+    `sizes`: how many particles at once, in how many calls.
+    """
+    (many, calls), few = sizes, max(2, least)
     for number, each in enumerate(served):
         at = seed + 7919 * number
 
@@ -197,8 +209,8 @@ def _series(
         if each.vectorizable:
             path = f"vectorised, {many} particles"
             for dtype in dtypes:
-                yield Measurement(each, batch, dtype, path, CALLS, at, with_loss=hard_loss)
-            yield Measurement(each, batch, dtypes[0], path, CALLS, at + 1, what="loss")
+                yield Measurement(each, batch, dtype, path, calls, at, with_loss=hard_loss)
+            yield Measurement(each, batch, dtypes[0], path, calls, at + 1, what="loss")
         if not each.vectorizable or number % 4 == 0:
             path = f"sequential, {few} particles"
             yield Measurement(each, one_by_one, dtypes[0], path, max(30, draws // 64), at + 2, with_loss=hard_loss)
