@@ -49,7 +49,7 @@ FACTS = (
     ),
     Fact(
         "rows",
-        "rows of differing values give each row's own terms",
+        "the operations of a run over rows of values, and a row's terms beside those of a run of it alone",
         "a shape or a branch that hangs on a value",
         "where a plan is made: `inspection.trial_rows.check_rows`",
         "row by row, with a warning",
@@ -80,7 +80,7 @@ FACTS = (
     ),
     Fact(
         "values",
-        "rows of differing values at the sites that are summed out, and at these alone",
+        "the same, of rows of values at the sites that are summed out, and at these alone",
         "the same",
         "where a plan is made: `inspection.enumerability.why_not_over_values`; in every run at its own draws where "
         "Python sees one and the model's own sites are summed out: `sums.marginalisation.why_not_at_once_here`",
@@ -88,7 +88,7 @@ FACTS = (
     ),
     Fact(
         "elements",
-        "terms of a plate's elements, and terms outside of it, at values that differ by halves of the plate",
+        "the operations of a run, or the terms of a plate's elements at values that differ by halves of the plate",
         "the same",
         "where a plan is made: `joined_elements`, `crossing_site`; in every exact sum by the dims of its terms",
         "planned anew: joint values of all elements, another estimator under auto, or EnumerationError; "
