@@ -52,9 +52,11 @@ def _automatic(case: Case) -> None:
     loss, found = case.gradients(elbo)
     if elbo.plan.path == "enumerated":
         case.compare(loss, found)
-        case.nearest(case.loss(elbo))
+    loss = case.loss(elbo)
+    if elbo.plan.path == "enumerated":  # now, after the branch of another draw perhaps
+        case.nearest(loss)
     else:
-        _member(case.loss(elbo), [a.losses for a in case.right])
+        _member(loss, [a.losses for a in case.right])
 
 
 def _renumbered(case: Case) -> None:
