@@ -313,11 +313,15 @@ def _taken(
         sizes = args[1] if name == "split_with_sizes" else [args[1]] * (number + 1)
         begin = sum(sizes[:number])
         order = order[begin : begin + sizes[number]]
-    return _At(at.dim, 1, len(order), order) if order else None
+    if not order:
+        return None
+    return _At(0, 1, 1, order) if len(order) == 1 else _At(at.dim, 1, len(order), order)
 
 
 def _viewed(tensor: Tensor, at: _At, result: Tensor) -> _At | None:
     """The same numbers in their order, in other dims: in one of these the elements are again, or nothing is known."""
+    if result.numel() != tensor.numel():  # of another dtype
+        return None
     behind = at.inner * math.prod(tensor.shape[at.dim :][1:])
     for dim in range(-result.dim(), 0):
         after = math.prod(result.shape[dim:][1:])
@@ -339,7 +343,8 @@ def _dim_after(
     """The dim of the result that has the elements which the dim of each moved tensor has; None where there is none, and
     whether it is known, then, that they are mixed."""
     tensor, plain = moved[0], name.rstrip("_")
-    place, alone = tensor.dim() + dim, len(moved) == 1 and tensor is args[0]
+    once = sum(each is tensor for each in tensors_in((*args, *kwargs.values()))) == 1
+    place, alone = tensor.dim() + dim, len(moved) == 1 and tensor is args[0] and once
     if kind_of(func).pointwise or name in _OF_ENTRIES:
         return dim, True
     if name in _PRODUCTS:
@@ -350,7 +355,7 @@ def _dim_after(
         return (dim if dim < -2 else None), True
     if name == "linalg_solve_triangular":
         columns = -1 if kwargs.get("left", True) else -2
-        apart = dim < -2 or (dim == columns and len(moved) == 1 and tensor is args[1])
+        apart = dim < -2 or (dim == columns and len(moved) == 1 and tensor is args[1] and once)
         return (dim if apart else None), True
     if name == "convolution":
         return (dim if place == 0 and alone else None), True
@@ -393,6 +398,8 @@ def _of_matrices(
     one, other = args[first], args[first + 1]
     if dim == -3:
         return -3, True
+    if one is other:
+        return None, True
     if any(tensor is not one and tensor is not other for tensor in moved):
         return (dim, True) if len(moved) == 1 else (None, False)  # what is added
     if all(tensor is one for tensor in moved) and dim == -2:

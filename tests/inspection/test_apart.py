@@ -100,6 +100,9 @@ MIXED = {
     "chunks": lambda z: torch.cat(z.split(2, -2)[::-1], -2),
     "beside others": lambda z: torch.cat([z[..., 3:, :], torch.ones(*z.shape[:-2], 3, WIDTH)], -2),
     "differences": lambda z: torch.cat([z[..., :1, :], z[..., 1:, :] - z[..., :-1, :]], -2),
+    "weighed element": lambda z: z + torch.zeros(SIZE, 1) * z[..., :1, :],
+    "squeezed element": lambda z: z + 0 * z[..., :1, :].squeeze(-2).unsqueeze(-2),
+    "expanded element": lambda z: z[..., :1, :].expand(z.shape) * 1,
     "element": lambda z: z + z[..., 0, :].unsqueeze(-2),
     "where": lambda z: torch.where(torch.zeros(SIZE, 1) > 0, z.roll(1, -2), z),
     "written": lambda z: torch.zeros_like(z).copy_(z + z.sum(-2, keepdim=True)),
@@ -209,3 +212,26 @@ def test_terms_outside_of_a_plate():
     assert found.reaches(["z"], 1, "x")
     assert not found.reaches(["y"], 1, "x")
     assert found.of("p") is Keeping.APART
+
+
+@pytest.mark.parametrize(
+    "of",
+    [torch.mm, torch.matmul, lambda a, b: torch.addmm(SQUARE.double(), a, b), torch.bmm],
+    ids=["mm", "matmul", "addmm", "bmm"],
+)
+def test_a_square_of_elements_times_itself(of):
+    """A row of the product is of all rows, by the second factor, which is the first one as well."""
+
+    def model():
+        with pyro.plate("p", SIZE, dim=-1):
+            z = pyro.sample("z", dist.Bernoulli(torch.full((SIZE,), 0.4).double()).to_event(1))
+            wide = z.unsqueeze(0) if of is torch.bmm else z
+            loc = of(wide, wide).reshape(SIZE, SIZE)
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=torch.zeros(SIZE).double())
+
+    def guide():
+        with pyro.plate("p", SIZE, dim=-1):
+            pyro.sample("z", dist.Bernoulli(torch.full((SIZE,), 0.5).double()).to_event(1))
+
+    program = Pair(model, guide, (), {})
+    assert plain_trial(program).followed(program, ["z"]).of("p") is Keeping.MIXED
