@@ -122,7 +122,7 @@ class Writes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        written = written_tensors(func, args, kwargs) if func._schema.is_mutable else []
+        written = written_tensors(func, args, kwargs)
         if func is torch.ops.aten.native_batch_norm.default:  # whose schema does not say so
             written = [t for t in args[3:5] if t is not None]
         for tensor in written:

@@ -28,15 +28,7 @@ from pyro_discrete.inspection.trial import (
     value_of_attempt,
     values_of_others,
 )
-from pyro_discrete.inspection.trial_rows import (
-    check_rows,
-    close,
-    followed,
-    halves,
-    plates_inside,
-    run_over_rows,
-    where_moved,
-)
+from pyro_discrete.inspection.trial_rows import ENDS, check_rows, close, followed, run_over_rows
 from pyro_discrete.programs.dims import ROWS_PLATE, plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, random_state, set_random_state, trace_pair
 from pyro_discrete.programs.sites import Site, hidden_log_prob, sample_sites, site_log_prob, weighed_log_prob
@@ -61,9 +53,11 @@ def why_not_over_values(pair: Pair, trial: Trial, names: Collection[str]) -> str
     if pair.guide_runs_model:  # it runs the model itself, with values of its own
         return check_rows(pair, trial, 1).reason
     try:
-        apart = run_over_rows(pair, trial, names).followed.of(ROWS_PLATE) is Keeping.APART
-        for others in [{}] if apart else values_of_others(pair, trial, names):
-            mixing = run_over_rows(pair, trial, names, others).mixing(few=bool(others))
+        over = run_over_rows(pair, trial, names)
+        if over.mixing or over.followed.of(ROWS_PLATE) is Keeping.APART:
+            return over.mixing
+        for others in values_of_others(pair, trial, names)[1:]:
+            mixing = run_over_rows(pair, trial, names, others).mixing_of(ENDS)
             if mixing:
                 return mixing
     except DiscreteInferenceError:
@@ -215,7 +209,7 @@ def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site], under_plate: 
     run; a term that changes all the same shows nothing. `under_plate`: whether rows will be (`followed`).
     """
     drawn = {s.name: s for s in sites}
-    plates, fixed = plates_inside(drawn.values()), trial.values
+    plates, fixed = _plates_inside(drawn.values()), trial.values
     if not plates:
         return {}
 
@@ -243,6 +237,24 @@ def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site], under_plate: 
     return found
 
 
+def _plates_inside(sites: Iterable[Site]) -> list[Any]:
+    """The plates of sites that have several elements, from the outermost on."""
+    plates = {p for s in sites for p in s.plates if p.vectorized and p.size > 1}
+    return sorted(plates, key=lambda p: p.dim or 0)
+
+
+def _halves(size: int) -> list[Tensor]:
+    """Halves of a plate's elements: any two elements are in different ones of some, or in large plates most are."""
+    if size <= 16:
+        return [torch.arange(size) // 2**bit % 2 == 1 for bit in range((size - 1).bit_length())]
+    return [torch.rand(size) < 0.5 for _ in range(4)]
+
+
+def _where_moved(moved: Tensor, dim: int, event_dim: int) -> Tensor:
+    """Which elements are moved, along a plate's dim of a value."""
+    return moved.reshape(-1, *[1] * (-dim - 1 + event_dim))
+
+
 def _joined_in(
     run: Callable[[Values], list[dict[str, SiteTerm]]], plate: Any, group: Sequence[Site], attempts: Sequence[int]
 ) -> str:
@@ -251,10 +263,10 @@ def _joined_in(
     for first in attempts:
         one, other = ({s.name: value_of_attempt(s, first + k) for s in group} for k in (0, 1))
         ends = run(one), run(other)
-        for moved in halves(plate.size):
+        for moved in _halves(plate.size):
             given = {
                 s.name: torch.where(
-                    where_moved(moved, plate.dim, s.event_dim).to(one[s.name].device), other[s.name], one[s.name]
+                    _where_moved(moved, plate.dim, s.event_dim).to(one[s.name].device), other[s.name], one[s.name]
                 )
                 for s in group
             }
@@ -300,5 +312,5 @@ def _mixes(terms: Iterable[Tensor | None], plate: Any, moved: Tensor) -> bool:
     shape = torch.broadcast_shapes(one.shape, other.shape, mixed.shape)
     if len(shape) < -plate.dim or shape[plate.dim] != len(moved):
         return False  # it has no elements to tell apart
-    expected = torch.where(where_moved(moved, plate.dim, 0).to(one.device), other.expand(shape), one.expand(shape))
+    expected = torch.where(_where_moved(moved, plate.dim, 0).to(one.device), other.expand(shape), one.expand(shape))
     return not close(mixed.expand(shape), expected, 1e-4)

@@ -60,7 +60,6 @@ __all__ = [
     "names_of_guide",
     "observed_constants",
     "plain_trial",
-    "site_term",
     "value_of_attempt",
     "values_of_others",
     "warn_of_observations",
@@ -80,7 +79,7 @@ class SiteTerm(NamedTuple):
     hidden: Tensor | None
 
 
-def site_term(msg: Any) -> SiteTerm:
+def _site_term(msg: Any) -> SiteTerm:
     """That of a trace's node."""
     term = site_log_prob(msg)
     for part in (msg["mask"], msg["scale"]):
@@ -99,7 +98,7 @@ class Run:
     def terms(self) -> list[dict[str, SiteTerm]]:
         """Those of the guide's sites, and of the model's."""
         with torch.no_grad():
-            return [{n: site_term(m) for n, m in sample_sites(trace).items()} for trace in self.traces]
+            return [{n: _site_term(m) for n, m in sample_sites(trace).items()} for trace in self.traces]
 
 
 MOST_SHARED = 4

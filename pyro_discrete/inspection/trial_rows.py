@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -24,7 +24,6 @@ from pyro_discrete.inspection.trial import Run, Trial, Values, at_its_numbers
 from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.pair import Pair, trace_pair
 from pyro_discrete.programs.sites import (
-    Site,
     base_distribution,
     cardinality,
     family_of,
@@ -34,17 +33,15 @@ from pyro_discrete.programs.sites import (
 )
 
 __all__ = [
+    "ENDS",
     "RowsVerdict",
     "RunOverRows",
     "check_rows",
     "close",
     "followed",
-    "halves",
-    "plates_inside",
     "run_over_rows",
     "spread_values",
     "unused_size",
-    "where_moved",
 ]
 
 
@@ -55,8 +52,8 @@ FIRST, LAST, OWN, ONE = range(4)
 """What the first rows hold: the first value throughout, the last one, the trial's, and draws, as the rest does."""
 
 
-ALONE = (FIRST, LAST, OWN, ONE)
-"""Rows that are run by themselves; the trial is such a run of its own."""
+ALONE, ENDS = (FIRST, LAST, OWN, ONE), (FIRST, LAST)
+"""Rows that are run by themselves (the trial is such a run of its own), and those of a long program."""
 
 
 RUNS_AGAIN = 3
@@ -75,7 +72,6 @@ class RunOverRows:
         with torch.no_grad():
             over = self._dims if names is None else None
             self.run: Run = Run(*trace_pair(pair, trial.subsamples, values, over))
-        self._found: dict[int, str] = {}
 
     @property
     def _dims(self) -> tuple[int, int]:
@@ -87,29 +83,23 @@ class RunOverRows:
         draws, under = self._trial.values if self._names is None else self._names, self._names is None
         return follow(self._pair, self._trial.subsamples, self._values, draws, self._dims, under)
 
-    @torch.no_grad()
-    def mixing(self, few: bool = False) -> str:
-        """What is wrong with rows: their terms have to be those of runs of them alone; empty if nothing is.
-
-        `few`: two rows are run alone, as of a long program, where operations do not say that rows stay apart.
-        """
+    @cached_property
+    def mixing(self) -> str:
+        """What is wrong with rows: their terms have to be those of runs of them alone; empty if nothing is."""
         keeping = self.followed.of(ROWS_PLATE)
-        rows = (OWN,) if keeping is Keeping.APART else (FIRST, LAST) if few or self._trial.long else ALONE
-
-        def look() -> str:
-            return next(filter(None, map(self._mixing_once, rows)), "")
+        rows = (OWN,) if keeping is Keeping.APART else ENDS if self._trial.long else ALONE
 
         def look_elsewhere() -> str:
-            again = RunOverRows(self._pair, replace(self._trial, shared=None), self.rows, self._values, self._names)
-            return next(filter(None, map(again._mixing, (FIRST, LAST))), "")
+            trial = replace(self._trial, shared=None)
+            return RunOverRows(self._pair, trial, self.rows, self._values, self._names).mixing_of(ENDS)
 
         words = f"at site {self.followed.mixed.get(ROWS_PLATE)!r} {_CHANGES}"
-        return self._trial.mixing(self._pair, keeping, look, look_elsewhere, words)
+        return self._trial.mixing(self._pair, keeping, partial(self.mixing_of, rows), look_elsewhere, words)
 
-    def _mixing_once(self, row: int) -> str:
-        if row not in self._found:
-            self._found[row] = self._mixing(row)
-        return self._found[row]
+    @torch.no_grad()
+    def mixing_of(self, rows: Iterable[int]) -> str:
+        """The same of these rows, by their values."""
+        return next(filter(None, map(self._mixing, rows)), "")
 
     def _mixing(self, row: int) -> str:
         """The same of one row. A term at which other runs of it differ, too, shows nothing: the program has noise of
@@ -232,24 +222,6 @@ def followed(pair: Pair, trial: Trial, draws: Collection[str], under_plate: bool
     return trial.followed(pair, draws)
 
 
-def plates_inside(sites: Iterable[Site]) -> list[Any]:
-    """The plates of sites that have several elements, from the outermost on."""
-    plates = {p for s in sites for p in s.plates if p.vectorized and p.size > 1}
-    return sorted(plates, key=lambda p: p.dim or 0)
-
-
-def halves(size: int) -> list[Tensor]:
-    """Halves of a plate's elements: any two elements are in different ones of some, or in large plates most are."""
-    if size <= 16:
-        return [torch.arange(size) // 2**bit % 2 == 1 for bit in range((size - 1).bit_length())]
-    return [torch.rand(size) < 0.5 for _ in range(4)]
-
-
-def where_moved(moved: Tensor, dim: int, event_dim: int) -> Tensor:
-    """Which elements are moved, along a plate's dim of a value."""
-    return moved.reshape(-1, *[1] * (-dim - 1 + event_dim))
-
-
 class RowsVerdict:
     """The model's trace over trial rows, or the reason why the pair cannot be run over rows."""
 
@@ -289,7 +261,7 @@ def check_rows(pair: Pair, trial: Trial, rows: int) -> RowsVerdict:
         for name, msg in rowed.items():
             _check_shapes(name, msg["fn"], alone[name]["fn"], over.rows, trial.batch_dims)
     try:
-        mixing = over.mixing()
+        mixing = over.mixing
     except DiscreteInferenceError:
         raise
     except Exception as error:  # of a log-probability over rows, say

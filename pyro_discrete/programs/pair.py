@@ -35,7 +35,6 @@ __all__ = [
     "hidden_from_traces",
     "on_trial",
     "python_random_position",
-    "random_position",
     "random_state",
     "set_random_state",
     "set_torch_random_state",
@@ -283,12 +282,6 @@ def python_random_position() -> tuple[Any, ...]:
     state = get_rng_state()
     name, keys, *rest = state.get("numpy", ("", b""))
     return state["random"], name, bytes(keys), *rest
-
-
-def random_position() -> tuple[Any, ...]:
-    """Where all of them stand, to be compared: a run that draws nothing leaves it as it is."""
-    own, others = torch_random_state()
-    return *python_random_position(), *(state.numpy().tobytes() for state in (own, *others))
 
 
 def set_random_state(state: Any) -> None:
