@@ -30,13 +30,13 @@ def test_the_loss_by_hand_is_that_of_the_program() -> None:
 
 
 def test_the_curve_is_flat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Mean-field bits: as many operations for ten steps as for twenty."""
-    monkeypatch.setattr(unrolled, "LENGTHS", (10, 20))
+    """Mean-field bits: as many operations for twenty steps as for forty, which score them alike both."""
+    monkeypatch.setattr(unrolled, "LENGTHS", (20, 40))
     monkeypatch.setattr(unrolled, "CURVES", (("bits", 2),))
     unrolled.curve()
     row = capsys.readouterr().out.splitlines()[-1]
     before, after = ([int(cell.split(" to ")[i].replace(",", "")) for cell in row.split("|")[2:4]] for i in (0, 1))
-    assert before[1] > 1.5 * before[0]  # alike sites are scored in one call, and the rest grows
+    assert before[1] > 1.7 * before[0]
     assert after[1] <= 1.1 * after[0]
 
 

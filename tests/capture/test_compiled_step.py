@@ -126,8 +126,8 @@ def _chain_pair() -> tuple[Any, Any]:
 
 
 def test_a_compiled_chain_counts_what_is_left_and_gives_the_programs_gradients():
-    """Sixty steps: more than twice as many operations as are compiled, though emissions are scored in one call."""
-    results, x = [], torch.linspace(-1, 3, 60, dtype=torch.float64)
+    """Ninety steps: three times as many operations as are compiled, and few of them when they are grouped."""
+    results, x = [], torch.linspace(-1, 3, 90, dtype=torch.float64)
     for compile in (True, False):
         pyro.clear_param_store()
         torch.set_default_dtype(torch.float64)
@@ -145,7 +145,7 @@ def test_a_compiled_chain_counts_what_is_left_and_gives_the_programs_gradients()
         results.append([step.loss, *step.gradients])
         if elbo.captures is not None:
             (graph,) = (k.step.graph for kinds in elbo.captures._kinds.values() for k in kinds if k.step)
-            assert len(graph.graph.graph.nodes) > 2.5 * graph.operations
+            assert len(graph.graph.graph.nodes) > 3 * graph.operations
             assert elbo.captures.mode == "inductor"
     for found, wanted in zip(*results, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
