@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import (
     _disable_current_modes,
     _get_current_dispatch_mode_stack,
 )
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from pyro_discrete.operations import kind_of, tensors_in
 
 __all__ = ["Draft", "Recorded", "is_recorded", "record"]
 
@@ -93,16 +94,6 @@ _HELD_AS_THEY_ARE = (
 )
 
 
-class _Operation:
-    """What is known of an operation by itself."""
-
-    def __init__(self, func: Any) -> None:
-        self.reads_values = torch.Tag.data_dependent_output in func.tags
-        self.is_random = torch.Tag.nondeterministic_seeded in func.tags
-        self.writes = func._schema.is_mutable
-        self.name: str = func.overloadpacket.__name__
-
-
 class _Recorder(TorchDispatchMode):
     """Makes a node for each operation, and runs it.
 
@@ -116,7 +107,6 @@ class _Recorder(TorchDispatchMode):
         self._nodes = WeakTensorKeyDictionary()
         self._held: dict[int, fx.Node] = {}
         self._literals = WeakTensorKeyDictionary()
-        self._operations: dict[Any, _Operation] = {}
         self._shapes = FakeTensorMode(allow_fallback_kernels=True)
         self._described: dict[Any, Tensor] = {}
         self.reads: list[tuple[Tensor, int]] = []
@@ -135,32 +125,30 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "profiler":  # says where time goes, of no tensor
             return func(*args, **kwargs)
-        operation = self._operations.get(func)
-        if operation is None:
-            operation = self._operations[func] = _Operation(func)
-        literal = self._of_literals(args, kwargs) if self._literals or operation.reads_values else None
-        if operation.reads_values:
+        kind = kind_of(func)
+        literal = self._of_literals(args, kwargs) if self._literals or kind.reads else None
+        if kind.reads:
             return self._read(func, args, kwargs, literal)
         if func is torch.ops.aten.lift_fresh.default:  # whose tensor is to stay as it is
             func = torch.ops.aten.lift_fresh_copy.default
         given = self._argument(args), self._argument(kwargs)
-        node = self._graph.create_node("call_function", func, name=operation.name)
+        node = self._graph.create_node("call_function", func, name=kind.name)
         node.args, node.kwargs = given  # not at once, which would look for symbols in each
-        if operation.writes and self._literals and literal is None and self._touches_literals(args, kwargs):
+        if kind.writes and self._literals and literal is None and self._touches_literals(args, kwargs):
             self._literals.clear()  # views of what is written to are not known
         result = func(*args, **kwargs)
         self._follow(result, node)
         if func is torch.ops.aten.lift_fresh_copy.default:
             if result.numel() <= 1:
                 self._literals[result] = args[0].clone()
-        elif literal is not None and isinstance(result, Tensor) and result.numel() <= 1 and not operation.is_random:
+        elif literal is not None and isinstance(result, Tensor) and result.numel() <= 1 and not kind.random:
             self._literals[result] = func(*literal[0], **literal[1])
         return result
 
     def _read(self, func: Any, args: Any, kwargs: Any, literal: Any) -> Any:
         if literal is not None:
             return func(*literal[0], **literal[1])
-        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        tensors = tensors_in((*args, *kwargs.values()))
         if any(t in self._nodes for t in tensors):
             raise ValueReadError(f"the value of a recorded tensor is asked for ({func})")
         self.reads += [(t, t._version) for t in tensors]
@@ -191,7 +179,7 @@ class _Recorder(TorchDispatchMode):
         return made if found else None
 
     def _touches_literals(self, args: Any, kwargs: Any) -> bool:
-        return any(isinstance(t, Tensor) and t in self._literals for t in tree_leaves((args, kwargs)))
+        return any(t in self._literals for t in tensors_in((*args, *kwargs.values())))
 
     def _argument(self, value: Any) -> Any:
         """An argument as a node has it."""

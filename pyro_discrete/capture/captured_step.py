@@ -13,7 +13,7 @@ from pyro_discrete.capture.graph import Capture, capture
 from pyro_discrete.capture.rewriting import NotCapturableError
 from pyro_discrete.capture.watch import keys_of_handlers
 from pyro_discrete.inspection.dependencies import Dependencies
-from pyro_discrete.inspection.provenance import written_tensors
+from pyro_discrete.operations import written_tensors
 from pyro_discrete.planning.plan import Plan
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.steps.outcome import Outcome, StepGradients

@@ -18,7 +18,8 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_discrete.inspection.provenance import Names, Provenance, axis_after, kind_of, tensors_in, written_tensors
+from pyro_discrete.inspection.provenance import Names, Provenance, axis_after
+from pyro_discrete.operations import kind_of, tensors_in, written_tensors
 from pyro_discrete.programs.dims import ROWS_PLATE, plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, SiteMessenger, on_trial, trace_pair
 from pyro_discrete.programs.sites import is_latent, masked_law, sample_sites

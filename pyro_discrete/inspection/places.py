@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_discrete.inspection.provenance import (
-    SHAPES_ALONE,
     Provenance,
     axis_after,
     files_called_from,
     in_a_structure,
     keeps_shape,
-    written_tensors,
 )
+from pyro_discrete.operations import kind_of, tensors_in, written_tensors
 
 __all__ = ["Along", "At", "Part", "Places", "SumOfParts"]
 
@@ -165,15 +164,14 @@ class Places(Provenance):
     def operation(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if self._aside:
             return func(*args, **kwargs)
-        moved = [tensor for tensor in _tensors((*args, *kwargs.values())) if self._key(tensor) in self._sites]
-        name = func.overloadpacket.__name__
-        if not moved or name in SHAPES_ALONE:
+        moved = [tensor for tensor in tensors_in((*args, *kwargs.values())) if self._key(tensor) in self._sites]
+        kind = kind_of(func)
+        name = kind.name
+        if not moved or kind.of_shapes:
             return func(*args, **kwargs)
-        if torch.Tag.data_dependent_output in func.tags and not (
-            self.reading_allowed or _is_validation() or in_a_structure()
-        ):
+        if kind.reads and not (self.reading_allowed or _is_validation() or in_a_structure()):
             self.escaped(f"Python reads a tensor's value ({name})")
-        if torch.Tag.dynamic_output_shape in func.tags and not keeps_shape(func, args):
+        if kind.shapes and not keeps_shape(func, args):
             self.escaped(f"a shape depends on values ({name})")
         try:
             result = func(*args, **kwargs)
@@ -181,7 +179,7 @@ class Places(Provenance):
             self.escaped(f"an operation fails ({name})")
             raise
         sites = self.of(*moved)
-        if func._schema.is_mutable:
+        if kind.writes:
             written = written_tensors(func, args, kwargs)
             keys = {self._key(tensor) for tensor in written}
             if not keys <= self._sites.keys() and not self.reading_allowed:
@@ -191,7 +189,7 @@ class Places(Provenance):
             self._known = {where: held for where, held in self._known.items() if where[0] not in keys}
             self._sums = {i: held for i, held in self._sums.items() if self._key(held[0]) not in keys}
             return result
-        made = _tensors([result])
+        made = tensors_in([result])
         for tensor in made:
             self._comes_from(tensor, sites)
         first = _together([self.found(tensor) for tensor in moved])
@@ -218,7 +216,7 @@ class Places(Provenance):
             if dim % tensor.dim() == tensor.dim() + known.axis:
                 self._taken_out(name, args, kwargs, result, known)
                 return
-        for made in _tensors([result]):
+        for made in tensors_in([result]):
             axis = axis_after(func, args, kwargs, made, moved, lambda _: known.axis)
             if axis is not None:
                 self._note(made, replace(known, axis=axis))
@@ -262,7 +260,7 @@ class Places(Provenance):
             return
         if not result.is_floating_point() and result.dtype not in (torch.int64, torch.int32):
             return  # bits and small integers do not add up
-        moved = [v for v in _tensors((*args, *kwargs.values())) if self._key(v) in self._sites]
+        moved = [v for v in tensors_in((*args, *kwargs.values())) if self._key(v) in self._sites]
         if not moved:
             return
         self._aside = True  # what follows is no part of the program
@@ -451,17 +449,6 @@ def _contracted(
             return other.mT * one
         return one.unsqueeze(-2) * other.mT.unsqueeze(-3)
     return None
-
-
-def _tensors(values: Iterable[Any]) -> list[Tensor]:
-    """The tensors among an operation's arguments, or results."""
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, list | tuple):
-            found += _tensors(value)
-    return found
 
 
 def _is_validation() -> bool:

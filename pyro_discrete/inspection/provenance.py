@@ -7,10 +7,9 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,13 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pyro_discrete.errors import LIBRARIES, innermost_line
+from pyro_discrete.operations import kind_of, tensors_in, written_tensors
 from pyro_discrete.programs.sites import base_distribution
 
 __all__ = [
     "ARGUMENTS",
     "FLOATS",
     "HELD",
-    "SHAPES_ALONE",
     "DispatchMode",
     "Provenance",
     "Reads",
@@ -37,10 +36,7 @@ __all__ = [
     "files_called_from",
     "in_a_structure",
     "keeps_shape",
-    "kind_of",
     "read_by_the_program",
-    "tensors_in",
-    "written_tensors",
 ]
 
 
@@ -156,47 +152,6 @@ def _listed(dims: Any, size: int) -> list[int]:
     return [d % size for d in ([dims] if isinstance(dims, int) else dims)]
 
 
-def tensors_in(values: Iterable[Any]) -> list[Tensor]:
-    """The tensors among an operation's arguments, or results: as such, or in lists."""
-    found = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, list | tuple):
-            found += [each for each in value if isinstance(each, Tensor)]
-    return found
-
-
-class Kind(NamedTuple):
-    """What an operation does, as its schema and its tags say.
-
-    `writes`: the arguments that it writes into, their places and names. `pointwise`: whether it keeps all entries
-    apart. `reads`, `shapes`: whether Python sees a value, or a shape hangs on one. `of_shapes`: whether it reads none.
-    """
-
-    name: str
-    writes: tuple[tuple[int, str], ...]
-    pointwise: bool
-    reads: bool
-    shapes: bool
-    of_shapes: bool
-
-
-@cache
-def kind_of(func: Any) -> Kind:
-    """The kind of an operation of the dispatcher."""
-    name, arguments = func.overloadpacket.__name__, enumerate(func._schema.arguments)
-    written = tuple((at, a.name) for at, a in arguments if a.alias_info is not None and a.alias_info.is_write)
-    pointwise, reads = torch.Tag.pointwise in func.tags, torch.Tag.data_dependent_output in func.tags
-    return Kind(name, written, pointwise, reads, torch.Tag.dynamic_output_shape in func.tags, name in SHAPES_ALONE)
-
-
-def written_tensors(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """The arguments that an operation writes into."""
-    writes = kind_of(func).writes
-    return tensors_in(args[at] if at < len(args) else kwargs.get(name) for at, name in writes) if writes else []
-
-
 Names = frozenset[str]
 
 
@@ -214,13 +169,6 @@ HELD = "what it holds"
 
 
 _LEAVES = {"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "storage", "untyped_storage", "_typed_storage"}
-
-
-SHAPES_ALONE = {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"}
-
-
-SHAPES_ALONE |= {"new_zeros", "new_ones", "new_empty", "new_full"}
-"""Operations of whose arguments no value is read."""
 
 
 _READS = {"_local_scalar_dense": ".item(), if or an index", "is_nonzero": "if", "equal": "torch.equal"}

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 FLOORS = {
     "pyro_discrete": """
-        errors
+        errors operations
         families checkpoints interrupts tables recording
         draws
         control_variates distributions
