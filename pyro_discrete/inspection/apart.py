@@ -24,7 +24,7 @@ from pyro_discrete.programs.dims import ROWS_PLATE, plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, SiteMessenger, on_trial, trace_pair
 from pyro_discrete.programs.sites import is_latent, masked_law, sample_sites
 
-__all__ = ["Followed", "Keeping", "follow"]
+__all__ = ["MIXED", "Elements", "Followed", "Keeping", "Place", "follow"]
 
 
 class Keeping(Enum):
@@ -75,7 +75,7 @@ def follow(
     """
     if pair.guide_runs_model:
         return Followed("the guide runs the model itself")
-    elements, dim = _Elements(), None if rows is None else rows[1]
+    elements, dim = Elements(), None if rows is None else rows[1]
     marks, over = _MarkElements(elements, draws, dim), rows if under_plate else None
     try:
         with on_trial(), torch.no_grad(), pyro.validation_enabled(False), elements, marks:
@@ -85,7 +85,7 @@ def follow(
     return Followed(elements.escape) if elements.escape else found
 
 
-class _At(NamedTuple):
+class Place(NamedTuple):
     """Where a tensor has elements: entry e of `dim` (from the right) is of element `e // inner % size`.
 
     Or of that which `of` has at this place, none where it has `NONE`. All entries are of one element where dim is 0.
@@ -102,7 +102,7 @@ class _At(NamedTuple):
         return self.of or tuple(range(self.size))
 
 
-_MIXED = _At(0, 0, 0)
+MIXED = Place(0, 0, 0)
 """Stands for entries that may come from several elements."""
 
 NONE = -1
@@ -147,7 +147,7 @@ _OF_ENTRIES = {"copy_", "fill_", "zero_", "tril", "triu"}
 """Operations on each entry by itself that have no tag that says so."""
 
 
-class _Elements(Provenance):
+class Elements(Provenance):
     """Follows in which dims of a tensor the elements of plates are kept apart.
 
     Only what Python sees of draws is an escape: what it sees of other tensors decides between branches.
@@ -156,29 +156,29 @@ class _Elements(Provenance):
     def __init__(self) -> None:
         super().__init__()
         self.plates: dict[str, frozenset[str]] = {}
-        self._known: dict[int, tuple[Tensor, dict[str, _At]]] = {}
+        self._known: dict[int, tuple[Tensor, dict[str, Place]]] = {}
         self._sharing: dict[int, list[int]] = {}
         self._mixed: dict[int, frozenset[str]] = {}
 
-    def mark_elements(self, tensor: Tensor, name: str, at: Mapping[str, _At]) -> None:
+    def mark_elements(self, tensor: Tensor, name: str, at: Mapping[str, Place]) -> None:
         """A draw, and where it has the elements of its plates; not so of those that it names alone."""
         self.mark(tensor, [name])
         self.plates[name] = self.plates.get(name, frozenset()) | at.keys()
         places = {plate: place for plate, place in at.items() if tensor.dim() >= -place.dim > 0}
         self._note(tensor, {p: a for p, a in places.items() if tensor.shape[a.dim] == a.size})
 
-    def _note(self, tensor: Tensor, places: dict[str, _At]) -> None:
+    def _note(self, tensor: Tensor, places: dict[str, Place]) -> None:
         self._known[id(tensor)] = tensor, places
         self._sharing.setdefault(self._key(tensor) or 0, []).append(id(tensor))
 
-    def elements_of(self, tensor: Any) -> dict[str, _At | None]:
-        """Of each plate whose elements a tensor is computed from, where it has them; `_MIXED`, or None if unknown."""
+    def elements_of(self, tensor: Any) -> dict[str, Place | None]:
+        """Of each plate whose elements a tensor is computed from, where it has them; `MIXED`, or None if unknown."""
         draws = self.of(tensor)
         if not draws:
             return {}
         known = self._known.get(id(tensor), (None, {}))[1]
         if self._mixed:
-            known = dict.fromkeys(self._mixed.get(self._key(tensor) or 0, ()), _MIXED) | known
+            known = dict.fromkeys(self._mixed.get(self._key(tensor) or 0, ()), MIXED) | known
         return {plate: known.get(plate) for draw in draws for plate in self.plates.get(draw, ())}
 
     def operation(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -199,7 +199,7 @@ class _Elements(Provenance):
                 self._note(tensor, {p: at for p, at in found.items() if at is not None})
                 key = self._key(tensor)
                 if key in written and key is not None:  # a part of it, perhaps
-                    mixed = frozenset(p for p, at in found.items() if at is _MIXED)
+                    mixed = frozenset(p for p, at in found.items() if at is MIXED)
                     self._mixed[key] = self._mixed.get(key, frozenset()) | mixed
         return result
 
@@ -218,14 +218,14 @@ def _after(
     kwargs: Mapping[str, Any],
     result: Tensor,
     number: int,
-    read: Sequence[tuple[Tensor, Mapping[str, _At | None]]],
+    read: Sequence[tuple[Tensor, Mapping[str, Place | None]]],
     plate: str,
-) -> _At | None:
+) -> Place | None:
     """Where a result, that of this number, has a plate's elements."""
     moved = [(tensor, has[plate]) for tensor, has in read if plate in has]
     places = [at for _, at in moved if at is not None]
-    if _MIXED in places:
-        return _MIXED
+    if MIXED in places:
+        return MIXED
     if len(places) < len(moved):
         return None
     name, _, pointwise, *_ = kind_of(func)
@@ -236,7 +236,7 @@ def _after(
     if name in _LISTS:
         return _put_together(name, args, kwargs, result, dict(zip(map(id, tensors), places, strict=True)))
     if any(place.dim == 0 for place in places):
-        return _MIXED
+        return MIXED
     if name in _VIEWS:
         return _viewed(tensors[0], at, result)
     if name in _TAKING and len(tensors) == 1:
@@ -244,25 +244,25 @@ def _after(
     if not alike or len({t.shape[at.dim] for t in tensors}) > 1:
         if pointwise and len({(p.dim, p.inner, p.size) for p in places}) == 1:
             return _merged(places)
-        return _MIXED if pointwise or name in _PRODUCTS or name in ("dot", "mv") else None
+        return MIXED if pointwise or name in _PRODUCTS or name in ("dot", "mv") else None
     dim, understood = _dim_after(func, name, args, kwargs, result, tensors, at.dim)
     if dim is None:
-        return _MIXED if understood else None
+        return MIXED if understood else None
     kept = result.dim() >= -dim and result.shape[dim] == tensors[0].shape[at.dim]
     return at._replace(dim=dim) if kept else None
 
 
-def _merged(places: Sequence[_At]) -> _At:
+def _merged(places: Sequence[Place]) -> Place:
     """Entries of several tensors together, if each has elements of one kind at most."""
     at_each = [set(each) - {NONE} for each in zip(*(place.order for place in places), strict=True)]
     if any(len(each) > 1 for each in at_each):
-        return _MIXED
+        return MIXED
     return places[0]._replace(of=tuple(min(each, default=NONE) for each in at_each))
 
 
 def _put_together(
-    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], result: Tensor, places: Mapping[int, _At]
-) -> _At | None:
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], result: Tensor, places: Mapping[int, Place]
+) -> Place | None:
     """Tensors beside each other, along a dim that has the elements, is to have them, or has nothing to do with them."""
     parts: Sequence[Tensor] = args[0]
     along = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % result.dim() - result.dim()
@@ -272,11 +272,11 @@ def _put_together(
         for part in parts:
             at, entries = places.get(id(part)), 1 if name == "stack" else part.shape[along]
             if at is not None and at.dim and (at.inner != 1 or at.size != entries):
-                return _MIXED
+                return MIXED
             order += [NONE] * entries if at is None else at.order if at.dim else at.order * entries
-        return _At(along, 1, len(order), tuple(order))
+        return Place(along, 1, len(order), tuple(order))
     if 0 in dims or len({*places.values()}) > 1:
-        return _MIXED
+        return MIXED
     (dim,) = dims
     if name == "stack":
         dim -= along >= dim
@@ -284,8 +284,8 @@ def _put_together(
 
 
 def _taken(
-    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], tensor: Tensor, number: int, result: Tensor, at: _At
-) -> _At | None:
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], tensor: Tensor, number: int, result: Tensor, at: Place
+) -> Place | None:
     """What an operation that takes entries of a tensor leaves of its elements, in which order."""
     where, unless = _TAKING[name]
     given = args[where] if len(args) > where else kwargs.get("dims" if name == "roll" else "dim", unless)
@@ -293,14 +293,14 @@ def _taken(
     place = tensor.dim() + at.dim
     if place not in dims:
         if name == "roll" and not dims:
-            return _MIXED
+            return MIXED
         gone = sum(d < place for d in dims) if result.dim() < tensor.dim() else 0
         return at._replace(dim=place - gone - result.dim())
     if at.inner != 1 or at.size != tensor.shape[place]:
-        return _MIXED
+        return MIXED
     order = at.order
     if name in ("select", "unbind"):
-        return _At(0, 1, 1, (order[args[2] if name == "select" else number],))
+        return Place(0, 1, 1, (order[args[2] if name == "select" else number],))
     if name == "slice":
         start, end, step = (args[k] if len(args) > k else None for k in (2, 3, 4))
         order = order[start:end:step]
@@ -316,10 +316,10 @@ def _taken(
         order = order[begin : begin + sizes[number]]
     if not order:
         return None
-    return _At(0, 1, 1, order) if len(order) == 1 else _At(at.dim, 1, len(order), order)
+    return Place(0, 1, 1, order) if len(order) == 1 else Place(at.dim, 1, len(order), order)
 
 
-def _viewed(tensor: Tensor, at: _At, result: Tensor) -> _At | None:
+def _viewed(tensor: Tensor, at: Place, result: Tensor) -> Place | None:
     """The same numbers in their order, in other dims: in one of these the elements are again, or nothing is known."""
     if result.numel() != tensor.numel():  # of another dtype
         return None
@@ -413,7 +413,7 @@ def _of_matrices(
 class _MarkElements(SiteMessenger):
     """Marks draws as they are made, or met again in the model, with the elements of their plates, and their rows."""
 
-    def __init__(self, elements: _Elements, draws: Collection[str], rows_dim: int | None) -> None:
+    def __init__(self, elements: Elements, draws: Collection[str], rows_dim: int | None) -> None:
         super().__init__()
         self.elements = elements
         self.draws = draws
@@ -424,15 +424,15 @@ class _MarkElements(SiteMessenger):
         if not (is_latent(msg) and msg["name"] in self.draws and isinstance(value, Tensor)):
             return
         event = msg["fn"].event_dim
-        at = {p.name: _At(p.dim - event, 1, p.size) for p in plates_of(msg) if p.vectorized and p.size > 1}
+        at = {p.name: Place(p.dim - event, 1, p.size) for p in plates_of(msg) if p.vectorized and p.size > 1}
         if self.rows_dim is not None:
             dim = self.rows_dim - event
             if value.dim() >= -dim and value.shape[dim] > 1:
-                at[ROWS_PLATE] = _At(dim, 1, value.shape[dim])
+                at[ROWS_PLATE] = Place(dim, 1, value.shape[dim])
         self.elements.mark_elements(value, msg["name"], at)
 
 
-def _terms(elements: _Elements, traces: tuple[Trace, Trace], rows_dim: int | None) -> Followed:
+def _terms(elements: Elements, traces: tuple[Trace, Trace], rows_dim: int | None) -> Followed:
     mixed: dict[str, str] = {}
     unknown: dict[str, str] = {}
     reached: dict[tuple[int, str], Names] = {}
@@ -445,13 +445,13 @@ def _terms(elements: _Elements, traces: tuple[Trace, Trace], rows_dim: int | Non
             reached[where, name] = elements.of(*parts)
             for part in parts:
                 for plate, at in elements.elements_of(part).items():
-                    if plate not in dims or (at is not None and at is not _MIXED and _is_at(at, dims[plate])):
+                    if plate not in dims or (at is not None and at is not MIXED and _is_at(at, dims[plate])):
                         continue
                     (unknown if at is None else mixed).setdefault(plate, name)
     return Followed("", mixed, unknown, reached)
 
 
-def _is_at(at: _At, dim: int) -> bool:
+def _is_at(at: Place, dim: int) -> bool:
     return at.dim == dim and at.inner == 1 and all(element in (place, NONE) for place, element in enumerate(at.order))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyro_discrete.inspection import apart
-from pyro_discrete.inspection.apart import _MIXED, _At, _Elements
+from pyro_discrete.inspection.apart import MIXED, Place, Elements
 
 SIZE, PROGRAMS = 4, 500
 ONES = torch.ones(6, 6, dtype=torch.float64)
@@ -137,13 +137,13 @@ def breaches(seed: int, seen: Counter[str]) -> Iterator[str]:
     dim, both = random.Random(seed).choice([-1, -2]), seed % 2 == 1
     numbers = torch.Generator().manual_seed(seed)
     given = [torch.randn(SIZE, SIZE, generator=numbers, dtype=torch.float64) for _ in range(2)]
-    followed = _Elements()
+    followed = Elements()
     with followed:
         own = [each.clone() for each in given]
         for name, draw in zip("zw" if both else "z", own, strict=False):
-            followed.mark_elements(draw, name, {"p": _At(dim, 1, SIZE)})
+            followed.mark_elements(draw, name, {"p": Place(dim, 1, SIZE)})
         said = [followed.elements_of(each).get("p", "none") for each in results(seed, *own)]
-    seen.update("mixed" if s == _MIXED else "placed" if isinstance(s, _At) else str(s) for s in said)
+    seen.update("mixed" if s == MIXED else "placed" if isinstance(s, Place) else str(s) for s in said)
     before = results(seed, *[each.clone() for each in given])
     for moved in range(SIZE):
         others = [each.clone() for each in given]
@@ -153,12 +153,12 @@ def breaches(seed: int, seen: Counter[str]) -> Iterator[str]:
         if len(after) != len(before):  # an index that is out of range at some values
             continue
         for place, (old, new, at) in enumerate(zip(before, after, said, strict=True)):
-            if at is None or at == _MIXED or old.shape != new.shape:
+            if at is None or at == MIXED or old.shape != new.shape:
                 continue
             changed = ~torch.isclose(old, new, rtol=1e-9, atol=1e-12, equal_nan=True)
-            if isinstance(at, _At) and at.dim == 0:
+            if isinstance(at, Place) and at.dim == 0:
                 changed = changed & (at.of[0] != moved)
-            elif isinstance(at, _At):
+            elif isinstance(at, Place):
                 entries = torch.arange(old.shape[at.dim])
                 elements = torch.tensor(at.order)[entries // at.inner % at.size]
                 changed = changed & (elements != moved).reshape(-1, *[1] * (-at.dim - 1))
