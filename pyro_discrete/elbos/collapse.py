@@ -317,12 +317,12 @@ class Collapsed:
     def _pair(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Pair, Collection[str]]:
         """The model, and a guide that draws what is not summed out; and the names that handlers around give values."""
         given = _names_in(*_PYRO_STACK)
-        model = poutine.condition(self.model, _conditioned())
+        model = KeepSubsamples()(poutine.condition(self.model, _conditioned()))
 
         def is_hidden(msg: Any) -> bool:
-            """Whether a site is none that a guide would draw."""
+            """Whether a site is none that a guide would draw; a plate's size may hang on what is summed out."""
             drawn = is_latent(msg) and (msg["name"] in given or not _is_discrete(msg))
-            return msg["type"] == "sample" and not site_is_subsample(msg) and not drawn
+            return msg["type"] == "sample" and not drawn
 
         return Pair(model, poutine.block(model, hide_fn=is_hidden), args, kwargs), given
 
@@ -600,7 +600,7 @@ class _Run(Marginalise):
     def _pyro_post_sample(self, msg: Any) -> None:
         name = msg["name"]
         if site_is_subsample(msg):
-            self.subsamples.indices.setdefault(name, msg["value"])
+            self.subsamples.keep(msg)
         if name not in self._inside:
             return
         self.outer |= {*msg["cond_indep_stack"]} - {*self._inside[name]}

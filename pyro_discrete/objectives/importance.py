@@ -256,7 +256,7 @@ class ImportanceBound(Objective[BoundEvaluation]):
         scores = {
             name: torch.cat([e.scores[name] for e in evaluations]) if name in weighed.data else score
             for name, score in first.scores.items()
-            if all(name in e.scores for e in evaluations)
+            if all(name in e.scores and e.scores[name].shape[1:] == score.shape[1:] for e in evaluations)
         }
         costs = weighed.costs(first.costs.order)
         return replace(first, costs=costs, pathwise=pathwise, loss=loss, scores=scores, weighed=weighed)

@@ -48,6 +48,13 @@ FACTS = (
         "planned for more dims",
     ),
     Fact(
+        "subsamples",
+        "the elements that a plate had in the first run of a sum, or of a posterior",
+        "a plate whose size is drawn",
+        "every run: `programs.pair.KeepSubsamples`, by the sizes of plate and subsample",
+        "a subsample for each size; in a posterior, runs at every joint value",
+    ),
+    Fact(
         "rows",
         "the operations of a run over rows of values, and a row's terms beside those of a run of it alone",
         "a shape or a branch that hangs on a value",

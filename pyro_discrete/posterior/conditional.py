@@ -22,6 +22,7 @@ __all__ = [
     "check_same_shapes",
     "decoded_shares",
     "joined",
+    "of_one_shape",
     "of_shares",
 ]
 
@@ -29,17 +30,37 @@ __all__ = [
 Values = dict[str, Tensor]
 
 
+def of_one_shape(name: str, tensors: Sequence[Tensor], absent: float = 0.0) -> list[Tensor]:
+    """These `[rows, ...]` of one site, the sides of each filled up to the largest: plates may be of drawn sizes.
+
+    `absent` stands at elements that a run does not have. Raises `SiteShapeError` where numbers of dims differ.
+    """
+    shapes = {tuple(t.shape[1:]) for t in tensors}
+    if len(shapes) == 1:
+        return [*tensors]
+    if len({len(shape) for shape in shapes}) > 1:
+        raise SiteShapeError(
+            f"Site {name!r} has shapes {sorted(shapes)}, whose numbers of dims differ from run to run: its values "
+            "cannot be put together."
+        )
+    most = [max(sides) for sides in zip(*shapes, strict=True)]
+    filled = []
+    for tensor in tensors:
+        if absent != absent and not tensor.is_floating_point():
+            tensor = tensor.to(torch.get_default_dtype())
+        after = [n for side, size in zip(tensor.shape[:0:-1], most[::-1], strict=True) for n in (0, size - side)]
+        filled.append(F.pad(tensor, after, value=absent))
+    return filled
+
+
 def of_shares(name: str, parts: Sequence[tuple[Any, Tensor]]) -> Any:
-    """A site's distribution from shares of its values, `[rows, *batch, values]` of some runs."""
+    """A site's distribution from shares of its values, `[rows, *batch, values]` of some runs.
+
+    Each element has its distribution in those runs that it is in.
+    """
     most = max(share.shape[-1] for _, share in parts)
     fn = next(fn for fn, share in parts if share.shape[-1] == most)
-    padded = [F.pad(share, (0, most - share.shape[-1])) for _, share in parts]
-    if len({tuple(p.shape[1:]) for p in padded}) > 1:
-        raise SiteShapeError(
-            f"Site {name!r} has batch shapes {sorted({tuple(p.shape[1:-1]) for p in padded})}, which differ from run "
-            "to run: it has no one marginal distribution."
-        )
-    mean = torch.cat(padded).mean(0)
+    mean = torch.cat(of_one_shape(name, [share for _, share in parts])).mean(0)
     drawn = mean.sum(-1, keepdim=True)
     return of_values(fn, mean / drawn if bool((drawn < 1 - 1e-6).any()) else mean)
 
@@ -57,22 +78,18 @@ def by_draw(parts: Sequence[Conditional]) -> dict[str, Any]:
 
 
 def joined(parts: Sequence[Mapping[Any, Tensor]], rows: Sequence[int], absent: float = math.nan) -> dict[Any, Tensor]:
-    """Values `[rows, ...]` of several runs, one after another; `absent` for runs in which a site is not."""
+    """Values `[rows, ...]` of several runs, one after another; `absent` for runs and elements that a site is not in."""
     found: dict[Any, Tensor] = {}
     for name in dict.fromkeys(n for part in parts for n in part):
-        shapes = {tuple(part[name].shape[1:]) for part in parts if name in part}
-        if len(shapes) > 1:
-            raise SiteShapeError(
-                f"Site {name!r} has values of shapes {sorted(shapes)}, which differ from run to run: its draws cannot "
-                "be put into one tensor."
-            )
-        like = next(part[name] for part in parts if name in part)
+        each = iter(of_one_shape(name, [part[name] for part in parts if name in part], absent))
+        filled = [next(each) if name in part else None for part in parts]
+        like = next(values for values in filled if values is not None)
         if all(name in part for part in parts):
-            found[name] = torch.cat([part[name] for part in parts])
+            found[name] = torch.cat([values for values in filled if values is not None])
             continue
         kind = like.dtype if like.is_floating_point() else torch.get_default_dtype()
         blanks = [torch.full((n, *like.shape[1:]), absent, dtype=kind, device=like.device) for n in rows]
-        found[name] = torch.cat([p[name].to(kind) if name in p else b for p, b in zip(parts, blanks, strict=True)])
+        found[name] = torch.cat([b if f is None else f.to(kind) for f, b in zip(filled, blanks, strict=True)])
     return found
 
 

@@ -41,11 +41,12 @@ from pyro_discrete.posterior.conditional import (
     check_same_shapes,
     decoded_shares,
     joined,
+    of_one_shape,
     of_shares,
 )
 from pyro_discrete.posterior.given_draws import GivenDraws, as_pair, uncollapsed
 from pyro_discrete.posterior.marginals_picture import picture_marginals
-from pyro_discrete.posterior.mixtures import Part, averaged
+from pyro_discrete.posterior.mixtures import MOST_CATEGORIES, Part, averaged, shares_of
 from pyro_discrete.posterior.modes import AtCentre, FiniteCounts, modes, standing_alone
 from pyro_discrete.posterior.value_by_value import (
     MOST_RUNS,
@@ -73,13 +74,16 @@ from pyro_discrete.programs.pair import (
 from pyro_discrete.programs.sites import (
     Site,
     base_distribution,
+    cardinality,
     family_of,
     is_latent,
     is_random_observation,
+    joint_support,
     latent_sites,
     not_drawable,
     sample_sites,
     summed_by_parts,
+    without_mask,
 )
 from pyro_discrete.sums.components import (
     Names,
@@ -160,7 +164,8 @@ class DiscretePosterior:
     Values are summed over side by side, over all draws at once, if plain runs give the same at some values. A program
     for which they do not (that branches on a value, reads it by `.item()`, or has no dims to spare) is run for one draw
     after another, and if need be for one value after another or one joint value after another (1,024 at most): slower,
-    and as exact. Each draw has the sites that its own run has; a site that some draws lack is NaN there.
+    and as exact. Each draw has the sites that its own run has; a site, or an element of a plate of
+    drawn size, that some draws lack is NaN there.
 
     >>> import pyro, torch
     >>> import pyro.distributions as dist
@@ -246,7 +251,8 @@ class DiscretePosterior:
         on a branch is averaged over `num_samples` draws of these: a count without a last value is then a
         `MixtureOfDraws`, its distributions given the draws before it. The model's own sites are averaged over the joint
         values of the guide's sites, if these are discrete and have at most `num_samples` of them, else over as many
-        draws of the guide. Of a site that some draws lack: its distribution where it is drawn.
+        draws of the guide. Of a site that some draws lack: its distribution where it is drawn, and so of elements
+        of a plate whose size is drawn.
         """
         if self.draws is not None:
             parts = self._answered(args, kwargs, lambda run: run.given_draws(log_sum_exp))
@@ -549,11 +555,11 @@ class PosteriorRuns:
             if reduce is not log_sum_exp and not weight:
                 continue
             for name, index in leaf.given.items():
-                share = F.one_hot(index, leaf.sizes[name]) * weight
-                if name in result and result[name].shape[1:] != share.shape:
-                    raise EnumerationError(f"the support or the shape of site {name!r} changes with the values.")
-                result[name] = result[name] + share if name in result else share.unsqueeze(0)
-                fns[name] = leaf.trace.nodes[name]["fn"]
+                share = (F.one_hot(index, leaf.sizes[name]) * weight).unsqueeze(0)
+                if name not in result or share.shape[-1] > result[name].shape[-1]:
+                    fns[name] = leaf.trace.nodes[name]["fn"]
+                both = [result[name], share] if name in result else [share]
+                result[name] = torch.cat(of_one_shape(name, both)).sum(0, keepdim=True)
         return result, fns
 
     def _shared_by(
@@ -875,9 +881,15 @@ class PosteriorRuns:
             parts = {n: [(fn, w / len(each)) for fn, w in each] for n, each in parts.items()}
         found = {}
         for name, each in parts.items():
-            if family_of(plain[name]) not in (None, Family.CONTINUOUS):
-                check_same_shapes(name, each, num_samples)
-                found[name] = averaged(plain[name], each)
+            if family_of(plain[name]) in (None, Family.CONTINUOUS):
+                continue
+            if len({fn.batch_shape for fn, _ in each}) > 1 and cardinality(plain[name]) <= MOST_CATEGORIES:
+                support = joint_support(plain[name]).reshape(-1, *plain[name].event_shape)
+                shares = [(fn, shares_of(without_mask(fn), support).unsqueeze(0)) for fn, _ in each]
+                found[name] = of_shares(name, shares)
+                continue
+            check_same_shapes(name, each, num_samples)
+            found[name] = averaged(plain[name], each)
         return found
 
     @torch.no_grad()

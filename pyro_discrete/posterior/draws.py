@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pyro import poutine
@@ -36,6 +36,9 @@ __all__ = [
     "PosteriorDraws",
     "draw_posterior",
 ]
+
+Key = TypeVar("Key", bound=Hashable)
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,10 @@ class PosteriorDraws:
             for frame in frames:
                 if frame.vectorized:
                     sizes[frame.name] = max(frame.size, sizes.get(frame.name, 1))
-        indices = self.trial.subsamples.indices
-        return {name: indices.get(name, torch.arange(size)).cpu().numpy() for name, size in sizes.items()}
+        kept = self.trial.subsamples.indices
+        indices = {name: kept.get(name, torch.arange(size)) for name, size in sizes.items()}
+        indices |= {name: torch.arange(size) for name, size in sizes.items() if len(indices[name]) != size}
+        return {name: index.cpu().numpy() for name, index in indices.items()}
 
     def log_weight_in(self, plate: str) -> Tensor:
         """`[draws, size]`: log p - log q of the sites inside a plate, scaled and masked, for each of its elements."""
@@ -78,7 +83,8 @@ class PosteriorDraws:
             frames = [f for f in self.frames[in_model, name] if f.name == plate]
             if frames and frames[0].dim is not None:
                 term = term.movedim(frames[0].dim, 1)
-                kept = term.expand(-1, frames[0].size, *term.shape[2:]).reshape(len(term), frames[0].size, -1).sum(-1)
+                size = max(frames[0].size, term.shape[1])
+                kept = term.expand(-1, size, *term.shape[2:]).reshape(len(term), size, -1).sum(-1)
                 total = total + (kept if in_model else -kept)
         return torch.as_tensor(total)
 
@@ -114,17 +120,31 @@ def _draw_posterior(runs: PosteriorRuns) -> PosteriorDraws:
 
     return PosteriorDraws(
         runs.trial,
-        {name: msg for part in reversed(parts) for name, msg in part.sites.items()},
+        _largest((part.sites for part in parts), lambda msg: msg["fn"].batch_shape.numel()),
         together(lambda run: run.posterior),
         together(lambda run: run.predictive),
         together(lambda run: run.log_likelihood),
         torch.cat([run.log_sum(True) for run in parts]),
         torch.cat([run.log_sum(True) - run.log_sum(False) for run in parts]),
         joined([part.terms for part in parts], rows, 0.0),
-        {key: frames for part in parts for key, frames in part.frames.items()},
-        {name: frames for part in parts for name, frames in part.marginal.items()},
+        _largest((part.frames for part in parts), _elements),
+        _largest((part.marginal for part in parts), _elements),
         runs.chains,
     )
+
+
+def _elements(frames: Frames) -> int:
+    return math.prod(frame.size for frame in frames)
+
+
+def _largest(of_runs: Iterable[Mapping[Key, Found]], size: Callable[[Found], int]) -> dict[Key, Found]:
+    """What is said of each site by the run in which it is largest: the size of a plate may be drawn."""
+    found: dict[Key, Found] = {}
+    for each in of_runs:
+        for key, said in each.items():
+            if key not in found or size(said) > size(found[key]):
+                found[key] = said
+    return found
 
 
 def _sizes(runs: PosteriorRuns, num_samples: int) -> Iterator[tuple[int, int]]:

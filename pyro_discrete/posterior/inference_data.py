@@ -112,7 +112,7 @@ def to_inference_data(
             for n, value in _constants(pair, [m["value"] for m in observed.values()]).items()
         },
     }
-    groups = {name: group for name, group in groups.items() if group}
+    groups = {name: {n: names.filled(n, v) for n, v in group.items()} for name, group in groups.items() if group}
     named = {"coords": {**names.coords, **(coords or {})}, "dims": names.dims}
     if "posterior" in inspect.signature(az.from_dict).parameters:
         return az.from_dict(**groups, **named)
@@ -203,6 +203,16 @@ class _DimNames:
         for name, frames in draws.marginal.items():
             batch = draws.log_likelihood[name].dim() - 1
             self.dims[name] = self._plates(name, frames, batch, called)
+
+    def filled(self, name: str, values: np.ndarray) -> np.ndarray:
+        """With NaN for elements of a plate, of drawn size, that are in none of these draws."""
+        dims = self.dims.get(name, [])
+        sizes = [len(self.coords.get(dim, ())) for dim in dims]
+        lacking = [max(0, n - side) for side, n in zip(values.shape[values.ndim - len(dims) :], sizes, strict=True)]
+        if not any(lacking):
+            return values
+        kind = values if np.issubdtype(values.dtype, np.floating) else values.astype(np.float64)
+        return np.pad(kind, [*[(0, 0)] * (values.ndim - len(dims)), *((0, n) for n in lacking)], constant_values=np.nan)
 
     def _of_structure(self, name: str, fn: Any) -> list[str]:
         """Names of a structure's event dims: "order_place" of a ranking; nodes of a tree bear their numbers from 1."""

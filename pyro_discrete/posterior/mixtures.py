@@ -25,11 +25,13 @@ from pyro_discrete.programs.sites import (
 )
 
 __all__ = [
+    "MOST_CATEGORIES",
     "MixtureOfDraws",
     "Part",
     "averaged",
     "marginals_of",
     "of_values",
+    "shares_of",
 ]
 
 
@@ -187,6 +189,12 @@ def _of_probabilities(family: Family | None, probabilities: Tensor, event_dim: i
     return made.to_event(event_dim - len(made.event_shape))
 
 
+def shares_of(fn: Any, support: Tensor) -> Tensor:
+    """The probabilities of values `[values, *event]`, the same for all elements: `[*batch, values]`, double."""
+    values = support.reshape(len(support), *(1,) * len(fn.batch_shape), *fn.event_shape)
+    return fn.log_prob(values).double().exp().movedim(0, -1)
+
+
 def averaged(plain: Any, parts: Sequence[Part]) -> Any:
     """The average of a site's distributions: of its own kind, a `Categorical` over a support of some thousand values at
     most in order, the one distribution that they all are, or else a `MixtureOfDraws`.
@@ -215,8 +223,7 @@ def averaged(plain: Any, parts: Sequence[Part]) -> Any:
         total = torch.zeros(len(support), *batch, dtype=torch.double)
         try:
             for fn, weights in parts:
-                each = fn.log_prob(support.reshape(len(support), *(1,) * len(fn.batch_shape), *plain.event_shape))
-                each = each.double().exp() * weights.expand(fn.batch_shape)
+                each = shares_of(fn, support).movedim(-1, 0) * weights.expand(fn.batch_shape)
                 total = total + each.reshape(len(support), -1, *batch).sum(1)
             return dist.Categorical(probs=total.movedim(0, -1))
         except ValueError:

@@ -17,7 +17,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_discrete.errors import EnumerationError, SiteShapeError
-from pyro_discrete.programs.dims import ROWS_PLATE
+from pyro_discrete.programs.dims import ROWS_PLATE, plates_of
 from pyro_discrete.programs.pair import SiteMessenger
 from pyro_discrete.programs.sites import (
     is_latent,
@@ -91,6 +91,12 @@ def _check_scale(name: str, msg: Any, seen: dict[str, Any]) -> None:
         )
 
 
+def _in_same_plates(one: Any, other: Any) -> bool:
+    """Whether a site has the same plates, of the same sizes, in two runs."""
+    first, second = ({f.name: f.size for f in plates_of(msg)} for msg in (one, other))
+    return first == second
+
+
 # ---------------------------------------------------------------------------------------------------- value by value
 
 
@@ -117,6 +123,8 @@ def value_by_value(run: Callable[..., Trace], own: Own, drawn: Any, masked: bool
         if again.keys() != first.keys() or give.sizes != sizes:
             raise EnumerationError("the program's sites change with the values.")
         for name, msg in again.items():
+            if not _in_same_plates(msg, first[name]):
+                raise EnumerationError(f"the plates of site {name!r} change with the values.")
             terms[name].append(_plated(name, _term(msg, name in sizes, masked), plate_dims))
             _check_scale(name, msg, scales)
     enumerated = Marginalise(drawn, {}, plate_dims - 1, masked=masked)
@@ -289,6 +297,8 @@ def disagreement(
                 if name in noisy:
                     continue
                 _check_scale(name, nodes[name], scales)
+                if not _in_same_plates(nodes[name], run.trace.nodes[name]):
+                    return f"the plates of site {name!r} change with the values"
                 if own_terms_alone and name not in give.given:
                     continue
                 if name in factors and _is_by_parts(factors[name]):

@@ -130,29 +130,39 @@ def trace_sites(
 
 
 class KeepSubsamples(SiteMessenger):
-    """Lets every run of a program see the subsamples of the first one."""
+    """Lets every run of a program see the subsamples of the first one, of plates that have its sizes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.indices: dict[str, Tensor] = {}
+        self._seen: dict[tuple[str, int, int], Tensor] = {}
 
     @staticmethod
     def of(*traces: Trace | None) -> KeepSubsamples:
         """For the runs that follow these ones."""
         kept = KeepSubsamples()
         for trace in traces:
-            for name, msg in trace.nodes.items() if trace is not None else ():
+            for msg in trace.nodes.values() if trace is not None else ():
                 if site_is_subsample(msg):
-                    kept.indices.setdefault(name, msg["value"])  # type: ignore[arg-type]
+                    kept.keep(msg)
         return kept
+
+    @property
+    def indices(self) -> dict[str, Tensor]:
+        """Of each plate, the elements that it had first."""
+        return {name: seen for (name, *_), seen in reversed(self._seen.items())}
+
+    def keep(self, msg: Any) -> None:
+        """Keep the subsample of a plate."""
+        self._seen.setdefault((msg["name"], msg["fn"].size, len(msg["value"])), msg["value"])
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) and not msg["done"] and msg["value"] is None:
-            msg["value"] = self.indices.get(msg["name"])
+            size, part = msg["fn"].size, msg["fn"].subsample_size
+            msg["value"] = self._seen.get((msg["name"], size, size if part is None else min(size, part)))
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
-            self.indices.setdefault(msg["name"], msg["value"])
+            self.keep(msg)
 
 
 Program = Callable[..., Any]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyro_discrete.inspection import apart
-from pyro_discrete.inspection.apart import MIXED, Place, Elements
+from pyro_discrete.inspection.apart import MIXED, Elements, Place
 
 SIZE, PROGRAMS = 4, 500
 ONES = torch.ones(6, 6, dtype=torch.float64)

@@ -74,6 +74,21 @@ def break_plate_dims():
     assert elbo.plan.batch_dims == 2
 
 
+def break_subsamples():
+    sizes, terms = torch.tensor([0.4, 0.6]), dist.Normal(0.0, 1.0).log_prob(X)
+
+    def model():
+        n = int(pyro.sample("n", dist.Categorical(sizes)))
+        with pyro.plate("data", 1 + n):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=X[: 1 + n])
+
+    right = torch.stack([terms[0], terms[:2].sum()]) + sizes.log()
+    elbo = TraceELBO("enumerate")
+    assert elbo.loss(model, lambda: None) == pytest.approx(-float(right.logsumexp(0)), abs=1e-5)
+    sized = elbo.loss(model, lambda: pyro.sample("n", dist.Categorical(sizes)))
+    assert sized == pytest.approx(-float((sizes * terms[:2].cumsum(0)).sum()), abs=1e-5)
+
+
 def break_rows():
     model = model_of(lambda z: z.mean() + 0 * z)
     elbo = TraceELBO("rloo", num_particles=2)

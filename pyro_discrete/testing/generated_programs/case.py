@@ -104,7 +104,7 @@ class Case:
 
     def needs_bound(self) -> None:
         """Raise SkippedError where no bound of all data jointly can be compared with."""
-        if any(p.subsample for p in self.description.plates) or "scale" in self.description.handlers:
+        if self.description.thinned or "scale" in self.description.handlers:
             raise SkippedError("scales of the whole program stand outside of a bound")
         if len(self.right) > 1 or len(self.right[0].losses) > 32:
             raise SkippedError("too many pairs of joint values")

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 __all__ = [
     "FIXED",
+    "SIZE",
     "VALUES",
     "Branch",
     "Chain",
@@ -39,9 +40,16 @@ FIXED = ("constant", "own", "off", "each")
 """Masks and scales that no draw decides."""
 
 
+SIZE = "n"
+"""The site by which the size of a plate is drawn."""
+
+
 @dataclass(frozen=True)
 class Plate:
-    """A plate. `subsample`: "" for none, "fixed" for a stated subsample, "random" for one that is drawn (two of it)."""
+    """A plate. `subsample`: "" for none, "fixed" for a stated subsample, "random" for one that is drawn (two of it).
+
+    "drawn": its size is that of the site `SIZE`, and one; its elements are the first ones of the data's.
+    """
 
     name: str
     size: int
@@ -154,6 +162,11 @@ class Description:
     def plate(self, name: str) -> Plate:
         """A plate by its name."""
         return next(p for p in self.plates if p.name == name)
+
+    @property
+    def thinned(self) -> frozenset[str]:
+        """The plates of which a run has a subsample."""
+        return frozenset(p.name for p in self.plates if p.subsample in ("fixed", "random"))
 
     def sites(self) -> Iterator[Site | Chain]:
         """Every site and chain, those of branches included."""

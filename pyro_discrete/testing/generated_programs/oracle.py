@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Any
@@ -166,7 +166,7 @@ def _evidence(pair: Pair, given: Mapping[str, Tensor]) -> dict[Any, tuple[Tensor
             raise NoAnswerError("the scale of the model's own sites changes with their values")
         joint = torch.stack([run.joint for run in runs])
         shares, plain = joint.detach().softmax(0), torch.stack([run.plain for run in runs]).softmax(0)
-        names = set.intersection(*(set(run.values) for run in runs)) if torch.allclose(shares, plain) else set()
+        names = _alike([run.values for run in runs]) if torch.allclose(shares, plain) else set()
         means = {
             n: torch.stack([p * features(run.values[n]) for p, run in zip(shares, runs, strict=True)]).sum(0)
             for n in names
@@ -174,6 +174,11 @@ def _evidence(pair: Pair, given: Mapping[str, Tensor]) -> dict[Any, tuple[Tensor
         best = runs[int(plain.argmax())].values
         found[subsets] = (runs[0].scale * joint.logsumexp(0), _Own(means, best, _clearness(plain)))
     return found
+
+
+def _alike(runs: Sequence[Mapping[str, Tensor]]) -> list[str]:
+    """The names that all runs have, with values of one shape."""
+    return [n for n, v in runs[0].items() if all(n in run and run[n].shape == v.shape for run in runs)]
 
 
 def _clearness(probabilities: Tensor) -> float:
@@ -200,10 +205,10 @@ def _answer(runs: list[Run], parameters: Mapping[str, Tensor]) -> Answer:
     bound = (weights[:, None] * weights * pairs).sum()
     plain = weights.detach()
     guided = {}
-    for name in set.intersection(*(set(r.values) for r in runs)):
+    for name in _alike([r.values for r in runs]):
         guided[name] = _mean(plain, [features(r.values[name].detach()) for r in runs])
     own = {}
-    for name in set.intersection(*(set(r.own.means) for r in runs)):
+    for name in _alike([r.own.means for r in runs]):
         own[name] = _mean(plain, [r.own.means[name] for r in runs])
     products = {}
     for one in guided:

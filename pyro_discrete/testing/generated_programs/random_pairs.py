@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from pyro_discrete.testing.generated_programs.description import (
     FIXED,
+    SIZE,
     Branch,
     Chain,
     Description,
@@ -59,6 +60,7 @@ class _Drawing:
     def __init__(self, seed: int, stream: random.Random) -> None:
         self.seed, self.stream = seed, stream
         self.plates: tuple[Plate, ...] = self._plates()
+        self.sized = self._sized()
         self.groups = self._groups()
         self.known: list[Site] = []
 
@@ -80,6 +82,19 @@ class _Drawing:
             kept = subsample if name == "p" else ""
             found.append(Plate(name, 3 if kept or self.chance(0.3) else 2, dim, kept))
         return tuple(found)
+
+    def _sized(self) -> Site | None:
+        """In some programs with a plate that is whole, the site that its size is drawn by."""
+        stream = random.Random(f"{self.seed} sized")
+        if not self.plates or self.plates[0].subsample or stream.random() > 0.15:
+            return None
+        self.plates = (replace(self.plates[0], size=2, subsample="drawn"), *self.plates[1:])
+        return Site(SIZE, stream.choice(("latent", "latent", "own")), "bernoulli")
+
+    def _within(self, plates: tuple[str, ...], role: str) -> tuple[str, ...]:
+        """These plates, without the one whose size the guide does not know."""
+        unknown = self.sized is not None and self.sized.role == "own" and role not in ("own", "observed")
+        return tuple(p for p in plates if not unknown or p != self.plates[0].name)
 
     def _groups(self) -> list[tuple[str, ...]]:
         """The plates that a site can be in."""
@@ -110,7 +125,7 @@ class _Drawing:
         return not any(p.subsample for p in self.plates) and not any(dims[n] in taken for n in held if n not in plates)
 
     def site(self, name: str, role: str, plates: tuple[str, ...] | None = None) -> Site:
-        plates = self.stream.choice(self.groups) if plates is None else plates
+        plates = self._within(self.stream.choice(self.groups) if plates is None else plates, role)
         family = "normal" if role == "point" else self.stream.choice(OBSERVED if "observed" in role else FAMILIES)
         family = "normal" if role == "observed_in_guide" and family == "factor" else family
         readable = [s for s in self.known if s.role in ("latent", "own", "point")]
@@ -137,6 +152,8 @@ class _Drawing:
         readable = [s for s in self.known if set(s.plates) <= set(plates) and s.role in ("latent", "own", "point")]
         reads = self.reads(plates, readable, 1) if self.chance(0.7) else ()
         role, family = self.stream.choice(("latent", "own")), self.stream.choice(("bernoulli", "categorical"))
+        if plates != self._within(plates, role):
+            role = "own"
         how = self.stream.choice(("value", "lookup", "lookup", "where"))
         length = self.stream.choice((2, 2, 3))
         return Chain(
@@ -159,7 +176,8 @@ class _Drawing:
 
     def description(self) -> Description | None:
         """A description, or None where it is too large, or holds what has no right answer."""
-        body: list[Statement] = []
+        body: list[Statement] = [self.sized] if self.sized is not None else []
+        self.known += [self.sized] if self.sized is not None else []
         counts: dict[str, int] = {}
         for _ in range(self.stream.randint(2, 6)):
             kind = self.stream.choices(
@@ -208,6 +226,7 @@ class _Drawing:
                 if on > order.index(branch):
                     order.remove(branch)
                     order.append(branch)
+        order.sort(key=lambda s: s.name != SIZE)  # first
         known: list[Site] = []
         found: list[Statement] = []
         for statement in order:
@@ -229,7 +248,7 @@ class _Drawing:
         if found.joint_values > MOST_VALUES or found.size > MOST_SITES:
             return False
         # the scales of the model's own sites, which stand outside of one logarithm
-        thinned = {p.name for p in self.plates if p.subsample}
+        thinned = found.thinned
         own = [s for s in sites if s.role == "own"]
         return len({bool(thinned & set(s.plates)) for s in own}) <= 1
 

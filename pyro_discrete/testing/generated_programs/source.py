@@ -9,7 +9,7 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
-from pyro_discrete.testing.generated_programs.description import Branch, Chain, Description, Read, Site
+from pyro_discrete.testing.generated_programs.description import SIZE, Branch, Chain, Description, Read, Site
 from pyro_discrete.testing.generated_programs.expressions import Expressions, Variable
 from pyro_discrete.testing.small_programs.program import Pair
 
@@ -123,6 +123,7 @@ class _Writer:
         return self.write.picked(mask, site.plates)
 
     def plate(self, name: str) -> str:
+        """What stands behind `with` for a plate."""
         return f"{name} as {name}_index" if self.description.plate(name).subsample else name
 
     @staticmethod
@@ -193,19 +194,22 @@ class _Writer:
         self.write.side, self.write.variables = side, {}
         body = {s.name: s for s in self.description.body}
         lines: list[str] = []
+        sized = 0  # where the size of a plate is known
         for name in body if side == "model" else self.description.order:
             statement = body[name]
             if isinstance(statement, Branch):
                 lines += self.branch(statement)
             else:
                 lines += self.loop(statement) if isinstance(statement, Chain) else self.site(statement)
+            sized = len(lines) if name == SIZE in self.write.variables else sized
         plates = []
         for plate in self.description.plates:
             if any(f"{plate.name}:" in x or f"{plate.name}," in x or f"{plate.name} as " in x for x in lines):
-                kind = {"fixed": f", subsample=torch.tensor({FIXED})", "random": ", subsample_size=2", "": ""}
-                plates.append(
-                    f'{plate.name} = pyro.plate("{plate.name}", {plate.size}{kind[plate.subsample]}, dim={plate.dim})'
-                )
+                kind = {"fixed": f", subsample=torch.tensor({FIXED})", "random": ", subsample_size=2"}
+                size = f"1 + int({SIZE})" if sized and plate.subsample == "drawn" else plate.size
+                made = f'"{plate.name}", {size}{kind.get(plate.subsample, "")}, dim={plate.dim}'
+                line = f"{plate.name} = pyro.plate({made})"
+                lines.insert(sized, line) if sized and plate.subsample == "drawn" else plates.append(line)
         held = []
         if self.description.parameters == "param":
             held = [f'{n} = pyro.param("{n}", {v})' for n, v in self.write.parameters[side].items()]
