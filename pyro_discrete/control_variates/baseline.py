@@ -60,7 +60,7 @@ class LearnedBaseline(nn.Module):
         """Build the default network for inputs of so many features, a new one where it was made for others."""
         if not self.default or not features:
             return
-        if isinstance(self.network, nn.Sequential) and self.network[0].in_features != features:
+        if self._made_for() not in (None, features):
             warnings.warn(
                 f"{_name(self)}: the data that its baseline reads have {features} features now, where its network was "
                 "made for others: a new network is made, untrained. Name what it is to read by "
@@ -71,12 +71,26 @@ class LearnedBaseline(nn.Module):
         if self.network is None:
             self.build_network(features, like)
 
+    def _made_for(self) -> int | None:
+        """The number of features that the default network takes, if there is one."""
+        return self.network[0].in_features if self.default and isinstance(self.network, nn.Sequential) else None
+
     def read(self, inputs: Tensor, like: Tensor, broadcast: bool = True) -> Tensor:
         """The network's output for inputs `[K or 1, *batch, features]`: of the shape of `like` `[K, *batch]`.
 
-        With `broadcast` dims of one may stand for more. Raises `SiteShapeError` where the output does not fit.
+        With `broadcast` dims of one may stand for more. Zeros where the default network was made for another number of
+        features, with a warning. Raises `SiteShapeError` where the output does not fit.
         """
         assert self.network is not None
+        made = self._made_for()
+        if made is not None and made != inputs.shape[-1]:
+            warnings.warn(
+                f"{_name(self)}: the data that its baseline reads have {inputs.shape[-1]} features in this call, where "
+                f"its network was made for {made}: it says nothing of them. Name what it is to read, of one size, by "
+                f"{_name(self)}(input=...).",
+                stacklevel=2,
+            )
+            return torch.zeros_like(like)
         out = self.network(inputs.to(next(self.network.parameters(), like))).to(like)
         if out.dim() == like.dim() + 1 and out.shape[-1] == 1:
             out = out.squeeze(-1)

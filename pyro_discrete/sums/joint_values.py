@@ -84,13 +84,14 @@ class JointValues:
         self.most = most
         self._due: list[int] = []
         self._counts: list[int] = []
+        self._names: dict[str, None] = {}
 
     def __iter__(self) -> Iterator[None]:
         """Begin one run after another. Raises `EnumerationError` at more than `most`."""
         self._due = []
         for count in range(self.most + 1):
             if count == self.most:
-                raise EnumerationError(f"there are more than {self.most} joint values.")
+                raise self._too_many()
             self._counts = []
             yield
             due = self._due
@@ -105,6 +106,13 @@ class JointValues:
         """How many joint values there are of the sites that this run has asked for, if all runs have these."""
         return math.prod(self._counts)
 
+    def _too_many(self) -> EnumerationError:
+        listed = ", ".join(map(repr, [*self._names][:6])) + (", ..." if len(self._names) > 6 else "")
+        return EnumerationError(
+            f"There are more than {self.most} joint values of {listed}, and each takes a run. Sum out fewer: "
+            "draw others in the guide, by 'rloo' or 'nvil'."
+        )
+
     def choose(self, name: str, batch: torch.Size, size: int) -> Tensor:
         """The number of a site's value in this run, for each of its elements `[*batch]`."""
         elements = math.prod(batch)
@@ -113,10 +121,11 @@ class JointValues:
                 f"the elements of site {name!r} have {size} values each, {size}^{elements} joint ones; at most "
                 f"{self.most} are gone through."
             )
+        self._names[name] = None
         place = len(self._counts)
         if place == len(self._due):
             self._due.append(0)
         self._counts.append(size**elements)
         if self.size > self.most:
-            raise EnumerationError(f"there are more than {self.most} joint values.")
+            raise self._too_many()
         return torch.tensor([self._due[place] // size**i % size for i in range(elements)]).reshape(batch)

@@ -1,6 +1,8 @@
 """NVIL's parts: what its network reads, when it reads its averages, who trains it."""
 
 import copy
+import math
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -131,6 +133,29 @@ def test_ragged_batches_keep_the_input_size():
     svi = SVI(mixture, mixture_guide, pyro.optim.Adam({"lr": 0.01}), loss=TraceELBO("nvil", num_particles=2))
     for size in (3, 1, 2):
         svi.step(DATA[:size])
+
+
+@pytest.mark.parametrize("method", ["nvil", "auto"])
+def test_data_of_changing_width_are_no_error(method):
+    """The network reads all data together, and may meet another size in any call: unbiased all the same."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.3))
+        pyro.sample("x", dist.Normal(z.mean(-1, keepdim=True) + 0 * x, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
+
+    elbo = TraceELBO(method)
+    assert math.isfinite(elbo.loss_and_grads(model, guide, DATA))
+    for size in (2, 3, 1, 2):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            assert math.isfinite(elbo.loss(model, guide, DATA[:size]))
+            assert math.isfinite(elbo.loss_and_grads(model, guide, DATA[:size]))
+        assert size == 3 or any("features" in str(warning.message) for warning in seen)
 
 
 def test_own_network_input_and_learning_rate():

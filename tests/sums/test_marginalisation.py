@@ -303,7 +303,7 @@ def test_a_program_without_leading_dims_is_summed_by_a_run_for_each_value(monkey
     ("settings", "reason"),
     [
         ({"weight": 0.5}, "scales of these differ"),
-        ({"plate": True, "many": 300}, "more than 256"),
+        ({"plate": True, "many": 300}, "more than 256 joint values of 'y'"),
         ({"many": 300}, "more than 256"),
     ],
 )
