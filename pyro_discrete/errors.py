@@ -93,7 +93,7 @@ class SiteMatchError(DiscreteInferenceError):
 
 
 class SiteShapeError(DiscreteInferenceError):
-    """A site has a batch dim that no plate declares, or mixes rows (or particles) into another dim."""
+    """A site has a batch dim that no plate declares, or a shape that does not go with what it is used with."""
 
 
 class EnumerationError(DiscreteInferenceError):

@@ -17,7 +17,7 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_discrete.errors import DiscreteInferenceError, SiteShapeError, why_not_at_once
+from pyro_discrete.errors import DiscreteInferenceError, why_not_at_once
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.apart import Followed, Keeping, follow
 from pyro_discrete.inspection.trial import Run, Trial, Values, at_its_numbers
@@ -237,21 +237,16 @@ class RowsVerdict:
 def check_rows(pair: Pair, trial: Trial, rows: int) -> RowsVerdict:
     """Try the pair with a leading dim.
 
-    A program that raises, or in which a row's log-probabilities are not those of a run with that row's values alone
-    (`view(B, -1)`, control flow on a value, batch statistics), is to be run row by row. One that broadcasts rows into
-    another dim is refused with `SiteShapeError`. Rows are tried in a number that is no size in the program, so that
-    they cannot pass for another dim, and with values from all over the support, so that they differ.
+    A program that raises, broadcasts rows into another dim, or in which a row's log-probabilities are not those of a
+    run with that row's values alone (`view(B, -1)`, control flow on a value, batch statistics), is to be run row by
+    row. Rows are tried in a number that is no size in the program, so that they cannot pass for another dim, and with
+    values from all over the support, so that they differ.
     """
     try:
         over = run_over_rows(pair, trial)
     except DiscreteInferenceError:
         raise
     except Exception as error:
-        if rows > 1 and _runs(pair, trial, rows):
-            raise SiteShapeError(
-                f"The program runs with {rows} rows but not with {unused_size(trial)}: it broadcasts the leading dim "
-                f"of rows (or particles) into another dim of size {rows}. {_REMEDY}"
-            ) from error
         return RowsVerdict(None, why_not_at_once(error))
     for trace, single in zip(over.run.traces, (trial.guide_trace, trial.model_trace), strict=True):
         rowed, alone = sample_sites(trace), sample_sites(single)
@@ -259,7 +254,9 @@ def check_rows(pair: Pair, trial: Trial, rows: int) -> RowsVerdict:
         if changed:
             return RowsVerdict(None, f"its sites change from run to run ({', '.join(sorted(changed))})")
         for name, msg in rowed.items():
-            _check_shapes(name, msg["fn"], alone[name]["fn"], over.rows, trial.batch_dims)
+            joined = _joined_rows(name, msg["fn"], alone[name]["fn"], over.rows, trial.batch_dims)
+            if joined:
+                return RowsVerdict(None, joined)
     try:
         mixing = over.mixing
     except DiscreteInferenceError:
@@ -299,12 +296,6 @@ def spread_values(trial: Trial, rows: int, only: Collection[str] | None = None) 
     return values
 
 
-_REMEDY = (
-    "Index from the right (`w[..., z, :]`, `z.unsqueeze(-1) * w`), so that a leading dim broadcasts; or pass "
-    "vectorize_particles=False."
-)
-
-
 def unused_size(trial: Trial) -> int:
     """A number of rows that is no size in the program, so that they cannot pass for another dim."""
     sizes = _sizes(trial)
@@ -322,20 +313,12 @@ def _tensors_of(trial: Trial) -> Iterator[Any]:
     return (msg for msg in nodes if torch.is_tensor(msg.get("value")))
 
 
-def _runs(pair: Pair, trial: Trial, rows: int) -> bool:
-    try:
-        trace_pair(pair, trial.subsamples, rows=(rows, -1 - trial.batch_dims))
-    except Exception:
-        return False
-    return True
-
-
-def _check_shapes(name: str, fn: Any, single: Any, rows: int, batch_dims: int) -> None:
+def _joined_rows(name: str, fn: Any, single: Any, rows: int, batch_dims: int) -> str:
+    """What is said of a site in whose shape rows are no dim of their own; empty where they are."""
     batch = (1,) * (batch_dims - len(single.batch_shape)) + tuple(single.batch_shape)
     if tuple(fn.batch_shape) == (rows, *batch) and tuple(fn.event_shape) == tuple(single.event_shape):
-        return
-    raise SiteShapeError(
-        f"Site {name!r} mixes rows into another dim: with {rows} rows its batch shape is {tuple(fn.batch_shape)} and "
-        f"its event shape {tuple(fn.event_shape)}, where {(rows, *batch)} and {tuple(single.event_shape)} are "
-        f"expected. {_REMEDY}"
+        return ""
+    return (
+        f"site {name!r} mixes rows into another dim: with {rows} rows its batch shape is {tuple(fn.batch_shape)} and "
+        f"its event shape {tuple(fn.event_shape)}, where {(rows, *batch)} and {tuple(single.event_shape)} are expected"
     )

@@ -479,7 +479,7 @@ def _choose_way(
     verdict: RowsVerdict | None = None
     drawn = any(e is not None for e in chosen.values())
     wanted = total > 1 and vectorise and not marginals.one_by_one
-    if wanted and drawn:  # rows of discrete draws that pass for another dim: said, not run slowly
+    if wanted and drawn:
         verdict = check_rows(pair, trial, total)
     elif wanted or wants_data:
         verdict = _try_rows(pair, trial)
@@ -514,7 +514,7 @@ def _choose_way(
 
 
 def _try_rows(pair: Pair, trial: Trial) -> RowsVerdict:
-    """Rows tried only to see what takes them: a program that mixes them into another dim is no error here."""
+    """Rows tried only to see what takes them: what is wrong with the program is no error here."""
     try:
         return check_rows(pair, trial, 1)
     except ValueError as error:

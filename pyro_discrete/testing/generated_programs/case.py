@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pyro_discrete.elbos.elbo import TraceELBO
 from pyro_discrete.elbos.iwelbo import TraceIWELBO
-from pyro_discrete.errors import SiteShapeError
 from pyro_discrete.posterior.discrete_posterior import DiscretePosterior
 from pyro_discrete.testing.generated_programs.description import Description
 from pyro_discrete.testing.generated_programs.oracle import Answer
@@ -82,17 +81,6 @@ class Case:
             several = f" (or another of {len(self.right)} subsamples)" if len(self.right) > 1 else ""
             raise DisagreementError(f"loss {loss:.6f}, right is {best.loss:.6f}{several}")
         return best
-
-    def takes_rows(self, make: Callable[..., Any]) -> Any:
-        """The ELBO that `make()` gives, one row after another where the program mixes rows into other dims."""
-        elbo = make()
-        try:
-            self.loss(elbo)
-        except SiteShapeError as error:
-            if "vectorize_particles=False" not in str(error):
-                raise
-            elbo = make(vectorize_particles=False)
-        return elbo
 
     def compare(self, loss: float, found: Mapping[str, Tensor]) -> None:
         """Raise where the loss and the gradients are not those of an answer."""

@@ -86,9 +86,7 @@ def _member(loss: float, possible: list[Tensor]) -> None:
 def _bound(case: Case) -> None:
     """The bound of two particles, all data jointly: of each draw that of some pair of joint values."""
     case.needs_bound()
-    elbo = case.takes_rows(
-        lambda **setting: case.engine.bound("reinforce", num_particles=2, datum_plates=(), **setting)
-    )
+    elbo = case.engine.bound("reinforce", num_particles=2, datum_plates=())
     for _ in range(2):
         _member(case.loss(elbo), [a.bounds for a in case.right])
 
@@ -99,7 +97,7 @@ def _data_bound(case: Case) -> None:
     case.needs_bound()
     if any(getattr(s, "scale", "") for s in case.description.sites()):
         raise SkippedError("the weights of a scaled program are other ones")
-    elbo = case.takes_rows(lambda **setting: case.engine.bound("reinforce", num_particles=2, **setting))
+    elbo = case.engine.bound("reinforce", num_particles=2)
     loss = case.loss(elbo)
     plates = elbo.plan.layout.datum
     if not plates:

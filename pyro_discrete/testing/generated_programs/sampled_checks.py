@@ -49,19 +49,19 @@ def estimate(case: Case) -> None:
         setting = {"z1": "enumerate", "*": "reinforce"}
         if "z1" not in case.right[0].guided:
             raise SkippedError("nothing is mixed")
+    elbo = case.engine.elbo(setting, num_particles=DRAWS)
     try:
-        elbo = case.takes_rows(lambda **rows: case.engine.elbo(setting, num_particles=DRAWS, **rows))
+        case.loss(elbo)
     except UnsupportedSiteError:
         name = "rloo"
-        elbo = case.takes_rows(lambda **rows: case.engine.elbo(name, num_particles=DRAWS, **rows))
+        elbo = case.engine.elbo(name, num_particles=DRAWS)
     _by_statistics(case, elbo, case.right[0].loss, case.right[0].gradients, name)
 
 
 def bound_estimate(case: Case) -> None:
     """The bound of two particles in the mean, and its gradient."""
     case.needs_bound()
-    setting = {"num_particles": 2, "num_outer_samples": DRAWS, "datum_plates": ()}
-    elbo = case.takes_rows(lambda **rows: case.engine.bound("reinforce", **setting, **rows))
+    elbo = case.engine.bound("reinforce", num_particles=2, num_outer_samples=DRAWS, datum_plates=())
     answer = case.right[0]
     _by_statistics(case, elbo, answer.bound, answer.bound_gradients, "bound")
 
