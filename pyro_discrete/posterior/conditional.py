@@ -20,6 +20,7 @@ __all__ = [
     "Conditional",
     "by_draw",
     "check_same_shapes",
+    "check_supports",
     "decoded_shares",
     "joined",
     "of_one_shape",
@@ -53,11 +54,25 @@ def of_one_shape(name: str, tensors: Sequence[Tensor], absent: float = 0.0) -> l
     return filled
 
 
+def check_supports(name: str, parts: Sequence[tuple[Any, Tensor]]) -> None:
+    """Raise `SiteShapeError` where shares `[..., values]` of some runs are not of the same values in order.
+
+    Fewer numbers are the first ones of more; of events, an element more changes all joint values.
+    """
+    shapes, counts = {tuple(fn.event_shape) for fn, _ in parts}, {share.shape[-1] for _, share in parts}
+    if len(shapes) > 1 or (len(counts) > 1 and shapes != {()}):
+        raise SiteShapeError(
+            f"Site {name!r} has events of shapes {sorted(shapes)} with {sorted(counts)} joint values, which differ "
+            "from run to run: it has no one marginal distribution. Ask for samples, or declare its elements by a plate."
+        )
+
+
 def of_shares(name: str, parts: Sequence[tuple[Any, Tensor]]) -> Any:
     """A site's distribution from shares of its values, `[rows, *batch, values]` of some runs.
 
     Each element has its distribution in those runs that it is in.
     """
+    check_supports(name, parts)
     most = max(share.shape[-1] for _, share in parts)
     fn = next(fn for fn, share in parts if share.shape[-1] == most)
     mean = torch.cat(of_one_shape(name, [share for _, share in parts])).mean(0)
@@ -68,9 +83,10 @@ def of_shares(name: str, parts: Sequence[tuple[Any, Tensor]]) -> Any:
 def by_draw(parts: Sequence[Conditional]) -> dict[str, Any]:
     """Each site's distribution given every draw, `[draws, *batch, *event]`; NaN for draws that a site is not in."""
     most: dict[str, int] = {}
-    for part in parts:
-        for name, share in part.shares.items():
-            most[name] = max(most.get(name, 0), share.shape[-1])
+    for name in dict.fromkeys(n for part in parts for n in part.shares):
+        each = [(part.fns[name], part.shares[name]) for part in parts if name in part.shares]
+        check_supports(name, each)
+        most[name] = max(share.shape[-1] for _, share in each)
     padded = [{n: F.pad(s, (0, most[n] - s.shape[-1])) for n, s in part.shares.items()} for part in parts]
     found = joined(padded, [part.rows for part in parts])
     fns = {n: fn for part in parts for n, fn in part.fns.items() if part.shares[n].shape[-1] == most[n]}

@@ -39,6 +39,7 @@ from pyro_discrete.posterior.conditional import (
     Conditional,
     by_draw,
     check_same_shapes,
+    check_supports,
     decoded_shares,
     joined,
     of_one_shape,
@@ -555,11 +556,11 @@ class PosteriorRuns:
             if reduce is not log_sum_exp and not weight:
                 continue
             for name, index in leaf.given.items():
-                share = (F.one_hot(index, leaf.sizes[name]) * weight).unsqueeze(0)
-                if name not in result or share.shape[-1] > result[name].shape[-1]:
-                    fns[name] = leaf.trace.nodes[name]["fn"]
-                both = [result[name], share] if name in result else [share]
-                result[name] = torch.cat(of_one_shape(name, both)).sum(0, keepdim=True)
+                share, fn = (F.one_hot(index, leaf.sizes[name]) * weight).unsqueeze(0), leaf.trace.nodes[name]["fn"]
+                both = [(fns[name], result[name]), (fn, share)] if name in result else [(fn, share)]
+                check_supports(name, both)
+                fns[name] = max(both, key=lambda each: each[1].shape[-1])[0]
+                result[name] = torch.cat(of_one_shape(name, [part for _, part in both])).sum(0, keepdim=True)
         return result, fns
 
     def _shared_by(

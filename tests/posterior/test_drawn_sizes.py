@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_discrete import DiscretePosterior, TraceELBO, TraceIWELBO, collapse, to_inference_data
+from pyro_discrete.errors import SiteShapeError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -177,3 +178,18 @@ def test_a_subsample_of_drawn_size_is_kept_by_its_size():
     pyro.set_rng_seed(0)
     losses = torch.tensor([TraceELBO("enumerate").loss(part, guide, DATA) for _ in range(100)])
     assert abs(losses.mean() - right) < 4.9 * losses.std() / 10  # fails by chance with a probability of 1e-6
+
+
+def test_events_of_drawn_size_have_draws_and_no_marginals():
+    """Joint values of two elements are not those of one and some more."""
+
+    def words(x):
+        n = int(pyro.sample("n", dist.Categorical(TWO)))
+        z = pyro.sample("z", dist.Bernoulli(BIT.expand(n + 1)).to_event(1))
+        pyro.sample("x", dist.Normal(z.sum(-1), ONE), obs=x[0])
+
+    posterior = DiscretePosterior(words, num_samples=30)
+    with pytest.raises(SiteShapeError, match=r"'z' has events of shapes \[\(1,\), \(2,\)\]"):
+        posterior.marginals(DATA)
+    draws = posterior.samples(DATA)
+    assert torch.equal(torch.isnan(draws["z"]), torch.arange(2) > draws["n"][:, None])
