@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
 from pyro_discrete.capture.captures import Captures
-from pyro_discrete.elbos.failures import check_gradients, explained, fresh_traces, loss_not_finite, surrogate_not_finite
+from pyro_discrete.elbos.failures import Explained, check_gradients, fresh_traces, loss_not_finite, surrogate_not_finite
 from pyro_discrete.errors import SettingError, is_number, is_whole, shown
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.inspection.dependencies import Dependencies
@@ -384,10 +384,10 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
             known = self._apart.setdefault(name, {})
             known.update({plate: max(size, known.get(plate, 0)) for plate, size in plates.items()})
 
-    def _errors(self, pair: Pair) -> AbstractContextManager[None]:
+    def _errors(self, pair: Pair) -> Explained:
         """Errors as a user needs to see them."""
         refuse_handler_around(type(self).__name__)
-        return explained(pair, lambda: int(self.step))
+        return Explained(pair, lambda: int(self.step))
 
     def get_extra_state(self) -> dict[str, Any]:
         """Which estimator each site has, for "auto" to choose the same after a reload."""

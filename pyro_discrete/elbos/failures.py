@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,8 +25,8 @@ from pyro_discrete.programs.sites import base_distribution, latent_sites, sample
 from pyro_discrete.relaxations.relaxed_distribution import Relaxed
 
 __all__ = [
+    "Explained",
     "check_gradients",
-    "explained",
     "fresh_traces",
     "invalid_parameters",
     "loss_not_finite",
@@ -48,31 +47,39 @@ def _impossible(where: str, trace: Trace) -> Iterator[tuple[str, str, float]]:
             yield where, name, logits.min().item()
 
 
-@contextmanager
-def explained(pair: Pair, step: Callable[[], int]) -> Iterator[None]:
+class Explained:
     """Errors of ours as they were raised, without the trace that Pyro adds to them on the way out; some of torch's
-    as what they mean for the user."""
-    try:
-        yield
-    except DiscreteInferenceError as error:
+    as what they mean for the user. `step`: gives the number of steps so far."""
+
+    def __init__(self, pair: Pair, step: Callable[[], int]) -> None:
+        self.pair = pair
+        self.step = step
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, DiscreteInferenceError):
+            self._own(error)
+        elif isinstance(error, MEANINGFUL) and not isinstance(error, torch.OutOfMemoryError):
+            meant = _meaning(error, self.pair, self.step())
+            if meant is not None:
+                raise meant from error
+
+    def _own(self, error: DiscreteInferenceError) -> None:
         first: BaseException = error
         while isinstance(first.__cause__, type(error)):
             first = first.__cause__
         below = first.__cause__
         if isinstance(first, EnumerationError) and isinstance(below, Exception):
-            meant = _meaning(below, pair, step())  # what stopped the sum may be no matter of sums
+            meant = _meaning(below, self.pair, self.step())  # what stopped the sum may be no matter of sums
             if meant is not None:
                 raise meant from below
-        if first is error:
-            raise
-        raise first from None
-    except torch.OutOfMemoryError:
-        raise
-    except (ValueError, RuntimeError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
-        meant = _meaning(error, pair, step())
-        if meant is None:
-            raise
-        raise meant from error
+        if first is not error:
+            raise first from None
+
+
+MEANINGFUL = (ValueError, RuntimeError, TypeError, AttributeError, LookupError, ArithmeticError)
+"""Errors from below that may be about something else than the program."""
 
 
 def _meaning(error: Exception, pair: Pair, step: int) -> DiscreteInferenceError | None:

@@ -17,7 +17,7 @@ from pyro_discrete.estimators.base import Estimator, Weights
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.inspection.trial import Trial
 from pyro_discrete.objectives.base import Evaluation, Objective
-from pyro_discrete.objectives.costs import Order, Term
+from pyro_discrete.objectives.costs import Orders, Term
 from pyro_discrete.objectives.log_weights import (
     BoundCosts,
     DoublyValue,
@@ -164,6 +164,7 @@ class ImportanceBound(Objective[BoundEvaluation]):
         self.outer: int = outer
         self.plates: Collection[str] | None = plates
         self.doubly: bool = doubly
+        self._orders = Orders()
 
     def repetitions(self, particles: int) -> int:
         """The number of outer samples."""
@@ -234,9 +235,8 @@ class ImportanceBound(Objective[BoundEvaluation]):
                 values = DoublyValue(msg["value"], msg["fn"].event_dim, weighed.data[name], 0, layout.inner or 1)
                 weighed.values.append(values)
             weighed.add(-log_q, plates)
-        model_positions = {}
         for position, (name, msg) in enumerate(model.items()):
-            plates, model_positions[name] = plates_of(msg), position
+            plates = plates_of(msg)
             log_p = scale_and_mask(log_prob(msg["fn"], msg), msg["scale"], msg["mask"])
             if layout.shares(plates):
                 weighed.add_shared(Term(-log_p, plates, True, position, name), -log_p)
@@ -244,7 +244,7 @@ class ImportanceBound(Objective[BoundEvaluation]):
                 weighed.add(log_p, plates)
         if not weighed.log_weights:  # no term is the particles' own: each weighs as much
             weighed.add(torch.zeros(()), frozenset())
-        order = Order({name: plates_of(msg) for name, msg in guide.items()}, model_positions, dependencies)
+        order = self._orders.of({name: plates_of(msg) for name, msg in guide.items()}, model, dependencies)
         pathwise, loss = weighed.loss()
         costs = weighed.costs(order)
         return BoundEvaluation(guide_trace, model_trace, costs, pathwise, loss, scores, untended, weighed)

@@ -242,7 +242,7 @@ class Weighed:
     def add_shared(self, term: Term, pathwise: Tensor | None) -> None:
         """Take in a scaled cost term of what the particles share, with its pathwise part if it has one."""
         cost = self.layout.once(term.plates, padded(term.value, self.batch_dims))
-        self.shared.append(replace(term, value=cost if self.keep_graph else cost.detach()))
+        self.shared.append(term._replace(value=cost if self.keep_graph else cost.detach()))
         if pathwise is not None:
             pathwise = self.layout.once(term.plates, padded(pathwise, self.batch_dims))
             self.pathwise = self.pathwise + pathwise[: self.layout.particles].sum()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal, overload
 
 from pyro.poutine import Trace
@@ -284,6 +285,17 @@ class Plan:
     def path(self) -> str:
         """ "vectorised" (all rows at once), "sequential" (row by row), or "enumerated" (exact)."""
         return self.way.path
+
+    @cached_property
+    def rows_layout(self) -> Layout:
+        """What the rows of a training step are, with its columns."""
+        return self.layout.of(self.columns.count, self.columns.owned)
+
+    @cached_property
+    def soft_columns(self) -> Collection[int]:
+        """The columns whose owner's value is relaxed there, beside its draw."""
+        estimators = [(name, e) for name, e in self.given.items() if e is not None and e.relaxed]
+        return {self.columns.rows_of(name)[r] for name, e in estimators for r in e.relaxed if r > 0}
 
     @property
     def sites(self) -> list[SitePlan]:

@@ -122,12 +122,10 @@ class SiteEstimators(nn.Module):
 
     def _trained_by_caller(self) -> list[tuple[str, Estimator]]:
         """Estimators with parameters that the caller's optimiser is to train."""
+        if not any(e._parameters or e._modules for e in self._modules.values()):  # type: ignore[union-attr]
+            return []  # as most
         return [
-            (n, e)
-            for n, e in self.items()
-            if (e._parameters or e._modules)  # most have none, which is seen at once
-            and e.learning_rate is None
-            and any(p.requires_grad for p in e.parameters())
+            (n, e) for n, e in self.items() if e.learning_rate is None and any(p.requires_grad for p in e.parameters())
         ]
 
     def register(self) -> None:

@@ -41,9 +41,10 @@ def plates_of(msg: Any) -> frozenset[CondIndepStackFrame]:
     `pyro.plate("data")` states no size: it is as large as what is drawn in it.
     """
     frames = tuple([tuple(f) for f in msg["cond_indep_stack"]])
-    if any(size <= 0 for _, _, size, *_ in frames):
-        frames = tuple(_sized(frames, getattr(msg["fn"], "batch_shape", ())))
-    return _plates(frames)
+    plates = _plates(frames)
+    if plates is None:
+        return _plates(tuple(_sized(frames, getattr(msg["fn"], "batch_shape", ()))), as_they_are=True) or frozenset()
+    return plates
 
 
 def _sized(frames: Iterable[tuple[Any, ...]], batch: Sequence[int]) -> Iterator[tuple[Any, ...]]:
@@ -53,7 +54,10 @@ def _sized(frames: Iterable[tuple[Any, ...]], batch: Sequence[int]) -> Iterator[
 
 
 @lru_cache(maxsize=1024)  # every step asks for the same ones several times
-def _plates(frames: tuple[tuple[Any, ...], ...]) -> frozenset[CondIndepStackFrame]:
+def _plates(frames: tuple[tuple[Any, ...], ...], as_they_are: bool = False) -> frozenset[CondIndepStackFrame] | None:
+    """None where one of the frames has no size, unless they are to be taken as they are."""
+    if not as_they_are and any(size <= 0 for _, _, size, *_ in frames):
+        return None
     return frozenset([_Plate(*f) for f in frames if f[0] != ROWS_PLATE])
 
 

@@ -60,7 +60,11 @@ class SiteMessenger(Messenger):
 
 
 class _TraceSites(SiteMessenger, TraceMessenger):
-    """Pyro's trace of the sample statements."""
+    """Pyro's trace of the sample statements, which is made as it is entered."""
+
+    def __init__(self) -> None:
+        Messenger.__init__(self)
+        self.graph_type, self.param_only = "flat", False
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if msg["infer"].get("_do_not_trace"):

@@ -56,6 +56,7 @@ __all__ = [
     "is_latent",
     "is_marked",
     "is_observed_delta",
+    "is_plain",
     "is_random_observation",
     "joint_support",
     "joint_values_at",
@@ -71,6 +72,7 @@ __all__ = [
     "site_log_prob",
     "summed_by_parts",
     "values_to_try",
+    "weighed",
     "weighed_log_prob",
     "why_not_enumerable",
     "without_mask",
@@ -212,9 +214,19 @@ def site_log_prob(msg: Any) -> Tensor:
     return msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
 
 
+def is_plain(scale: Any, mask: Any) -> bool:
+    """Whether a scale and a mask leave a term as it is, as most do, which is seen at the least cost."""
+    return mask is None and type(scale) is float and scale == 1.0
+
+
+def weighed(term: Tensor, scale: Any, mask: Any) -> Tensor:
+    """A term scaled and masked."""
+    return term if is_plain(scale, mask) else torch.as_tensor(scale_and_mask(term, scale, mask))
+
+
 def weighed_log_prob(msg: Any) -> Tensor:
     """The same, scaled and masked."""
-    return torch.as_tensor(scale_and_mask(site_log_prob(msg), msg["scale"], msg["mask"]))
+    return weighed(torch.as_tensor(site_log_prob(msg)), msg["scale"], msg["mask"])
 
 
 def is_random_observation(msg: Any) -> bool:
@@ -685,7 +697,10 @@ def _cross_entropy(fn: Any, msg: Any) -> Tensor | None:
         base._validate_sample(value)
     logits = base.logits
     if value.shape != logits.shape:
-        logits, value = torch.broadcast_tensors(logits, value)
+        if value.shape == logits.shape[logits.dim() - value.dim() :]:  # data, beside rows
+            value = value.expand_as(logits)
+        else:
+            logits, value = torch.broadcast_tensors(logits, value)
     found = torch.binary_cross_entropy_with_logits(logits, value, reduction=0)
     return (found if dims == 1 else found.flatten(-dims)).sum(-1)
 
@@ -712,7 +727,7 @@ def guide_log_prob(
         score = None if is_identically_zero(parts.score_function) else parts.score_function
         return log_q, score, pathwise
     log_mass = log_prob(fn, msg) if log_mass is None else log_mass
-    log_q = scale_and_mask(log_mass, scale, mask)
+    log_q = weighed(log_mass, scale, mask)
     if 0 in estimator.relaxed:
         return log_q, None, log_q
     bare = without_mask(fn)

@@ -160,7 +160,7 @@ def _weights_alone(evaluation: BoundEvaluation) -> BoundEvaluation:
     """What is needed of a chunk's particles beside the others: their weights, and the scores that all share."""
     weighed = evaluation.weighed
     weights = {datum: w.detach() for datum, w in weighed.log_weights.items()}
-    shared = [replace(term, value=term.value.detach()) for term in weighed.shared]
+    shared = [term._replace(value=term.value.detach()) for term in weighed.shared]
     weighed = replace(weighed, log_weights=weights, shared=shared, pathwise=0.0, values=[], keep_graph=False)
     scores = {name: score.detach() for name, score in evaluation.scores.items() if name not in weighed.data}
     return replace(evaluation.light(), scores=scores, untended={}, pathwise=0.0, weighed=weighed)

@@ -13,7 +13,7 @@ from pyro_discrete.objectives.base import Evaluation, Objective
 from pyro_discrete.planning.baseline_inputs import Contexts
 from pyro_discrete.planning.plan import Plan, StructureChangedError
 from pyro_discrete.planning.products import in_product
-from pyro_discrete.programs.dims import Columns, Frames, Layout, subsampling_scale
+from pyro_discrete.programs.dims import Columns, Frames, Layout
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.plate_elements import PlateElements
 from pyro_discrete.programs.sites import Site
@@ -46,10 +46,10 @@ def hand_over(
     pending = []
     for name, draw in placing.draws.items():
         estimator, site = placing.taken[name], placing.sites[name]
-        elements = PlateElements(site.plates, columns.apart.get(name, ()))
         cost = cost_of_rows(evaluation, name, estimator, site.plates, columns, layout)
         filled = filled_draw(draw, site, estimator, evaluation, objective, layout, contexts, slopes.get(name, {}))
         if members := columns.products.get(name):
+            elements = PlateElements(site.plates, columns.apart.get(name, ()))
             own, scores = used_columns(columns, name, elements), evaluation.scores
             log_q = {m: elements.own(layout.split(placing.sites[m].plates, scores[m])[own]) for m in members}
             filled = in_product(filled, name, log_q)
@@ -62,6 +62,8 @@ def cost_of_rows(
 ) -> Tensor:
     """The costs `[rows, K, *batch]` of the named site's rows, from a run that holds all of them."""
     cost = layout.split(plates, site_cost(evaluation, name, estimator))
+    if columns.count == 1:
+        return cost
     elements = PlateElements(plates, columns.apart.get(name, ()))
     if elements:
         return joined_rows(cost[:1], elements.own(cost[used_columns(columns, name, elements)]))
@@ -129,7 +131,7 @@ def filled_draw(
         draw.extra,
         log_q=None if log_q is None else layout.first_column(site.plates, log_q),
         event_dim=site.event_dim,
-        scale=subsampling_scale(evaluation.costs.order.plates[site.name]),  # as handlers around the step have them
+        scale=evaluation.costs.order.scale(site.name),  # as handlers around the step have them
         context=context,
         weights=objective.weights(evaluation, site.name),
         slopes=slopes,

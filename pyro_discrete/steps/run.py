@@ -19,7 +19,7 @@ from pyro_discrete.planning.kl_treatment import settled_points
 from pyro_discrete.planning.plan import Plan, StructureChangedError
 from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, RowsPlate, trace_sites
-from pyro_discrete.programs.sites import is_latent, latent_sites, sample_sites
+from pyro_discrete.programs.sites import latent_sites, sample_sites
 from pyro_discrete.relaxations.handler import ExtendMessenger
 from pyro_discrete.relaxations.jumps import Report, WatchJumps, refuse_jump, warn_of_jump
 from pyro_discrete.steps.placing import PlaceColumn, PlaceRows
@@ -54,6 +54,11 @@ class Traces:
         return sample_sites(self.guide)
 
     @cached_property
+    def drawn(self) -> Mapping[str, Any]:
+        """Those of them that are latent."""
+        return {name: msg for name, msg in self.guide_sites.items() if not msg["is_observed"]}
+
+    @cached_property
     def model_sites(self) -> Mapping[str, Any]:
         """The model's."""
         return sample_sites(self.model)
@@ -81,17 +86,28 @@ def run_pair(
         guide, model = subsamples(guide), subsamples(model)
     try:
         traces = _traces(guide, model, placing, pair, plan, known if analytic else UNKNOWN)
-        check_matched(traces.guide, traces.model)
     except ValueError as error:
         if "collide at dim" in str(error) and f'"{ROWS_PLATE}"' in str(error):
             raise StructureChangedError("the program has deeper plates than before", plan.batch_dims + 1) from error
         raise
+    _check_sites(traces, plan)
+    return traces if watch is None else replace(traces, watch=watch)
+
+
+def _check_sites(traces: Traces, plan: Plan) -> None:
+    """Raise `SiteMatchError` for a site of the guide that is not in the model, `StructureChangedError` for deeper
+    plates."""
     sites = *traces.guide_sites.values(), *traces.model_sites.values()
-    frames = [f for m in sites for f in m["cond_indep_stack"]]
-    deepest = max([-f.dim for f in frames if f.dim is not None and f.name != ROWS_PLATE], default=0)
+    deepest = 0
+    for msg in sites:
+        for name, dim, *_ in msg["cond_indep_stack"]:
+            if dim is not None and -dim > deepest and name != ROWS_PLATE:
+                deepest = -dim
+    model = traces.model_sites
+    if not all(name in model and not model[name]["is_observed"] for name in traces.drawn):
+        check_matched(traces.guide, traces.model)
     if deepest > plan.batch_dims:
         raise StructureChangedError("the program has deeper plates than before", deepest)
-    return traces if watch is None else replace(traces, watch=watch)
 
 
 def evaluated(
@@ -131,10 +147,10 @@ def _traces(
         guide_trace = trace_sites(guide, pair.args, pair.kwargs)
     if placing.relaxed:
         model = ExtendMessenger(settled_points(placing.relaxed, plan, guide_trace, known))(model)
-    drawn = latent_sites(guide_trace)
     if plan.marginals.one_by_one:
         return Traces(guide_trace, *summed_one_by_one(model, guide_trace, pair.args, pair.kwargs))
     if plan.marginals.settings:
+        drawn = latent_sites(guide_trace)
         if plan.marginals.in_branches and isinstance(placing, PlaceColumn) and not placing.relaxed:
             draws = {n: m["value"].detach() for n, m in drawn.items()}
             reason = why_not_at_once_here(pair, draws, KeepSubsamples(), plan.batch_dims)
@@ -149,18 +165,22 @@ def _traces(
 
         return in_pairs_where_needed(summed, plan.marginals.by_parts)
     model_trace = trace_sites(model, pair.args, pair.kwargs, guide_trace)
-    for name, msg in model_trace.nodes.items():
-        if name not in drawn and is_latent(msg):
+    traces = Traces(guide_trace, model_trace, model_trace, {})
+    for name, msg in traces.model_sites.items():
+        if not msg["is_observed"] and name not in traces.drawn:
             raise StructureChangedError(
                 f"site {name!r} is new in the model", own=f"site {name!r} is in some branches alone"
             )
-    return Traces(guide_trace, model_trace, model_trace, {})
+    return traces
 
 
 def _watch_jumps(plan: Plan, placing: PlaceRows | PlaceColumn, state: Dependencies | None) -> WatchJumps | None:
     """What sees that the program jumps as a relaxed value moves; None where none is relaxed, or nothing is learned."""
-    estimators = [e for e in plan.estimators.values() if e is not None and e.relaxed]
-    if not estimators or not torch.is_grad_enabled() or not plan.met.jumps.due(state, placing.own):
+    if not torch.is_grad_enabled():
+        return None
+    met = plan.met.estimators
+    estimators = [e for e in (*plan.given.values(), *met.values()) if e is not None and e.relaxed]
+    if not estimators or not plan.met.jumps.due(state, placing.own):
         return None
 
     def watched(name: str) -> Report | None:

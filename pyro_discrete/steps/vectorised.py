@@ -48,11 +48,9 @@ def train_rows(
     given: Mapping[str, Shared] | None = None,
 ) -> Rows[E]:
     """The same, with its run; inner particles share what is `given`."""
-    columns = plan.columns
-    soft = {columns.rows_of(n)[r] for n, e in plan.given.items() if e is not None for r in e.relaxed if r > 0}
-    layout = plan.layout.of(columns.count, columns.owned)
+    layout = plan.rows_layout
     placing = PlaceRows(
-        choice, columns, layout, plan.batch_dims, soft, known.downstream, given
+        choice, plan.columns, layout, plan.batch_dims, plan.soft_columns, known.downstream, given
     )  # 2: who draws what, where
     traces = run_pair(plan, pair, placing, known, analytic=objective.additive)  # 3: guide once, model once
     evaluation = evaluated(plan, objective, traces, placing, known)  # 4: the loss, and the terms of the costs

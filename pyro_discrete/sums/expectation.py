@@ -95,17 +95,27 @@ def _weighed(costs: Costs, weights: Mapping[str, _Weight]) -> Tensor | float | N
                 return None
             alike.setdefault(dims, []).append(term)
     total: Tensor | float = 0.0
-    probabilities = {symbol: packed.exp(weight.log_q) for symbol, weight in weights.items()}
-    for dims, terms in alike.items():
-        own = [probabilities[symbol] for symbol in weights if symbol in dims]
-        aligned = packed.broadcast_all(*terms, *own)
-        cost = reduce(torch.add, aligned[: len(terms)])
+    probabilities: dict[str, Any] = {symbol: packed.exp(weight.log_q) for symbol, weight in weights.items()}
+    for terms in alike.values():
+        dims = dims_of(terms[0])
+        own = [_aligned(probabilities[symbol], dims) for symbol in weights if symbol in dims]
+        cost = reduce(torch.add, [_aligned(term, dims) for term in terms])
         if own:
-            weight = reduce(torch.mul, aligned[len(terms) :])
+            weight = reduce(torch.mul, own)
             # no number times zero: an impossible value costs nothing
             cost = weight * cost.masked_fill(weight == 0, 0.0)
         total = total + cost.sum()
     return total
+
+
+def _aligned(term: Tensor, dims: str) -> Tensor:
+    """A packed term with its dims in this order, of size 1 where it has none: mostly as it is."""
+    own = dims_of(term)
+    if own == dims:
+        return term
+    placed = term.permute([own.index(dim) for dim in dims if dim in own])
+    sizes = iter(placed.shape)
+    return placed.reshape([next(sizes) if dim in own else 1 for dim in dims])
 
 
 class SumCosts:
