@@ -1,5 +1,6 @@
 """Each site's cost: what it may influence, no more where that is certain, all of it where it is not."""
 
+import copy
 import itertools
 import math
 
@@ -11,7 +12,8 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 
 from pyro_discrete import NVIL, PlackettLuce, TraceELBO
 from pyro_discrete.estimators import Estimator, Surrogate
-from pyro_discrete.objectives.costs import Costs, Order, Term
+from pyro_discrete.inspection.dependencies import UNKNOWN
+from pyro_discrete.objectives.costs import KEPT, Costs, Order, Orders, Term
 
 PLATE = CondIndepStackFrame("data", -1, 3, 0)
 OTHER = CondIndepStackFrame("words", -2, 2, 0)
@@ -201,3 +203,49 @@ def test_elements_that_share_terms_are_seen_where_their_values_are_too_many_to_l
         elbo = TraceELBO("reinforce")
         elbo.loss(model, guide, joined)
         assert ("as the elements share terms" in str(elbo.plan)) == joined
+
+
+def test_what_makes_up_a_cost_is_kept_from_run_to_run_and_the_numbers_are_not():
+    orders = Orders()
+
+    def costs(*values):
+        order = orders.of({"a": NONE, "b": NONE}, ["b", "a", "x"], UNKNOWN)
+        return Costs([term([[v]], [], True, p) for p, v in enumerate(values)], order)
+
+    first, second = costs(1.0, 10.0, 100.0), costs(2.0, 20.0, 200.0)
+    assert first.order is second.order
+    assert [c.of(n).item() for c in (first, second) for n in ("a", "b")] == [111, 111, 222, 222]
+    assert first.of("a") is first.of("a")
+    assert orders.of({"a": NONE, "b": NONE}, ["b", "x"], UNKNOWN) is not first.order
+    assert copy.deepcopy(orders).of({"a": NONE, "b": NONE}, ["b", "a", "x"], UNKNOWN) is not first.order
+    for size in range(2 * KEPT):
+        orders.of({"a": frozenset({PLATE._replace(size=1 + size)})}, ["a"], UNKNOWN)
+    assert len(orders._known) <= KEPT
+
+
+def test_plates_that_are_parts_of_other_data_have_an_order_of_their_own():
+    orders, part = Orders(), frozenset({PLATE._replace(full_size=6)})
+    larger = frozenset({PLATE._replace(full_size=30)})
+    assert part == larger  # as Pyro compares them
+    assert [orders.of({"z": plates}, ["z", "x"], UNKNOWN).scale("z") for plates in (part, larger, part)] == [2, 10, 2]
+
+
+def test_a_step_of_other_data_is_that_of_a_new_elbo():
+    def model(x, size):
+        with pyro.plate("data", size, subsample=torch.arange(len(x))):
+            z = pyro.sample("z", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x, size):
+        with pyro.plate("data", size, subsample=torch.arange(len(x))):
+            pyro.sample("z", dist.Bernoulli(logits=pyro.param("logits", torch.zeros(())).expand(len(x))))
+
+    def step(elbo, *args):
+        pyro.get_param_store()["logits"] = torch.zeros(())
+        torch.manual_seed(0)
+        loss = elbo.loss_and_grads(model, guide, *args)
+        return loss, pyro.param("logits").grad.item()
+
+    kept, x = TraceELBO("rloo", num_particles=3), torch.tensor([0.2, 1.4])
+    for args in ((x, 4), (x, 20), (x[:1], 20), (x, 4)):
+        assert step(kept, *args) == step(TraceELBO("rloo", num_particles=3), *args)

@@ -334,3 +334,53 @@ def test_elements_are_not_taken_in_step_where_a_chain_uses_its_dims_again():
     assert loss.item() == pytest.approx(exact, abs=1e-5)
     with pytest.raises(EnumerationError, match=r"'z2' outside plate data depends on site 'z1' enumerated inside it"):
         enumerated_loss(plan, Pair(model, guide, (True,), {}))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_validation_changes_no_number_of_a_sum(masked):
+    def mixture(x, q):
+        with pyro.plate("data", 2 * len(x), subsample=torch.arange(len(x))):
+            with pyro.poutine.scale(scale=0.5), pyro.poutine.mask(mask=(x > 0) if masked else True):
+                place = pyro.sample("place", q or dist.Normal(0.0, 1.0))
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.2, 0.3, 0.5])))
+            pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor([-1.0, 0.0, 1.0]))[z] + place, 1.0), obs=x)
+
+    def model(x):
+        mixture(x, None)
+
+    def guide(x):
+        logits = pyro.param("q", torch.zeros(len(x), 3))
+        with pyro.plate("data", 2 * len(x), subsample=torch.arange(len(x))):
+            with pyro.poutine.scale(scale=0.5), pyro.poutine.mask(mask=(x > 0) if masked else True):
+                pyro.sample("place", dist.Normal(pyro.param("mean", torch.zeros(())), 0.5))
+            pyro.sample("z", dist.Categorical(logits=logits))
+
+    x, found = torch.tensor([-1.0, 0.3, 2.0]), []
+    for make in (lambda: TraceELBO("enumerate"), lambda: TraceEnum_ELBO(max_plate_nesting=1)):
+        for validated in (True, False):
+            pyro.clear_param_store()
+            torch.manual_seed(0)
+            with pyro.validation_enabled(validated):
+                elbo, marked = make(), (config_enumerate(model), config_enumerate(guide))
+                elbo.loss(*marked, x)  # plans
+                torch.manual_seed(0)
+                found.append((elbo.loss_and_grads(*marked, x), gradients()))
+    for loss, slopes in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-6)
+        for name, slope in slopes.items():
+            torch.testing.assert_close(slope, found[0][1][name])
+
+
+def test_a_value_that_a_site_refuses_is_told_of_with_validation_off_too():
+    def model(x):
+        pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Poisson(2.0, validate_args=True), obs=x)
+
+    def guide(x):
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("q", torch.zeros(()))))
+
+    elbo = TraceELBO("enumerate")
+    with pyro.validation_enabled(False):
+        elbo.loss_and_grads(model, guide, torch.tensor(1.0))
+        with pytest.raises(ValueError, match="'x'"):
+            elbo.loss_and_grads(model, guide, torch.tensor(-1.0))
