@@ -242,7 +242,7 @@ def _importance_traces(model: Program, guide: Program, nesting: Any, args: Any, 
 
 
 def _score(model_trace: Trace, guide_trace: Trace) -> None:
-    """Score the sites of both as Pyro does, but for the sums; up to one that cannot be scored, of which Pyro says why."""
+    """Score the sites as Pyro does, but for the sums; up to one that cannot be scored, of which Pyro says why."""
     try:
         for msg in (m for m in model_trace.nodes.values() if m["type"] == "sample"):
             msg["unscaled_log_prob"] = site_log_prob(msg)
