@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import matplotlib
@@ -11,6 +12,13 @@ import torch
 
 torch.set_num_threads(1)  # pytest-xdist has a worker a core: more threads would only contend
 matplotlib.use("Agg")
+gc.disable()  # until all tests are collected: what that makes stays
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests and the libraries that they import: the collector need not walk through them time and again."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
