@@ -16,7 +16,7 @@ gc.disable()  # until all tests are collected: what that makes stays
 
 
 def pytest_collection_finish() -> None:
-    """Thousands of tests and the libraries that they import: the collector need not walk through them time and again."""
+    """Thousands of tests and the libraries they import: the collector need not walk through them time and again."""
     gc.freeze()
     gc.enable()
 
