@@ -97,7 +97,7 @@ def check_estimator(
     - `inner`: by default None, the evidence lower bound (3 for an estimator that serves the importance-weighted bound
       alone); a number K is the importance-weighted bound of K particles, with the contract's particles as its outer
       samples. Its exact answer is by brute force over all K-tuples.
-    - `batch`: see `check_elbo`; of a bound 64, since some estimators take each pair of all tuples of inner particles.
+    - `batch`: see `check_elbo`; of a bound 120, since some estimators take each pair of all tuples of inner particles.
 
     Returns a `Report`, which `assert_contract` judges. The mean loss and, if the estimator is declared unbiased, the
     mean gradients must agree with the exact ones; if it is declared biased, some gradient must be seen to be; and its
@@ -134,7 +134,7 @@ def check_estimator(
             dtypes=dtypes,
             false_alarm=false_alarm,
             seed=seed,
-            batch=64 if batch is None and inner is not None else batch,
+            batch=120 if batch is None and inner is not None else batch,
         )
     return replace(report, violations=[*report.violations, *leaks])
 

@@ -29,7 +29,7 @@ ESTIMATORS = {
     "black_box": RELAX(black_box=True, network=bent()),
     "muprop": MuProp(),
     "double_cv": DoubleCV(alpha=-0.7),
-    "rodeo": RODEO(alpha=0.5, beta=0.5),
+    "rodeo": RODEO(alpha=0.5, beta=0.5, hidden=10),
     "nvil": NVIL(variance_normalisation=False),
 }
 FALSE_ALARM = 5e-7
