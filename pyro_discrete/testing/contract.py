@@ -188,7 +188,9 @@ def decide(measurements: Iterable[Measurement], false_alarm: float, unbiased: bo
     A comparison whose `|z|` has a probability below `FIRST_STAGE` is made again with ten times the calls and another
     seed, and alarms if it fails there too, at a level such that all of them together alarm falsely with a probability
     of at most `false_alarm` (the stages' draws are independent, so their probabilities multiply; then Bonferroni).
-    Where bias is declared, gradients alarm as they should, and only the most suspicious program is measured again.
+    Before that it has to be suspicious in three times the calls: few draws have often not seen a rare value, and seem
+    to be surer than they are. Where bias is declared, gradients alarm as they should, and only the most suspicious
+    program is measured again.
     """
     first: list[tuple[Measurement, list[Comparison]]] = []
     refused, crashed = [], []
@@ -208,9 +210,13 @@ def decide(measurements: Iterable[Measurement], false_alarm: float, unbiased: bo
     def again(c: Comparison) -> bool:
         return abs(c.z) > suspicious and (unbiased or c.is_loss or abs(c.z) == most)
 
+    def cleared(measurement: Measurement, each: list[Comparison]) -> bool:
+        more = compare(replace(measurement, calls=3 * measurement.calls, seed=measurement.seed + 2_000_003))
+        return not any(abs(c.z) > suspicious for before, c in zip(each, more, strict=True) if again(before))
+
     out = []
     for measurement, each in first:
-        if any(map(again, each)):
+        if any(map(again, each)) and not (unbiased and cleared(measurement, each)):
             second = compare(replace(measurement, calls=10 * measurement.calls, seed=measurement.seed + 1_000_003))
             each = [
                 replace(after, alarm=abs(after.z) > decisive) if again(before) else before
