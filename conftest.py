@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import matplotlib
@@ -11,6 +12,14 @@ import torch
 
 torch.set_num_threads(1)  # pytest-xdist has a worker a core: more threads would only contend
 matplotlib.use("Agg")
+gc.disable()  # until all tests are collected: what that makes stays
+
+
+def pytest_collection_finish() -> None:
+    """The collector need not walk through thousands of tests and what they import, and not at every 700th object."""
+    gc.freeze()
+    gc.set_threshold(10_000, 20)
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -87,6 +87,7 @@ def check_estimator(
     false_alarm: float = 1e-4,
     seed: int = 0,
     inner: int | None = None,
+    batch: int | None = None,
 ) -> Report:
     """Hold an estimator (an instance, a class or a name) to its declarations.
 
@@ -96,6 +97,7 @@ def check_estimator(
     - `inner`: by default None, the evidence lower bound (3 for an estimator that serves the importance-weighted bound
       alone); a number K is the importance-weighted bound of K particles, with the contract's particles as its outer
       samples. Its exact answer is by brute force over all K-tuples.
+    - `batch`: see `check_elbo`; of a bound 120, since some estimators take each pair of all tuples of inner particles.
 
     Returns a `Report`, which `assert_contract` judges. The mean loss and, if the estimator is declared unbiased, the
     mean gradients must agree with the exact ones; if it is declared biased, some gradient must be seen to be; and its
@@ -132,7 +134,7 @@ def check_estimator(
             dtypes=dtypes,
             false_alarm=false_alarm,
             seed=seed,
-            batch=64 if inner is not None else None,  # of all tuples of inner particles, some estimators take each pair
+            batch=120 if batch is None and inner is not None else batch,
         )
     return replace(report, violations=[*report.violations, *leaks])
 
@@ -164,7 +166,8 @@ def check_elbo(
 ) -> Report:
     """Hold any ELBO, made by `make(num_particles, vectorize_particles)`, to the contract; see `check_estimator`.
 
-    `batch`: the particles of a vectorised call; by default so many that few calls are enough.
+    `batch`: the particles of a vectorised call, of which there are `draws / batch`, 30 at least; by default so many
+    that few calls are enough. A call of an estimator that takes each pair of particles takes time by their square.
     """
     chosen = all_programs() if programs is None else programs
     served = [p for p in chosen if p.families <= families and needs <= p.meets and (p.relaxable or not relaxed)]
@@ -208,9 +211,9 @@ def _series(
 
         if each.vectorizable:
             path = f"vectorised, {many} particles"
-            for dtype in dtypes:
+            yield Measurement(each, batch, dtypes[0], path, calls, at, what="both", with_loss=hard_loss)
+            for dtype in dtypes[1:]:
                 yield Measurement(each, batch, dtype, path, calls, at, with_loss=hard_loss)
-            yield Measurement(each, batch, dtypes[0], path, calls, at + 1, what="loss")
         if not each.vectorizable or number % 4 == 0:
             path = f"sequential, {few} particles"
             yield Measurement(each, one_by_one, dtypes[0], path, max(30, draws // 64), at + 2, with_loss=hard_loss)

@@ -14,7 +14,8 @@ import pytest
 from nbclient import NotebookClient
 
 TUTORIALS = sorted((Path(__file__).parents[2] / "tutorials").glob("*.ipynb"))
-FEWER_STEPS = 800
+FEWER_STEPS = {"01_first_model": 800, "04_gumbel_softmax": 800}
+"""Of those whose text compares runs that have come far; others make 500."""
 
 
 def executed(path: Path) -> nbformat.NotebookNode:
@@ -32,7 +33,7 @@ def source(cell: nbformat.NotebookNode) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TUTORIAL_STEPS", str(FEWER_STEPS))
+    monkeypatch.setenv("TUTORIAL_STEPS", str(FEWER_STEPS.get(path.stem, 500)))
     executed(path)
 
 

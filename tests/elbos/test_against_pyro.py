@@ -102,8 +102,8 @@ def pyros(cls, particles=64, vectorize=True):
 )
 def test_costs_and_scores(elbo, name):
     """Elements of a plate that meet in a later site; -log q of auxiliary sites; a mask on the score."""
-    assert worst(PROGRAMS[name], pyros(elbo), 200) > 10
-    assert worst(PROGRAMS[name], ours(), 200) < 5.5
+    assert worst(PROGRAMS[name], pyros(elbo, 200), 64) > 10
+    assert worst(PROGRAMS[name], ours(200), 64) < 5.5
 
 
 @pytest.mark.statistical

@@ -23,12 +23,18 @@ Z = 5.0
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the cases of `two` leave what they leave."""
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> list[dict[str, Any]]:
     """What came of all cases that end in both processes."""
     names = [f"exact: {name}" for name in EXACT] + [f"learned: {name}" for name in LEARNED]
     names += [f"sampled: {name}" for name in SAMPLED] + [f"refused: {name}" for name in REFUSED]
-    names += ["learned again: its own optimiser", "stopped by: a callback", "signal: SIGTERM"]
-    return run(names, tmp_path_factory.mktemp("two"))
+    names += ["learned again: its own optimiser", "stopped by: a callback", "exact checkpoint: 8", "signal: SIGTERM"]
+    return run(names, folder)
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -125,12 +131,11 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_bit_for_bit(tmp_path: Path) 
     assert_same(whole, resumed)
 
 
-def test_a_checkpoint_goes_on_with_more_and_fewer_processes(tmp_path: Path) -> None:
-    first = run(["exact checkpoint: 8"], tmp_path)[0]
-    assert not isinstance(first["exact checkpoint: 8"], str)
-    three = run(["exact checkpoint: 19"], tmp_path, ranks=3)
+def test_a_checkpoint_goes_on_with_more_and_fewer_processes(folder: Path, two: list[dict[str, Any]]) -> None:
+    assert not isinstance(two[0]["exact checkpoint: 8"], str)
+    three = run(["exact checkpoint: 19"], folder, ranks=3)
     assert_same(three[0]["exact checkpoint: 19"]["parameters"], three[2]["exact checkpoint: 19"]["parameters"])
-    last = rank_cases.case("exact checkpoint: 30", tmp_path)
+    last = rank_cases.case("exact checkpoint: 30", folder)
     alone = rank_cases.parameters(EXACT["plain, global"]())
     for key, value in alone["parameters"].items():
         torch.testing.assert_close(last["parameters"][key], value, rtol=1e-6, atol=1e-9)
