@@ -219,7 +219,7 @@ class Elements(Provenance):
         self._note(tensor, key, names, found)
 
     def _note(self, tensor: Tensor, key: int | None, names: Names, places: Found) -> None:
-        """Where a tensor has elements. `names`: the draws that it comes from, if the places are of all of their plates."""
+        """Where a tensor has elements. `names`: the draws that it comes from, if `places` are of all of their plates."""
         self._known[id(tensor)] = tensor, names, places
         self._sharing.setdefault(key or 0, []).append(id(tensor))
 
@@ -268,7 +268,11 @@ class Elements(Provenance):
             found = moved[0][1] if kind.pointwise and _stay(moved, tensor) else None
             if found is None:
                 operation = func, kind, args, kwargs, read, tensor, number
-                found = {plate: _after(*operation, *each) for plate, each in _by_plate(moved).items()}
+                if len(moved) == 1:
+                    (one, has), *_ = moved
+                    found = {plate: _after_one(*operation, one, at) for plate, at in has.items()}
+                else:
+                    found = {plate: _after(*operation, *each) for plate, each in _by_plate(moved).items()}
             self._note(tensor, key, held[1] if key not in written else NOTHING, found)
             if key in written and key is not None:  # a part of it, perhaps
                 mixed = frozenset(p for p, at in found.items() if at is MIXED)
@@ -282,6 +286,9 @@ class Elements(Provenance):
 
     def _may_be_read(self, read: Sequence[Tensor]) -> bool:
         return not self.of(*read) or super()._may_be_read(read)
+
+
+_SPECIAL = {*_LISTS, *_VIEWS, *_TAKING, *_OF_ENTRIES}
 
 
 _UNKNOWN: tuple[Any, Any, Found] = (None, None, {})
@@ -305,6 +312,34 @@ def _by_plate(moved: Sequence[tuple[Tensor, Found]]) -> dict[str, Moved]:
             tensors.append(tensor)
             places.append(at)
     return found
+
+
+def _after_one(
+    func: Any,
+    kind: Kind,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    read: Sequence[Tensor],
+    result: Tensor,
+    number: int,
+    tensor: Tensor,
+    at: Place | None,
+) -> Place | None:
+    """Where a result has a plate's elements, of which one tensor among the arguments is computed."""
+    name = kind.name
+    if at is None or at == MIXED or (at.dim == 0 and name not in _LISTS):
+        return at
+    if name in _SPECIAL:
+        return _after(func, kind, args, kwargs, read, result, number, [tensor], [at])
+    if kind.pointwise:
+        dim, understood = at.dim, True
+    else:
+        dim, understood = _dim_after(func, name, args, kwargs, read, result, [tensor], at.dim)
+    if dim is None:
+        return MIXED if understood else None
+    if result.dim() < -dim or result.shape[dim] != tensor.shape[at.dim]:
+        return None
+    return at if dim == at.dim else at._replace(dim=dim)
 
 
 def _after(

@@ -95,8 +95,8 @@ def draws_among(seen: Collection[str]) -> frozenset[str]:
 
 
 class FirstLook(NamedTuple):
-    """What Python sees in a run of a pair (`decided_by`); what the run does (`decisions`), if the same one shows it; and
-    the run itself, if it may stand for one that nobody looks at."""
+    """What Python sees in a run of a pair (`decided_by`); what the run does (`decisions`), if the same one shows it;
+    and the run itself, if it may stand for one that nobody looks at."""
 
     seen: frozenset[str]
     done: tuple[Any, ...] | None

@@ -103,9 +103,7 @@ class RunOverRows:
     @cached_property
     def followed(self) -> Followed:
         """What the operations of a run at these values say of rows, and of the elements of the sites' plates."""
-        return follow(
-            self._pair, self._trial.subsamples, self._values, self._draws, self._dims, self._names is None
-        )
+        return follow(self._pair, self._trial.subsamples, self._values, self._draws, self._dims, self._names is None)
 
     @cached_property
     def mixing(self) -> str:
