@@ -219,7 +219,7 @@ class Elements(Provenance):
         self._note(tensor, key, names, found)
 
     def _note(self, tensor: Tensor, key: int | None, names: Names, places: Found) -> None:
-        """Where a tensor has elements. `names`: the draws that it comes from, if `places` are of all of their plates."""
+        """Where a tensor has elements; `names`: the draws that it comes from, if this is of all of their plates."""
         self._known[id(tensor)] = tensor, names, places
         self._sharing.setdefault(key or 0, []).append(id(tensor))
 
