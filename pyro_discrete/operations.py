@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +32,10 @@ class Kind(NamedTuple):
     random: bool
 
 
-@cache
+_KINDS: dict[int, tuple[Any, Kind]] = {}
+"""By the `id` of an operation, which takes long to say its hash."""
+
+
 def kind_of(func: Any) -> Kind:
     """The kind of an operation.
 
@@ -41,6 +43,13 @@ def kind_of(func: Any) -> Kind:
     >>> kind_of(torch.ops.aten.add_.Tensor).writes, kind_of(torch.ops.aten.item.default).name
     (((0, 'self'),), 'item')
     """
+    known = _KINDS.get(id(func))
+    if known is None:
+        known = _KINDS[id(func)] = func, _kind_of(func)
+    return known[1]
+
+
+def _kind_of(func: Any) -> Kind:
     name, arguments = func.overloadpacket.__name__, enumerate(func._schema.arguments)
     return Kind(
         name,
@@ -59,9 +68,12 @@ def tensors_in(values: Iterable[Any]) -> list[Tensor]:
     for value in values:
         if isinstance(value, Tensor):
             found.append(value)
-        elif isinstance(value, list | tuple):
+        elif isinstance(value, _LISTS):
             found += tensors_in(value)
     return found
+
+
+_LISTS = (list, tuple)
 
 
 def written_tensors(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:

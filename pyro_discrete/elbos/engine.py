@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -36,9 +37,9 @@ from pyro_discrete.programs.sites import latent_sites
 from pyro_discrete.relaxations.handler import refuse_handler_around
 from pyro_discrete.steps.choice import TrainingChoice
 from pyro_discrete.steps.outcome import Outcome, StepGradients
-from pyro_discrete.steps.settling import settled
+from pyro_discrete.steps.settling import settled, tried_by_step
 from pyro_discrete.steps.step import evaluate_step, train_step
-from pyro_discrete.sums.counts import MoreTermsError
+from pyro_discrete.sums.counts import Counts, MoreTermsError
 from pyro_discrete.sums.packed_terms import CoupledElementsError
 
 __all__ = [
@@ -97,6 +98,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         self._branches: Branches | None = None
         self._replans = self._calls = 0
         self._unknown = ""
+        self._untried = False
         self._takes_gradients = False
         self._leaves = KnownLeaves()
         self.captures: Captures | None = Captures(compile) if compile is not False else None
@@ -251,8 +253,11 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
     def _begin_call(self, pair: Pair) -> None:
         """Have the plan of this call: made when the pair is new, or when its branch is."""
         if self._branches is None or self._plan is None or self._pair != (pair.model, pair.guide):
-            self._branches = Branches(pair)
-            self._make_plan_of_branch(pair, self.vectorize_particles)
+            counts = Counts(self.selection.may_sum)
+            around = partial(self._around, counts)
+            self._branches = Branches(pair, around)
+            first = {"counts": counts, "first": self._branches.trial, "by_step": True}
+            self._make_plan_of_branch(pair, self.vectorize_particles, **first)
             self._branches.begin(pair, self.plan)
         else:
             self._take(self._branches.plan_for(pair, self._plan), pair)
@@ -267,14 +272,28 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         elif known is not self._plan:
             self._plan, self._leaves = known, KnownLeaves()
 
-    def _make_plan_of_branch(self, pair: Pair, vectorise: bool, reason: str = "") -> None:
-        self._apart, self._coupled, self._singly = {}, "", ""
-        self._make_plan(pair, vectorise, reason)
+    def _around(self, counts: Counts, pair: Pair) -> Pair:
+        return self.objective.around(counts.around(pair), training=False)
 
-    def _make_plan(self, pair: Pair, vectorise: bool, reason: str = "") -> None:
-        """Plan the steps of a pair; with a `reason`, as if nothing were known of what depends on what."""
+    def _make_plan_of_branch(self, pair: Pair, vectorise: bool, reason: str = "", **first: Any) -> None:
+        self._apart, self._coupled, self._singly = {}, "", ""
+        self._make_plan(pair, vectorise, reason, **first)
+
+    def _make_plan(
+        self,
+        pair: Pair,
+        vectorise: bool,
+        reason: str = "",
+        counts: Counts | None = None,
+        first: Trial | None = None,
+        by_step: bool = False,
+    ) -> None:
+        """Plan the steps of a pair; with a `reason`, as if nothing were known of what depends on what.
+
+        `first`: a run of it, with these `counts`. `by_step`: whether exact sums may be tried by the step that follows.
+        """
         again = self._plan is not None and self._pair == (pair.model, pair.guide)
-        counts = self.plan.counts if again else None
+        counts = self.plan.counts if again and counts is None else counts
         seen = () if self._branches is None else self._branches.seen
         with on_trial(), kept_state(pair.model, pair.guide) as state:
             given = (pair, self.selection, self.objective, vectorise, self.max_plate_nesting, self.row_chunk)
@@ -282,9 +301,9 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
             met |= {"singly": self._singly, "seen": seen}
             if self._branches is not None:
                 met["unchanged"] = self._branches.unchanged
-            plan, trial = make_plan(*given, **met)
+            plan, trial = make_plan(*given, **met, first=first)
             if isinstance(plan.way, Exact):
-                had = settled(plan, pair, self.objective, trial, seen)
+                had = settled(plan, pair, self.objective, trial, seen, by_step)
                 if isinstance(had, Plan):
                     plan = had
                 else:
@@ -300,6 +319,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
                     self._prepare(name, estimator, contexts, trial)
             self.estimators.warn_of_strangers(latent_sites(trial.guide_trace), lambda: names_of_guide(pair))
         self._plan, self._pair, self._leaves, self._unknown = plan, (pair.model, pair.guide), KnownLeaves(), reason
+        self._untried = by_step and isinstance(plan.way, Exact) and tried_by_step(plan)
 
     def _prepare(self, name: str, estimator: Estimator, contexts: Contexts, trial: Trial) -> None:
         msg = latent_sites(trial.guide_trace)[name]
@@ -328,11 +348,16 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
             try:
                 outcome = run(plan, self._branches.watched(pair, plan))
                 self._branches.remember()
+                self._untried = False
                 return outcome
             except BranchChangedError:
                 put_back(before)
                 self._look(pair)
             except Exception as error:
+                if self._untried:  # the sums themselves may be what raises: how they can be had is found by trying
+                    put_back(before)
+                    self._make_plan(pair, vectorise, reason)
+                    continue
                 if not self._branches.sure:
                     put_back(before)
                     if self._look(pair):

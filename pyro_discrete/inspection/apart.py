@@ -8,7 +8,7 @@ long as the program makes them.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
@@ -18,13 +18,13 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_discrete.inspection.provenance import Names, Provenance, axis_after
-from pyro_discrete.operations import kind_of, tensors_in, written_tensors
+from pyro_discrete.inspection.provenance import NOTHING, Names, Provenance, axis_after
+from pyro_discrete.operations import Kind, kind_of, tensors_in, written_tensors
 from pyro_discrete.programs.dims import ROWS_PLATE, plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, SiteMessenger, on_trial, trace_pair
 from pyro_discrete.programs.sites import is_latent, masked_law, sample_sites
 
-__all__ = ["MIXED", "Elements", "Followed", "Keeping", "Place", "follow"]
+__all__ = ["MIXED", "Elements", "Followed", "FollowedRun", "Keeping", "Parts", "Place", "follow", "run_followed"]
 
 
 class Keeping(Enum):
@@ -60,6 +60,48 @@ class Followed:
         return bool(self.reason) or not self.reached.get((where, term), frozenset(draws)).isdisjoint(draws)
 
 
+class Parts(NamedTuple):
+    """What of a site's term a draw may reach: its log-probability, scale and mask, and that of the law of a latent site
+    under a mask, which is drawn from all the same."""
+
+    log_prob: Tensor
+    hidden: Tensor | None
+    scale: Any
+    mask: Any
+
+
+@dataclass(frozen=True)
+class FollowedRun:
+    """The traces of a run of guide and model, the parts of their sites' terms, and what its operations say."""
+
+    traces: tuple[Trace, Trace]
+    parts: tuple[dict[str, Parts], dict[str, Parts]]
+    said: Followed
+
+
+def run_followed(
+    pair: Pair,
+    subsamples: KeepSubsamples,
+    values: Mapping[str, Tensor],
+    draws: Collection[str],
+    rows: tuple[int, int] | None = None,
+    under_plate: bool = True,
+) -> FollowedRun:
+    """Run the pair at these values, and follow the elements of these draws. Raises what the program does, which may be
+    of its being followed.
+
+    `rows`: of rows that the values have, their number and dim; `under_plate`: whether a plate of them is around the
+    programs.
+    """
+    elements, dim = Elements(), None if rows is None else rows[1]
+    marks, over = _MarkElements(elements, draws, dim), rows if under_plate else None
+    with torch.no_grad(), elements, marks:
+        traces = trace_pair(pair, subsamples, values, rows=over)
+        guide, model = ({n: _parts(m) for n, m in sample_sites(t).items()} for t in traces)
+        said = Followed(elements.escape) if elements.escape else _said(elements, traces, (guide, model), dim)
+    return FollowedRun(traces, (guide, model), said)
+
+
 def follow(
     pair: Pair,
     subsamples: KeepSubsamples,
@@ -68,21 +110,14 @@ def follow(
     rows: tuple[int, int] | None = None,
     under_plate: bool = True,
 ) -> Followed:
-    """Follow the elements of these draws through one run at these values.
-
-    `rows`: of rows that the values have, their number and dim; `under_plate`: whether a plate of them is around the
-    programs.
-    """
+    """What the operations of such a run say, without validation, and with all states left as they were."""
     if pair.guide_runs_model:
         return Followed("the guide runs the model itself")
-    elements, dim = Elements(), None if rows is None else rows[1]
-    marks, over = _MarkElements(elements, draws, dim), rows if under_plate else None
     try:
-        with on_trial(), torch.no_grad(), pyro.validation_enabled(False), elements, marks:
-            found = _terms(elements, trace_pair(pair, subsamples, values, rows=over), dim)
+        with on_trial(), pyro.validation_enabled(False):
+            return run_followed(pair, subsamples, values, draws, rows, under_plate).said
     except Exception as error:
         return Followed(f"a run failed: {type(error).__name__}")
-    return Followed(elements.escape) if elements.escape else found
 
 
 class Place(NamedTuple):
@@ -101,6 +136,9 @@ class Place(NamedTuple):
         """The element at each place."""
         return self.of or tuple(range(self.size))
 
+
+Found = dict[str, "Place | None"]
+"""Where a tensor has the elements of plates, by their names; None where that is not known."""
 
 MIXED = Place(0, 0, 0)
 """Stands for entries that may come from several elements."""
@@ -156,51 +194,89 @@ class Elements(Provenance):
     def __init__(self) -> None:
         super().__init__()
         self.plates: dict[str, frozenset[str]] = {}
-        self._known: dict[int, tuple[Tensor, dict[str, Place]]] = {}
+        self._known: dict[int, tuple[Tensor, Names, Found]] = {}
         self._sharing: dict[int, list[int]] = {}
         self._mixed: dict[int, frozenset[str]] = {}
 
+    def mark(self, tensor: Tensor, names: Iterable[str], axis: int | None = None) -> None:
+        """As in `Provenance`; a draw that is marked in this way alone has no plates."""
+        names = [*names]
+        super().mark(tensor, names, axis)
+        for name in names:
+            self.plates.setdefault(name, frozenset())
+
     def mark_elements(self, tensor: Tensor, name: str, at: Mapping[str, Place]) -> None:
         """A draw, and where it has the elements of its plates; not so of those that it names alone."""
+        if name in self.plates and not at.keys() <= self.plates[name]:  # what is noted is not of all plates
+            self._known = {i: (held, NOTHING, found) for i, (held, _, found) in self._known.items()}
         self.mark(tensor, [name])
-        self.plates[name] = self.plates.get(name, frozenset()) | at.keys()
+        self.plates[name] |= at.keys()
         places = {plate: place for plate, place in at.items() if tensor.dim() >= -place.dim > 0}
-        self._note(tensor, {p: a for p, a in places.items() if tensor.shape[a.dim] == a.size})
+        at_size = {p: a for p, a in places.items() if tensor.shape[a.dim] == a.size}
+        key = self._key(tensor)
+        names = self._names_at([key])
+        found = {plate: at_size.get(plate) for draw in names for plate in self.plates[draw]}
+        self._note(tensor, key, names, found)
 
-    def _note(self, tensor: Tensor, places: dict[str, Place]) -> None:
-        self._known[id(tensor)] = tensor, places
-        self._sharing.setdefault(self._key(tensor) or 0, []).append(id(tensor))
+    def _note(self, tensor: Tensor, key: int | None, names: Names, places: Found) -> None:
+        """Where a tensor has elements; `names`: the draws that it comes from, if this is of all of their plates."""
+        self._known[id(tensor)] = tensor, names, places
+        self._sharing.setdefault(key or 0, []).append(id(tensor))
 
-    def elements_of(self, tensor: Any) -> dict[str, Place | None]:
+    def elements_of(self, tensor: Any) -> Found:
         """Of each plate whose elements a tensor is computed from, where it has them; `MIXED`, or None if unknown."""
-        draws = self.of(tensor)
-        if not draws:
-            return {}
-        known = self._known.get(id(tensor), (None, {}))[1]
+        key = self._key(tensor)
+        held = self._origin.get(key or 0)
+        return self._elements_at(tensor, key, held[1]) if held is not None and held[1] else {}
+
+    def _elements_at(self, tensor: Any, key: int | None, names: Names) -> Found:
+        """The same of a tensor with this key, that comes from these draws."""
+        known = self._known.get(id(tensor), _UNKNOWN)
+        if known[1] is names and not self._mixed:
+            return known[2]
+        places = {plate: at for plate, at in known[2].items() if at is not None}
         if self._mixed:
-            known = dict.fromkeys(self._mixed.get(self._key(tensor) or 0, ()), MIXED) | known
-        return {plate: known.get(plate) for draw in draws for plate in self.plates.get(draw, ())}
+            places = dict.fromkeys(self._mixed.get(key or 0, ()), MIXED) | places
+        return {plate: places.get(plate) for draw in names for plate in self.plates[draw]}
 
     def operation(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run one operation, and note where its results have elements."""
-        read = {id(v): v for v in tensors_in((*args, *kwargs.values()))}.values()
-        before = [(tensor, has) for tensor in read if (has := self.elements_of(tensor))]
-        result = super().operation(func, args, kwargs)
+        kind = kind_of(func)
+        read = tensors_in((*args, *kwargs.values()) if kwargs else args)
+        keys = self._keys(read)
+        before: dict[int, tuple[Tensor, Found]] = {}
+        for tensor, key in zip(read, keys, strict=True):
+            held = self._origin.get(key)  # type: ignore[arg-type]
+            if held is not None and held[1]:
+                has = self._elements_at(tensor, key, held[1])
+                if has:
+                    before[id(tensor)] = tensor, has
+        result, made, made_keys = self._run(func, kind, args, kwargs, read, keys)
         if not before:
             return result
-        written = {self._key(tensor) for tensor in written_tensors(func, args, kwargs)} - {None}
-        for key in written:
-            for known in self._sharing.pop(key or 0, ()):
-                self._known.pop(known, None)
-        plates = {plate for _, has in before for plate in has}
-        for number, tensor in enumerate(tensors_in((result,))):
-            if self.of(tensor):
-                found = {plate: _after(func, args, kwargs, tensor, number, before, plate) for plate in plates}
-                self._note(tensor, {p: at for p, at in found.items() if at is not None})
-                key = self._key(tensor)
-                if key in written and key is not None:  # a part of it, perhaps
-                    mixed = frozenset(p for p, at in found.items() if at is MIXED)
-                    self._mixed[key] = self._mixed.get(key, frozenset()) | mixed
+        written: Collection[int | None] = ()
+        if kind.writes:
+            written = {self._key(tensor) for tensor in written_tensors(func, args, kwargs)} - {None}
+            for key in written:
+                for known in self._sharing.pop(key or 0, ()):
+                    self._known.pop(known, None)
+        moved = [*before.values()]
+        for number, (tensor, key) in enumerate(zip(made, made_keys, strict=True)):
+            held = self._origin.get(key or 0)
+            if held is None or not held[1]:
+                continue
+            found = moved[0][1] if kind.pointwise and _stay(moved, tensor) else None
+            if found is None:
+                operation = func, kind, args, kwargs, read, tensor, number
+                if len(moved) == 1:
+                    (one, has), *_ = moved
+                    found = {plate: _after_one(*operation, one, at) for plate, at in has.items()}
+                else:
+                    found = {plate: _after(*operation, *each) for plate, each in _by_plate(moved).items()}
+            self._note(tensor, key, held[1] if key not in written else NOTHING, found)
+            if key in written and key is not None:  # a part of it, perhaps
+                mixed = frozenset(p for p, at in found.items() if at is MIXED)
+                self._mixed[key] = self._mixed.get(key, frozenset()) | mixed
         return result
 
     def left(self, args: Sequence[Any], how: str) -> None:
@@ -212,25 +288,83 @@ class Elements(Provenance):
         return not self.of(*read) or super()._may_be_read(read)
 
 
-def _after(
+_SPECIAL = {*_LISTS, *_VIEWS, *_TAKING, *_OF_ENTRIES}
+
+
+_UNKNOWN: tuple[Any, Any, Found] = (None, None, {})
+
+
+def _stay(moved: Sequence[tuple[Tensor, Found]], result: Tensor) -> bool:
+    """Whether what keeps entries apart leaves all elements where these tensors have them."""
+    first, shape = moved[0][1], result.shape
+    return all(tensor.shape == shape and (has is first or has == first) for tensor, has in moved)
+
+
+Moved = tuple[list[Tensor], list["Place | None"]]
+"""The tensors among the arguments that are computed from a plate's elements, and where each has these."""
+
+
+def _by_plate(moved: Sequence[tuple[Tensor, Found]]) -> dict[str, Moved]:
+    found: dict[str, Moved] = {}
+    for tensor, has in moved:
+        for plate, at in has.items():
+            tensors, places = found.setdefault(plate, ([], []))
+            tensors.append(tensor)
+            places.append(at)
+    return found
+
+
+def _after_one(
     func: Any,
+    kind: Kind,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
+    read: Sequence[Tensor],
     result: Tensor,
     number: int,
-    read: Sequence[tuple[Tensor, Mapping[str, Place | None]]],
-    plate: str,
+    tensor: Tensor,
+    at: Place | None,
+) -> Place | None:
+    """Where a result has a plate's elements, of which one tensor among the arguments is computed."""
+    name = kind.name
+    if at is None or at == MIXED or (at.dim == 0 and name not in _LISTS):
+        return at
+    if name in _SPECIAL:
+        return _after(func, kind, args, kwargs, read, result, number, [tensor], [at])
+    if kind.pointwise:
+        dim, understood = at.dim, True
+    else:
+        dim, understood = _dim_after(func, name, args, kwargs, read, result, [tensor], at.dim)
+    if dim is None:
+        return MIXED if understood else None
+    if result.dim() < -dim or result.shape[dim] != tensor.shape[at.dim]:
+        return None
+    return at if dim == at.dim else at._replace(dim=dim)
+
+
+def _after(
+    func: Any,
+    kind: Kind,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    read: Sequence[Tensor],
+    result: Tensor,
+    number: int,
+    tensors: Sequence[Tensor],
+    given: Sequence[Place | None],
 ) -> Place | None:
     """Where a result, that of this number, has a plate's elements."""
-    moved = [(tensor, has[plate]) for tensor, has in read if plate in has]
-    places = [at for _, at in moved if at is not None]
-    if MIXED in places:
+    at, name = given[0], kind.name
+    alike = len(given) == 1 or all(place is at or place == at for place in given)
+    if not alike or at is None:
+        if MIXED in given:
+            return MIXED
+        if None in given:
+            return None
+    if alike and at == MIXED:
         return MIXED
-    if len(places) < len(moved):
-        return None
-    name, _, pointwise, *_ = kind_of(func)
-    at, tensors = places[0], [tensor for tensor, _ in moved]
-    alike = all(place == at for place in places)
+    places: Sequence[Place] = given  # type: ignore[assignment]
+    at = places[0]
     if at.dim == 0 and alike and name not in _LISTS:
         return at
     if name in _LISTS:
@@ -241,15 +375,20 @@ def _after(
         return _viewed(tensors[0], at, result)
     if name in _TAKING and len(tensors) == 1:
         return _taken(name, args, kwargs, tensors[0], number, result, at)
-    if not alike or len({t.shape[at.dim] for t in tensors}) > 1:
-        if pointwise and len({(p.dim, p.inner, p.size) for p in places}) == 1:
+    size = tensors[0].shape[at.dim]
+    if not alike or (len(tensors) > 1 and any(t.shape[at.dim] != size for t in tensors)):
+        if kind.pointwise and len({(p.dim, p.inner, p.size) for p in places}) == 1:
             return _merged(places)
-        return MIXED if pointwise or name in _PRODUCTS or name in ("dot", "mv") else None
-    dim, understood = _dim_after(func, name, args, kwargs, result, tensors, at.dim)
+        return MIXED if kind.pointwise or name in _PRODUCTS or name in ("dot", "mv") else None
+    if kind.pointwise or name in _OF_ENTRIES:
+        dim, understood = at.dim, True
+    else:
+        dim, understood = _dim_after(func, name, args, kwargs, read, result, tensors, at.dim)
     if dim is None:
         return MIXED if understood else None
-    kept = result.dim() >= -dim and result.shape[dim] == tensors[0].shape[at.dim]
-    return at._replace(dim=dim) if kept else None
+    if result.dim() < -dim or result.shape[dim] != size:
+        return None
+    return at if dim == at.dim else at._replace(dim=dim)
 
 
 def _merged(places: Sequence[Place]) -> Place:
@@ -337,6 +476,7 @@ def _dim_after(
     name: str,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
+    read: Sequence[Tensor],
     result: Tensor,
     moved: Sequence[Tensor],
     dim: int,
@@ -344,10 +484,8 @@ def _dim_after(
     """The dim of the result that has the elements which the dim of each moved tensor has; None where there is none, and
     whether it is known, then, that they are mixed."""
     tensor, plain = moved[0], name.rstrip("_")
-    once = sum(each is tensor for each in tensors_in((*args, *kwargs.values()))) == 1
+    once = sum(each is tensor for each in read) == 1
     place, alone = tensor.dim() + dim, len(moved) == 1 and tensor is args[0] and once
-    if kind_of(func).pointwise or name in _OF_ENTRIES:
-        return dim, True
     if name in _PRODUCTS:
         return _of_matrices(args, _PRODUCTS[name], result, moved, dim)
     if name in ("mv", "dot"):
@@ -432,18 +570,22 @@ class _MarkElements(SiteMessenger):
         self.elements.mark_elements(value, msg["name"], at)
 
 
-def _terms(elements: Elements, traces: tuple[Trace, Trace], rows_dim: int | None) -> Followed:
+def _said(
+    elements: Elements,
+    traces: tuple[Trace, Trace],
+    parts: tuple[Mapping[str, Parts], Mapping[str, Parts]],
+    rows_dim: int | None,
+) -> Followed:
     mixed: dict[str, str] = {}
     unknown: dict[str, str] = {}
     reached: dict[tuple[int, str], Names] = {}
     for where, trace in enumerate(traces):
-        for name, msg in sample_sites(trace).items():
-            dims = {p.name: p.dim for p in plates_of(msg) if p.dim is not None}
+        for name, each in parts[where].items():
+            dims = {p.name: p.dim for p in plates_of(trace.nodes[name]) if p.dim is not None}
             if rows_dim is not None:
                 dims[ROWS_PLATE] = rows_dim
-            parts = [*_parts(msg)]
-            reached[where, name] = elements.of(*parts)
-            for part in parts:
+            reached[where, name] = elements.of(*each)
+            for part in each:
                 for plate, at in elements.elements_of(part).items():
                     if plate not in dims or (at is not None and at is not MIXED and _is_at(at, dims[plate])):
                         continue
@@ -452,15 +594,11 @@ def _terms(elements: Elements, traces: tuple[Trace, Trace], rows_dim: int | None
 
 
 def _is_at(at: Place, dim: int) -> bool:
-    return at.dim == dim and at.inner == 1 and all(element in (place, NONE) for place, element in enumerate(at.order))
+    own = at.dim == dim and at.inner == 1
+    return own and all(element in (place, NONE) for place, element in enumerate(at.of))
 
 
-def _parts(msg: Any) -> Iterator[Any]:
-    """What of a site's term a draw may reach: also the law of a latent site under a mask, which is drawn from all the
-    same."""
-    yield msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+def _parts(msg: Any) -> Parts:
+    log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
     law = masked_law(msg)
-    if law is not None:
-        yield law.log_prob(msg["value"])
-    yield msg["scale"]
-    yield msg["mask"]
+    return Parts(log_prob, None if law is None else law.log_prob(msg["value"]), msg["scale"], msg["mask"])

@@ -226,14 +226,14 @@ def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site], under_plate: 
 
     found = {}
     with on_trial():
-        known, start = followed(pair, trial, drawn, under_plate), random_state()
-        for plate in plates:
-            keeping = known.of(plate.name)
-            if keeping is not Keeping.APART:
-                look = partial(look_at, plate, [s for s in drawn.values() if plate in s.plates])
-                words = f"the term of site {known.mixed.get(plate.name)!r} joins elements of plate {plate.name!r}"
-                joined = trial.mixing(pair, keeping, look, look, words)
-                found |= {plate.name: joined} if joined else {}
+        known = followed(pair, trial, drawn, under_plate)
+        unsettled = [plate for plate in plates if known.of(plate.name) is not Keeping.APART]
+        start = random_state() if unsettled else None
+        for plate in unsettled:
+            look = partial(look_at, plate, [s for s in drawn.values() if plate in s.plates])
+            words = f"the term of site {known.mixed.get(plate.name)!r} joins elements of plate {plate.name!r}"
+            joined = trial.mixing(pair, known.of(plate.name), look, look, words)
+            found |= {plate.name: joined} if joined else {}
     return found
 
 

@@ -60,7 +60,12 @@ class GenericNumbers:
                 self._values.append((number, own, moved))
                 continue
             by = torch.rand(own.shape, generator=noise).mul_(SIZE).to(own.device, own.dtype)
-            self._values.append((number, own, torch.addcmul(own, own, by).where(own != 0, by.add_(SIZE / 10))))
+            zero = own == 0
+            if bool(zero.any()):
+                moved = torch.addcmul(own, own, by).where(~zero, by.add_(SIZE / 10))
+            else:
+                moved = by.mul_(own).add_(own)
+            self._values.append((number, own, moved))
 
     def __enter__(self) -> None:
         self._depth += 1

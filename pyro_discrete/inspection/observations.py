@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,13 +16,15 @@ from pyro_discrete.programs.sites import base_distribution, is_random_observatio
 __all__ = ["arguments_of", "described", "wrong_observation"]
 
 
-def wrong_observation(msg: Any, where: str, pair: Pair) -> DiscreteInferenceError | None:
+def wrong_observation(
+    msg: Any, where: str, pair: Pair, score: Callable[[Any], Any] = site_log_prob
+) -> DiscreteInferenceError | None:
     """Why a site's distribution cannot score the value that is observed: no tensor, another shape, outside of the
-    support; None if it can, or if the reason is another."""
+    support; None if it can, or if the reason is another. `score`: the same as `site_log_prob`."""
     fn, value, name = msg["fn"], msg["value"], msg["name"]
     if not is_random_observation(msg):
         return None
-    if (isinstance(value, Tensor) or not hasattr(value, "__len__")) and _is_scored(msg):
+    if (isinstance(value, Tensor) or not hasattr(value, "__len__")) and _is_scored(msg, score):
         return None
     if not isinstance(value, Tensor):
         given = next((n for n, v in arguments_of(pair).items() if v is value), None)
@@ -47,9 +49,9 @@ def wrong_observation(msg: Any, where: str, pair: Pair) -> DiscreteInferenceErro
 
 
 @torch.no_grad()
-def _is_scored(msg: Any) -> bool:
+def _is_scored(msg: Any, score: Callable[[Any], Any]) -> bool:
     try:
-        site_log_prob(msg)
+        score(msg)
     except Exception:  # whatever a distribution raises
         return False
     return True

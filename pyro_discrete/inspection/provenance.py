@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -20,14 +20,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pyro_discrete.errors import LIBRARIES, innermost_line
-from pyro_discrete.operations import kind_of, tensors_in, written_tensors
+from pyro_discrete.operations import Kind, kind_of, tensors_in, written_tensors
 from pyro_discrete.programs.sites import base_distribution
 
 __all__ = [
     "ARGUMENTS",
     "FLOATS",
     "HELD",
+    "NOTHING",
     "DispatchMode",
+    "Names",
     "Provenance",
     "Reads",
     "axis_after",
@@ -60,14 +62,15 @@ def axis_after(
     `moved` are the tensors among the arguments that change with the elements, `axis` gives that dim of each. None where
     it is not known for every one of them, or where the operation is none of those that are known to keep entries apart.
     """
-    axes = [axis(tensor) for tensor in moved]
-    first, tensor = axes[0] if axes else None, moved[0] if moved else None
-    if first is None or tensor is None or any(a != first for a in axes) or not isinstance(result, Tensor):
+    kind, tensor = kind_of(func), moved[0] if moved else None
+    first = None if tensor is None else axis(tensor)
+    if first is None or tensor is None or kind.writes or not isinstance(result, Tensor):
         return None
-    if kind_of(func).writes or len({t.shape[first] for t in moved}) > 1:
+    size = tensor.shape[first]
+    if len(moved) > 1 and any(axis(t) != first or t.shape[first] != size for t in moved):
         return None
-    found = _moved(func, args, kwargs, result, tensor, first, moved)
-    kept = found is not None and result.dim() >= -found and result.shape[found] == tensor.shape[first]
+    found = _moved(kind, args, kwargs, result, tensor, first, moved)
+    kept = found is not None and result.dim() >= -found and result.shape[found] == size
     return found if kept else None
 
 
@@ -84,7 +87,7 @@ def element_axis(fn: Any) -> int | None:
 
 
 def _moved(
-    func: Any,
+    kind: Kind,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     result: Tensor,
@@ -92,8 +95,8 @@ def _moved(
     axis: int,
     moved: Sequence[Tensor],
 ) -> int | None:
-    (name, _, pointwise, *_), place = kind_of(func), tensor.dim() + axis
-    if pointwise or name in _COPIES or name in ("expand", "broadcast_to"):
+    name, place = kind.name, tensor.dim() + axis
+    if kind.pointwise or name in _COPIES or name in ("expand", "broadcast_to"):
         return axis
     if name == "binary_cross_entropy_with_logits":
         return axis if (args[4] if len(args) > 4 else kwargs.get("reduction", 1)) == 0 else None
@@ -171,6 +174,10 @@ HELD = "what it holds"
 _LEAVES = {"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "storage", "untyped_storage", "_typed_storage"}
 
 
+_WATCHED = _LEAVES | {"__reduce_ex__", "grad", "backward", "one_hot", "__getitem__"}
+"""The names of all functions that are looked at as the program calls them."""
+
+
 _READS = {"_local_scalar_dense": ".item(), if or an index", "is_nonzero": "if", "equal": "torch.equal"}
 """What in a program makes torch read a value, by the operation that its dispatcher sees."""
 
@@ -227,8 +234,16 @@ class Provenance:
 
     def of(self, *values: Any) -> Names:
         """Names of the draws that these tensors were computed from; whatever is not a tensor has none."""
-        keys = [key for key in map(self._key, values) if key is not None]
-        return NOTHING.union(*(self._origin[key][1] for key in keys if key in self._origin))
+        return self._names_at([self._key(value) for value in values])
+
+    def _names_at(self, keys: Iterable[int | None]) -> Names:
+        """Names of the draws that are in these storages."""
+        found, origin = NOTHING, self._origin
+        for key in keys:
+            held = origin.get(key)  # type: ignore[arg-type]
+            if held is not None and held[1] and held[1] is not found:
+                found = found | held[1] if found else held[1]
+        return found
 
     def mark(self, tensor: Tensor, names: Iterable[str], axis: int | None = None) -> None:
         """From here on the tensor, and whatever shares its memory, comes from these draws as well.
@@ -283,21 +298,39 @@ class Provenance:
             self.escape = how + innermost_line(traceback.extract_stack())
 
     def _key(self, value: Any) -> int | None:
+        """What tells a tensor's storage from others."""
         if not isinstance(value, Tensor):
             return None
+        if self.quiet:
+            return self._key_in_quiet(value)
+        self.quiet = True
+        try:
+            return self._key_in_quiet(value)
+        finally:
+            self.quiet = False
+
+    def _key_in_quiet(self, tensor: Tensor) -> int | None:
+        try:
+            return tensor.untyped_storage()._cdata
+        except NotImplementedError:
+            self.escaped(f"a tensor without storage ({type(tensor).__name__}, {tensor.layout})")
+            return None
+
+    def _keys(self, tensors: Collection[Tensor]) -> list[int | None]:
+        """The same of several."""
         before, self.quiet = self.quiet, True
         try:
-            return value.untyped_storage()._cdata
+            return [tensor.untyped_storage()._cdata for tensor in tensors]
         except NotImplementedError:
-            self.escaped(f"a tensor without storage ({type(value).__name__}, {value.layout})")
-            return None
+            return [*map(self._key_in_quiet, tensors)]
         finally:
             self.quiet = before
 
     def _add(self, key: int, tensor: Tensor, names: Names) -> None:
         known = self._origin.get(key)
         if known is not None:
-            self._origin[key] = (known[0], known[1] | names)
+            if names and known[1] is not names:
+                self._origin[key] = (known[0], known[1] | names)
             return
         before, self.quiet = self.quiet, True
         # a weak reference keeps the address from being given to another storage, and the memory free
@@ -306,8 +339,20 @@ class Provenance:
 
     def operation(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run one operation of the dispatcher and note what its results come from."""
-        kind, read = kind_of(func), tensors_in((*args, *kwargs.values()))
-        names = NOTHING if kind.of_shapes else self.of(*read)
+        read = tensors_in((*args, *kwargs.values()) if kwargs else args)
+        return self._run(func, kind_of(func), args, kwargs, read, self._keys(read))[0]
+
+    def _run(
+        self,
+        func: Any,
+        kind: Kind,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        read: Sequence[Tensor],
+        keys: Sequence[int | None],
+    ) -> tuple[Any, list[Tensor], list[int | None]]:
+        """Run an operation that reads these tensors: its result, and the tensors in that, with the keys of both."""
+        names = NOTHING if kind.of_shapes else self._names_at(keys)
         if kind.reads and not self._may_be_read(read) and not _reads_to_check():
             self.escaped(f"Python reads a tensor's value ({_READS.get(kind.name, kind.name)})")
             if not self.looking_up:
@@ -320,27 +365,30 @@ class Provenance:
         except Exception:
             self.escaped(f"an operation fails ({kind.name})")
             raise
-        present = {self._key(tensor) for tensor in read}
-        for tensor in written_tensors(func, args, kwargs):
-            key = self._key(tensor)
+        if kind.writes:
+            self._written(written_tensors(func, args, kwargs), names)
+        made = tensors_in((result,))
+        made_keys = self._keys(made)
+        for tensor, key in zip(made, made_keys, strict=True):
+            if key is not None and (names or key not in keys):
+                self._add(key, tensor, names)
+        if self._elements and names & self._elements:
+            moved = [tensor for tensor in read if self.of(tensor) & self._elements]
+            for tensor in made:
+                axis = axis_after(func, args, kwargs, tensor, moved, self.axis_of)
+                if axis is not None:
+                    self._axes[id(tensor)] = (tensor, axis)
+        return result, made, made_keys
+
+    def _written(self, written: Sequence[Tensor], names: Names) -> None:
+        """Note that what comes from these draws was written into tensors."""
+        for tensor, key in zip(written, self._keys(written), strict=True):
             self._constants.pop(key or 0, None)
             if key is not None and key not in self._origin and names:
                 self.escaped("a value is written in place into a tensor that was there before")
             if key is not None and (names or key in self._origin):
                 self._add(key, tensor, names)
             self._axes = {i: held for i, held in self._axes.items() if self._key(held[0]) != key}
-        made = tensors_in((result,))
-        for tensor in made:
-            key = self._key(tensor)
-            if key is not None and (key not in present or names):
-                self._add(key, tensor, names)
-        if names & self._elements:
-            moved = [tensor for tensor in read if self.of(tensor) & self._elements]
-            for tensor in made:
-                axis = axis_after(func, args, kwargs, tensor, moved, self.axis_of)
-                if axis is not None:
-                    self._axes[id(tensor)] = (tensor, axis)
-        return result
 
     def left(self, args: Sequence[Any], how: str) -> None:
         """Note that these leave torch."""
@@ -420,32 +468,39 @@ class _Operations(DispatchMode):
 
 
 class _Exits(TorchFunctionMode):
-    """What leaves torch before the dispatcher sees it."""
+    """What leaves torch before the dispatcher sees it.
+
+    `told`: whether the provenance notes what functions give. Where it does not, most go by at the least cost.
+    """
 
     def __init__(self, provenance: Provenance) -> None:
         super().__init__()
         self.provenance = provenance
+        self.told: bool = type(provenance).called is not Provenance.called
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        provenance, kwargs = self.provenance, kwargs or {}
         name = getattr(func, "__name__", "")
-        if self.provenance.quiet or (name in _LEAVES and _asked_here()):
+        if name not in _WATCHED and not self.told:
+            return func(*args, **kwargs)
+        if provenance.quiet or (name in _LEAVES and _asked_here()):
             return func(*args, **kwargs)
         if name in _LEAVES or name == "__reduce_ex__":
-            self.provenance.left(args, f"a tensor leaves torch (.{name})")
+            provenance.left(args, f"a tensor leaves torch (.{name})")
         elif func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
             if not in_a_structure():
-                self.provenance.left(tree_leaves((args, kwargs)), "the program takes gradients itself")
+                provenance.left(tree_leaves((args, kwargs)), "the program takes gradients itself")
         elif func is torch.nn.functional.one_hot and classes_stated(args, kwargs) >= 0:
             return self._reading(func, args, kwargs)  # it compares the indices with their number, and no more
-        self.provenance.looking_up = func is Tensor.__getitem__ and _are_places(args[1])
+        provenance.looking_up = func is Tensor.__getitem__ and _are_places(args[1])
         try:
             result = func(*args, **kwargs)
         finally:
-            self.provenance.looking_up = False
-        self.provenance.called(func, args, kwargs, result)
+            provenance.looking_up = False
+        if self.told:
+            provenance.called(func, args, kwargs, result)
         return result
 
     def _reading(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -474,13 +529,17 @@ def _reads_to_check() -> bool:
     return in_a_structure() or _validates()
 
 
+_CHECKS = ("_validate_sample", "__init__")
+"""Where a distribution of torch's looks at a value, or at its parameters: it raises, or goes on as if it had not."""
+
+
 def _validates() -> bool:
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
         if file == torch.distributions.distribution.__file__:
-            return frame.f_code.co_name == "_validate_sample"
-        frame = frame.f_back if file == __file__ or file.startswith(LIBRARIES[0]) else None
+            return frame.f_code.co_name in _CHECKS
+        frame = frame.f_back if file.startswith((_HERE, LIBRARIES[0])) else None
     return False
 
 
@@ -496,14 +555,15 @@ def keeps_shape(func: Any, args: tuple[Any, ...]) -> bool:
     return all(index is None or index.dtype not in (torch.bool, torch.uint8) for index in args[1])
 
 
+_HERE = str(Path(__file__).parent)
 _STRUCTURES = str(Path(__file__).parents[1] / "distributions")
 
 
 def files_called_from() -> Iterator[str]:
     """The files of the code that led here, from the innermost on, without those of this folder."""
-    frame, here = sys._getframe(1), str(Path(__file__).parent)
+    frame = sys._getframe(1)
     while frame is not None:
-        if not frame.f_code.co_filename.startswith(here):
+        if not frame.f_code.co_filename.startswith(_HERE):
             yield frame.f_code.co_filename
         frame = frame.f_back
 

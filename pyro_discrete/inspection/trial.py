@@ -26,7 +26,7 @@ from pyro_discrete.errors import (
     SiteShapeError,
 )
 from pyro_discrete.families import Family
-from pyro_discrete.inspection.apart import Followed, Keeping, follow
+from pyro_discrete.inspection.apart import Followed, Keeping, Parts, follow
 from pyro_discrete.inspection.generic_numbers import GenericNumbers, is_single_number, single_numbers, unlearned
 from pyro_discrete.inspection.observations import wrong_observation
 from pyro_discrete.inspection.provenance import ARGUMENTS, HELD
@@ -60,6 +60,7 @@ __all__ = [
     "names_of_guide",
     "observed_constants",
     "plain_trial",
+    "trial_of",
     "value_of_attempt",
     "values_of_others",
     "warn_of_observations",
@@ -79,26 +80,36 @@ class SiteTerm(NamedTuple):
     hidden: Tensor | None
 
 
-def _site_term(msg: Any) -> SiteTerm:
+def _site_term(msg: Any, log_prob: Tensor, hidden: Tensor | None) -> SiteTerm:
     """That of a trace's node."""
-    term = site_log_prob(msg)
     for part in (msg["mask"], msg["scale"]):
         if torch.is_tensor(part):
-            term = term * part
-    return SiteTerm(msg, term, hidden_log_prob(msg))
+            log_prob = log_prob * part
+    return SiteTerm(msg, log_prob, hidden)
 
 
 class Run:
     """The traces of one run of guide and model, and its terms, once they are asked for."""
 
-    def __init__(self, guide_trace: Trace, model_trace: Trace) -> None:
+    def __init__(
+        self, guide_trace: Trace, model_trace: Trace, parts: Sequence[Mapping[str, Parts]] | None = None
+    ) -> None:
         self.traces: tuple[Trace, Trace] = guide_trace, model_trace
+        self._parts = parts
 
     @cached_property
     def terms(self) -> list[dict[str, SiteTerm]]:
         """Those of the guide's sites, and of the model's."""
         with torch.no_grad():
-            return [{n: _site_term(m) for n, m in sample_sites(trace).items()} for trace in self.traces]
+            return [
+                {n: _site_term(m, *self._scored(where, n, m)) for n, m in sample_sites(trace).items()}
+                for where, trace in enumerate(self.traces)
+            ]
+
+    def _scored(self, where: int, name: str, msg: Any) -> tuple[Tensor, Tensor | None]:
+        if self._parts is None:
+            return site_log_prob(msg), hidden_log_prob(msg)
+        return self._parts[where][name][:2]
 
 
 MOST_SHARED = 4
@@ -137,6 +148,14 @@ class Trial:
     shared: SharedRuns | None = field(default=None, repr=False)
     given: Pair | None = None
     _known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def score(self, msg: Any) -> Tensor:
+        """The log-probability of one of its sites, differentiable, as it was found when it was first asked for."""
+        key = "score", id(msg)
+        if key not in self._known:
+            with torch.enable_grad():
+                self._known[key] = site_log_prob(msg)
+        return self._known[key]
 
     def followed(self, pair: Pair, draws: Collection[str]) -> Followed:
         """What the operations of a run at the trial's values say of the elements of these draws' plates."""
@@ -227,12 +246,12 @@ class Trial:
         `given`: the pair without handlers around. `seen`: what Python sees; those by which it may decide stay. This
         trial, where the others have other sites, or the program does not run with them.
         """
-        self = replace(self, given=given)
+        scored, self = self, replace(self, given=given)
         if HELD in seen:
             return self.sharing_runs(pair)
         sites = [m for t in (self.guide_trace, self.model_trace) for m in sample_sites(t).values()]
         with torch.enable_grad(), pyro.validation_enabled(False):
-            terms = [site_log_prob(m) for m in sites]
+            terms = [scored.score(m) for m in sites]
             learned = {id(t): t for t in leaf_parameters(*terms)}
         single = single_numbers(given.model, given.guide)
         if ARGUMENTS not in seen:
@@ -293,6 +312,11 @@ def plain_trial(pair: Pair) -> Trial:
     except (ValueError, RuntimeError, IndexError) as error:
         _look_for_mismatch(pair, error)
         raise
+    return trial_of(guide_trace, model_trace, subsamples)
+
+
+def trial_of(guide_trace: Trace, model_trace: Trace, subsamples: KeepSubsamples) -> Trial:
+    """That of these traces of a run without a leading dim, which drew these subsamples."""
     dims = [
         f.dim
         for t in (guide_trace, model_trace)
@@ -422,7 +446,7 @@ def check_data(pair: Pair, trial: Trial) -> None:
     """
     for trace, where in ((trial.guide_trace, "guide"), (trial.model_trace, "model")):
         for msg in sample_sites(trace).values():
-            wrong = wrong_observation(msg, where, pair)
+            wrong = wrong_observation(msg, where, pair, trial.score)
             if wrong is not None:
                 raise wrong
     for msg in sample_sites(trial.model_trace).values():

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from pyro.poutine import Trace
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyro_discrete.errors import DiscreteInferenceError, why_not_at_once
 from pyro_discrete.families import Family
-from pyro_discrete.inspection.apart import Followed, Keeping, follow
+from pyro_discrete.inspection.apart import Followed, Keeping, follow, run_followed
 from pyro_discrete.inspection.trial import Run, Trial, Values, at_its_numbers
 from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.pair import Pair, trace_pair
@@ -63,15 +64,37 @@ RUNS_AGAIN = 3
 class RunOverRows:
     """A run with a row for each of several runs, and what it shows.
 
-    `names`: the sites that have rows of values; None for all, under a plate of rows.
+    `names`: the sites that have rows of values; None for all, under a plate of rows. `follow`: whether it is to be
+    followed as it goes, for whoever asks what its operations say; if it cannot be, it is made again.
     """
 
-    def __init__(self, pair: Pair, trial: Trial, rows: int, values: Values, names: Collection[str] | None) -> None:
+    def __init__(
+        self, pair: Pair, trial: Trial, rows: int, values: Values, names: Collection[str] | None, follow: bool = True
+    ) -> None:
         self._pair, self._trial, self._values, self._names = pair, trial, values, names
         self.rows: int = rows
-        with torch.no_grad():
-            over = self._dims if names is None else None
-            self.run: Run = Run(*trace_pair(pair, trial.subsamples, values, over))
+        run = self._run_followed() if follow and not pair.guide_runs_model else None
+        if run is None:
+            with torch.no_grad():
+                run = Run(*trace_pair(pair, trial.subsamples, values, self._dims if names is None else None))
+        self.run: Run = run
+
+    def _run_followed(self) -> Run | None:
+        """The run, and what its operations say; None where it raises. What validation has Python read may be what keeps
+        them from saying anything: they are asked without, then, where that is wanted."""
+        try:
+            found = run_followed(
+                self._pair, self._trial.subsamples, self._values, self._draws, self._dims, self._names is None
+            )
+        except Exception:
+            return None
+        if not (found.said.reason and Distribution._validate_args):
+            self.followed = found.said
+        return Run(*found.traces, found.parts)
+
+    @property
+    def _draws(self) -> Collection[str]:
+        return self._trial.values if self._names is None else self._names
 
     @property
     def _dims(self) -> tuple[int, int]:
@@ -80,8 +103,7 @@ class RunOverRows:
     @cached_property
     def followed(self) -> Followed:
         """What the operations of a run at these values say of rows, and of the elements of the sites' plates."""
-        draws, under = self._trial.values if self._names is None else self._names, self._names is None
-        return follow(self._pair, self._trial.subsamples, self._values, draws, self._dims, under)
+        return follow(self._pair, self._trial.subsamples, self._values, self._draws, self._dims, self._names is None)
 
     @cached_property
     def mixing(self) -> str:
@@ -91,7 +113,7 @@ class RunOverRows:
 
         def look_elsewhere() -> str:
             trial = replace(self._trial, shared=None)
-            return RunOverRows(self._pair, trial, self.rows, self._values, self._names).mixing_of(ENDS)
+            return RunOverRows(self._pair, trial, self.rows, self._values, self._names, follow=False).mixing_of(ENDS)
 
         words = f"at site {self.followed.mixed.get(ROWS_PLATE)!r} {_CHANGES}"
         return self._trial.mixing(self._pair, keeping, partial(self.mixing_of, rows), look_elsewhere, words)
@@ -201,7 +223,7 @@ def run_over_rows(
     if shared is not None and key in shared.over_rows:
         return shared.over_rows[key]
     rows = unused_size(trial)
-    found = RunOverRows(pair, trial, rows, spread_values(trial, rows, names) | dict(others or {}), names)
+    found = RunOverRows(pair, trial, rows, spread_values(trial, rows, names) | dict(others or {}), names, not others)
     if shared is not None:
         shared.over_rows[key] = found
     return found

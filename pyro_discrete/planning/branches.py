@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from pyro_discrete.inspection.decisions import WhatDecides, decisions, first_look, noted
@@ -29,10 +29,13 @@ class Branches:
     of the last plan do is noted as they go; where it is something new, one further run of the program, without
     gradients, says which branch that is. A branch that is new is planned anew. After `MOST_BRANCHES` a warning says
     that the last plan is believed.
+
+    `around`: the handlers that the pair's steps have around it. `trial`: the run of the first look, if a plan may be
+    made by it.
     """
 
-    def __init__(self, pair: Pair) -> None:
-        seen, self._done = first_look(pair)
+    def __init__(self, pair: Pair, around: Callable[[Pair], Pair] = lambda pair: pair) -> None:
+        seen, self._done, self.trial = first_look(pair, around)
         self._decides: WhatDecides | None = WhatDecides(pair, seen)
         self.seen: Collection[str] = self._decides.seen
         self._plans: dict[Any, Plan] = {}
@@ -54,6 +57,7 @@ class Branches:
     def begin(self, pair: Pair, plan: Plan) -> None:
         """Take in the plan that was made for the first call."""
         assert self._decides is not None
+        self.trial = None
         self._waits = not (self.seen or self.looks) and self.unchanged()
         self._given = self._decides.of(pair)
         self._now, self.sure = self._given if self._decides.in_draws else self._done or decisions(pair), True

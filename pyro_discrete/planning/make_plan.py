@@ -86,7 +86,7 @@ __all__ = [
 
 def marginal_settings(sites: list[Site], selection: Selection) -> dict[str, Enumerate]:
     """How each of these sites is summed out. Raises `SiteMatchError` if one cannot be, or is to be sampled."""
-    settings = {}
+    settings, plain = {}, Enumerate()  # one for all, as chains have thousands of sites
     for site in sites:
         refuse_unguided(site.name, site.distribution, site.message["infer"])
         choice, why = selection.wanted(site)
@@ -98,7 +98,7 @@ def marginal_settings(sites: list[Site], selection: Selection) -> dict[str, Enum
                 "in the guide: there are no draws to learn from. Draw it in the guide too, or leave it out of the "
                 "dict to have it marginalised exactly."
             )
-        settings[site.name] = choice if isinstance(choice, Enumerate) else Enumerate()
+        settings[site.name] = choice if isinstance(choice, Enumerate) else plain
         check_table(site.message, settings[site.name], marginal=True)
     return settings
 
@@ -118,6 +118,7 @@ def make_plan(
     singly: str = "",
     seen: Collection[str] = (),
     unchanged: Callable[[], bool] = lambda: False,
+    first: Trial | None = None,
 ) -> tuple[Plan, Trial]:
     """Try the pair once, check it, and choose each site's estimator and the way of a step.
 
@@ -126,12 +127,12 @@ def make_plan(
     `coupled`: what a step has found to join plate elements that were summed over one by one, if anything.
     `counts`: how far the sums over counts go already. `singly`: why a step could not sum out the model's own sites at
     once, if it could not. `seen`: what Python sees in a run of the pair (`decided_by`). `unchanged`: whether all that
-    it can see in Python is known to be as it was before.
+    it can see in Python is known to be as it was before. `first`: a run of it that was made before.
     """
     counts = Counts(selection.may_sum) if counts is None else counts
     given, pair = pair, objective.around(counts.around(pair), training=False)
     try:
-        trial = plain_trial(pair)
+        trial = plain_trial(pair) if first is None else first
         check_data(given, trial)
         check_batch_dims(trial)
     except (ValueError, RuntimeError, IndexError) as error:

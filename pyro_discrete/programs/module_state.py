@@ -35,10 +35,14 @@ Kept = dict[nn.Module, tuple[Mapping[str, Tensor | None], Mapping[str, Any]]]
 
 
 class ModuleState:
-    """The modules that may keep state, with those inside of them."""
+    """The modules that may keep state, with those inside of them.
+
+    `changed`: whether they held something else when they were last put back.
+    """
 
     def __init__(self, modules: Iterable[nn.Module] = ()) -> None:
         self.modules: dict[nn.Module, None] = {}
+        self.changed: bool = False
         self._known: set[int] = set()
         for module in modules:
             self.add(module)
@@ -83,13 +87,16 @@ def _put(kept: Kept) -> None:
         vars(module).update(numbers)
 
 
-def _fill(kept: Kept, values: Kept) -> None:
-    """Have the tensors hold what they held."""
+def _fill(kept: Kept, values: Kept) -> bool:
+    """Have the tensors hold what they held; whether any held something else."""
+    changed = False
     for module, (buffers, _) in kept.items():
         for name, buffer in buffers.items():
             value = values[module][0][name]
             if buffer is not None and value is not None and not torch.equal(buffer, value):
                 buffer.data.copy_(value)  # the graph of a run that is given up may have saved it
+                changed = True
+    return changed
 
 
 class Saved:
@@ -110,8 +117,13 @@ class Saved:
 
     def put_back(self) -> None:
         """Have all of it as it was."""
+        now = self.state.present(self._held)
+        others = any(
+            now[m][1] != numbers or any(now[m][0].get(name) is not b for name, b in buffers.items())
+            for m, (buffers, numbers) in self._held.items()
+        )
         _put(self._held)
-        _fill(self._held, self._values)
+        self.state.changed = _fill(self._held, self._values) or others
 
 
 @contextmanager

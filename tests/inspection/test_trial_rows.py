@@ -136,6 +136,7 @@ def test_plans_are_those_of_runs_by_themselves(monkeypatch, model, estimator):
     found = planned(model, estimator)
     for module in (trial_module, trial_rows):
         monkeypatch.setattr(module, "follow", lambda *given: Followed("not followed"))
+    monkeypatch.setattr(trial_rows.RunOverRows, "_run_followed", lambda over: None)
     monkeypatch.setattr(Trial, "shared_with", lambda trial, pair: None)
     monkeypatch.setattr(make_plan, "reached_by", lambda *given: None)
     assert planned(model, estimator) == found
@@ -161,13 +162,13 @@ def sites_of(trial):
 
 @pytest.mark.parametrize(("model", "joined"), [(elements_apart, False), (events, True)])
 def test_plate_elements_are_looked_at_in_rows(model, joined):
-    """One run, and one that is followed, in the place of eight and more; the looks that follow need none."""
+    """One run, which is followed, in the place of eight and more; the looks that follow need none."""
     pair, trial, runs = counted(model)
     assert ("p" in joined_plates(pair, trial, sites_of(trial), under_plate=True)) is joined
     assert check_rows(pair, trial, 2)
-    assert len(runs) == 2
+    assert len(runs) == 1
     assert not why_not_over_values(pair, trial, ["w"])
-    assert len(runs) == 4  # values at this site alone, without a plate of rows
+    assert len(runs) == 2  # values at this site alone, without a plate of rows
 
 
 @pytest.mark.parametrize("model", [shapes_that_take_no_rows, noise_of_its_own])

@@ -332,11 +332,48 @@ def test_one_run_shows_what_is_seen_and_done():
         pass
 
     one = Pair(model, guide, (torch.tensor(0.3),), {})
-    seen, done = first_look(one)
+    seen, done, _ = first_look(one)
     assert (seen, done) == (frozenset(), decisions(one))
     assert decisions(Pair(lambda x: model(2 * x), guide, one.args, {})) != done
-    assert first_look(Pair(model, guide, (torch.tensor(0.3), 0.5), {})) == (frozenset(), None)
-    assert first_look(Pair(reads, guide, one.args, {})) == (frozenset({ARGUMENTS}), None)
+    assert first_look(Pair(model, guide, (torch.tensor(0.3), 0.5), {})) == (frozenset(), None, None)
+    assert first_look(Pair(reads, guide, one.args, {}))[:2] == (frozenset({ARGUMENTS}), None)
+
+
+class Counting(torch.nn.Module):
+    """A module that counts its calls, in a buffer or an attribute."""
+
+    def __init__(self, buffered: bool) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.buffered, self.number = buffered, 0
+
+    def forward(self, loc):
+        if self.buffered:
+            self.calls += 1
+        else:
+            self.number += 1
+        return loc
+
+
+@pytest.mark.parametrize("module", [torch.nn.Identity(), Counting(True), Counting(False)])
+def test_the_first_run_is_the_trial_of_the_plan_if_it_leaves_modules_as_they_were(module):
+    runs = []
+
+    def model(x):
+        runs.append(1)
+        loc = pyro.param("loc", lambda: torch.linspace(-1.0, 1.0, 3))
+        z = pyro.sample("z", dist.Categorical(torch.ones(3)))
+        pyro.sample("y", dist.Normal(module(loc)[z], 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("z", dist.Categorical(logits=pyro.param("q", lambda: torch.zeros(3))))
+
+    pair = Pair(model, guide, (torch.tensor(0.3),), {})
+    trial = first_look(pair).trial
+    assert (trial is not None) is isinstance(module, torch.nn.Identity)
+    runs.clear()
+    TraceELBO("rloo", num_particles=2).loss_and_grads(model, guide, *pair.args)
+    assert len(runs) == (6 if trial is not None else 7)
 
 
 def test_a_branch_in_the_second_call_is_seen_though_the_first_was_not_noted():

@@ -12,10 +12,13 @@ import torch
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 
 from pyro_discrete import Enumerate, TraceELBO
-from pyro_discrete.errors import EnumerationError
+from pyro_discrete.elbos import engine
+from pyro_discrete.errors import DiscreteInferenceError, EnumerationError
 from pyro_discrete.planning.plan import Jointly, OneByOne, Parallel
 from pyro_discrete.programs.pair import Pair
+from pyro_discrete.steps import settling
 from pyro_discrete.steps.enumerated.parallel import enumerated_loss
+from pyro_discrete.sums.packed_terms import CoupledElementsError
 from pyro_discrete.testing import exact_gradient, exact_loss
 from tests.support.pairs import DATA, gradients, layers, layers_guide
 
@@ -384,3 +387,67 @@ def test_a_value_that_a_site_refuses_is_told_of_with_validation_off_too():
         elbo.loss_and_grads(model, guide, torch.tensor(1.0))
         with pytest.raises(ValueError, match="'x'"):
             elbo.loss_and_grads(model, guide, torch.tensor(-1.0))
+
+
+def crossed():
+    """A draw in a plate that the model sums up outside of it: joint values of all elements."""
+    with pyro.plate("p", 2):
+        z = pyro.sample("z", dist.Categorical(torch.tensor([0.2, 0.3, 0.5])))
+    pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True).float(), 1.0).to_event(1), obs=torch.ones(1))
+
+
+def apart():
+    with pyro.plate("p", 2):
+        z = pyro.sample("z", dist.Categorical(torch.tensor([0.2, 0.3, 0.5])))
+        pyro.sample("x", dist.Normal(z.float(), 1.0), obs=torch.ones(2))
+
+
+def of_one_plate_size():
+    """It raises where values stand in dims on the left."""
+    with pyro.plate("p", 2):
+        z = pyro.sample("z", dist.Categorical(torch.tensor([0.2, 0.3, 0.5])))
+        pyro.sample("x", dist.Normal(z.view(2).float(), 1.0), obs=torch.ones(2))
+
+
+def drawn():
+    with pyro.plate("p", 2):
+        pyro.sample("z", dist.Categorical(logits=pyro.param("q", lambda: torch.zeros(2, 3))))
+
+
+def first_loss(model, estimator):
+    """Loss, gradient and plan of a first call, or the error."""
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    elbo = TraceELBO(estimator)
+    try:
+        loss = elbo.loss_and_grads(model, drawn)
+    except DiscreteInferenceError as error:
+        return type(error), str(error)
+    return loss, pyro.param("q").unconstrained().grad.tolist(), str(elbo.plan)
+
+
+@pytest.mark.parametrize("estimator", ["enumerate", "auto", Enumerate(max_elements=4), Enumerate(max_operations=8)])
+@pytest.mark.parametrize("model", [crossed, apart, of_one_plate_size])
+def test_sums_that_a_first_step_tries_are_those_tried_before_it(monkeypatch, model, estimator):
+    found = first_loss(model, estimator)
+    monkeypatch.setattr(settling, "tried_by_step", lambda plan: False)
+    monkeypatch.setattr(engine, "tried_by_step", lambda plan: False)
+    assert first_loss(model, estimator) == found
+
+
+@pytest.mark.parametrize("wrong", [CoupledElementsError("a term", "a sum joins them"), ValueError("no such dim")])
+def test_sums_that_a_first_step_cannot_take_are_tried(monkeypatch, wrong):
+    """The step raises, in the place of what a trial of the sums would have: the plan is that of the trial."""
+    calls, loss = [], settling.WAYS[Parallel].loss
+
+    def raising(*given):
+        calls.append(given[0].way)
+        if len(calls) <= 2:  # the first step, and the trial
+            raise wrong
+        return loss(*given)
+
+    monkeypatch.setattr(settling.WAYS[Parallel], "loss", raising)
+    monkeypatch.setattr(settling.WAYS[OneByOne], "loss", loss)
+    found = first_loss(apart, "enumerate")
+    assert isinstance(found[0], float)
+    assert "one joint value" in found[2] or "joint values" in found[2]
