@@ -25,8 +25,8 @@ RESCALED = 8
 """After so many links, probabilities are scaled to a sum of one."""
 
 MOST_TOGETHER = 1024
-"""Up to so many elements of a link of all chains, forward and backward sums are made together: a link of 16 states takes
-0.63 of the time, one of 64, or 64 of 8, as long or longer."""
+"""Up to so many elements that all chains' links have at one place, forward and backward sums are made together: with 16
+states that takes 0.63 of the time, with 64, or 8 in batches of 64, as long or longer."""
 
 LEAST_LOG = -300.0
 """Down to so little, by the largest of a link, weights are taken as they are; others, as logarithms."""
