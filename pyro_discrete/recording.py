@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.fx._symbolic_trace as symbolic_trace
-from torch import Tensor, fx
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.utils._python_dispatch import (
@@ -18,35 +19,31 @@ from torch.utils._python_dispatch import (
     _disable_current_modes,
     _get_current_dispatch_mode_stack,
 )
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from pyro_discrete.operations import kind_of, tensors_in
+from pyro_discrete.operation_graphs import Graph, Node, mapped
+from pyro_discrete.operations import Kind, kind_of, tensors_in
 
-__all__ = ["Draft", "Recorded", "is_recorded", "record"]
+__all__ = ["Recorded", "ValueReadError", "Write", "is_recorded", "record"]
+
+Write = Callable[[Any, Any, Any], None]
+"""Is told of an operation and its arguments before it writes to one of these."""
 
 
 class ValueReadError(RuntimeError):
     """Python asks for a value that a recorded operation gave, or an input: another run has others."""
 
 
-class Draft(fx.GraphModule):
-    """A graph that is rewritten before it is run: no code is made for it."""
-
-    def recompile(self) -> Any:
-        """Nothing."""
-
-
 @dataclass(frozen=True)
 class Recorded:
     """What a run was.
 
-    - `graph`: its operations; what each gives is in the node's `meta["val"]`, a tensor without contents. Tensors that
-      are neither inputs nor made in the run are its attributes.
+    - `graph`: its operations, each with what is known of its value. Tensors that are neither inputs nor made in the run
+      are held by it.
     - `outputs`: what the function gave.
     - `reads`: those of the other tensors whose values Python read, with their versions then.
     """
 
-    graph: Draft
+    graph: Graph
     outputs: list[Tensor]
     reads: list[tuple[Tensor, int]]
 
@@ -57,19 +54,22 @@ def is_recorded() -> bool:
     return any(isinstance(mode, _Recorder | ProxyTorchDispatchMode) for mode in modes)
 
 
-def record(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Recorded:
+def record(
+    function: Callable[..., list[Tensor]], inputs: Sequence[Tensor], before_write: Write | None = None
+) -> Recorded:
     """Run a function on these very tensors, and record it.
 
-    It is what `make_fx` does with real tensors, at a fifth of its time an operation: that asks of each one whether it
-    is to be decomposed, and of its arguments and results whether they have symbols for sizes. Raises `ValueReadError`,
-    and `TypeError` for an operation on what a graph cannot hold.
+    It is what `make_fx` does with real tensors, at a tenth of its time an operation: that asks of each one whether it
+    is to be decomposed, and of its arguments and results whether they have symbols for sizes. `before_write` is called
+    with each operation and its arguments that writes to one of these, or draws from a generator of its own. Raises
+    `ValueReadError`, and `TypeError` for an operation on what a graph cannot hold.
 
     >>> import torch
     >>> recorded = record(lambda x: [x.exp() + 1], [torch.zeros(2)])
-    >>> [node.name for node in recorded.graph.graph.nodes]
-    ['input_0', 'exp', 'add', 'output']
+    >>> [node.op for node in recorded.graph.nodes]
+    ['placeholder', 'call_function', 'call_function', 'output']
     """
-    recorder = _Recorder(inputs)
+    recorder = _Recorder(inputs, before_write)
     with _seen_by_compilers(), recorder:
         outputs = function(*inputs)
     return recorder.finished(outputs)
@@ -88,10 +88,10 @@ def _seen_by_compilers() -> Iterator[None]:
 
 _PLAIN: Any = Tensor
 
-_HELD_AS_THEY_ARE = (
+_AS_THEY_ARE = {
     *(type(None), bool, int, float, complex, str),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),
-)
+}
 
 
 class _Recorder(TorchDispatchMode):
@@ -100,92 +100,98 @@ class _Recorder(TorchDispatchMode):
     Literals of one element (`torch.tensor(2.0)`), and what is computed of them alone, may be read by Python.
     """
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else each operation goes through a wrapper that says so: a tenth of the time
+
+    def __init__(self, inputs: Sequence[Tensor], before_write: Write | None) -> None:
         super().__init__()
-        self._graph = fx.Graph()
-        self._root = torch.nn.Module()
-        self._nodes = WeakTensorKeyDictionary()
-        self._held: dict[int, fx.Node] = {}
-        self._literals = WeakTensorKeyDictionary()
+        self._graph = Graph()
+        self._before_write = before_write
+        self._nodes: dict[int, tuple[weakref.ref[Tensor], Node]] = {}  # by id, as long as that tensor lives
+        self._held: dict[int, Node] = {}
+        self._literals: dict[Node, Tensor] = {}
+        self._kinds: dict[int, Kind] = {}  # by id: the graph keeps operations alive, and they take long to hash
         self._shapes = FakeTensorMode(allow_fallback_kernels=True)
         self._described: dict[Any, Tensor] = {}
         self.reads: list[tuple[Tensor, int]] = []
-        for number, tensor in enumerate(inputs):
-            self._nodes[tensor] = node = self._graph.placeholder(f"input_{number}")
-            node.meta["val"] = self._description(tensor)
+        for tensor in inputs:
+            node = self._graph.placeholder(self._description(tensor))
+            self._nodes[id(tensor)] = weakref.ref(tensor), node
 
     def finished(self, outputs: list[Tensor]) -> Recorded:
         """The run as a whole."""
         self._graph.output(self._argument(outputs))
-        return Recorded(Draft(self._root, self._graph), outputs, self.reads)
+        return Recorded(self._graph, outputs, self.reads)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(each.__torch_dispatch__ is not _PLAIN.__torch_dispatch__ for each in types):
+        if types and any(each.__torch_dispatch__ is not _PLAIN.__torch_dispatch__ for each in types):
             return NotImplemented  # other tensors say first what their operations are
         kwargs = kwargs or {}
         if func.namespace == "profiler":  # says where time goes, of no tensor
             return func(*args, **kwargs)
-        kind = kind_of(func)
-        literal = self._of_literals(args, kwargs) if self._literals or kind.reads else None
+        kind = self._kinds.get(id(func))
+        if kind is None:
+            kind = self._kinds[id(func)] = kind_of(func)
         if kind.reads:
-            return self._read(func, args, kwargs, literal)
+            return self._read(func, args, kwargs)
+        if self._before_write is not None and (kind.writes or func in _HIDDEN_WRITES or "generator" in kwargs):
+            self._before_write(func, args, kwargs)
         if func is torch.ops.aten.lift_fresh.default:  # whose tensor is to stay as it is
             func = torch.ops.aten.lift_fresh_copy.default
-        given = self._argument(args), self._argument(kwargs)
-        node = self._graph.create_node("call_function", func, name=kind.name)
-        node.args, node.kwargs = given  # not at once, which would look for symbols in each
-        if kind.writes and self._literals and literal is None and self._touches_literals(args, kwargs):
-            self._literals.clear()  # views of what is written to are not known
+        given = tuple([self._argument(each) for each in args])
+        named = {key: self._argument(each) for key, each in kwargs.items()} if kwargs else kwargs
+        node = self._graph.call(func, given, named)
+        literal = self._of_literals(kind, node) if self._literals and node.inputs else False
         result = func(*args, **kwargs)
         self._follow(result, node)
         if func is torch.ops.aten.lift_fresh_copy.default:
             if result.numel() <= 1:
-                self._literals[result] = args[0].clone()
-        elif literal is not None and isinstance(result, Tensor) and result.numel() <= 1 and not kind.random:
-            self._literals[result] = func(*literal[0], **literal[1])
+                self._literals[node] = args[0].clone()
+        elif literal and isinstance(result, Tensor) and result.numel() <= 1:
+            self._literals[node] = func(*mapped(given, self._copied), **mapped(named, self._copied))
         return result
 
-    def _read(self, func: Any, args: Any, kwargs: Any, literal: Any) -> Any:
-        if literal is not None:
-            return func(*literal[0], **literal[1])
+    def _of_literals(self, kind: Kind, node: Node) -> bool:
+        """Whether all that an operation reads of the run, and something, is literals."""
+        recorded = [n in self._literals for n in node.inputs if n.op != "get_attr"]
+        whole = bool(recorded) and all(recorded) and not kind.random
+        if kind.writes and any(recorded) and not (whole and len(recorded) == len(node.inputs)):
+            self._literals.clear()  # views of what is written to are not known
+            return False
+        return whole
+
+    def _copied(self, node: Node) -> Any:
+        return node.target if node.op == "get_attr" else self._literals[node]
+
+    def _read(self, func: Any, args: Any, kwargs: Any) -> Any:
         tensors = tensors_in((*args, *kwargs.values()))
-        if any(t in self._nodes for t in tensors):
+        nodes = [node for node in map(self._node, tensors) if node is not None]
+        if nodes and all(node in self._literals for node in nodes):
+            return func(*self._by_copies(args), **{key: self._by_copies(each) for key, each in kwargs.items()})
+        if nodes:
             raise ValueReadError(f"the value of a recorded tensor is asked for ({func})")
         self.reads += [(t, t._version) for t in tensors]
         return func(*args, **kwargs)
 
-    def _of_literals(self, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        """The arguments by copies of the literals among them; None if there are none, or other recorded tensors."""
-        found = False
+    def _by_copies(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            node = self._node(value)
+            return value if node is None else self._literals[node]
+        return [self._by_copies(each) for each in value] if isinstance(value, list | tuple) else value
 
-        def replaced(value: Any) -> Any:
-            nonlocal found
-            if isinstance(value, Tensor):
-                literal = self._literals.get(value)
-                if literal is None:
-                    if value in self._nodes:
-                        raise _NotOfLiteralsError
-                    return value
-                found = True
-                return literal
-            if isinstance(value, list | tuple):
-                return [replaced(each) for each in value]
-            return value
-
-        try:
-            made = replaced(args), {key: replaced(value) for key, value in kwargs.items()}
-        except _NotOfLiteralsError:
-            return None
-        return made if found else None
-
-    def _touches_literals(self, args: Any, kwargs: Any) -> bool:
-        return any(t in self._literals for t in tensors_in((*args, *kwargs.values())))
+    def _node(self, tensor: Tensor) -> Node | None:
+        """The node of a tensor that is an input, or was made in the run."""
+        known = self._nodes.get(id(tensor))
+        return None if known is None or known[0]() is None else known[1]
 
     def _argument(self, value: Any) -> Any:
         """An argument as a node has it."""
         if isinstance(value, Tensor):
-            node = self._nodes.get(value)
-            return self._attribute(value) if node is None else node
+            known = self._nodes.get(id(value))
+            return self._attribute(value) if known is None or known[0]() is None else known[1]
+        if type(value) in _AS_THEY_ARE:
+            return value
         if isinstance(value, tuple):
             return tuple([self._argument(each) for each in value])
         if isinstance(value, list):
@@ -194,29 +200,27 @@ class _Recorder(TorchDispatchMode):
             return {key: self._argument(each) for key, each in value.items()}
         if isinstance(value, torch.Generator):
             return self._attribute(value)
-        if not isinstance(value, _HELD_AS_THEY_ARE):
-            raise TypeError(f"an operation has an argument of type {type(value).__name__}, which no graph holds")
-        return value
+        if isinstance(value, tuple(_AS_THEY_ARE)):
+            return value
+        raise TypeError(f"an operation has an argument of type {type(value).__name__}, which no graph holds")
 
-    def _attribute(self, value: Tensor | torch.Generator) -> fx.Node:
+    def _attribute(self, value: Tensor | torch.Generator) -> Node:
         """The node of what is neither an input nor made in the run, and is held by the graph."""
-        if id(value) not in self._held:
-            name = f"_held_{len(self._held)}"
-            setattr(self._root, name, value)
-            self._held[id(value)] = node = self._graph.get_attr(name)
-            if isinstance(value, Tensor):
-                node.meta["val"] = self._description(value)
-        return self._held[id(value)]
+        node = self._held.get(id(value))
+        if node is None:
+            described = self._description(value) if isinstance(value, Tensor) else None
+            node = self._held[id(value)] = self._graph.held(value, described)
+        return node
 
-    def _follow(self, result: Any, node: fx.Node) -> None:
+    def _follow(self, result: Any, node: Node) -> None:
         if isinstance(result, Tensor):
-            self._nodes[result] = node
-            node.meta["val"] = self._description(result)
+            self._nodes[id(result)] = weakref.ref(result), node
+            node.value = self._description(result)
         elif isinstance(result, list | tuple):
-            node.meta["val"] = [self._description(each) if isinstance(each, Tensor) else each for each in result]
+            node.value = [self._description(each) if isinstance(each, Tensor) else each for each in result]
             for place, each in enumerate(result):
                 if isinstance(each, Tensor):
-                    self._follow(each, self._graph.call_function(operator.getitem, (node, place)))
+                    self._follow(each, self._graph.call(operator.getitem, (node, place)))
 
     def _description(self, value: Tensor) -> Tensor:
         if value.layout is not torch.strided:
@@ -232,5 +236,5 @@ class _Recorder(TorchDispatchMode):
         return known
 
 
-class _NotOfLiteralsError(Exception):
-    pass
+_HIDDEN_WRITES = (torch.ops.aten.native_batch_norm.default,)
+"""Operations that write to arguments though their schemas do not say so."""

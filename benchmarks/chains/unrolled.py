@@ -167,7 +167,7 @@ def curve() -> None:
         cells = []
         for length in LENGTHS:
             graph = captured(f"{kind}:{length}:{states}")[2]
-            cells.append(f"{len(graph.graph.graph.nodes):,} to {graph.operations:,}")
+            cells.append(f"{len(graph.graph):,} to {graph.operations:,}")
         print(f"| {kind}, {states} states |", " | ".join(cells), "|", flush=True)
 
 
@@ -194,7 +194,7 @@ def measure(case: str, seconds: float, numpyro: str | None) -> dict[str, Any]:
     graph([x])
     row: dict[str, Any] = {
         "case": case,
-        "nodes": [len(graph.graph.graph.nodes), graph.operations],
+        "nodes": [len(graph.graph), graph.operations],
         **{f"{name}, s": value for name, value in spent.items()},
         "compiling, s": time.process_time() - begun,
     }
@@ -213,10 +213,10 @@ def measure(case: str, seconds: float, numpyro: str | None) -> dict[str, Any]:
     runs: dict[str, Callable[[], Any]] = {
         "step": lambda: elbo.gradients(model, guide, x),
         "compiled": plain(compiled),
-        "graph": plain(graph.graph.forward),
+        "graph": plain(graph.graph.module().forward),
     }
     if grouped is not None:
-        runs["grouped"] = plain(grouped.forward)
+        runs["grouped"] = plain(grouped.module().forward)
     if kind == "hidden":
         eager, fast, parameters = by_hand(int(states), x)
         assert abs(float(eager() - graph([x])[0])) < 1e-8

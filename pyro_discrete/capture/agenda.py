@@ -11,10 +11,11 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from pyro_discrete.capture.long_sums import FEWEST, LARGEST
-from pyro_discrete.capture.simplification import is_random, value_of
+from pyro_discrete.capture.simplification import is_random
+from pyro_discrete.operation_graphs import Graph, Node
 
 __all__ = [
     "DRAWS",
@@ -67,20 +68,20 @@ _ALONE = (
 """What is not worth doing together, or is done in a way of its own."""
 
 
-def shape_of(node: fx.Node) -> tuple[int, ...]:
+def shape_of(node: Node) -> tuple[int, ...]:
     """The shape of a node's value."""
-    return tuple(value_of(node).shape)
+    return tuple(node.value.shape)
 
 
-def groups_of(graph: fx.GraphModule) -> list[list[fx.Node]]:
+def groups_of(graph: Graph) -> list[list[Node]]:
     """The operations in groups of one kind, the groups in an order in which they can be done.
 
     Draws keep the order that they have in the graph, unless that would leave more groups.
     """
-    nodes = [n for n in graph.graph.nodes if n.op == "call_function"]
+    nodes = [n for n in graph.nodes if n.op == "call_function"]
     selects = Counter(n.args[:2] for n in nodes if n.target is aten.select.int)
-    kinds: dict[fx.Node, Hashable] = {n: _signature(n, selects) or n for n in nodes}
-    waits = {n: {a for a in n.all_input_nodes if a.op == "call_function"} for n in nodes}
+    kinds: dict[Node, Hashable] = {n: _signature(n, selects) or n for n in nodes}
+    waits = {n: {a for a in n.inputs if a.op == "call_function"} for n in nodes}
     depth = _depths(waits)
     found = _agenda(kinds, waits, depth)
     draws = [n for n in nodes if is_random(n)]
@@ -94,16 +95,16 @@ def groups_of(graph: fx.GraphModule) -> list[list[fx.Node]]:
     return found
 
 
-_Waits = dict[fx.Node, set[fx.Node]]
+_Waits = dict[Node, set[Node]]
 """What each operation waits for."""
 
 
-def _depths(waits: _Waits) -> dict[fx.Node, int]:
+def _depths(waits: _Waits) -> dict[Node, int]:
     """How many operations have to come one after another up to each, in an order in which they can be done."""
     users = _users(waits)
     missing = {n: len(before) for n, before in waits.items()}
     free = [n for n in waits if not missing[n]]
-    depth: dict[fx.Node, int] = {}
+    depth: dict[Node, int] = {}
     for node in free:
         depth[node] = 1 + max((depth[a] for a in waits[node]), default=0)
         for user in users[node]:
@@ -113,26 +114,24 @@ def _depths(waits: _Waits) -> dict[fx.Node, int]:
     return depth
 
 
-def _users(waits: _Waits) -> dict[fx.Node, list[fx.Node]]:
-    users: dict[fx.Node, list[fx.Node]] = {n: [] for n in waits}
+def _users(waits: _Waits) -> dict[Node, list[Node]]:
+    users: dict[Node, list[Node]] = {n: [] for n in waits}
     for node, before in waits.items():
         for each in before:
             users[each].append(node)
     return users
 
 
-def _in_order(
-    draws: Sequence[fx.Node], kinds: dict[fx.Node, Hashable], waits: _Waits, order: Sequence[fx.Node]
-) -> _Waits:
+def _in_order(draws: Sequence[Node], kinds: dict[Node, Hashable], waits: _Waits, order: Sequence[Node]) -> _Waits:
     """What each operation waits for if draws keep their order.
 
     Draws in a row that are alike, none of which needs another one, are made together once all of them can be made.
     """
     number = {draw: i for i, draw in enumerate(draws)}
-    latest: dict[fx.Node, int] = {}  # the last draw, by number, that comes before
+    latest: dict[Node, int] = {}  # the last draw, by number, that comes before
     for node in order:
         latest[node] = max((max(latest[a], number.get(a, -1)) for a in waits[node]), default=-1)
-    blocks: list[list[fx.Node]] = []
+    blocks: list[list[Node]] = []
     start = 0
     for i, draw in enumerate(draws):
         if not blocks or kinds[draw] != kinds[blocks[-1][0]] or latest[draw] >= start:
@@ -146,12 +145,12 @@ def _in_order(
     return found
 
 
-def _agenda(kinds: dict[fx.Node, Hashable], waits: _Waits, depth: dict[fx.Node, int]) -> list[list[fx.Node]]:
+def _agenda(kinds: dict[Node, Hashable], waits: _Waits, depth: dict[Node, int]) -> list[list[Node]]:
     place = {n: i for i, n in enumerate(waits)}
     users = _users(waits)
     left, deep = Counter(kinds.values()), Counter[Hashable]()
     missing = {n: len(before) for n, before in waits.items()}
-    ready: dict[Hashable, list[fx.Node]] = defaultdict(list)
+    ready: dict[Hashable, list[Node]] = defaultdict(list)
     for node in waits:
         deep[kinds[node]] += depth[node]
         if not missing[node]:
@@ -171,12 +170,12 @@ def _agenda(kinds: dict[fx.Node, Hashable], waits: _Waits, depth: dict[fx.Node, 
     return groups
 
 
-def _signature(node: fx.Node, selects: Mapping[Any, int]) -> Hashable:
+def _signature(node: Node, selects: Mapping[Any, int]) -> Hashable:
     """What operations of one kind have in common; None for one that is done by itself.
 
     `selects`: how many elements are selected of a tensor along a dim.
     """
-    target, value = node.target, value_of(node)
+    target, value = node.target, node.value
     if not isinstance(target, torch._ops.OpOverload) or not isinstance(value, Tensor) or target in _ALONE:
         return None
     if target.namespace != "aten" or value.layout is not torch.strided:
@@ -187,7 +186,7 @@ def _signature(node: fx.Node, selects: Mapping[Any, int]) -> Hashable:
         return target, *node.args[:2]
     if target in (aten.index.Tensor, aten.index_put.default) and any(i is None for i in node.args[1]):  # type: ignore
         return None
-    tensors = [value_of(a) for a in node.all_input_nodes]
+    tensors = [a.value for a in node.inputs]
     if not all(isinstance(t, Tensor) and t.layout is torch.strided for t in tensors) or _promotes_by_dims(tensors):
         return None
     if max(t.numel() for t in [value, *tensors]) > LARGEST:
@@ -204,8 +203,8 @@ def _promotes_by_dims(tensors: Sequence[Tensor]) -> bool:
 
 
 def _plain(value: Any) -> Hashable:
-    if isinstance(value, fx.Node):
-        return shape_of(value), value_of(value).dtype, value_of(value).device
+    if isinstance(value, Node):
+        return shape_of(value), value.value.dtype, value.value.device
     if isinstance(value, list | tuple):
         return tuple(_plain(each) for each in value)
     return type(value), repr(value) if isinstance(value, float) else value

@@ -113,7 +113,10 @@ class Call:
 
 
 class Writes(TorchDispatchMode):
-    """While it is entered, keeps what tensors held before operations wrote to them, and where generators stood."""
+    """Keeps what tensors held before operations wrote to them, and where generators stood.
+
+    It is told of operations by `note`, or of all while it is entered.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +124,11 @@ class Writes(TorchDispatchMode):
         self._generators: dict[int, tuple[Generator, Tensor]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        self.note(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+    def note(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Keep what an operation is about to change."""
         written = written_tensors(func, args, kwargs)
         if func is torch.ops.aten.native_batch_norm.default:  # whose schema does not say so
             written = [t for t in args[3:5] if t is not None]
@@ -132,7 +139,6 @@ class Writes(TorchDispatchMode):
         generator = kwargs.get("generator")
         if generator is not None:
             self._generators.setdefault(id(generator), (generator, generator.get_state()))
-        return func(*args, **kwargs)
 
     @torch.no_grad()
     def undo(self) -> None:
@@ -218,9 +224,11 @@ class CapturedStep:
 
 
 def capture_step(
-    stepper: Stepper, plan: Plan, call: Call, parameters: list[Tensor]
+    stepper: Stepper, plan: Plan, call: Call, parameters: list[Tensor], writes: Writes
 ) -> tuple[CapturedStep, StepGradients]:
     """Run one step for real and capture it; `parameters` are those that the steps before it used.
+
+    `writes` is told what the step changes, whatever comes of it.
 
     Raises `NotCapturableError`, or what running raises; `NotFiniteStepError` for a result that is not finite.
     """
@@ -229,7 +237,8 @@ def capture_step(
     stand_ins = call.stand_ins()
     targets = [*parameters, *(t for t in stand_ins if t.requires_grad)]
     present: list[int] = []
-    known = plan.dependencies(call.pair)
+    with writes:
+        known = plan.dependencies(call.pair)
 
     def step(*tensors: Tensor) -> list[Tensor]:
         outcome = stepper.traceable(plan, call.with_inputs(tensors), known)
@@ -243,7 +252,8 @@ def capture_step(
         return [loss, finite if settled is None else finite & settled, *wanted]
 
     with torch.enable_grad():
-        graph, outputs = capture(step, stand_ins, list({id(t): t for t in [*parameters, *stepper.state()]}.values()))
+        tracked = list({id(t): t for t in [*parameters, *stepper.state()]}.values())
+        graph, outputs = capture(step, stand_ins, tracked, writes.note)
     if not outputs[1]:
         raise NotFiniteStepError
     positions = {id(t): i for i, t in enumerate(stand_ins)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import pickle
 import sys
 import warnings
@@ -14,7 +13,7 @@ import pyro
 import torch
 from pyro.infer.util import Dice
 from pyro.util import get_rng_state
-from torch import Tensor, fx
+from torch import Tensor
 from torch.nn.functional import one_hot
 from torch.overrides import TorchFunctionMode
 
@@ -37,7 +36,8 @@ from pyro_discrete.capture.rewriting import (
 )
 from pyro_discrete.errors import first_line
 from pyro_discrete.inspection.provenance import classes_stated
-from pyro_discrete.recording import ValueReadError, record
+from pyro_discrete.operation_graphs import Graph
+from pyro_discrete.recording import ValueReadError, Write, record
 
 __all__ = [
     "Capture",
@@ -59,25 +59,27 @@ class Capture:
     that it changes are changed in copies; `commit` writes these back, once the result is known to be good.
     """
 
-    def __init__(self, graph: fx.GraphModule, tensors: list[Tensor], changed: list[int], reads: list[Any]) -> None:
-        self.graph: fx.GraphModule = graph
+    def __init__(self, graph: Graph, tensors: list[Tensor], changed: list[int], reads: list[Any]) -> None:
+        self.graph: Graph = graph
         self.reads: list[Any] = reads
         self.originals: list[Tensor] = [tensors[i] for i in changed]
         self.shadows: list[Tensor] = [t.detach().clone() for t in self.originals]
         self.tensors: list[Tensor] = list(tensors)
         for index, shadow in zip(changed, self.shadows, strict=True):
             self.tensors[index] = shadow
-        self._grouped: fx.GraphModule | None = None
-        self._function: Callable[..., Any] = graph.forward
+        self._grouped: Graph | None = None
+        self._function: Callable[..., Any] | None = None
 
     @property
     def operations(self) -> int:
         """How many operations a run has, those that are done together being one."""
-        return len((self._grouped or self.graph).graph.nodes)
+        return len(self._grouped or self.graph)
 
     def __call__(self, inputs: Sequence[Tensor], exactly: bool = False) -> list[Tensor]:
         """Run on inputs shaped like the first ones; `exactly` by the graph, even where it was grouped or compiled."""
-        function = self.graph.forward if exactly else self._function
+        if self._function is None:
+            self._function = (self._grouped or self.graph).module().forward
+        function = self.graph if exactly else self._function
         with torch.no_grad():
             if self.shadows:
                 torch._foreach_copy_(self.shadows, self.originals)
@@ -118,7 +120,7 @@ class Capture:
         graph runs as it was then.
         """
         self._grouped = group_alike(self.graph, [*inputs, *self.tensors])
-        self._function = (self._grouped or self.graph).forward
+        self._function = None
 
     def compile(self, inputs: Sequence[Tensor]) -> None:
         """Have inductor compile the graph; random numbers still come from torch's own generator.
@@ -131,51 +133,59 @@ class Capture:
             from torch import _inductor
 
         with torch.no_grad():
-            run = self._grouped or self.graph
-            graph = fx.GraphModule(run, copy.deepcopy(run.graph))
+            graph = (self._grouped or self.graph).copied()
             gather_sums(graph)
             separate_biases(graph)
             own_targets(graph)
-            compiled = _inductor.compile(graph, [*inputs, *self.tensors], options={"fallback_random": True})
+            compiled = _inductor.compile(graph.module(), [*inputs, *self.tensors], options={"fallback_random": True})
             self._function = cast(Callable[..., Any], compiled)
 
 
-def capture(step: Step, inputs: list[Tensor], tracked: list[Tensor]) -> tuple[Capture, list[Tensor]]:
+def capture(
+    step: Step, inputs: list[Tensor], tracked: list[Tensor], before_write: Write | None = None
+) -> tuple[Capture, list[Tensor]]:
     """Run `step(*inputs)` for real, and trace it. Returns its graph, and what it gave.
 
     `tracked` are tensors that the step is known to use; Python must not read values of these, nor of the inputs.
+    `before_write` is told of operations before they write to tensors.
     Raises `NotCapturableError`, and whatever the step raises.
     """
     with _random_left_alone(), pyro.validation_enabled(False), _InsideTorch():
-        recorded = record(lambda *tensors: step(*tensors[: len(inputs)]), [*inputs, *tracked])
+        recorded = record(lambda *tensors: step(*tensors[: len(inputs)]), [*inputs, *tracked], before_write)
     graph = recorded.graph
     refuse_own_generators(graph)
     tensors = [*tracked, *lift_constants(graph, len(inputs) + len(tracked))]
     declare_writes(graph)
     refuse_dynamic_shapes(graph)
     own_outputs(graph, recorded.outputs)
-    graph.graph.eliminate_dead_code()
+    graph.drop_dead()
     drop_aliases(graph)
     share_repeated(graph)
     drop_unused(graph, tensors, len(inputs))
     changed = changed_tensors(graph, len(inputs))
     refuse_overlap(tensors, changed)
-    return Capture(fx.GraphModule(graph, graph.graph), tensors, changed, recorded.reads), recorded.outputs
+    return Capture(graph, tensors, changed, recorded.reads), recorded.outputs
 
 
 class _InsideTorch(TorchFunctionMode):
     """Refuses what takes values out of torch unseen; `one_hot` without a look at the values."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is one_hot and (number := classes_stated(args, kwargs or {})) > 0:
-            classes = torch.arange(number, device=args[0].device)
-            return (args[0].unsqueeze(-1) == classes).to(torch.int64)
-        if getattr(func, "__name__", "") in ("all", "masked_select") and _in_exact_sums():
-            # Pyro leaves out terms of probability zero there; here they stay in, as zeros
-            return False if func.__name__ == "all" else torch.where(args[1], args[0], 0.0)
-        if getattr(func, "__name__", "") in ("numpy", "__array__", "data_ptr", "__dlpack__", "storage"):
-            raise NotCapturableError("it takes a tensor's values out of torch (`.numpy()`)")
-        return func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in _LOOKED_AT:
+            if func is one_hot and (number := classes_stated(args, kwargs or {})) > 0:
+                classes = torch.arange(number, device=args[0].device)
+                return (args[0].unsqueeze(-1) == classes).to(torch.int64)
+            if func.__name__ in ("all", "masked_select") and _in_exact_sums():
+                # Pyro leaves out terms of probability zero there; here they stay in, as zeros
+                return False if func.__name__ == "all" else torch.where(args[1], args[0], 0.0)
+            if func.__name__ in _TAKE_OUT:
+                raise NotCapturableError("it takes a tensor's values out of torch (`.numpy()`)")
+        return func(*args, **kwargs) if kwargs else func(*args)
+
+
+_TAKE_OUT = {"numpy", "__array__", "data_ptr", "__dlpack__", "storage"}
+
+_LOOKED_AT = {*_TAKE_OUT, "one_hot", "all", "masked_select"}
 
 
 def _in_exact_sums() -> bool:

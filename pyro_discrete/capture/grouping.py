@@ -8,21 +8,20 @@ Source: Neubig, Goldberg and Dyer (2017), On-the-fly operation batching in dynam
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from pyro_discrete.capture.agenda import groups_of
 from pyro_discrete.capture.long_sums import FEWEST, join_sums
 from pyro_discrete.capture.rewriting import drop_aliases, share_repeated
-from pyro_discrete.capture.simplification import drawing_name, is_random, simplify
+from pyro_discrete.capture.simplification import is_random, simplify
 from pyro_discrete.capture.stacks import Stacks
-from pyro_discrete.recording import Draft, record
+from pyro_discrete.operation_graphs import Graph, Node
+from pyro_discrete.recording import record
 
 __all__ = [
     "GroupingMismatchError",
@@ -41,7 +40,7 @@ class GroupingMismatchError(Exception):
     """A graph whose operations were grouped gives something else than the graph itself, with the same draws."""
 
 
-def group_alike(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphModule | None:
+def group_alike(graph: Graph, inputs: Sequence[Tensor]) -> Graph | None:
     """A graph that gives the same with far fewer operations; None if there is none, or if the graph writes to tensors.
 
     Draws have the same law, as those made together are independent given their arguments. Their stream is the same too,
@@ -49,41 +48,37 @@ def group_alike(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphModu
     `inputs` are such that the graph takes: it is run on them with the draws of the new one, to compare their results.
     Raises `GroupingMismatchError` if these differ.
     """
-    draft = Draft(graph, copy.deepcopy(graph.graph))
+    draft = graph.copied()
     if not simplify(draft):
         return None
     join_sums(draft)
     groups = groups_of(draft)
-    most = (1 - LEAST_GAIN) * len(graph.graph.nodes)
+    most = (1 - LEAST_GAIN) * len(graph)
     if sum(len(g) if len(g) < FEWEST else 1 for g in groups) > most:
         return None
     grouped, drawing = _traced(draft, groups, inputs)
-    if len(grouped.graph.nodes) > most:
+    if len(grouped) > most:
         return None
     _compare(graph, grouped, inputs, drawing)
-    output = next(n for n in grouped.graph.nodes if n.op == "output")
-    output.args = (list(output.args[0][: len(output.args[0]) - len(drawing)]),)
-    grouped.graph.eliminate_dead_code()
-    grouped.recompile()
+    results = grouped.results.args[0]
+    grouped.results.take((results[: len(results) - len(drawing)],))
+    grouped.drop_dead()
     return grouped
 
 
-def _traced(
-    graph: fx.GraphModule, groups: Sequence[Sequence[fx.Node]], inputs: Sequence[Tensor]
-) -> tuple[fx.GraphModule, list[list[fx.Node]]]:
+def _traced(graph: Graph, groups: Sequence[Sequence[Node]], inputs: Sequence[Tensor]) -> tuple[Graph, list[list[Node]]]:
     """The groups as a graph. Behind its results it gives what was drawn, by the nodes of a list each."""
-    places = [n for n in graph.graph.nodes if n.op == "placeholder"]
-    results = next(n for n in graph.graph.nodes if n.op == "output").args[0]
-    held = {n: getattr(graph, str(n.target)) for n in graph.graph.nodes if n.op == "get_attr"}
+    places, results = graph.places, graph.results.args[0]
+    held = {n: n.target for n in graph.nodes if n.op == "get_attr"}
     literals, alike = set(), defaultdict(list)
-    for node in graph.graph.nodes:
+    for node in graph.nodes:
         if node.target is torch.ops.aten.lift_fresh_copy.default and isinstance(held.get(node.args[0]), Tensor):
             literals.add(node)
             value = held[node.args[0]]
             alike[value.shape, value.dtype, value.device].append(node)
     stacked = [(nodes, torch.stack([held[n.args[0]] for n in nodes])) for nodes in alike.values()]
     indices: dict[tuple[int, ...], Tensor] = {}
-    drawing: list[list[fx.Node]] = []
+    drawing: list[list[Node]] = []
     for group in groups:
         if is_random(group[0]):
             drawing += [list(group)] if len(group) >= FEWEST else [[node] for node in group]
@@ -101,39 +96,22 @@ def _traced(
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             traced = record(run, inputs).graph
     drop_aliases(traced)
-    traced.graph.eliminate_dead_code()
+    traced.drop_dead()
     share_repeated(traced)
-    traced.graph.eliminate_dead_code()
-    return fx.GraphModule(traced, traced.graph), drawing
+    traced.drop_dead()
+    return traced, drawing
 
 
-class _WithDraws(fx.Interpreter):
-    """Runs a graph with draws that were made elsewhere."""
-
-    def __init__(self, graph: fx.GraphModule, draws: Mapping[str, Tensor]) -> None:
-        super().__init__(graph)
-        self._draws = draws
-
-    def run_node(self, n: fx.Node) -> Any:
-        if n.name not in self._draws:
-            return super().run_node(n)
-        if n.target._schema.is_mutable:  # type: ignore[union-attr]
-            return self.fetch_args_kwargs_from_env(n)[0][0].copy_(self._draws[n.name])
-        return self._draws[n.name].clone()
-
-
-def _compare(
-    graph: fx.GraphModule, grouped: fx.GraphModule, inputs: Sequence[Tensor], drawing: Sequence[Sequence[fx.Node]]
-) -> None:
+def _compare(graph: Graph, grouped: Graph, inputs: Sequence[Tensor], drawing: Sequence[Sequence[Node]]) -> None:
     """Raise `GroupingMismatchError` unless both graphs give the same for the same draws."""
     with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         found = grouped(*inputs)
         results, drawn = found[: len(found) - len(drawing)], found[len(found) - len(drawing) :]
-        draws: dict[str, Tensor] = {}
+        draws: dict[Node, Tensor] = {}
         for nodes, values in zip(drawing, drawn, strict=True):
-            names = [drawing_name(node) for node in nodes]
-            draws.update(zip(names, values.unbind() if len(names) > 1 else [values], strict=True))
-        expected = _WithDraws(graph, draws).run(*inputs)
+            made = [node.origin for node in nodes]
+            draws.update(zip(made, values.unbind() if len(made) > 1 else [values], strict=True))
+        expected = graph(*inputs, instead=draws)
     for one, other in zip(results, expected, strict=True):
         if one.shape != other.shape or one.dtype is not other.dtype:
             raise GroupingMismatchError(f"{one.dtype} {tuple(one.shape)} for {other.dtype} {tuple(other.shape)}")

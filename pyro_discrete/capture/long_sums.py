@@ -11,9 +11,9 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from pyro_discrete.capture.simplification import drop_dead, value_of
+from pyro_discrete.operation_graphs import Graph, Node
 
 __all__ = [
     "FEWEST",
@@ -69,11 +69,11 @@ def item(sums: Tensor, index: int) -> Tensor:
     raise NotImplementedError
 
 
-def join_sums(graph: fx.GraphModule) -> None:
+def join_sums(graph: Graph) -> None:
     """Rewrite the sums of a graph, in place. Its nodes are in no order afterwards."""
     _join_running_sums(graph)
     _join_totals(graph)
-    drop_dead(graph)
+    graph.drop_dead()
 
 
 def is_zeros(node: Any) -> bool:
@@ -82,32 +82,29 @@ def is_zeros(node: Any) -> bool:
 
 
 def _is_sum(node: Any) -> bool:
-    if not isinstance(node, fx.Node) or node.target is not aten.add.Tensor or node.kwargs:
+    if not isinstance(node, Node) or node.target is not aten.add.Tensor or node.kwargs:
         return False
     if node.args[0] is node.args[1]:  # doubled over and over, it would be a sum of ever more
         return False
-    like = value_of(node)
+    like = node.value
     return (
         like.is_floating_point()
         and like.numel() <= LARGEST
-        and all(
-            isinstance(a, fx.Node) and value_of(a).shape == like.shape and value_of(a).dtype is like.dtype
-            for a in node.args
-        )
+        and all(isinstance(a, Node) and a.value.shape == like.shape and a.value.dtype is like.dtype for a in node.args)
     )
 
 
-def _join_running_sums(graph: fx.GraphModule) -> None:
+def _join_running_sums(graph: Graph) -> None:
     """Chains of additions whose values in between are used too, unless what is added comes of the chain itself."""
-    length: dict[fx.Node, int] = {}
-    sums = dict.fromkeys(n for n in graph.graph.nodes if _is_sum(n))
-    for node in graph.graph.nodes:
+    length: dict[Node, int] = {}
+    sums = dict.fromkeys(n for n in graph.nodes if _is_sum(n))
+    for node in graph.nodes:
         if node in sums and not all(a in sums for a in node.args):  # a sum of two chains is in neither
             length[node] = 1 + max(length.get(a, 0) for a in node.args)
-    taken: set[fx.Node] = set()
+    taken: set[Node] = set()
     looked_at = 0
     for top in sorted(length, key=lambda n: -length[n]):
-        chain: list[fx.Node] = []
+        chain: list[Node] = []
         each: Any = top
         while each in length and each not in taken:
             chain.append(each)
@@ -125,16 +122,16 @@ def _join_running_sums(graph: fx.GraphModule) -> None:
             break
         if not _after(chain).isdisjoint(values):
             continue
-        with graph.graph.inserting_before(chain[-1]):
-            sums_of_all = graph.graph.call_function(running, (values,))
+        with graph.before(chain[-1]):
+            sums_of_all = graph.call(running, (values,))
             for index, node in enumerate(chain, 1):
-                made = graph.graph.call_function(item, (sums_of_all, index))
-                made.meta["val"] = value_of(node)
-                node.replace_all_uses_with(made)
-    drop_dead(graph)
+                made = graph.call(item, (sums_of_all, index))
+                made.value = node.value
+                node.replace(made)
+    graph.drop_dead()
 
 
-def _after(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+def _after(nodes: Sequence[Node]) -> set[Node]:
     """The nodes, and all that depends on them."""
     found, waiting = set(nodes), list(nodes)
     while waiting:
@@ -145,9 +142,9 @@ def _after(nodes: Sequence[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def _join_totals(graph: fx.GraphModule) -> None:
+def _join_totals(graph: Graph) -> None:
     """Chains of additions; among what is added, gradients of parts of one tensor are put in their places at once."""
-    sums = dict.fromkeys(n for n in graph.graph.nodes if _is_sum(n))
+    sums = dict.fromkeys(n for n in graph.nodes if _is_sum(n))
     for root in list(sums):
         if len(root.users) == 1 and next(iter(root.users)) in sums:
             continue
@@ -160,11 +157,11 @@ def _join_totals(graph: fx.GraphModule) -> None:
             if len(node.users) == 1 and node.target is aten.select_backward.default:
                 places[tuple(node.args[1]), node.args[2]].append(node)
             elif len(node.users) == 1 and _puts_into_first_dim(node):
-                shapes = tuple(value_of(node.args[1][0]).shape), tuple(value_of(node.args[2]).shape)
-                puts[node.args[0], shapes, value_of(node.args[1][0]).dtype].append(node)
+                shapes = tuple(node.args[1][0].value.shape), tuple(node.args[2].value.shape)
+                puts[node.args[0], shapes, node.args[1][0].value.dtype].append(node)
             else:
                 rest.append(node)
-        with graph.graph.inserting_before(root):
+        with graph.before(root):
             for (sizes, dim), group in places.items():
                 dim = dim % len(sizes)
                 indices = [n.args[3] % sizes[dim] for n in group]
@@ -173,10 +170,10 @@ def _join_totals(graph: fx.GraphModule) -> None:
                 indices = [n.args[1][0] for n in group]
                 rest.append(_call(graph, accumulated, (zeros, indices, [n.args[2] for n in group]), root))
             made = rest[0] if len(rest) == 1 else _call(graph, total, (rest,), root)
-        root.replace_all_uses_with(made)
+        root.replace(made)
 
 
-def _addends(root: fx.Node, sums: Collection[fx.Node]) -> list[fx.Node]:
+def _addends(root: Node, sums: Collection[Node]) -> list[Node]:
     """What a sum is the sum of, as far as nothing else uses the sums in between."""
     found, stack = [], [root]
     while stack:
@@ -193,14 +190,12 @@ def _puts_into_first_dim(node: Any) -> bool:
     if node.target is not aten.index_put.default or node.args[3:] != (True,) or node.kwargs:
         return False
     zeros, indices, values = node.args[:3]
-    if len(indices) != 1 or not is_zeros(zeros) or value_of(indices[0]).is_floating_point():
+    if len(indices) != 1 or not is_zeros(zeros) or indices[0].value.is_floating_point():
         return False
-    if value_of(indices[0]).dtype in (torch.bool, torch.uint8):
+    if indices[0].value.dtype in (torch.bool, torch.uint8):
         return False
-    return value_of(values).dim() == value_of(indices[0]).dim() + value_of(zeros).dim() - 1
+    return values.value.dim() == indices[0].value.dim() + zeros.value.dim() - 1
 
 
-def _call(graph: fx.GraphModule, target: Any, args: tuple[Any, ...], like: fx.Node) -> fx.Node:
-    made = graph.graph.call_function(target, args)
-    made.meta["val"] = value_of(like)
-    return made
+def _call(graph: Graph, target: Any, args: tuple[Any, ...], like: Node) -> Node:
+    return graph.call(target, args, value=like.value)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
+
+from pyro_discrete.operation_graphs import Graph, Node, frozen
+from pyro_discrete.operations import kind_of
 
 __all__ = [
     "NotCapturableError",
@@ -39,26 +43,38 @@ _UNDECLARED_VIEWS = (
 """Views whose schemas promise, on behalf of whoever calls them, that nothing is written to the tensor any more."""
 
 
-def storage_root(node: fx.Node) -> fx.Node | None:
+def storage_root(node: Node) -> Node | None:
     """The node whose storage a node's value shares: itself, unless it is a view or an in-place result."""
     while node.op == "call_function":
         if not isinstance(node.target, torch._ops.OpOverload):  # getitem of several results
-            node = node.args[0]  # type: ignore[assignment]
+            node = node.args[0]
             continue
-        schema = node.target._schema
-        shared = schema.returns[0].alias_info if schema.returns else None
-        if node.target in _UNDECLARED_VIEWS:
-            source = node.args[0]
-        elif shared is None:
+        shared = _shared_arguments(node.target)
+        if shared is None:
             return node
-        else:
-            source = next((v for a, v in _arguments(node) if _overlaps(a.alias_info, shared)), None)
+        source: Any = None
+        for place, name in shared:
+            if place < len(node.args) or name in node.kwargs:
+                source = node.args[place] if place < len(node.args) else node.kwargs[name]
+                break
         if isinstance(source, list | tuple):
             return None
-        if not isinstance(source, fx.Node):
+        if not isinstance(source, Node):
             return node
         node = source
     return node
+
+
+@cache
+def _shared_arguments(target: Any) -> list[tuple[int, str]] | None:
+    """The arguments, by place and name, whose memory an operation's result may share; None if it has its own."""
+    if target in _UNDECLARED_VIEWS:
+        return [(0, "self")]
+    schema = target._schema
+    shared = schema.returns[0].alias_info if schema.returns else None
+    if shared is None:
+        return None
+    return [(i, a.name) for i, a in enumerate(schema.arguments) if _overlaps(a.alias_info, shared)]
 
 
 def _overlaps(of_argument: Any, shared: Any) -> bool:
@@ -68,99 +84,85 @@ def _overlaps(of_argument: Any, shared: Any) -> bool:
     return not names or bool((of_argument.before_set | of_argument.after_set) & names)
 
 
-def _arguments(node: fx.Node) -> Iterator[tuple[Any, Any]]:
-    """The arguments of a node's operation, each with what it was given."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    for argument, value in zip(schema.arguments, node.args, strict=False):
-        yield argument, value
-    for argument in schema.arguments:
-        if argument.name in node.kwargs:
-            yield argument, node.kwargs[argument.name]
-
-
-def written_roots(graph: fx.GraphModule) -> set[fx.Node]:
+def written_roots(graph: Graph) -> set[Node]:
     """The nodes whose storages the graph's operations write to."""
-    return {root for node in graph.graph.nodes for root in _writes(node)}
+    return {root for node in graph.nodes for root in _writes(node)}
 
 
-def meets_writes(node: fx.Node, written: set[fx.Node]) -> bool:
+def meets_writes(node: Node, written: set[Node]) -> bool:
     """Whether a node's value, or what it reads, is written to, so that it matters when it is read."""
-    roots = {storage_root(each) for each in [node, *node.all_input_nodes]}
+    if not written:
+        return False
+    roots = {storage_root(each) for each in [node, *node.inputs]}
     return None in roots or not written.isdisjoint(roots)
 
 
-def _writes(node: fx.Node) -> Iterator[fx.Node]:
-    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+def _writes(node: Node) -> Iterator[Node]:
+    if not isinstance(node.target, torch._ops.OpOverload):
         return
-    for argument, value in _arguments(node):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            for each in value if isinstance(value, list | tuple) else [value]:
-                root = storage_root(each) if isinstance(each, fx.Node) else None
-                if root is not None:
-                    yield root
+    for place, name in kind_of(node.target).writes:
+        value = node.args[place] if place < len(node.args) else node.kwargs.get(name)
+        for each in value if isinstance(value, list | tuple) else [value]:
+            root = storage_root(each) if isinstance(each, Node) else None
+            if root is not None:
+                yield root
 
 
 class NotCapturableError(Exception):
     """A step depends on what a graph cannot hold; says on what."""
 
 
-def lift_constants(graph: fx.GraphModule, taken: int) -> list[Tensor]:
+def lift_constants(graph: Graph, taken: int) -> list[Tensor]:
     """Make inputs of the tensors that the graph holds, in place of attributes; a literal's stay what they are."""
-    places = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    assert len(places) == taken
-    lifted: dict[int, tuple[fx.Node, Tensor]] = {}
-    for node in [n for n in graph.graph.nodes if n.op == "get_attr"]:
+    nodes = graph.nodes
+    last = [node for node in nodes if node.op == "placeholder"]
+    assert len(last) == taken
+    lifted: dict[int, tuple[Node, Tensor]] = {}
+    at = last[-1] if last else None
+    for node in [n for n in nodes if n.op == "get_attr"]:
         if all(user.target is torch.ops.aten.lift_fresh_copy.default for user in node.users):
             continue
-        tensor = getattr(graph, node.target)
+        tensor = node.target
         if id(tensor) not in lifted:
-            with graph.graph.inserting_after(places[-1]):
-                places.append(graph.graph.placeholder(f"constant_{len(lifted)}"))
-            places[-1].meta["val"] = tensor
-            lifted[id(tensor)] = (places[-1], tensor)
-        node.replace_all_uses_with(lifted[id(tensor)][0])
-        graph.graph.erase_node(node)
+            with graph.before(nodes[0]) if at is None else graph.after(at):
+                at = graph.placeholder(tensor)
+            lifted[id(tensor)] = (at, tensor)
+        node.replace(lifted[id(tensor)][0])
+        graph.erase(node)
     return [tensor for _, tensor in lifted.values()]
 
 
-def declare_writes(graph: fx.GraphModule) -> None:
+def declare_writes(graph: Graph) -> None:
     """Batch statistics by the operation that says that it writes to them."""
-    for node in graph.graph.nodes:
+    for node in graph.nodes:
         if node.target is torch.ops.aten.native_batch_norm.default and node.args[3] is not None:
             node.target = torch.ops.aten._native_batch_norm_legit.default
 
 
-def refuse_own_generators(graph: fx.GraphModule) -> None:
+def refuse_own_generators(graph: Graph) -> None:
     """Raise `NotCapturableError` where a step draws from a generator that is not torch's: comparisons put that back."""
-    held = [getattr(graph, node.target) for node in graph.graph.nodes if node.op == "get_attr"]
-    if any(isinstance(value, torch.Generator) for value in held):
+    if any(node.op == "get_attr" and isinstance(node.target, torch.Generator) for node in graph.nodes):
         raise NotCapturableError(
             "it draws random numbers from a torch.Generator of its own; leave `generator=` out, and seed torch's"
         )
 
 
-def refuse_dynamic_shapes(graph: fx.GraphModule) -> None:
+def refuse_dynamic_shapes(graph: Graph) -> None:
     """Raise `NotCapturableError` where a tensor's values decide on another one's shape."""
-    for node in graph.graph.nodes:
-        if not isinstance(node.target, torch._ops.OpOverload):
-            continue
-        if torch.Tag.dynamic_output_shape not in node.target.tags:
+    for node in graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload) or not kind_of(node.target).shapes:
             continue
         indices = [i for i in node.args[1] if i is not None] if node.target is torch.ops.aten.index.Tensor else []
-        if indices and all(_dtype(index, graph) not in (torch.bool, torch.uint8) for index in indices):
+        if indices and all(index.value.dtype not in (torch.bool, torch.uint8) for index in indices):
             continue
         raise NotCapturableError(
             f"the shape of a tensor depends on values ({node.target.__name__}, or indexing by a mask)"
         )
 
 
-def _dtype(node: fx.Node, graph: fx.GraphModule) -> torch.dtype:
-    return (getattr(graph, str(node.target)) if node.op == "get_attr" else node.meta["val"]).dtype
-
-
-def own_outputs(graph: fx.GraphModule, outputs: list[Tensor]) -> None:
+def own_outputs(graph: Graph, outputs: list[Tensor]) -> None:
     """Give each output storage of its own: results are kept and changed in place by optimisers."""
-    output = next(node for node in graph.graph.nodes if node.op == "output")
+    output = graph.results
     results = list(output.args[0])
     taken: set[int] = set()
     for index, (node, value) in enumerate(zip(results, outputs, strict=True)):
@@ -169,15 +171,14 @@ def own_outputs(graph: fx.GraphModule, outputs: list[Tensor]) -> None:
         if node.op == "call_function" and whole and storage.data_ptr() not in taken and _makes_storage(node):
             taken.add(storage.data_ptr())
             continue
-        with graph.graph.inserting_before(output):
-            results[index] = graph.graph.call_function(
-                torch.ops.aten.clone.default, (node,), {"memory_format": torch.contiguous_format}
+        with graph.before(output):
+            results[index] = graph.call(
+                torch.ops.aten.clone.default, (node,), {"memory_format": torch.contiguous_format}, node.value
             )
-            results[index].meta.update(node.meta)
-    output.args = (results,)
+    output.take((results,))
 
 
-def _makes_storage(node: fx.Node) -> bool:
+def _makes_storage(node: Node) -> bool:
     """Whether what a node gives is no view of an input."""
     root = storage_root(node)
     return root is not None and root.op == "call_function"
@@ -189,46 +190,54 @@ _ALIASES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 _SAME_SHAPE = (torch.ops.aten.expand.default, torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
 
-def drop_aliases(graph: fx.GraphModule) -> None:
+def drop_aliases(graph: Graph) -> None:
     """Take out operations that give back the tensor that they were given."""
-    for node in list(graph.graph.nodes):
-        if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
+    instead: dict[Node, Node] = {}
+    for node in graph.nodes:
+        node.follow(instead)
+        if node.op != "call_function" or not node.args or not isinstance(node.args[0], Node):
             continue
         source = node.args[0]
         if node.target in _SAME_SHAPE:
-            now, before = node.meta["val"], source.meta["val"]
+            now, before = node.value, source.value
             same = now.shape == before.shape and now.stride() == before.stride()
         else:
             same = node.target in _ALIASES
         if same:
-            node.replace_all_uses_with(source)
-            graph.graph.erase_node(node)
+            instead[node] = source
+    for node in instead:
+        graph.erase(node)
 
 
-def share_repeated(graph: fx.GraphModule) -> None:
+def share_repeated(graph: Graph) -> None:
     """Let an operation that is done anew on the same tensors give what it gave before.
 
     A chain's steps have their tables in common, and the backward pass of each step starts with what the others have
     computed too. What is random, written to, read from what is written to, or a result, stays apart.
     """
-    nodes = list(graph.graph.nodes)
+    nodes = graph.nodes
     written = written_roots(graph)
-    apart = {root for node in nodes[-1].all_input_nodes for root in [storage_root(node), node]}
-    known: dict[str, fx.Node] = {}
+    apart = {root for node in nodes[-1].inputs for root in [storage_root(node), node]}
+    known: dict[Any, Node] = {}
+    instead: dict[Node, Node] = {}
     for node in nodes:
+        node.follow(instead)
         if not _is_pure(node) or node in apart or storage_root(node) in apart or meets_writes(node, written):
             continue
         first, *others = node.args
-        if node.target in _FILLED and isinstance(first, fx.Node):  # what is in it does not matter
-            first = _description(first)
         by_one = node.target is torch.ops.aten.mul.Tensor and others == [1.0]
-        if by_one and isinstance(first, fx.Node) and _description(first) == _description(node):
+        if by_one and isinstance(first, Node) and _description(first) == _description(node):
             same = first
         else:
-            same = known.setdefault(f"{node.target} {first} {others} {node.kwargs}", node)
+            if node.target in _FILLED and isinstance(first, Node):  # what is in it does not matter
+                key = _description(first), frozen(others)
+            else:
+                key = frozen(node.args)
+            same = known.setdefault((node.target, key, frozen(node.kwargs) if node.kwargs else ()), node)
         if same is not node:
-            node.replace_all_uses_with(same)
-            graph.graph.erase_node(node)
+            instead[node] = same
+    for node in instead:
+        graph.erase(node)
 
 
 _FILLED = (
@@ -239,54 +248,58 @@ _FILLED = (
 )
 
 
-def _description(node: fx.Node) -> tuple[Any, ...]:
-    value = node.meta["val"]
+def _description(node: Node) -> tuple[Any, ...]:
+    value = node.value
     return tuple(value.shape), value.stride(), value.dtype, value.device, value.layout
 
 
-def _is_pure(node: fx.Node) -> bool:
+def _is_pure(node: Node) -> bool:
     """Whether a node always gives the same for the same arguments."""
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-        return node.op == "call_function" and node.target is operator.getitem
+    return node.op == "call_function" and _gives_the_same(node.target)
+
+
+@cache
+def _gives_the_same(target: Any) -> bool:
+    if not isinstance(target, torch._ops.OpOverload):
+        return target is operator.getitem
     may_differ = {torch.Tag.nondeterministic_seeded, torch.Tag.nondeterministic_bitwise}
     return (
-        node.target.namespace == "aten"
-        and not node.target._schema.is_mutable
-        and may_differ.isdisjoint(node.target.tags)
-        and "empty" not in node.target.__name__
+        target.namespace == "aten"
+        and not target._schema.is_mutable
+        and may_differ.isdisjoint(target.tags)
+        and "empty" not in target.__name__
     )
 
 
-def drop_unused(graph: fx.GraphModule, tensors: list[Tensor], inputs: int) -> None:
+def drop_unused(graph: Graph, tensors: list[Tensor], inputs: int) -> None:
     """Take out the tensors, of those behind the inputs, that nothing in the graph reads."""
-    places = [node for node in graph.graph.nodes if node.op == "placeholder"][inputs:]
+    places = graph.places[inputs:]
     for index in reversed(range(len(places))):
         if not places[index].users:
-            graph.graph.erase_node(places[index])
+            graph.erase(places[index])
             del tensors[index]
 
 
-def separate_biases(graph: fx.GraphModule) -> None:
+def separate_biases(graph: Graph) -> None:
     """Add each bias after its matrix product on the processor, where inductor adds it in passing.
 
     `addmm` writes the bias to every row before the product reads it again. The views keep inductor from joining the
     two anew.
     """
-    for node in list(graph.graph.nodes):
-        if node.target is not torch.ops.aten.addmm.default or node.kwargs or node.meta["val"].device.type != "cpu":
+    for node in graph.nodes:
+        if node.target is not torch.ops.aten.addmm.default or node.kwargs or node.value.device.type != "cpu":
             continue
         bias, *factors = node.args
-        shape = list(node.meta["val"].shape)
-        if bias.meta["val"].dim() != 1:
+        shape = list(node.value.shape)
+        if bias.value.dim() != 1:
             continue
-        with graph.graph.inserting_before(node):
-            product = graph.graph.call_function(torch.ops.aten.mm.default, tuple(factors))
-            product = graph.graph.call_function(torch.ops.aten.view.default, (product, [1, *shape]))
-            total = graph.graph.call_function(torch.ops.aten.add.Tensor, (product, bias))
-            total = graph.graph.call_function(torch.ops.aten.view.default, (total, shape))
-        node.replace_all_uses_with(total)
-        graph.graph.erase_node(node)
-    graph.recompile()
+        with graph.before(node):
+            product = graph.call(torch.ops.aten.mm.default, tuple(factors))
+            product = graph.call(torch.ops.aten.view.default, (product, [1, *shape]))
+            total = graph.call(torch.ops.aten.add.Tensor, (product, bias))
+            total = graph.call(torch.ops.aten.view.default, (total, shape), value=node.value)
+        node.replace(total)
+        graph.erase(node)
 
 
 _INTO_A_COPY = (
@@ -298,30 +311,31 @@ _INTO_A_COPY = (
 )
 
 
-def own_targets(graph: fx.GraphModule) -> None:
+def own_targets(graph: Graph) -> None:
     """Have values put into memory of their own where they are put into a tensor that was expanded.
 
     Inductor (torch 2.13) takes the copy of it that these operations change for expanded too, and so adds up, for all of
     a dim, what belongs to one place of it. `tests/capture/test_compiled_step.py` fails once it no longer does.
     """
-    for node in list(graph.graph.nodes):
+    for node in graph.nodes:
         if node.target not in _INTO_A_COPY:
             continue
-        value = node.args[0].meta["val"]
+        value = node.args[0].value
         if not any(step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True)):
             continue
-        with graph.graph.inserting_before(node):
-            own = graph.graph.call_function(
-                torch.ops.aten.clone.default, (node.args[0],), {"memory_format": torch.contiguous_format}
+        with graph.before(node):
+            own = graph.call(
+                torch.ops.aten.clone.default,
+                (node.args[0],),
+                {"memory_format": torch.contiguous_format},
+                value.contiguous(),
             )
-        own.meta["val"] = value.contiguous()
-        node.args = (own, *node.args[1:])
-    graph.recompile()
+        node.take((own, *node.args[1:]))
 
 
-def changed_tensors(graph: fx.GraphModule, inputs: int) -> list[int]:
+def changed_tensors(graph: Graph, inputs: int) -> list[int]:
     """Positions, behind the inputs, of the tensors that the graph writes to."""
-    places = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    places = graph.places
     written = written_roots(graph)
     if any(place in written for place in places[:inputs]):
         raise NotCapturableError("it changes one of its arguments in place")
@@ -346,7 +360,7 @@ LEAST = 4
 
 
 def _is_zero(value: Any) -> bool:
-    if not isinstance(value, fx.Node):
+    if not isinstance(value, Node):
         return False
     if value.target in (aten.new_zeros.default, aten.zeros_like.default, aten.zeros.default):
         return True
@@ -389,34 +403,33 @@ LINEAR: dict[Any, tuple[tuple[int, ...], Callable[[tuple[Any, ...]], bool]]] = {
 PLACES = sorted({place for places, _ in LINEAR.values() for place in places})
 
 
-def gather_sums(graph: fx.GraphModule) -> None:
+def gather_sums(graph: Graph) -> None:
     """Rewrite the sums of a graph, in place."""
-    _Gathering(graph.graph, written_roots(graph)).run()
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
+    _Gathering(graph, written_roots(graph)).run()
+    graph.drop_dead()
 
 
 class _Gathering:
-    def __init__(self, graph: fx.Graph, written: set[fx.Node]) -> None:
+    def __init__(self, graph: Graph, written: set[Node]) -> None:
         self.graph, self.written = graph, written
-        self.totals: dict[tuple[fx.Node, ...], fx.Node] = {}
+        self.totals: dict[tuple[Node, ...], Node] = {}
 
     def run(self) -> None:
-        results = next(node for node in self.graph.nodes if node.op == "output").all_input_nodes
+        results = self.graph.results.inputs
         for root in [node for node in self.graph.nodes if self._is_sum(node)]:
             if len(root.users) == 1 and self._is_sum(next(iter(root.users))):
                 continue
             addends = list(self._addends(root))
             if len(addends) >= LEAST and any(len(group) >= LEAST for _, group in self._groups(addends)):
-                with self.graph.inserting_before(root):
+                with self.graph.before(root):
                     total = self._total(addends)
                     if root in results:  # whose storage is its own
                         total = self._call(
                             aten.clone.default, (total,), root, {"memory_format": torch.contiguous_format}
                         )
-                root.replace_all_uses_with(total)
+                root.replace(total)
 
-    def _total(self, addends: list[fx.Node]) -> fx.Node:
+    def _total(self, addends: list[Node]) -> Node:
         """The sum of the addends, by as few operations as may be; where the graph inserts now."""
         key = tuple(addends)
         if key not in self.totals:
@@ -428,7 +441,7 @@ class _Gathering:
             self.totals[key] = total
         return self.totals[key]
 
-    def _parts(self, place: int, group: list[fx.Node]) -> list[fx.Node]:
+    def _parts(self, place: int, group: list[Node]) -> list[Node]:
         if len(group) < LEAST:
             return group
         first = group[0]
@@ -437,28 +450,25 @@ class _Gathering:
             joined = []
             for i in (2, 3):
                 parts: list[Any] = [n.args[i] for n in group]
-                like = parts[0].meta["val"]
+                like = parts[0].value
                 shape = list(like.shape)
                 shape[dim] *= len(group)  # type: ignore[index]
-                joined.append(self.graph.call_function(aten.cat.default, (parts, dim)))
-                joined[-1].meta["val"] = like.new_empty(shape)
+                joined.append(self.graph.call(aten.cat.default, (parts, dim), value=like.new_empty(shape)))
             return [self._call(aten.scatter_add.default, (zeros, dim, *joined), first)]
         args = list(first.args)
         args[place] = self._total([addend for node in group for addend in self._addends(node.args[place])])
         target = aten.reshape.default if first.target is aten.view.default else first.target
         return [self._call(target, tuple(args), first, first.kwargs)]
 
-    def _call(self, target: Any, args: tuple[Any, ...], like: fx.Node, kwargs: Any = None) -> fx.Node:
-        made = self.graph.call_function(target, args, kwargs or {})
-        made.meta["val"] = like.meta["val"]
-        return made
+    def _call(self, target: Any, args: tuple[Any, ...], like: Node, kwargs: Any = None) -> Node:
+        return self.graph.call(target, args, kwargs, like.value)
 
-    def _groups(self, addends: Iterable[fx.Node]) -> list[tuple[int, list[fx.Node]]]:
+    def _groups(self, addends: Iterable[Node]) -> list[tuple[int, list[Node]]]:
         """The addends by the operation that they are of, and the place of the argument in which it is linear."""
-        groups: list[tuple[int, list[fx.Node]]] = []
+        groups: list[tuple[int, list[Node]]] = []
         left = list(addends)
         for place in PLACES:
-            by_signature: dict[Any, list[fx.Node]] = {}
+            by_signature: dict[Any, list[Node]] = {}
             for node in left:
                 signature = self._scattered(node) or self._signature(node, place)
                 by_signature.setdefault(signature or object(), []).append(node)
@@ -466,39 +476,39 @@ class _Gathering:
             left = [node for group in by_signature.values() if len(group) < LEAST for node in group]
         return groups + [(0, [node]) for node in left]
 
-    def _scattered(self, node: fx.Node) -> str:
-        """Where a node adds values up, whatever the places and the values are; empty if it does not."""
+    def _scattered(self, node: Node) -> Any:
+        """Where a node adds values up, whatever the places and the values are; None if it does not."""
         if node.target is not aten.scatter_add.default or not _is_zero(node.args[0]):
-            return ""
+            return None
         if meets_writes(node, self.written):
-            return ""
-        shapes = [tuple(arg.meta["val"].shape) for arg in node.args[2:] if isinstance(arg, fx.Node)]
-        return f"{node.args[:2]} {shapes}" if shapes[0] == shapes[1] != () else ""
+            return None
+        shapes = [tuple(arg.value.shape) for arg in node.args[2:] if isinstance(arg, Node)]
+        return (frozen(node.args[:2]), *shapes) if shapes[0] == shapes[1] != () else None
 
-    def _signature(self, node: fx.Node, place: int) -> str:
-        """What an operation that is linear in its argument at this place has besides it; empty if it is none."""
+    def _signature(self, node: Node, place: int) -> Any:
+        """What an operation that is linear in its argument at this place has besides it; None if it is none."""
         if node.target not in LINEAR:
-            return ""
+            return None
         places, condition = LINEAR[node.target]
         if place not in places or not condition(node.args):
-            return ""
+            return None
         inner = node.args[place]
-        if not isinstance(inner, fx.Node) or meets_writes(node, self.written):
-            return ""
+        if not isinstance(inner, Node) or meets_writes(node, self.written):
+            return None
         others = [arg for i, arg in enumerate(node.args) if i != place]
-        value = inner.meta["val"]
-        if value.dtype is not node.meta["val"].dtype or not value.is_floating_point():
-            return ""  # sums of booleans are no counts, those of narrow types less exact
-        return f"{node.target} {others} {node.kwargs} {tuple(value.shape)} {value.dtype}"
+        value = inner.value
+        if value.dtype is not node.value.dtype or not value.is_floating_point():
+            return None  # sums of booleans are no counts, those of narrow types less exact
+        return node.target, frozen(others), frozen(node.kwargs), tuple(value.shape), value.dtype
 
-    def _is_sum(self, node: fx.Node) -> bool:
-        if node.target is not aten.add.Tensor or node.kwargs or not all(isinstance(arg, fx.Node) for arg in node.args):
+    def _is_sum(self, node: Node) -> bool:
+        if node.target is not aten.add.Tensor or node.kwargs or not all(isinstance(arg, Node) for arg in node.args):
             return False
         if node.args[0] is node.args[1]:  # doubled over and over, it would be a sum of ever more
             return False
         return all(_alike(arg, node) for arg in node.args) and not meets_writes(node, self.written)
 
-    def _addends(self, node: Any) -> Iterator[fx.Node]:
+    def _addends(self, node: Any) -> Iterator[Node]:
         """What a sum is the sum of, as far as nothing else uses the sums in between."""
         stack = [node]
         while stack:
@@ -510,5 +520,5 @@ class _Gathering:
 
 
 def _alike(one: Any, other: Any) -> bool:
-    one, other = one.meta["val"], other.meta["val"]
+    one, other = one.value, other.value
     return one.shape == other.shape and one.dtype == other.dtype

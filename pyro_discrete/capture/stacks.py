@@ -8,12 +8,13 @@ from itertools import groupby, pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from pyro_discrete.capture.agenda import DRAWS, shape_of
 from pyro_discrete.capture.long_sums import FEWEST, accumulated, is_zeros, item, placed, running, total
-from pyro_discrete.capture.simplification import is_random, value_of
+from pyro_discrete.capture.simplification import is_random
+from pyro_discrete.operation_graphs import Node, mapped, nodes_in
 
 __all__ = [
     "Stacks",
@@ -34,27 +35,27 @@ class Stacks:
     tensor operations, so that it can be traced.
     """
 
-    def __init__(self, given: Mapping[fx.Node, Tensor], indices: dict[tuple[int, ...], Tensor]) -> None:
+    def __init__(self, given: Mapping[Node, Tensor], indices: dict[tuple[int, ...], Tensor]) -> None:
         self._alone = dict(given)
         self._indices = indices  # kept from trace to trace, and made outside of it: constants
         self._stacks: list[Tensor] = []
-        self._at: dict[fx.Node, tuple[int, int]] = {}
-        self._gathered: dict[tuple[fx.Node, ...], Tensor] = {}
+        self._at: dict[Node, tuple[int, int]] = {}
+        self._gathered: dict[tuple[Node, ...], Tensor] = {}
 
-    def put(self, nodes: Sequence[fx.Node], stack: Tensor, places: Sequence[int] | None = None) -> None:
+    def put(self, nodes: Sequence[Node], stack: Tensor, places: Sequence[int] | None = None) -> None:
         """The nodes' values are these places of a stack, by default all of them in order."""
         self._stacks.append(stack)
         for node, place in zip(nodes, places or range(len(nodes)), strict=True):
             self._at[node] = (len(self._stacks) - 1, place)
 
-    def one(self, node: fx.Node) -> Tensor:
+    def one(self, node: Node) -> Tensor:
         """A node's value."""
         if node not in self._alone:
             stack, place = self._at[node]
             self._alone[node] = self._stacks[stack].select(0, place)
         return self._alone[node]
 
-    def gathered(self, nodes: Sequence[fx.Node]) -> Tensor:
+    def gathered(self, nodes: Sequence[Node]) -> Tensor:
         """The values of nodes, `[n, ...]`."""
         key = tuple(nodes)
         if key not in self._gathered:
@@ -96,7 +97,7 @@ class Stacks:
                 self._indices[key] = torch.tensor(key, device=like.device)
         return self._indices[key]
 
-    def do(self, group: Sequence[fx.Node]) -> list[Tensor]:
+    def do(self, group: Sequence[Node]) -> list[Tensor]:
         """Do the operations of a group, together if they are `FEWEST` at least.
 
         Where they are draws, gives what was drawn: by each, or for all of them together.
@@ -116,9 +117,9 @@ class Stacks:
         if not random:
             group = self._ordered(group)
         value = self._drawn(group) if random else self._done(group)
-        if value.dtype is not value_of(first).dtype:
-            raise TypeError(f"{first.target} done together gives {value.dtype}, by itself {value_of(first).dtype}")
-        if value.shape == value_of(first).shape and not random:  # the same for all
+        if value.dtype is not first.value.dtype:
+            raise TypeError(f"{first.target} done together gives {value.dtype}, by itself {first.value.dtype}")
+        if value.shape == first.value.shape and not random:  # the same for all
             self._alone.update(dict.fromkeys(group, value))
         elif value.shape == (len(group), *shape_of(first)):
             self.put(group, value)
@@ -128,7 +129,7 @@ class Stacks:
 
     # ------------------------------------------------------------------ one by one
 
-    def _do_alone(self, node: fx.Node) -> None:
+    def _do_alone(self, node: Node) -> None:
         target: Any = node.target
         if target is running:
             self._stacks.append(self.gathered(node.args[0]).cumsum(0))  # type: ignore[arg-type]
@@ -143,24 +144,24 @@ class Stacks:
         elif target is accumulated:
             self._alone[node] = self._accumulated(*node.args)  # type: ignore[arg-type]
         elif target in (aten.stack.default, aten.cat.default) and self._stacked_alike(node.args[0]):
-            dim = (node.args[1] if len(node.args) > 1 else 0) % value_of(node).dim()  # type: ignore[operator]
+            dim = (node.args[1] if len(node.args) > 1 else 0) % node.value.dim()  # type: ignore[operator]
             value = self.gathered(node.args[0]).movedim(0, dim)  # type: ignore[arg-type]
             self._alone[node] = value if target is aten.stack.default else value.flatten(dim, dim + 1)
         else:
             target = _BY_SHAPE.get(target, target)
             one = self._in_rows if is_random(node) else self.one
-            self._alone[node] = target(*fx.map_arg(node.args, one), **fx.map_arg(node.kwargs, one))
+            self._alone[node] = target(*mapped(node.args, one), **mapped(node.kwargs, one))
 
-    def _in_rows(self, node: fx.Node) -> Tensor:
+    def _in_rows(self, node: Node) -> Tensor:
         """A node's value in the layout in which draws are made one after the other."""
         value = self.one(node)
-        return value.contiguous() if value_of(node).is_contiguous() else value
+        return value.contiguous() if node.value.is_contiguous() else value
 
     def _stacked_alike(self, nodes: Any) -> bool:
-        return len(nodes) >= FEWEST and len({(shape_of(n), value_of(n).dtype) for n in nodes}) == 1
+        return len(nodes) >= FEWEST and len({(shape_of(n), n.value.dtype) for n in nodes}) == 1
 
-    def _total(self, nodes: Sequence[fx.Node]) -> Tensor:
-        by_stack: dict[int, list[fx.Node]] = defaultdict(list)
+    def _total(self, nodes: Sequence[Node]) -> Tensor:
+        by_stack: dict[int, list[Node]] = defaultdict(list)
         for node in nodes:
             by_stack[self._at[node][0] if node in self._at else -1].append(node)
         loose = [self.one(n) for n in by_stack.pop(-1, ())]
@@ -177,7 +178,7 @@ class Stacks:
             result = result + other
         return result
 
-    def _placed(self, nodes: Sequence[fx.Node], sizes: Sequence[int], dim: int, indices: Sequence[int]) -> Tensor:
+    def _placed(self, nodes: Sequence[Node], sizes: Sequence[int], dim: int, indices: Sequence[int]) -> Tensor:
         order = sorted(range(len(nodes)), key=lambda k: indices[k])
         values = self.gathered([nodes[k] for k in order]).movedim(0, dim)
         places = [indices[k] for k in order]
@@ -185,7 +186,7 @@ class Stacks:
             return values
         return values.new_zeros(sizes).index_add(dim, self._index(places, values), values)
 
-    def _accumulated(self, zeros: fx.Node, indices: Sequence[fx.Node], values: Sequence[fx.Node]) -> Tensor:
+    def _accumulated(self, zeros: Node, indices: Sequence[Node], values: Sequence[Node]) -> Tensor:
         order = sorted(range(len(values)), key=lambda k: self._at.get(values[k], (-1, k)))
         indices, values = [indices[k] for k in order], [values[k] for k in order]
         if len(set(indices)) == 1:
@@ -196,10 +197,10 @@ class Stacks:
 
     # ------------------------------------------------------------------ together
 
-    def _ordered(self, group: Sequence[fx.Node]) -> Sequence[fx.Node]:
+    def _ordered(self, group: Sequence[Node]) -> Sequence[Node]:
         """The operations so that most of their arguments are whole stacks or slices of such."""
-        by_argument = list(zip(*(n.all_input_nodes for n in group), strict=False))
-        if len({len(n.all_input_nodes) for n in group}) > 1:
+        by_argument = list(zip(*(n.inputs for n in group), strict=False))
+        if len({len(n.inputs) for n in group}) > 1:
             return group
         best, best_cost = group, None
         for arguments in by_argument:
@@ -211,7 +212,7 @@ class Stacks:
                 best, best_cost = [group[k] for k in ranked], cost
         return best
 
-    def _cost(self, nodes: Sequence[fx.Node]) -> int:
+    def _cost(self, nodes: Sequence[Node]) -> int:
         """How much work it is to have these values in one tensor."""
         if len(set(nodes)) == 1:
             return 0
@@ -220,7 +221,7 @@ class Stacks:
         steps = {self._at[b][1] - self._at[a][1] for a, b in pairwise(nodes)}
         return 0 if len(steps) == 1 and min(steps) > 0 else 2
 
-    def _done(self, group: Sequence[fx.Node]) -> Tensor:
+    def _done(self, group: Sequence[Node]) -> Tensor:
         """What the operations give, `[n, ...]`; one of them, if all have the same arguments."""
         first = group[0]
         tensors, dims = self._arguments(group)
@@ -228,24 +229,24 @@ class Stacks:
 
         def call(*values: Tensor) -> Tensor:
             given = iter(values)
-            args = fx.map_arg(first.args, lambda _: next(given))
-            return target(*args, **fx.map_arg(first.kwargs, lambda _: next(given)))
+            args = mapped(first.args, lambda _: next(given))
+            return target(*args, **mapped(first.kwargs, lambda _: next(given)))
 
         if all(dim is None for dim in dims):
             return call(*tensors)
-        rank = value_of(first).dim()
+        rank = first.value.dim()
         pointwise = torch.Tag.pointwise in first.target.tags  # type: ignore[union-attr]
         if pointwise and all(dim is None or t.dim() == rank + 1 for dim, t in zip(dims, tensors, strict=True)):
             return call(*tensors)
         if first.target in (aten.index_put.default, aten.scatter_add.default) and dims[0] is None:
             # `vmap` would expand it
-            zeros = is_zeros(_nodes_of(first)[0])
+            zeros = is_zeros(first.inputs[0])
             whole = (len(group), *tensors[0].shape)
             tensors[0] = tensors[0].new_zeros(whole) if zeros else tensors[0].expand(whole).contiguous()
             dims[0] = 0
         return torch.vmap(call, tuple(dims))(*tensors)
 
-    def _drawn(self, group: Sequence[fx.Node]) -> Tensor:
+    def _drawn(self, group: Sequence[Node]) -> Tensor:
         """Independent draws of each operation's law, `[n, ...]`; in the order of the group."""
         first, count = group[0], len(group)
         target: Any = first.target
@@ -261,24 +262,17 @@ class Stacks:
             values = stacks[0]
             drawn = target(values.reshape(-1, values.shape[-1]), *first.args[1:], **first.kwargs)
             return drawn.reshape(*values.shape[:-1], -1)
-        rank = value_of(first).dim() + 1
+        rank = first.value.dim() + 1
         given = iter([t.reshape(count, *[1] * (rank - t.dim()), *t.shape[1:]) for t in stacks])
-        args = fx.map_arg(first.args, lambda _: next(given))
-        return target(*args, **fx.map_arg(first.kwargs, lambda _: next(given)))
+        args = mapped(first.args, lambda _: next(given))
+        return target(*args, **mapped(first.kwargs, lambda _: next(given)))
 
-    def _arguments(self, group: Sequence[fx.Node]) -> tuple[list[Tensor], list[int | None]]:
+    def _arguments(self, group: Sequence[Node]) -> tuple[list[Tensor], list[int | None]]:
         """The tensors that the operations are given, and the dims along which these are stacked."""
         tensors: list[Tensor] = []
         dims: list[int | None] = []
-        for nodes in zip(*(_nodes_of(n) for n in group), strict=True):
+        for nodes in zip(*(nodes_in((n.args, n.kwargs)) for n in group), strict=True):
             same = len(set(nodes)) == 1
             tensors.append(self.one(nodes[0]) if same else self.gathered(nodes))
             dims.append(None if same else 0)
         return tensors, dims
-
-
-def _nodes_of(node: fx.Node) -> list[fx.Node]:
-    """The nodes among an operation's arguments, each as often as it stands there."""
-    found: list[fx.Node] = []
-    fx.map_arg((node.args, node.kwargs), lambda n: found.append(n) or n)
-    return found

@@ -24,6 +24,10 @@ __all__ = [
 RESCALED = 8
 """After so many links, probabilities are scaled to a sum of one."""
 
+MOST_TOGETHER = 1024
+"""Up to so many elements that all chains' links have at one place, forward and backward sums are made together: with 16
+states that takes 0.63 of the time, with 64, or 8 in batches of 64, as long or longer."""
+
 LEAST_LOG = -300.0
 """Down to so little, by the largest of a link, weights are taken as they are; others, as logarithms."""
 
@@ -57,8 +61,7 @@ def chain_log_sum(links: Tensor) -> Tensor:
 
 @torch.library.custom_op("pyro_discrete::chain_sum", mutates_args=())
 def _sum_alone(links: Tensor) -> Tensor:
-    forward = _Chain(links)
-    return forward.total().to(links.dtype)
+    return _Chain(links, shared=False).total().to(links.dtype)
 
 
 @_sum_alone.register_fake
@@ -68,7 +71,7 @@ def _(links: Tensor) -> Tensor:
 
 @torch.library.custom_op("pyro_discrete::chain_sum_and_shares", mutates_args=())
 def _sum_and_shares(links: Tensor) -> tuple[Tensor, Tensor]:
-    chain = _Chain(links)
+    chain = _Chain(links, shared=True)
     return chain.total().to(links.dtype), chain.shares().to(links.dtype)
 
 
@@ -131,19 +134,27 @@ def _recursion(added: Tensor, weights: Tensor) -> Tensor:
 
 
 class _Chain:
-    """A chain's probabilities forward and backward, scaled; as logarithms where they would be too small."""
+    """A chain's probabilities forward, and for `shares` backward too; as logarithms where they would be too small.
 
-    def __init__(self, links: Tensor) -> None:
+    Scaled ones of small links are found in both directions at once, by half as many products.
+    """
+
+    def __init__(self, links: Tensor, shared: bool) -> None:
         self.links = links.detach().double()
         limits = torch.finfo(torch.float64)
         self.largest = self.links.amax((2, 3), keepdim=True).clamp(limits.min, limits.max)
         relative = self.links - self.largest
         self.weights = relative.exp()
-        self.forward: Tensor | None = None
+        directions = [self.weights, self.weights.transpose(2, 3).flip(0)][: 2 if shared else 1]
+        found: list[Tensor] | None = None
         if bool(((relative >= LEAST_LOG) | (relative == -math.inf)).all()):
-            self.forward = _scaled(self.weights)
-        if self.forward is None:
+            found = _all_scaled(directions)
+        self.forward: Tensor | None = None
+        if found is None:
             self.log_forward = _logarithms(self.links)
+        else:
+            self.forward, *reverse = found
+            self.backward = [each.flip(0) for each in reverse]
 
     def total(self) -> Tensor:
         """The log-sum over all paths, `[batch]`."""
@@ -160,15 +171,21 @@ class _Chain:
     def shares(self) -> Tensor:
         """The probabilities of each link's pairs of states, `[n, batch, S, S]`; zero where no path is left."""
         if self.forward is not None:
-            backward = _scaled(self.weights.transpose(2, 3).flip(0))
-            if backward is not None:
-                joint = self.forward.unsqueeze(3) * self.weights * backward.flip(0).unsqueeze(2)
-                return joint / joint.sum((2, 3), keepdim=True)
-            self.log_forward = _logarithms(self.links)
+            joint = self.forward.unsqueeze(3) * self.weights * self.backward[0].unsqueeze(2)
+            return joint / joint.sum((2, 3), keepdim=True)
         backward = _logarithms(self.links.transpose(2, 3).flip(0)).flip(0)
         joint = self.log_forward.unsqueeze(3) + self.links + backward.unsqueeze(2)
         shares = (joint - joint.logsumexp((2, 3), keepdim=True)).exp()
         return torch.where(joint.amax((2, 3), keepdim=True) == -math.inf, 0.0, shares)
+
+
+def _all_scaled(directions: list[Tensor]) -> list[Tensor] | None:
+    """`_scaled` of each; None if any is too small."""
+    if len(directions) > 1 and directions[0][0].numel() <= MOST_TOGETHER:
+        together = _scaled(torch.cat(directions, 1))
+        return None if together is None else [*together.chunk(len(directions), 1)]
+    found = [_scaled(weights) for weights in directions]
+    return [each for each in found if each is not None] if all(each is not None for each in found) else None
 
 
 def _scaled(weights: Tensor) -> Tensor | None:

@@ -10,13 +10,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor, fx, nn
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch import Tensor, nn
 
 from pyro_discrete import TraceELBO
 from pyro_discrete.capture.rewriting import own_targets
+from pyro_discrete.operation_graphs import Graph
 from pyro_discrete.steps.outcome import StepGradients
 from tests.support.captured_pairs import Pair, data
+from tests.support.grouped_steps import traced
 
 
 @pytest.mark.slow
@@ -84,16 +85,16 @@ def _into_zeros(x: Tensor, index: Tensor) -> list[Tensor]:
     return [added, put, summed]
 
 
-def _expanded_targets() -> tuple[fx.GraphModule, list[Tensor]]:
+def _expanded_targets() -> tuple[Graph, list[Tensor]]:
     inputs = [torch.linspace(-1, 1, 10).reshape(5, 2), torch.tensor([[0, 1], [2, 0], [1, 2], [0, 2], [2, 1]])]
-    return make_fx(_into_zeros)(*inputs), inputs
+    return traced(_into_zeros, *inputs), inputs
 
 
-def _compiled(graph: fx.GraphModule, inputs: list[Tensor]) -> list[Tensor]:
+def _compiled(graph: Graph, inputs: list[Tensor]) -> list[Tensor]:
     from torch import _inductor
 
     with torch.no_grad():
-        return _inductor.compile(graph, inputs)(*inputs)  # type: ignore[operator, return-value]
+        return _inductor.compile(graph.module(), inputs)(*inputs)  # type: ignore[operator, return-value]
 
 
 def test_what_is_put_into_expanded_tensors_is_compiled_rightly():
@@ -145,7 +146,7 @@ def test_a_compiled_chain_counts_what_is_left_and_gives_the_programs_gradients()
         results.append([step.loss, *step.gradients])
         if elbo.captures is not None:
             (graph,) = (k.step.graph for kinds in elbo.captures._kinds.values() for k in kinds if k.step)
-            assert len(graph.graph.graph.nodes) > 3 * graph.operations
+            assert len(graph.graph) > 3 * graph.operations
             assert elbo.captures.mode == "inductor"
     for found, wanted in zip(*results, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)

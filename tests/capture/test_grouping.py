@@ -11,8 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch import Tensor
 
 from benchmarks.chains.unrolled import bits, nothing, sequence_guide
 from benchmarks.examples import chains as example_chains
@@ -23,9 +22,10 @@ from pyro_discrete.capture.grouping import GroupingMismatchError, group_alike
 from pyro_discrete.capture.rewriting import written_roots
 from pyro_discrete.elbos.engine import DiscreteELBO
 from pyro_discrete.estimators.base import Estimator
+from pyro_discrete.operation_graphs import Graph
 from pyro_discrete.testing import discover_estimators
 from tests.support.captured_programs import a_program_for
-from tests.support.grouped_steps import gradients, grouped_always
+from tests.support.grouped_steps import gradients, grouped_always, in_order, traced
 
 LENGTH = 30
 
@@ -222,11 +222,11 @@ X = torch.linspace(-0.9, 1.1, 15, dtype=torch.float64).reshape(5, 3)
 
 @pytest.mark.parametrize("function", GROUPED)
 def test_functions_give_the_same(function: Callable[[Tensor], list[Tensor]]) -> None:
-    graph = make_fx(function)(X)
+    graph = traced(function, X)
     grouped = group_alike(graph, [X])
     assert grouped is not None
-    assert len(grouped.graph.nodes) < 0.7 * len(graph.graph.nodes)
-    grouped.graph.lint()
+    assert len(grouped) < 0.7 * len(graph)
+    assert in_order(grouped)
     other = X.flip(0) * 0.8
     for x in (X, other):
         found = grouped(x)
@@ -296,18 +296,18 @@ def nothing_alike(x: Tensor) -> list[Tensor]:
     ],
 )
 def test_functions_that_are_left_as_they_are(function: Callable[[Tensor], list[Tensor]]) -> None:
-    graph = make_fx(function)(X.clone())
-    before = str(graph.graph)
+    graph = traced(function, X.clone())
+    before = str(graph)
     assert group_alike(graph, [X.clone()]) is None
-    assert str(graph.graph) == before
+    assert str(graph) == before
 
 
 def test_a_wrong_group_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = make_fx(table_lookups)(X)
+    graph = traced(table_lookups, X)
 
-    def other(draft: fx.GraphModule) -> None:
-        node = next(n for n in draft.graph.nodes if n.target is torch.ops.aten.mul.Tensor)
-        node.args = (node.args[0], 1.001 * node.args[1])
+    def other(draft: Graph) -> None:
+        node = next(n for n in draft.nodes if n.target is torch.ops.aten.mul.Tensor)
+        node.take((node.args[0], 1.001 * node.args[1]))
 
     monkeypatch.setattr(grouping, "join_sums", other)
     with pytest.raises(GroupingMismatchError, match="apart"):
@@ -375,7 +375,7 @@ def run_from(seed: int, graph: Callable[..., list[Tensor]], *inputs: Tensor) -> 
 def test_draws_in_their_order_are_the_same(function: Callable[[Tensor], list[Tensor]], dtype: torch.dtype) -> None:
     """Made together or not; and what is drawn after the step is too."""
     x = X.to(dtype)
-    graph = make_fx(function)(x)
+    graph = traced(function, x)
     grouped = group_alike(graph, [x])
     assert grouped is not None
     for seed in (1, 2):
@@ -385,10 +385,10 @@ def test_draws_in_their_order_are_the_same(function: Callable[[Tensor], list[Ten
 @pytest.mark.parametrize("function", [alternating, normal])
 def test_draws_out_of_their_order_have_the_same_law(function: Callable[[Tensor], list[Tensor]]) -> None:
     """Means and variances of each number, and of neighbours' products, by z-tests: false alarms below 1e-5 in all."""
-    graph = make_fx(function)(X)
+    graph = traced(function, X)
     grouped = group_alike(graph, [X])
     assert grouped is not None
-    assert len(grouped.graph.nodes) < 40
+    assert len(grouped) < 40
     moments = []
     for runs in (graph, grouped):
         torch.manual_seed(3)
@@ -405,7 +405,7 @@ def test_every_draw_that_is_made_together_is_independent() -> None:
         return [torch.stack([torch.bernoulli(x[0]) for _ in range(LENGTH)])]
 
     x = torch.full((1, 400), 0.5)
-    grouped = group_alike(make_fx(function)(x), [x])
+    grouped = group_alike(traced(function, x), [x])
     assert grouped is not None
     (bits,) = grouped(x)
     assert len({tuple(row) for row in bits.tolist()}) == LENGTH

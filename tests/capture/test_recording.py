@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_discrete.recording import Draft, ValueReadError, is_recorded, record
+from pyro_discrete.recording import ValueReadError, is_recorded, record
 
 HELD = torch.linspace(1.0, 2.0, 6).reshape(2, 3)
 
@@ -80,9 +80,9 @@ FUNCTIONS: list[Callable[[Tensor], list[Tensor]]] = [
 ]
 
 
-def run(graph: fx.GraphModule, x: Tensor) -> list[Tensor]:
+def run(graph: Callable[[Tensor], list[Tensor]], x: Tensor) -> list[Tensor]:
     torch.manual_seed(1)
-    return fx.GraphModule(graph, graph.graph)(x)
+    return graph(x)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -97,17 +97,18 @@ def test_the_graph_does_what_the_function_does(function: Callable[[Tensor], list
         direct = function(inputs)
         torch.manual_seed(1)
         traced = reference(inputs)
-        for one, two, three in zip(run(recorded.graph, inputs), direct, traced, strict=True):
+        found, as_code = run(recorded.graph, inputs), run(recorded.graph.module(), inputs)
+        for one, coded, two, three in zip(found, as_code, direct, traced, strict=True):
             assert torch.equal(one, two)
             assert torch.equal(one, three)
+            assert torch.equal(one, coded)
         if outputs is not None:
             assert all(map(torch.equal, outputs, direct))
 
 
 def test_nodes_know_what_they_give() -> None:
     graph = record(lambda x: [x.T.exp(), x[:, 1].long()], [torch.randn(2, 3)]).graph
-    assert isinstance(graph, Draft)
-    exp = next(n for n in graph.graph.nodes if n.target is torch.ops.aten.exp.default).meta["val"]
+    exp = next(n for n in graph.nodes if n.target is torch.ops.aten.exp.default).value
     assert (exp.shape, exp.stride(), exp.dtype, exp.device.type) == ((3, 2), (1, 3), torch.float32, "cpu")
 
 
@@ -140,7 +141,7 @@ def test_a_literal_is_one_until_it_is_written_to() -> None:
 def test_other_tensors_are_held_and_what_python_reads_of_them_is_noted() -> None:
     limit = torch.tensor(3.0)
     recorded = record(lambda x: [x + HELD if float(limit) > 2 else x], [torch.randn(2, 3)])
-    (held,) = [getattr(recorded.graph, n.target) for n in recorded.graph.graph.nodes if n.op == "get_attr"]
+    (held,) = [n.target for n in recorded.graph.nodes if n.op == "get_attr"]
     assert held is HELD
     assert [(tensor is limit, version) for tensor, version in recorded.reads] == [(True, limit._version)]
 
@@ -155,6 +156,20 @@ def test_a_held_tensor_that_was_written_to_is_not_read() -> None:
 
     with pytest.raises(ValueReadError):
         record(function, [torch.randn(2, 3)])
+
+
+def test_a_held_tensor_to_which_a_literal_is_added_is_written_to_once() -> None:
+    counter, written = torch.zeros(()), []
+
+    def function(x: Tensor) -> list[Tensor]:
+        counter.add_(torch.tensor(2.0))
+        return [x + counter]
+
+    x = torch.randn(2, 3)
+    recorded = record(function, [x], lambda func, args, kwargs: written.append((func, args[0] is counter)))
+    assert counter.item() == 2.0
+    assert torch.equal(recorded.outputs[0], x + 2.0)
+    assert written == [(torch.ops.aten.add_.Tensor, True)]
 
 
 def test_what_a_graph_does_not_hold_is_refused() -> None:

@@ -10,7 +10,6 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import embedding
 
 from pyro_discrete import TraceELBO
@@ -19,6 +18,7 @@ from pyro_discrete.capture.rewriting import gather_sums, share_repeated
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.steps.choice import TrainingChoice
 from pyro_discrete.steps.step import train_step
+from tests.support.grouped_steps import in_order, traced
 
 TABLE = torch.randn(7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 INDEX = torch.randint(7, (5, 6), generator=torch.Generator().manual_seed(1))
@@ -73,13 +73,13 @@ def test_gathered_gradients_are_the_same(function: Callable[[Tensor], Tensor], o
         table = table.detach().requires_grad_()
         return [*torch.autograd.grad(function(table), [table])]
 
-    graph = make_fx(step)(TABLE)
+    graph = traced(step, TABLE)
     share_repeated(graph)
-    before = Counter(str(n.target).split(".")[-2:][0] for n in graph.graph.nodes if n.op == "call_function")
+    before = Counter(str(n.target).split(".")[-2:][0] for n in graph.nodes if n.op == "call_function")
     expected = graph(TABLE)[0]
     gather_sums(graph)
-    graph.graph.lint()
-    after = Counter(str(n.target).split(".")[-2:][0] for n in graph.graph.nodes if n.op == "call_function")
+    assert in_order(graph)
+    after = Counter(str(n.target).split(".")[-2:][0] for n in graph.nodes if n.op == "call_function")
     torch.testing.assert_close(graph(TABLE)[0], expected, rtol=1e-12, atol=1e-14)
     assert after[operation] <= before[operation]
     assert after.total() <= before.total()
@@ -95,7 +95,7 @@ def test_what_is_written_to_is_not_gathered() -> None:
             state.mul_(t + 2)
         return [total, state]
 
-    graph = make_fx(step)(torch.randn(3))
+    graph = traced(step, torch.randn(3))
     x = torch.randn(3)
     gather_sums(graph)
     for found, expected in zip(graph(x.clone()), step(x.clone()), strict=True):
@@ -160,10 +160,10 @@ def scalars(x: Tensor) -> list[Tensor]:
 )
 def test_sums_that_must_not_be_gathered(step: Callable[[Tensor], list[Tensor]]) -> None:
     x = torch.randn(5, generator=torch.Generator().manual_seed(2))
-    graph = make_fx(step)(x.clone())
+    graph = traced(step, x.clone())
     share_repeated(graph)
     gather_sums(graph)
-    graph.graph.lint()
+    assert in_order(graph)
     for found, expected in zip(graph(x.clone()), step(x.clone()), strict=True):
         torch.testing.assert_close(found, expected)
 
@@ -178,7 +178,7 @@ def test_results_of_gathered_sums_have_storages_of_their_own() -> None:
         return [added(parts), added(negative), added(negative), added([p.T for p in parts]), added(wide)]
 
     x = torch.randn(3, 4)
-    graph = make_fx(step)(x)
+    graph = traced(step, x)
     share_repeated(graph)
     gather_sums(graph)
     found, expected = graph(x), step(x)
@@ -222,13 +222,13 @@ def test_the_step_of_a_chain() -> None:
 
         graph, expected = capture(step, [x], parameters)
         rewritten = graph.graph
-        before = len(rewritten.graph.nodes)
+        before = len(rewritten)
         gather_sums(rewritten)
         found = rewritten(x, *graph.tensors)
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
-        count = Counter(str(n.target).split(".")[-2:][0] for n in rewritten.graph.nodes if n.op == "call_function")
-        operations.append((count["index_put"], count["scatter_add"], len(rewritten.graph.nodes) / before))
+        count = Counter(str(n.target).split(".")[-2:][0] for n in rewritten.nodes if n.op == "call_function")
+        operations.append((count["index_put"], count["scatter_add"], len(rewritten) / before))
     assert operations[0][:2] == operations[1][:2]
     assert operations[1][2] < 0.75
 
@@ -240,14 +240,13 @@ def shared(step: Callable[..., list[Tensor]], *inputs: Tensor) -> tuple[Counter[
     """How often each operation is left, what the graph gives, and what the step gives."""
     torch.manual_seed(0)
     expected = step(*[t.clone() for t in inputs])
-    graph = make_fx(step)(*[t.clone() for t in inputs])
+    graph = traced(step, *[t.clone() for t in inputs])
     share_repeated(graph)
-    graph.graph.lint()
-    graph.recompile()
+    assert in_order(graph)
     torch.manual_seed(0)
     found = graph(*[t.clone() for t in inputs])
     return (
-        Counter(str(n.target).split(".")[-2:][0] for n in graph.graph.nodes if n.op == "call_function"),
+        Counter(str(n.target).split(".")[-2:][0] for n in graph.nodes if n.op == "call_function"),
         found,
         expected,
     )
@@ -319,7 +318,7 @@ def test_a_chain_shares_its_tables() -> None:
 
     x = torch.rand(2, 3)
     graph, first = capture(step, [x], [weights])
-    names = Counter(str(n.target) for n in graph.graph.graph.nodes)
+    names = Counter(str(n.target) for n in graph.graph.nodes)
     assert names["aten._softmax.default"] == 1
     assert all(torch.equal(a, b) for a, b in zip(graph([x]), first, strict=True))
 

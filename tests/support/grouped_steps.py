@@ -9,31 +9,48 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_discrete.capture.grouping import group_alike
 from pyro_discrete.elbos.engine import DiscreteELBO
+from pyro_discrete.operation_graphs import Graph
+
+
+def traced(function: Callable[..., list[Tensor]], *inputs: Tensor) -> Graph:
+    """A function's graph, as torch makes it."""
+    return Graph.of(make_fx(function)(*inputs))
+
+
+def in_order(graph: Graph) -> bool:
+    """Whether each node comes after those that it is given, all of them nodes of the graph that know it."""
+    seen = set()
+    for node in graph.nodes:
+        if not all(each in seen and node in each.users for each in node.inputs):
+            return False
+        seen.add(node)
+    return all(user in seen for node in seen for user in node.users)
 
 
 @dataclass
 class Grouped:
     """A graph, what it was run on, and what became of it."""
 
-    graph: fx.GraphModule
+    graph: Graph
     inputs: list[Tensor]
-    found: fx.GraphModule | None
+    found: Graph | None
 
     @property
     def counts(self) -> tuple[int, int]:
         """How many nodes there were, and how many there are."""
-        return len(self.graph.graph.nodes), len((self.found or self.graph).graph.nodes)
+        return len(self.graph), len(self.found or self.graph)
 
 
 def grouped_always(monkeypatch: pytest.MonkeyPatch, tolerance: float = 1e-12) -> list[Grouped]:
     """Have every graph grouped that can be, and its results within a tolerance; what was done is listed."""
     made: list[Grouped] = []
 
-    def spy(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphModule | None:
+    def spy(graph: Graph, inputs: Sequence[Tensor]) -> Graph | None:
         made.append(Grouped(graph, list(inputs), group_alike(graph, inputs)))
         return made[-1].found
 
