@@ -43,8 +43,12 @@ class Node:
         "value",
     )
 
+    op: str
+    target: Any
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    value: Any
+    origin: Node
     inputs: list[Node]
     users: dict[Node, None]
     graph: Graph

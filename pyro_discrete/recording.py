@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import (
 from pyro_discrete.operation_graphs import Graph, Node, mapped
 from pyro_discrete.operations import Kind, kind_of, tensors_in
 
-__all__ = ["Recorded", "ValueReadError", "Write", "is_recorded", "record"]
+__all__ = ["Recorded", "is_recorded", "record"]
 
 Write = Callable[[Any, Any, Any], None]
 """Is told of an operation and its arguments before it writes to one of these."""

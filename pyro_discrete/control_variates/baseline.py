@@ -73,7 +73,8 @@ class LearnedBaseline(nn.Module):
 
     def _made_for(self) -> int | None:
         """The number of features that the default network takes, if there is one."""
-        return self.network[0].in_features if self.default and isinstance(self.network, nn.Sequential) else None
+        first = self.network[0] if self.default and isinstance(self.network, nn.Sequential) else None
+        return first.in_features if isinstance(first, nn.Linear) else None
 
     def read(self, inputs: Tensor, like: Tensor, broadcast: bool = True) -> Tensor:
         """The network's output for inputs `[K or 1, *batch, features]`: of the shape of `like` `[K, *batch]`.

@@ -409,7 +409,7 @@ def why_joined(pair: Pair, trial: Trial, known: Dependencies) -> str:
     sites = {n: Site(m) for n, m in latent_sites(trial.guide_trace).items()}
     discrete = [s for s in sites.values() if s.family not in (None, Family.CONTINUOUS)]
     reason = _why_not_these(discrete, sites.values(), trial) or _why_not_terms(discrete, trial, known)
-    return reason or check_rows(pair, trial, 1).reason
+    return reason or check_rows(pair, trial).reason
 
 
 def _why_not_these(discrete: Iterable[Site], every: Iterable[Site], trial: Trial) -> str:

@@ -51,7 +51,7 @@ def why_not_over_values(pair: Pair, trial: Trial, names: Collection[str]) -> str
     several times another one.
     """
     if pair.guide_runs_model:  # it runs the model itself, with values of its own
-        return check_rows(pair, trial, 1).reason
+        return check_rows(pair, trial).reason
     try:
         over = run_over_rows(pair, trial, names)
         if over.mixing or over.followed.of(ROWS_PLATE) is Keeping.APART:

@@ -256,7 +256,7 @@ class RowsVerdict:
 
 
 @at_its_numbers
-def check_rows(pair: Pair, trial: Trial, rows: int) -> RowsVerdict:
+def check_rows(pair: Pair, trial: Trial) -> RowsVerdict:
     """Try the pair with a leading dim.
 
     A program that raises, broadcasts rows into another dim, or in which a row's log-probabilities are not those of a

@@ -240,8 +240,8 @@ class _Attribution:
     """Which terms make up the cost of each site: sums to be made of the terms of a run, none of which is made here."""
 
     def __init__(self, terms: Sequence[Term], order: Order) -> None:
-        self.order = order
-        self.made = _Sums(len(terms))
+        self.order: Order = order
+        self.made: _Sums = _Sums(len(terms))
         groups: dict[tuple[bool, Frames], _Group] = {}
         for number, term in enumerate(terms):
             key = (term.in_model, term.plates)

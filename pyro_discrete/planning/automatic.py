@@ -171,8 +171,8 @@ def situations(
     @cache
     def takes_rows() -> bool:
         try:
-            return vectorise and bool(check_rows(pair, trial, 2))
-        except DiscreteInferenceError:  # it mixes rows into another dim: no error, as long as it has none
+            return vectorise and bool(check_rows(pair, trial))
+        except DiscreteInferenceError:  # no error, as long as it has no rows
             return False
 
     return {

@@ -481,7 +481,7 @@ def _choose_way(
     drawn = any(e is not None for e in chosen.values())
     wanted = total > 1 and vectorise and not marginals.one_by_one
     if wanted and drawn:
-        verdict = check_rows(pair, trial, total)
+        verdict = check_rows(pair, trial)
     elif wanted or wants_data:
         verdict = _try_rows(pair, trial)
     observed = {}
@@ -517,6 +517,6 @@ def _choose_way(
 def _try_rows(pair: Pair, trial: Trial) -> RowsVerdict:
     """Rows tried only to see what takes them: what is wrong with the program is no error here."""
     try:
-        return check_rows(pair, trial, 1)
+        return check_rows(pair, trial)
     except ValueError as error:
         return RowsVerdict(None, str(error))

@@ -393,7 +393,7 @@ class PosteriorRuns:
     def _takes_rows(self, pair: Pair) -> bool:
         with on_trial(), torch.no_grad():
             try:
-                return self.num_samples > 1 and bool(check_rows(pair, self._trial_of(pair), self.num_samples))
+                return self.num_samples > 1 and bool(check_rows(pair, self._trial_of(pair)))
             except DiscreteInferenceError:
                 return False
 

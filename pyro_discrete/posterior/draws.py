@@ -103,7 +103,7 @@ def _draw_posterior(runs: PosteriorRuns) -> PosteriorDraws:
     with on_trial():
         check_pair(runs.trial)
         try:
-            vectorised = bool(check_rows(runs.pair, runs.trial, num_samples))
+            vectorised = bool(check_rows(runs.pair, runs.trial))
         except DiscreteInferenceError:
             vectorised = False
     parts: list[_Run] = []

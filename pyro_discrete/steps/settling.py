@@ -258,7 +258,7 @@ def _at_once(
 def _why_not_rows(plan: Plan, pair: Pair, trial: Trial) -> str:
     """Why the program cannot be given the values over leading dims: at the sites summed over, or at all of them."""
     if not isinstance(plan.way, Parallel):  # a row holds values of every site
-        return check_rows(pair, trial, 1).reason
+        return check_rows(pair, trial).reason
     return why_not_over_values(pair, trial, _discrete(trial) | _repeated(trial))
 
 
@@ -310,8 +310,8 @@ def _beside_each_other(plan: Plan, pair: Pair, trial: Trial) -> Exact:
     if not isinstance(plan.way, Parallel) or plan.particles == 1 or not plan.samples:
         return plan.way
     try:
-        return replace(plan.way, at_once=bool(check_rows(pair, trial, plan.particles)))
-    except DiscreteInferenceError:  # it mixes rows into another dim, of which it has none then
+        return replace(plan.way, at_once=bool(check_rows(pair, trial)))
+    except DiscreteInferenceError:  # no error, as it has no rows then
         return replace(plan.way, at_once=False)
 
 
