@@ -23,7 +23,7 @@ from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.inspection.trial import Trial, names_of_guide
 from pyro_discrete.objectives.base import Objective
 from pyro_discrete.planning.baseline_inputs import Contexts
-from pyro_discrete.planning.branches import BranchChangedError, Branches
+from pyro_discrete.planning.branches import BranchChangedError, Branches, watching_sizes
 from pyro_discrete.planning.make_plan import make_plan
 from pyro_discrete.planning.plan import Exact, Plan, StructureChangedError
 from pyro_discrete.planning.select import Selection, Spec
@@ -95,6 +95,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         self._pair: tuple[Program, Program] | None = None
         self._apart: dict[str, dict[str, int]] = {}
         self._coupled, self._singly = "", ""
+        self._grown: frozenset[str] = frozenset()
         self._branches: Branches | None = None
         self._replans = self._calls = 0
         self._unknown = ""
@@ -253,6 +254,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
     def _begin_call(self, pair: Pair) -> None:
         """Have the plan of this call: made when the pair is new, or when its branch is."""
         if self._branches is None or self._plan is None or self._pair != (pair.model, pair.guide):
+            self._grown = frozenset()
             counts = Counts(self.selection.may_sum)
             around = partial(self._around, counts)
             self._branches = Branches(pair, around)
@@ -298,7 +300,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         with on_trial(), kept_state(pair.model, pair.guide) as state:
             given = (pair, self.selection, self.objective, vectorise, self.max_plate_nesting, self.row_chunk)
             met = {"unknown": reason, "apart": self._apart, "coupled": self._coupled, "counts": counts}
-            met |= {"singly": self._singly, "seen": seen}
+            met |= {"singly": self._singly, "seen": seen, "grown": self._grown}
             if self._branches is not None:
                 met["unchanged"] = self._branches.unchanged
             plan, trial = make_plan(*given, **met, first=first)
@@ -346,7 +348,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         while changes < 4:
             plan, before = self.plan, Saved(self.plan.state)
             try:
-                outcome = run(plan, self._branches.watched(pair, plan))
+                outcome = run(plan, watching_sizes(self._branches.watched(pair, plan), plan))
                 self._branches.remember()
                 self._untried = False
                 return outcome
@@ -375,6 +377,10 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
                         self._take_apart(error.apart)
                         self._make_plan(pair, vectorise, reason)
                         continue
+                    if error.grown:
+                        self._grown |= {*error.grown}
+                        self._make_plan(pair, vectorise, reason)
+                        continue
                     if error.singly and not self._singly:
                         self._singly = error.singly
                         self._make_plan(pair, vectorise, reason)
@@ -394,7 +400,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
                     self._make_plan(pair, vectorise, reason)
                 else:
                     raise
-        return run(self.plan, pair)
+        return run(self.plan, watching_sizes(pair, self.plan))
 
     def _look(self, pair: Pair) -> bool:
         """See which branch this call takes, and go on with its plan; whether that is another one."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any
 
 from pyro_discrete.inspection.decisions import WhatDecides, decisions, first_look, noted
-from pyro_discrete.planning.plan import Plan
-from pyro_discrete.programs.pair import Pair
+from pyro_discrete.planning.plan import Plan, StructureChangedError
+from pyro_discrete.programs.pair import Pair, SiteMessenger
 
-__all__ = ["BranchChangedError", "Branches"]
+__all__ = ["BranchChangedError", "Branches", "watching_sizes"]
 
 MOST_BRANCHES, MOST_CONTENTS = 64, 4096
 """So many branches are planned in; of so many contents of calls it is remembered which branch they lead to."""
@@ -19,6 +20,29 @@ MOST_BRANCHES, MOST_CONTENTS = 64, 4096
 
 class BranchChangedError(Exception):
     """A run does what no run of its plan has done."""
+
+
+class _WatchSizes(SiteMessenger):
+    """Raises `StructureChangedError` where one of these plates has several elements."""
+
+    def __init__(self, plates: Collection[str]) -> None:
+        super().__init__()
+        self.plates = plates
+
+    def _pyro_sample(self, msg: Any) -> None:
+        grown = [f.name for f in msg["cond_indep_stack"] if f.name in self.plates and f.size > 1]
+        if grown:
+            raise StructureChangedError(
+                f"plate {grown[0]!r} has several elements, where it had one when the steps were planned", grown=grown
+            )
+
+
+def watching_sizes(pair: Pair, plan: Plan) -> Pair:
+    """The pair to be run, watched where a plate of one element has shown nothing of several."""
+    if not plan.of_one:
+        return pair
+    watch = _WatchSizes(plan.of_one)
+    return replace(pair, guide=watch(pair.guide), model=watch(pair.model))
 
 
 class Branches:

@@ -119,6 +119,7 @@ def make_plan(
     seen: Collection[str] = (),
     unchanged: Callable[[], bool] = lambda: False,
     first: Trial | None = None,
+    grown: Collection[str] = (),
 ) -> tuple[Plan, Trial]:
     """Try the pair once, check it, and choose each site's estimator and the way of a step.
 
@@ -128,6 +129,7 @@ def make_plan(
     `counts`: how far the sums over counts go already. `singly`: why a step could not sum out the model's own sites at
     once, if it could not. `seen`: what Python sees in a run of the pair (`decided_by`). `unchanged`: whether all that
     it can see in Python is known to be as it was before. `first`: a run of it that was made before.
+    `grown`: plates that may have several elements in other runs, where they have one in this.
     """
     counts = Counts(selection.may_sum) if counts is None else counts
     given, pair = pair, objective.around(counts.around(pair), training=False)
@@ -153,16 +155,18 @@ def make_plan(
             selection.check_continuous(site)
     marginal = marginal_sites(trial)
     settings = marginal_settings(marginal, selection)
-    wiring = Wiring(unknown)
+    wiring, single = Wiring(unknown), _single_plates(trial)
+    grown = single if draws_among(seen) else frozenset(grown)  # where draws may decide how large they are
     enumerated = _enumeration_plan(
         pair, trial, sites, marginal, selection, objective, may_enumerate, lambda: wiring.of(given), coupled
     )
     if isinstance(enumerated, Plan):
         closed = objective.reads_dependencies and any(s.family is None for s in sites)
         known_by = wiring if isinstance(enumerated.way, Elementwise) or closed else None
-        return replace(enumerated, wiring=known_by, closed_terms=objective.closed_terms, counts=counts), trial
+        plan = replace(enumerated, wiring=known_by, closed_terms=objective.closed_terms, counts=counts)
+        return replace(plan, of_one=single - grown), trial
     wanted = objective.reads_dependencies or any(s.family is not None for s in sites)
-    joined = _joined(pair, trial, sites)
+    joined = _joined(pair, trial, sites) | (single & grown)
     alone = _drawn_alone(sites, marginal, selection, objective)
     over = trial.shared.over_rows.get(None) if trial.shared is not None and alone and not unknown else None
     whole = reached_by(over, alone) if over is not None and unchanged() else None
@@ -214,6 +218,7 @@ def make_plan(
         analytic=frozenset(name for name, note in kl_notes.items() if note == ANALYTIC),
         passed_over=enumerated,
         joined=joined,
+        of_one=single - grown,
         wiring=wiring if wanted else None,
         costs=known.describe() if wanted else "",
         counts=counts,
@@ -221,6 +226,12 @@ def make_plan(
     if wanted and not objective.reads_dependencies and not any(e and (e.relaxed or e.sloped) for e in chosen.values()):
         plan = replace(plan, whole=known if known.whole else None)  # what relaxed values meet is looked at again
     return plan, trial
+
+
+def _single_plates(trial: Trial) -> frozenset[str]:
+    """The plates that have one element in a trial, and nothing to show of several."""
+    nodes = [m for trace in (trial.guide_trace, trial.model_trace) for m in sample_sites(trace).values()]
+    return frozenset(p.name for m in nodes for p in plates_of(m) if p.vectorized and p.size == 1)
 
 
 def _joined(pair: Pair, trial: Trial, sites: list[Site]) -> frozenset[str]:

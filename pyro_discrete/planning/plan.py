@@ -66,8 +66,10 @@ class StructureChangedError(Exception):
     """A run has a site, or more plate dims, than its plan knows of: it is to be planned anew.
 
     `batch_dims`: how many plate dims there are, if that is all. `apart`: the plates whose elements are to be moved one
-    at a time at a site, with their sizes, if that is all: see `Columns`. `singly`: why the model's own sites cannot be
-    summed out at once, if that is all. `own`: why they can't be if trials go on without them, where such a site is new.
+    at a time at a site, with their sizes, if that is all: see `Columns`. `grown`: plates that have several elements in
+    a run, where they had one in the trial, which shows nothing of several. `singly`: why the model's own sites cannot
+    be summed out at once, if that is all. `own`: why they can't be if trials go on without them, where such a site is
+    new.
     """
 
     def __init__(
@@ -77,8 +79,10 @@ class StructureChangedError(Exception):
         apart: Mapping[str, Mapping[str, int]] | None = None,
         singly: str = "",
         own: str = "",
+        grown: Collection[str] = (),
     ) -> None:
         super().__init__(message)
+        self.grown: Collection[str] = grown
         self.batch_dims: int | None = batch_dims
         self.apart: Mapping[str, Mapping[str, int]] | None = apart
         self.singly: str = singly
@@ -249,7 +253,8 @@ class Plan:
     - `analytic`: the relaxed sites whose divergences are analytic.
     - `closed_terms`: of an enumerated program's traces, what stands for its reparameterised sites' sampled terms.
     - `passed_over`: why "auto" does not sum over few joint values, if there are few.
-    - `joined`: names of plates whose elements share terms.
+    - `joined`: names of plates whose elements share terms. `of_one`: of those that had one element in the trial, so
+      that it shows nothing of several: a run in which they have more is to be planned anew.
     - `wiring`: what the costs of a site are known by. `costs`: what each site's learning signal holds, in words.
     - `whole`: what depends on what, where every term depends on every draw: nothing more could, so that it is not
       looked for again. A step of a belief network of 64 and 20 units takes 0.96 of the time that it takes while all
@@ -273,6 +278,7 @@ class Plan:
     closed_terms: ClosedTerms = _no_closed_terms
     passed_over: str = ""
     joined: frozenset[str] = frozenset()
+    of_one: frozenset[str] = frozenset()
     wiring: Wiring | None = None
     costs: str = ""
     whole: Dependencies | None = None

@@ -121,7 +121,7 @@ def _hangs_on_values(seen: Collection[str], trial: Trial) -> bool:
     """Whether a branch may hang on draws, of a program with more to be summed over than single values: which elements
     share terms, and which sums can be had at once, is known of the trial's branch alone then."""
     sites = [Site(m) for m in latent_sites(trial.guide_trace).values() if family_of(m["fn"]) is not None]
-    more = any(p.size > 1 for s in sites for p in s.plates) or bool(marginal_sites(trial))
+    more = any(s.plates for s in sites) or bool(marginal_sites(trial))  # of one element now, perhaps
     return more and bool(draws_among(seen))
 
 

@@ -107,6 +107,22 @@ def break_values():
     assert isinstance(elbo.plan.way, OneByOne)
 
 
+def break_of_one():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.4))
+            pyro.sample("x", dist.Normal(z.cumsum(-1), 1.0), obs=x)
+
+    def drawn(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(0.3))
+
+    elbo = TraceELBO("enumerate")
+    elbo.loss(model, drawn, X[:1])
+    assert elbo.loss(model, drawn, X) == pytest.approx(TraceELBO("enumerate").loss(model, drawn, X))
+    assert isinstance(elbo.plan.way, Jointly)
+
+
 def break_elements():
     model = model_of(lambda z: z + z.roll(1, -1))
     elbo = TraceELBO("enumerate")
