@@ -16,7 +16,7 @@ from torch.distributions import Bernoulli, Categorical, OneHotCategorical
 
 from pyro_discrete.programs.sites import base_distribution, latent_sites, without_mask
 from pyro_discrete.sums.components import SumCost
-from pyro_discrete.sums.elimination import SizesAlone, dims_of
+from pyro_discrete.sums.elimination import SizesAlone, aligned, dims_of
 from pyro_discrete.sums.packed_terms import Costs, enumerated_in
 
 __all__ = [
@@ -98,24 +98,14 @@ def _weighed(costs: Costs, weights: Mapping[str, _Weight]) -> Tensor | float | N
     probabilities: dict[str, Any] = {symbol: packed.exp(weight.log_q) for symbol, weight in weights.items()}
     for terms in alike.values():
         dims = dims_of(terms[0])
-        own = [_aligned(probabilities[symbol], dims) for symbol in weights if symbol in dims]
-        cost = reduce(torch.add, [_aligned(term, dims) for term in terms])
+        own = [aligned(probabilities[symbol], dims) for symbol in weights if symbol in dims]
+        cost = reduce(torch.add, [aligned(term, dims) for term in terms])
         if own:
             weight = reduce(torch.mul, own)
             # no number times zero: an impossible value costs nothing
             cost = weight * cost.masked_fill(weight == 0, 0.0)
         total = total + cost.sum()
     return total
-
-
-def _aligned(term: Tensor, dims: str) -> Tensor:
-    """A packed term with its dims in this order, of size 1 where it has none: mostly as it is."""
-    own = dims_of(term)
-    if own == dims:
-        return term
-    placed = term.permute([own.index(dim) for dim in dims if dim in own])
-    sizes = iter(placed.shape)
-    return placed.reshape([next(sizes) if dim in own else 1 for dim in dims])
 
 
 class SumCosts:
