@@ -142,7 +142,7 @@ class CollapsedPlan:
       counts go. `by_parts`: the structures that are summed by their partition function, with the number of consecutive
       places that terms read together.
       `decided_by`: the draws that Python sees, so that other ones may take another branch: sums at once are tried anew
-      in every run then.
+      in every run then. `of_one`: plates of one element, of which nothing is known of several.
     """
 
     sites: tuple[str, ...] = ()
@@ -155,6 +155,7 @@ class CollapsedPlan:
     counts: Counts = field(default_factory=Counts)
     by_parts: Mapping[str, int] = field(default_factory=dict)
     decided_by: frozenset[str] = frozenset()
+    of_one: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         if not self.sites:
@@ -253,7 +254,9 @@ class Collapsed:
                 "the right so that dims on the left broadcast."
             ) from error
         run: _Run | None = shown_run
-        if shown_run.own.keys() != {*plan.sites}:  # what is shown does not hang on the way of the sum
+        if (
+            shown_run.own.keys() != {*plan.sites} or shown_run.has_grown
+        ):  # what is shown does not hang on the way of the sum
             plan, run = self._planned(key, args, kwargs), None
         elif plan.decided_by and not plan.one_by_one:
             draws, kept = shown_run.values(), shown_run.subsamples
@@ -365,6 +368,7 @@ class Collapsed:
                     counts=counts,
                     by_parts=sums.by_parts,
                     decided_by=draws - own,
+                    of_one=trial.plates_of_one,
                 )
         if len(self._plans) >= MOST_PLANS or len(self._branch_of) >= MOST_CALLS:
             for known in (self._plans, self._decides, self._branch_of):
@@ -542,6 +546,12 @@ class _Run(Marginalise):
     def values(self) -> dict[str, Tensor]:
         """The values that were drawn."""
         return {n: m["value"] for n, m in self.shown.items() if is_latent(m)}
+
+    @property
+    def has_grown(self) -> bool:
+        """Whether a plate has several elements, where it had one when the plan was made."""
+        frames = {f for frames in self._inside.values() for f in frames} if self.plan.of_one else ()
+        return any(f.name in self.plan.of_one and f.size > 1 for f in frames)
 
     def drawn_trace(self) -> Trace:
         """A trace of the sites that were drawn."""

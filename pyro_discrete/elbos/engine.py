@@ -377,7 +377,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
                         self._take_apart(error.apart)
                         self._make_plan(pair, vectorise, reason)
                         continue
-                    if error.grown:
+                    if {*error.grown} - self._grown:
                         self._grown |= {*error.grown}
                         self._make_plan(pair, vectorise, reason)
                         continue

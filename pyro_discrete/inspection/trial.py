@@ -149,6 +149,12 @@ class Trial:
     given: Pair | None = None
     _known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
+    @property
+    def plates_of_one(self) -> frozenset[str]:
+        """The plates that have one element in it, so that it shows nothing of several."""
+        nodes = [m for trace in (self.guide_trace, self.model_trace) for m in sample_sites(trace).values()]
+        return frozenset(p.name for m in nodes for p in plates_of(m) if p.vectorized and p.size == 1)
+
     def score(self, msg: Any) -> Tensor:
         """The log-probability of one of its sites, differentiable, as it was found when it was first asked for."""
         key = "score", id(msg)

@@ -155,8 +155,9 @@ def make_plan(
             selection.check_continuous(site)
     marginal = marginal_sites(trial)
     settings = marginal_settings(marginal, selection)
-    wiring, single = Wiring(unknown), _single_plates(trial)
-    grown = single if draws_among(seen) else frozenset(grown)  # where draws may decide how large they are
+    wiring, single = Wiring(unknown), trial.plates_of_one
+    sized = bool(draws_among(seen))  # draws may decide how large plates are
+    share_terms = single if sized else single & {*grown}
     enumerated = _enumeration_plan(
         pair, trial, sites, marginal, selection, objective, may_enumerate, lambda: wiring.of(given), coupled
     )
@@ -164,9 +165,9 @@ def make_plan(
         closed = objective.reads_dependencies and any(s.family is None for s in sites)
         known_by = wiring if isinstance(enumerated.way, Elementwise) or closed else None
         plan = replace(enumerated, wiring=known_by, closed_terms=objective.closed_terms, counts=counts)
-        return replace(plan, of_one=single - grown), trial
+        return replace(plan, of_one=frozenset() if sized else single), trial
     wanted = objective.reads_dependencies or any(s.family is not None for s in sites)
-    joined = _joined(pair, trial, sites) | (single & grown)
+    joined = _joined(pair, trial, sites) | share_terms
     alone = _drawn_alone(sites, marginal, selection, objective)
     over = trial.shared.over_rows.get(None) if trial.shared is not None and alone and not unknown else None
     whole = reached_by(over, alone) if over is not None and unchanged() else None
@@ -218,7 +219,7 @@ def make_plan(
         analytic=frozenset(name for name, note in kl_notes.items() if note == ANALYTIC),
         passed_over=enumerated,
         joined=joined,
-        of_one=single - grown,
+        of_one=single - share_terms,
         wiring=wiring if wanted else None,
         costs=known.describe() if wanted else "",
         counts=counts,
@@ -226,12 +227,6 @@ def make_plan(
     if wanted and not objective.reads_dependencies and not any(e and (e.relaxed or e.sloped) for e in chosen.values()):
         plan = replace(plan, whole=known if known.whole else None)  # what relaxed values meet is looked at again
     return plan, trial
-
-
-def _single_plates(trial: Trial) -> frozenset[str]:
-    """The plates that have one element in a trial, and nothing to show of several."""
-    nodes = [m for trace in (trial.guide_trace, trial.model_trace) for m in sample_sites(trace).values()]
-    return frozenset(p.name for m in nodes for p in plates_of(m) if p.vectorized and p.size == 1)
 
 
 def _joined(pair: Pair, trial: Trial, sites: list[Site]) -> frozenset[str]:

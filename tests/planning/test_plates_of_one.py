@@ -75,6 +75,24 @@ def test_sites_of_the_model_alone_after_one_datum(read, logit):
         assert DiscretePosterior(model).marginals(DATA[:size])["z"].batch_shape == (size,)
 
 
+def test_data_that_the_program_holds_may_grow(logit):
+    """No argument shows their size."""
+    held = {}
+
+    def model():
+        with pyro.plate("data", len(held["x"])):
+            z = pyro.sample("z", dist.Bernoulli(PRIOR))
+            pyro.sample("x", dist.Normal(z.cumsum(-1), ONE), obs=held["x"])
+
+    elbo, collapsed = TraceELBO("enumerate"), collapse(model)
+    for size in (1, 3, 1, 2):
+        held["x"] = DATA[:size]
+        evidence = right(READS["cumsum"], logit, DATA[:size])[2]
+        assert elbo.loss(model, lambda: None) == pytest.approx(-evidence, abs=1e-9)
+        total = pyro.poutine.trace(collapsed).get_trace().log_prob_sum()
+        assert float(total) == pytest.approx(evidence, abs=1e-9)
+
+
 @pytest.mark.parametrize("method", ["reinforce", "rloo", "indecater", "disarm"])
 def test_sampled_gradients_after_one_datum(method, logit):
     model, guide = programs(READS["cumsum"], logit)
