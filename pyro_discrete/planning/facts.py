@@ -105,8 +105,8 @@ FACTS = (
         "of_one",
         "what the elements of a plate have to do with each other, where it has several in the trial",
         "a plate of one element that has more later: a first call with one datum",
-        "every run, where the trial has such a plate: `planning.branches.watching_sizes`; where Python sees draws, "
-        "which may decide sizes, nothing is taken of it",
+        "every run, where the trial has such a plate: `planning.branches.watching_sizes`, `elbos.collapse`; where "
+        "Python sees draws, which may decide sizes, nothing is taken of it",
         "planned anew; where the trial has one element again, they are taken to share terms",
     ),
     Fact(
