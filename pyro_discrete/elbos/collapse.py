@@ -254,9 +254,8 @@ class Collapsed:
                 "the right so that dims on the left broadcast."
             ) from error
         run: _Run | None = shown_run
-        if (
-            shown_run.own.keys() != {*plan.sites} or shown_run.has_grown
-        ):  # what is shown does not hang on the way of the sum
+        # what is shown does not hang on the way of the sum
+        if shown_run.own.keys() != {*plan.sites} or shown_run.has_grown:
             plan, run = self._planned(key, args, kwargs), None
         elif plan.decided_by and not plan.one_by_one:
             draws, kept = shown_run.values(), shown_run.subsamples
