@@ -134,7 +134,7 @@ def make_plan(
     counts = Counts(selection.may_sum) if counts is None else counts
     given, pair = pair, objective.around(counts.around(pair), training=False)
     try:
-        trial = plain_trial(pair) if first is None else first
+        trial = _with_several(pair, grown) if first is None else first
         check_data(given, trial)
         check_batch_dims(trial)
     except (ValueError, RuntimeError, IndexError) as error:
@@ -339,6 +339,20 @@ def _check_support(site: Site, settings: Enumerate, joined: str = "") -> None:
             "'nvil' for it, or 'indecater', which sums over each element by itself, given a draw of the others, or "
             "declare independent dims as a pyro.plate instead of .to_event."
         )
+
+
+RUNS_FOR_SEVERAL = 16
+
+
+def _with_several(pair: Pair, grown: Collection[str]) -> Trial:
+    """A run of the pair in which these plates have several elements, if one of a few has: of plates whose sizes the
+    program draws by itself one run shows them with one element, and the next with several."""
+    trial = plain_trial(pair)
+    for _ in range(RUNS_FOR_SEVERAL):
+        if not trial.plates_of_one & {*grown}:
+            break
+        trial = plain_trial(pair)
+    return trial
 
 
 def _enumeration_plan(

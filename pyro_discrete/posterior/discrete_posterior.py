@@ -598,6 +598,8 @@ class PosteriorRuns:
             raise
         except (NotSummed, DiscreteInferenceError) as error:
             first = error
+        with on_trial():  # what the program draws by itself is the same in every run of a sum
+            model = _with_noise_of(int(torch.randint(2**31, ())), model)
         try:
             return self._by_value(model, given, own, drawn, masked)
         except NotSummed:

@@ -36,6 +36,7 @@ __all__ = [
     "on_trial",
     "python_random_position",
     "random_state",
+    "set_python_random_state",
     "set_random_state",
     "set_torch_random_state",
     "torch_random_state",
@@ -302,3 +303,8 @@ def set_random_state(state: Any) -> None:
     """Put all of them back into a state."""
     set_rng_state(state[0])
     set_torch_random_state(state[1])
+
+
+def set_python_random_state(state: Any) -> None:
+    """Put Python's and NumPy's alone back into a state of all of them."""
+    set_rng_state({**state[0], "torch": torch.get_rng_state()})

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import Delta, TorchDistribution
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.enum_messenger import enumerate_site
@@ -167,6 +167,11 @@ def refuse_unguided(name: str, fn: Any, infer: Mapping[str, Any]) -> None:
                 "no finite support to be summed over. If no later site reads them, fill the gaps (torch.nan_to_num) "
                 "and observe the data under poutine.mask(mask=obs_mask) in the place of obs_mask, which integrates "
                 f"the missing ones out; else draw {name!r} {IN_GUIDE}."
+            )
+        if isinstance(base_distribution(fn), Delta):
+            raise SiteMatchError(
+                f"Site {name!r} is {NOT_IN_GUIDE}, and its distribution is a Delta, which draws nothing: its value is "
+                f"computed. Write pyro.deterministic({name!r}, value), and pyro.factor for a log_density."
             )
         raise SiteMatchError(
             f"Site {name!r} is {NOT_IN_GUIDE}, and {why_not_enumerable(fn, infer)}. Draw it {IN_GUIDE}."

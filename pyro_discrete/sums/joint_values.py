@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pyro_discrete.errors import EnumerationError
-from pyro_discrete.programs.pair import SiteMessenger
+from pyro_discrete.programs.pair import SiteMessenger, random_state, set_python_random_state
 from pyro_discrete.programs.sites import cardinality, is_latent, joint_support, summed_by_parts
-from pyro_discrete.sums.enumerated_sites import refuse_unguided
+from pyro_discrete.sums.enumerated_sites import IN_GUIDE, refuse_unguided
 
 __all__ = [
     "MOST_VALUES",
@@ -59,7 +59,10 @@ class GiveValues(SiteMessenger):
             self.given[name], self.sizes[name] = msg["value"].long(), structure.numbers
             return
         if cardinality(fn) > MOST_VALUES:
-            raise EnumerationError(f"site {name!r} has {cardinality(fn):.3g} joint values, more than {MOST_VALUES}.")
+            raise EnumerationError(
+                f"Site {name!r} has {cardinality(fn):.3g} joint values, more than the {MOST_VALUES} that are gone "
+                f"through. Draw it {IN_GUIDE}, by 'rloo' or 'nvil'."
+            )
         support = joint_support(fn).reshape(-1, *fn.event_shape)
         index = self.choose(name, fn.batch_shape, len(support)).expand(fn.batch_shape)
         self.given[name], self.sizes[name] = index, len(support)
@@ -68,7 +71,8 @@ class GiveValues(SiteMessenger):
 
 class JointValues:
     """A walk through all joint values of sites, a run for each: a later site, and whether there is one, may depend on
-    earlier values.
+    earlier values. What a program draws with Python's and NumPy's generators (a part of the data, its size), the runs
+    have in common: they are of one program.
 
     >>> import torch
     >>> walk = JointValues(most=8)
@@ -85,13 +89,16 @@ class JointValues:
         self._due: list[int] = []
         self._counts: list[int] = []
         self._names: dict[str, None] = {}
+        self._start: Any = None
 
     def __iter__(self) -> Iterator[None]:
         """Begin one run after another. Raises `EnumerationError` at more than `most`."""
-        self._due = []
+        self._due, self._start = [], random_state()
         for count in range(self.most + 1):
             if count == self.most:
                 raise self._too_many()
+            if count:
+                set_python_random_state(self._start)
             self._counts = []
             yield
             due = self._due
@@ -100,6 +107,11 @@ class JointValues:
             if not due:
                 return
             due[-1] += 1
+
+    def again(self) -> None:
+        """Have the run of the present values made once more."""
+        self._counts = []
+        set_python_random_state(self._start)
 
     @property
     def size(self) -> int:
@@ -118,8 +130,8 @@ class JointValues:
         elements = math.prod(batch)
         if elements * math.log(max(size, 1)) > math.log(2 * self.most):
             raise EnumerationError(
-                f"the elements of site {name!r} have {size} values each, {size}^{elements} joint ones; at most "
-                f"{self.most} are gone through."
+                f"The elements of site {name!r} have {size} values each, {size}^{elements} joint ones; at most "
+                f"{self.most} are gone through. Draw it {IN_GUIDE}, by 'rloo' or 'nvil'."
             )
         self._names[name] = None
         place = len(self._counts)

@@ -16,6 +16,7 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -25,7 +26,14 @@ from pyro_discrete.inspection.enumerability import crossing_site, joined_element
 from pyro_discrete.inspection.trial import Trial
 from pyro_discrete.programs.dims import ROWS_PLATE
 from pyro_discrete.programs.module_state import kept_state
-from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, trace_pair
+from pyro_discrete.programs.pair import (
+    KeepSubsamples,
+    Pair,
+    on_trial,
+    set_torch_random_state,
+    torch_random_state,
+    trace_pair,
+)
 from pyro_discrete.programs.parameters import leaf_parameters
 from pyro_discrete.programs.sites import (
     Site,
@@ -182,13 +190,31 @@ def joint_traces(
 ) -> Iterator[Trace]:
     """The model's trace for each joint value of its sites that are not in `drawn`, of all elements of their plates.
 
-    Sites may depend on earlier values. Raises `EnumerationError` for more than `most` of them.
+    Sites may depend on earlier values. No site is left to be drawn: numbers that the program draws by itself, to choose
+    some data or to leave out some units, are the same in each run, and so is the term that they are of. Raises
+    `EnumerationError` for more than `most` of them.
     """
-    walk = JointValues(most)
-    for _ in walk:
+    walk, start = JointValues(most), torch_random_state()
+
+    def run() -> Trace:
         with GiveValues(lambda msg: msg["name"] not in drawn, walk.choose):
-            trace = poutine.trace(model).get_trace(*args, **kwargs)
+            return poutine.trace(model).get_trace(*args, **kwargs)
+
+    for number, _ in enumerate(walk):
+        if number:
+            set_torch_random_state(start)
+        trace = run()
+        if not number and any(map(site_is_subsample, trace.nodes.values())) and _have_moved(start):
+            set_torch_random_state(start)  # later runs draw no subsample, and begin with the program's own numbers
+            walk.again()
+            trace = run()
         yield trace
+
+
+def _have_moved(before: tuple[Tensor, list[Tensor]]) -> bool:
+    """Whether torch's random states are others by now."""
+    own, others = torch_random_state()
+    return not (torch.equal(own, before[0]) and all(map(torch.equal, others, before[1])))
 
 
 def summed_one_by_one(

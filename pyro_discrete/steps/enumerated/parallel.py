@@ -27,7 +27,16 @@ from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.inspection.trial import check_matched
 from pyro_discrete.planning.plan import Exact, OneByOne, Parallel, Plan
-from pyro_discrete.programs.pair import KeepSubsamples, Pair, Program, SiteMessenger, trace_sites
+from pyro_discrete.programs.pair import (
+    KeepSubsamples,
+    Pair,
+    Program,
+    SiteMessenger,
+    random_state,
+    set_python_random_state,
+    set_random_state,
+    trace_sites,
+)
 from pyro_discrete.programs.sites import (
     draws_asked_for,
     family_of,
@@ -152,7 +161,12 @@ class _ExactELBO(TraceEnum_ELBO):
         guide = poutine.queue(guide, queue, escape_fn=iter_discrete_escape, extend_fn=iter_discrete_extend)
         for _ in repetitions:
             queue.put(Trace())
-            while not queue.empty():
+            start = random_state()
+            traces = self._get_trace(model, guide, args, kwargs)
+            put_back = set_random_state if _draw_nothing(*traces) else set_python_random_state
+            yield traces
+            while not queue.empty():  # what the program draws by itself, each value's run draws too
+                put_back(start)
                 yield self._get_trace(model, guide, args, kwargs)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
@@ -255,6 +269,15 @@ def _score(model_trace: Trace, guide_trace: Trace) -> None:
             msg["log_prob"], msg["score_parts"] = parts.log_prob, parts
     except ValueError:
         return
+
+
+def _draw_nothing(model_trace: Trace, guide_trace: Trace) -> bool:
+    """Whether the sites take no number of torch's generators: none is continuous, and no plate is subsampled."""
+    nodes = [*sample_sites(model_trace).values(), *sample_sites(guide_trace).values()]
+    whole = all(plate.full_size in (None, plate.size) for msg in nodes for plate in msg["cond_indep_stack"])
+    return whole and all(
+        family_of(m["fn"]) not in (None, Family.CONTINUOUS) for m in latent_sites(guide_trace).values()
+    )
 
 
 def _in_one_dtype(guide_trace: Trace, model_trace: Trace) -> None:
