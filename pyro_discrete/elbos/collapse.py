@@ -56,7 +56,13 @@ from pyro_discrete.programs.sites import (
 from pyro_discrete.sums.components import SumCost
 from pyro_discrete.sums.counts import Counts, MoreTermsError
 from pyro_discrete.sums.enumerated_sites import BUDGET, IN_GUIDE, NOT_IN_GUIDE, Marginalise, PairsError
-from pyro_discrete.sums.marginalisation import collapsed, settle, summed_one_by_one, why_not_at_once_here
+from pyro_discrete.sums.marginalisation import (
+    collapsed,
+    joint_traces,
+    settle,
+    summed_one_by_one,
+    why_not_at_once_here,
+)
 from pyro_discrete.tables.alike_names import pattern_of
 from pyro_discrete.tables.html_table import html_table
 
@@ -89,8 +95,8 @@ def collapse(model: Program, *, max_elements: int = 2**27, max_operations: int =
     logarithmic depth, as in `TraceELBO`; joint values of `.to_event` sites, plates, plates beside each other and counts
     without an end are included, and no annotation is needed.
 
-    - Where nothing is observed, or where `pyro.poutine.get_mask()` is False (under `Predictive`), the program is drawn
-      as it stands.
+    - Where nothing is observed, at whatever draws, or where `pyro.poutine.get_mask()` is False (under `Predictive`), the
+      program is drawn as it stands.
     - `poutine.condition` around it goes for continuous, observed and discrete sites: a discrete site that is
       conditioned, or replayed, is observed and not summed. `block`, `scale`, `mask` and plates around it do what they
       do around the model itself; a scale goes outside of the logarithm.
@@ -333,14 +339,14 @@ class Collapsed:
         counts = Counts(steady=False)
         with _untraced(), _unseen(), on_trial(), kept_state(self.model), torch.enable_grad():
             pair, given = self._pair(args, kwargs)
+            trace = plain_trial(pair).model_trace  # first: a program drawn as it stands takes this very branch
             decides = WhatDecides(pair, decided_by(pair, given), [self.model])  # what counts read of rates is no branch
             seen = decides.seen
-            trace = plain_trial(pair).model_trace
             sites = sample_sites(trace)
             discrete = [n for n, m in sites.items() if is_latent(m) and _is_discrete(m) and n not in given]
             if not discrete:
                 plan = CollapsedPlan(reason="there is no discrete latent site")
-            elif not any(m["is_observed"] for m in sites.values()):
+            elif not _observes(sites) and not _may_observe(pair, sites, discrete, draws_among(seen)):
                 plan = CollapsedPlan(reason="nothing is observed")
             else:
                 counts.drawn = {n for n in sites if n not in discrete}
@@ -378,6 +384,25 @@ class Collapsed:
             branch = self._branch(kind, args, kwargs)
         self._plans[kind, branch] = self._plans[kind, None] = plan
         return plan
+
+
+def _observes(sites: Mapping[str, Any]) -> bool:
+    return any(msg["is_observed"] for msg in sites.values())
+
+
+def _may_observe(pair: Pair, sites: Mapping[str, Any], discrete: Collection[str], deciding: Collection[str]) -> bool:
+    """Whether the program may observe something at other draws: it decides by continuous ones, or by values of discrete
+    sites that are too many to be tried, or it does so at some of these."""
+    if not deciding:
+        return False
+    if not {*deciding} <= {*discrete}:
+        return True
+    draws = {n: m["value"] for n, m in sites.items() if is_latent(m) and n not in discrete}
+    model = Substitute(draws)(pair.model)
+    try:
+        return any(_observes(sample_sites(t)) for t in joint_traces(model, draws, pair.args, pair.kwargs, MOST_RUNS))
+    except Exception:  # what the sums are to say
+        return True
 
 
 MOST_PLANS = 64

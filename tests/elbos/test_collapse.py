@@ -101,6 +101,52 @@ def test_drawn_as_it_stands_where_nothing_is_observed_or_asked_for():
         assert torch.equal(first, traced(mixture).nodes["z"]["value"])
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_observed_in_one_branch_alone_is_observed(seed):
+    """Whether anything is, was told by one draw: the program was drawn as it stands, its density that of a draw."""
+
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(0.3))
+        if z.item() > 0:
+            pyro.sample("x", dist.Normal(1.0, 1.0), obs=X[0])
+
+    right = math.log(0.7 + 0.3 * dist.Normal(1.0, 1.0).log_prob(X[0]).exp().item())
+    torch.manual_seed(seed)
+    for _ in range(3):
+        assert total(traced(collapse(model))) == pytest.approx(right, abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_continuous_draw_may_decide_what_is_observed(seed):
+    def model():
+        c, z = pyro.sample("c", dist.Normal(0.0, 1.0)), pyro.sample("z", dist.Bernoulli(0.3))
+        if c.item() > 0:
+            pyro.sample("x", dist.Normal(z + c, 1.0), obs=X[0])
+
+    torch.manual_seed(seed)
+    collapsed = collapse(model)
+    for _ in range(6):
+        trace = traced(collapsed)
+        c = trace.nodes["c"]["value"]
+        assert "z" not in trace.nodes
+        of_values = [dist.Normal(c + z, 1.0).log_prob(X[0]).exp() for z in (0.0, 1.0)]
+        right = dist.Normal(0.0, 1.0).log_prob(c)
+        right = right + (torch.log(0.7 * of_values[0] + 0.3 * of_values[1]) if c > 0 else 0.0)
+        assert total(trace) == pytest.approx(float(right), abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_branching_program_without_data_is_drawn_as_it_stands(seed):
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        if z.item() > 0:
+            pyro.sample("w", dist.Bernoulli(0.5))
+
+    torch.manual_seed(seed)
+    trace = traced(collapse(model))
+    assert [*terms(trace)] == (["z", "w"] if trace.nodes["z"]["value"] > 0 else ["z"])
+
+
 def test_a_program_without_discrete_sites_is_itself():
     def model(x):
         pyro.sample("x", dist.Normal(pyro.sample("m", dist.Normal(0.0, 1.0)), 1.0), obs=x)

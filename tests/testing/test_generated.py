@@ -10,7 +10,7 @@ import pytest
 import torch
 from pyro import poutine
 
-from pyro_discrete import DiscretePosterior, TraceELBO, TraceIWELBO
+from pyro_discrete import DiscretePosterior, TraceELBO, TraceIWELBO, collapse
 from pyro_discrete.posterior.discrete_posterior import PosteriorRuns
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.testing.generated import check
@@ -159,6 +159,9 @@ class OneDraw(TraceELBO):
         (Engine(elbo=OneGradientOff), "exact"),
         (Engine(elbo=TermDropped), "exact"),
         (Engine(elbo=TermDropped), "auto"),
+        (Engine(elbo=TermDropped), "moved"),
+        (Engine(elbo=TermDropped), "captured anew"),
+        (Engine(collapse=lambda model: collapse(poutine.block(model, hide=["end"]))), "collapsed"),
         (Engine(elbo=Raises), "exact"),
         (Engine(elbo=WrongLossAlone), "exact"),
         (Engine(elbo=WrongLossAlone), "draw"),

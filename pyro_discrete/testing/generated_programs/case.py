@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro import poutine
 from torch import Tensor
 
+from pyro_discrete.elbos.collapse import collapse
 from pyro_discrete.elbos.elbo import TraceELBO
 from pyro_discrete.elbos.iwelbo import TraceIWELBO
 from pyro_discrete.posterior.discrete_posterior import DiscretePosterior
 from pyro_discrete.testing.generated_programs.description import Description
-from pyro_discrete.testing.generated_programs.oracle import Answer
+from pyro_discrete.testing.generated_programs.oracle import Answer, gradients_of
 from pyro_discrete.testing.small_programs.program import Pair
 
 __all__ = ["TOLERANCE", "Case", "DisagreementError", "Engine", "SkippedError", "written"]
@@ -30,6 +32,7 @@ class Engine:
     elbo: Callable[..., Any] = TraceELBO
     bound: Callable[..., Any] = TraceIWELBO
     posterior: Callable[..., Any] = DiscretePosterior
+    collapse: Callable[..., Any] = collapse
 
 
 class DisagreementError(Exception):
@@ -70,6 +73,27 @@ class Case:
         finally:
             for value, own in zip(held, before, strict=True):
                 value.copy_(own)
+
+    @contextmanager
+    def moved(self) -> Iterator[None]:
+        """Within, what is learned has other values: of the other sign, which branches may hang on."""
+        before = [leaf.detach().clone() for leaf in self.pair.parameters.values()]
+        with torch.no_grad():
+            for leaf in self.pair.parameters.values():
+                leaf.mul_(-0.9)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for leaf, own in zip(self.pair.parameters.values(), before, strict=True):
+                    leaf.copy_(own)
+
+    def collapsed(self, model: Any) -> tuple[float, dict[str, Tensor]]:
+        """Minus the log-probability of a run of the model by itself, and its gradients."""
+        for leaf in self.pair.parameters.values():
+            leaf.grad = None
+        total = torch.as_tensor(poutine.trace(model).get_trace(*self.pair.args).log_prob_sum())
+        return -total.item(), gradients_of(-total, self.pair.parameters)
 
     def loss(self, elbo: Any) -> float:
         return elbo.loss(self.pair.model, self.pair.guide, *self.pair.args)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_discrete.testing.generated_programs.case import TOLERANCE, Case, DisagreementError, SkippedError
 from pyro_discrete.testing.generated_programs.data_bounds import JoinedDataError, data_bounds
-from pyro_discrete.testing.generated_programs.oracle import Answer
+from pyro_discrete.testing.generated_programs.oracle import Answer, NoAnswerError, evidence, gradients_of
 from pyro_discrete.testing.generated_programs.posterior_checks import computed, marginals, mode, samples
 from pyro_discrete.testing.generated_programs.sampled_checks import bound_estimate, estimate
 
@@ -68,6 +68,45 @@ def _renumbered(case: Case) -> None:
         case.compare(*case.gradients(elbo))
 
 
+def _captured_anew(case: Case) -> None:
+    """The same as a graph that was captured where all of it was zero."""
+    elbo = case.engine.elbo("enumerate", compile="graph")
+    with case.all_zero(), suppress(Exception):
+        for _ in range(2):
+            case.gradients(elbo)
+    for _ in range(2):
+        case.compare(*case.gradients(elbo))
+
+
+def _moved(case: Case) -> None:
+    """The same after a call in which all that is learned had the other sign."""
+    elbo = case.engine.elbo("enumerate", compile="graph" if case.description.seed % 5 == 0 else False)
+    with case.moved(), suppress(Exception):
+        case.gradients(elbo)
+    for _ in range(2):
+        case.compare(*case.gradients(elbo))
+
+
+def _collapsed(case: Case) -> None:
+    """The model by itself, all of its discrete sites summed out; the first time, of every second program, at zeros."""
+    if any(getattr(site, "role", "") == "point" for site in case.description.sites()):
+        raise SkippedError("a continuous site is drawn from its prior")
+    try:
+        found = evidence(case.pair, {})
+    except (NoAnswerError, ValueError) as error:
+        raise SkippedError(str(error)) from error
+    right = [
+        replace(case.right[0], loss=-total.item(), gradients=gradients_of(-total, case.pair.parameters))
+        for total, _ in found.values()
+    ]
+    model = case.engine.collapse(case.pair.model)
+    if case.description.seed % 4 == 0:
+        with case.all_zero(), suppress(Exception):
+            case.collapsed(model)
+    for _ in range(2):
+        replace(case, right=right).compare(*case.collapsed(model))
+
+
 def _drawn_loss(case: Case) -> None:
     """A loss of one draw is the loss at some joint value."""
     elbo = case.engine.elbo("reinforce")
@@ -118,6 +157,9 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "captured": _captured,
     "auto": _automatic,
     "renumbered": _renumbered,
+    "captured anew": _captured_anew,
+    "moved": _moved,
+    "collapsed": _collapsed,
     "draw": _drawn_loss,
     "bound": _bound,
     "data bound": _data_bound,
@@ -133,6 +175,9 @@ EVERY = {
     "particles": 3,
     "renumbered": 2,
     "captured": 10,
+    "captured anew": 7,
+    "moved": 3,
+    "collapsed": 2,
     "computed": 3,
     "samples": 10,
     "estimate": 10,

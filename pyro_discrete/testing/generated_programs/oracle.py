@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_discrete.diagnostics.assignments import AssignValues, Choices, innermost
 from pyro_discrete.testing.small_programs.program import Pair
 
-__all__ = ["Answer", "NoAnswerError", "Run", "answers", "features"]
+__all__ = ["Answer", "NoAnswerError", "Run", "answers", "evidence", "features", "gradients_of"]
 
 BUDGET = 4096
 
@@ -120,15 +120,15 @@ def answers(pair: Pair) -> list[Answer]:
             if site["type"] == "sample" and (not site["is_observed"] or isinstance(site["fn"], Unit)):
                 log_q = log_q + torch.as_tensor(site["log_prob"]).sum()
         drawn = {n: assign.values[n] for n in assign.enumerated}
-        for subsets, (log_p, own) in _evidence(pair, assign.values).items():
+        for subsets, (log_p, own) in evidence(pair, assign.values).items():
             key = (tuple(assign.subsets), subsets)
             groups.setdefault(key, []).append(Run(assign.weight, log_p, log_q, drawn, own))
         more = choices.advance()
     return [_answer(runs, pair.parameters) for runs in groups.values()]
 
 
-def _evidence(pair: Pair, given: Mapping[str, Tensor]) -> dict[Any, tuple[Tensor, _Own]]:
-    """log p(data, given) by the model's own subsamples, with the means of the features of the model's own sites.
+def evidence(pair: Pair, given: Mapping[str, Tensor]) -> dict[Any, tuple[Tensor, _Own]]:
+    """log p(data, given) by the model's subsamples, with the means of the features of the model's own sites.
 
     Means are left out where scales change them: a posterior is of probabilities, not of powers of them.
     The model's own sites are summed out: s log sum p(own) prod p(rest)^(s' / s), where s is the scale around them and
@@ -221,11 +221,11 @@ def _answer(runs: list[Run], parameters: Mapping[str, Tensor]) -> Answer:
     certain = frozenset(guided) | frozenset(own)
     return Answer(
         loss.item(),
-        _gradients(loss, parameters),
+        gradients_of(loss, parameters),
         -log_w.detach(),
         plain,
         bound.item(),
-        _gradients(bound, parameters),
+        gradients_of(bound, parameters),
         pairs.detach().flatten(),
         guided,
         own,
@@ -242,7 +242,8 @@ def _mean(weights: Tensor, values: list[Tensor]) -> Tensor:
     return torch.tensordot(weights, torch.stack(values), dims=1)
 
 
-def _gradients(value: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def gradients_of(value: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A value's gradient for each parameter, zero where it reads none."""
     if not value.requires_grad:
         return {n: torch.zeros_like(p) for n, p in parameters.items()}
     found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, retain_graph=True)
