@@ -178,14 +178,17 @@ class _InsideTorch(TorchFunctionMode):
             if func.__name__ in ("all", "masked_select") and _in_exact_sums():
                 # Pyro leaves out terms of probability zero there; here they stay in, as zeros
                 return False if func.__name__ == "all" else torch.where(args[1], args[0], 0.0)
+            if func.__name__ == "tolist":  # which the dispatcher does not see, as it sees a comparison
+                torch.equal(args[0], args[0])
+                return func(*args)
             if func.__name__ in _TAKE_OUT:
                 raise NotCapturableError("it takes a tensor's values out of torch (`.numpy()`)")
         return func(*args, **kwargs) if kwargs else func(*args)
 
 
-_TAKE_OUT = {"numpy", "__array__", "data_ptr", "__dlpack__", "storage"}
+_TAKE_OUT = {"numpy", "__array__", "data_ptr", "__dlpack__", "storage", "untyped_storage", "_typed_storage"}
 
-_LOOKED_AT = {*_TAKE_OUT, "one_hot", "all", "masked_select"}
+_LOOKED_AT = {*_TAKE_OUT, "tolist", "one_hot", "all", "masked_select"}
 
 
 def _in_exact_sums() -> bool:

@@ -95,8 +95,8 @@ def collapse(model: Program, *, max_elements: int = 2**27, max_operations: int =
     logarithmic depth, as in `TraceELBO`; joint values of `.to_event` sites, plates, plates beside each other and counts
     without an end are included, and no annotation is needed.
 
-    - Where nothing is observed, at whatever draws, or where `pyro.poutine.get_mask()` is False (under `Predictive`), the
-      program is drawn as it stands.
+    - Where nothing is observed, at whatever draws, or where `pyro.poutine.get_mask()` is False (under `Predictive`),
+      the program is drawn as it stands.
     - `poutine.condition` around it goes for continuous, observed and discrete sites: a discrete site that is
       conditioned, or replayed, is observed and not summed. `block`, `scale`, `mask` and plates around it do what they
       do around the model itself; a scale goes outside of the logarithm.

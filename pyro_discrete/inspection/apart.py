@@ -39,8 +39,8 @@ class Keeping(Enum):
 class Followed:
     """What the operations of one run say.
 
-    - `reason`: why they say nothing, if so. `mixed`, `unknown`: plates (`ROWS_PLATE` for rows) of whose elements the
-      term of a site, of this name, may be a mixture; and of which that cannot be told.
+    - `reason`: why they do not say what is kept apart, if so. `mixed`, `unknown`: plates (`ROWS_PLATE` for rows) of whose
+      elements the term of a site, of this name, may be a mixture; and of which that cannot be told.
     - `reached`: of each term of the guide (0) and model (1), in a plate or not, the draws that it is computed from.
     """
 
@@ -51,9 +51,9 @@ class Followed:
 
     def of(self, plate: str) -> Keeping:
         """What is known of a plate's elements."""
-        if self.reason or (plate in self.unknown and plate not in self.mixed):
-            return Keeping.UNKNOWN
-        return Keeping.MIXED if plate in self.mixed else Keeping.APART
+        if plate in self.mixed:  # by operations, whatever Python makes of draws beside them
+            return Keeping.MIXED
+        return Keeping.UNKNOWN if self.reason or plate in self.unknown else Keeping.APART
 
     def reaches(self, draws: Collection[str], where: int, term: str) -> bool:
         """Whether one of the draws may reach a term. True where that is not known."""
@@ -98,7 +98,7 @@ def run_followed(
     with torch.no_grad(), elements, marks:
         traces = trace_pair(pair, subsamples, values, rows=over)
         guide, model = ({n: _parts(m) for n, m in sample_sites(t).items()} for t in traces)
-        said = Followed(elements.escape) if elements.escape else _said(elements, traces, (guide, model), dim)
+        said = _said(elements, traces, (guide, model), dim)
     return FollowedRun(traces, (guide, model), said)
 
 
@@ -590,7 +590,7 @@ def _said(
                     if plate not in dims or (at is not None and at is not MIXED and _is_at(at, dims[plate])):
                         continue
                     (unknown if at is None else mixed).setdefault(plate, name)
-    return Followed("", mixed, unknown, reached)
+    return Followed(elements.escape, mixed, unknown, reached)
 
 
 def _is_at(at: Place, dim: int) -> bool:

@@ -27,6 +27,8 @@ OWN_GENERATOR = torch.Generator().manual_seed(0)
     [
         (lambda mean: mean if mean.sum() > 0 else -mean, "decides in Python by a tensor's value"),
         (lambda mean: mean * float(mean.mean()), "decides in Python by a tensor's value"),
+        (lambda mean: mean * torch.tensor(mean.tolist()), "decides in Python by a tensor's value"),
+        (lambda mean: mean * mean.detach().untyped_storage()[0], r"\.numpy\(\)"),
         (lambda mean: mean + torch.from_numpy(mean.detach().numpy() * 0.1), r"\.numpy\(\)"),
         (lambda mean: mean + torch.rand((), generator=OWN_GENERATOR), "torch.Generator of its own"),
         (lambda mean: mean + random.random(), "random numbers from NumPy or Python"),
@@ -42,6 +44,21 @@ def test_what_cannot_be_captured_runs_eagerly(change: Callable[[Tensor], Tensor]
     assert captures_of(elbo).count == 0
     assert captures_of(elbo).reason
     assert elbo.loss_and_grads(pair.model, pair.guide, data()) != 0
+
+
+def test_what_is_held_may_be_a_list_until_it_is_written_to() -> None:
+    """`.tolist()` goes past torch's dispatcher: a draw's was taken for a constant."""
+    held = torch.tensor([0.5, 0.25])
+    elbo, pair = TraceELBO("reinforce", compile="graph"), Pair(lambda mean: mean * held.tolist()[0])
+    steps(elbo, pair, data())
+    assert captures_of(elbo).count == 1
+    held.mul_(3)
+    eager = TraceELBO("reinforce")
+    found = []
+    for each in (elbo, eager):
+        torch.manual_seed(1)
+        found.append(each.loss_and_grads(pair.model, pair.guide, data()))
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 def test_what_a_refused_step_had_written_is_put_back() -> None:

@@ -164,6 +164,12 @@ def test_what_python_sees_of_draws_is_not_followed():
     assert found.reaches(["z"], 1, "x")
 
 
+def test_what_operations_may_mix_is_known_beside_what_python_sees_of_draws():
+    found = followed(lambda z: torch.where(SQUARE.sum() > 99, z.flip(-2), z) + torch.as_tensor(z.tolist()))
+    assert "leaves torch" in found.reason
+    assert found.of("p") is Keeping.MIXED
+
+
 def test_what_python_sees_of_others_decides_between_branches_alone():
     found = followed(lambda z: z if SQUARE.sum() > 0 else z.roll(1, -2))
     assert found.of("p") is Keeping.APART

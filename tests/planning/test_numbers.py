@@ -75,6 +75,11 @@ FORMS = {
     "outside of one": (outside, torch.tensor([1.0, 0.0, 0.0]), SOME),
     "softmax": (model_of(lambda z, w: z + w * z.softmax(-1)), ZERO, SOME),
     "part": (model_of(a_part), EYE, DENSE),
+    "read as well": (
+        model_of(lambda z, w: torch.where(w.sum() > 0, z.flip(-1), z) + 0.5 * torch.as_tensor(z.tolist())),
+        ZERO,
+        SOME,
+    ),
     "unknown": (model_of(lambda z, w: Turned.apply(z, w)), ZERO, SOME),
 }
 

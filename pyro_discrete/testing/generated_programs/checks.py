@@ -95,6 +95,8 @@ def _collapsed(case: Case) -> None:
         found = evidence(case.pair, {})
     except (NoAnswerError, ValueError) as error:
         raise SkippedError(str(error)) from error
+    if all(abs(total.item()) < TOLERANCE for total, _ in found.values()):
+        raise SkippedError("nothing is observed")
     right = [
         replace(case.right[0], loss=-total.item(), gradients=gradients_of(-total, case.pair.parameters))
         for total, _ in found.values()
