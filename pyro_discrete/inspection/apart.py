@@ -39,8 +39,8 @@ class Keeping(Enum):
 class Followed:
     """What the operations of one run say.
 
-    - `reason`: why they do not say what is kept apart, if so. `mixed`, `unknown`: plates (`ROWS_PLATE` for rows) of whose
-      elements the term of a site, of this name, may be a mixture; and of which that cannot be told.
+    - `reason`: why they do not say what is kept apart, if so. `mixed`, `unknown`: plates (`ROWS_PLATE` for rows) of
+      whose elements the term of a site, of this name, may be a mixture; and of which that cannot be told.
     - `reached`: of each term of the guide (0) and model (1), in a plate or not, the draws that it is computed from.
     """
 
