@@ -27,6 +27,15 @@ SAMPLED = (
     "indecater",
     "arms",
     "mixed",
+    "arm",
+    "bitflip1",
+    "carms",
+    "muprop",
+    "optimal_control_variate",
+    "rebar",
+    "relax",
+    "rodeo",
+    "unordered_set",
 )
 """Estimators that are looked at by statistics; a program's seed says which."""
 DRAWS, BATCHES = 50, 30
