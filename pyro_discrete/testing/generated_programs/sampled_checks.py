@@ -40,6 +40,8 @@ SAMPLED = (
 """Estimators that are looked at by statistics; a program's seed says which."""
 DRAWS, BATCHES = 50, 30
 """Particles of a step, and steps, of a statistical check; ten times the steps before an alarm counts."""
+FEW, MORE = 4, 60
+"""The same where each particle takes a run."""
 ALARM, CONFIRMED = 6.0, 7.0
 """Standard errors at which a statistical check is repeated, and at which it then counts.
 
@@ -50,7 +52,7 @@ than once in 10^14; were the errors so far from normal that the first said nothi
 
 
 def estimate(case: Case) -> None:
-    """A sampled estimator's loss and gradient, in the mean; of every second hundred by a plan that was made at zeros."""
+    """A sampled estimator's loss and gradient, in the mean; of every second hundred by a plan made at zeros."""
     name = SAMPLED[(case.description.seed // 10) % len(SAMPLED)]
     if len(case.right) > 1:
         raise SkippedError("subsamples are drawn")
@@ -59,15 +61,18 @@ def estimate(case: Case) -> None:
         setting = {"z1": "enumerate", "*": "reinforce"}
         if "z1" not in case.right[0].guided:
             raise SkippedError("nothing is mixed")
-    elbo = case.engine.elbo(setting, num_particles=DRAWS)
-    _at_zeros(case, elbo)
+    elbo = case.engine.elbo(setting, num_particles=FEW)
     try:
         case.loss(elbo)
     except UnsupportedSiteError:
-        name = "rloo"
-        elbo = case.engine.elbo(name, num_particles=DRAWS)
+        name = setting = "rloo"
+        elbo = case.engine.elbo(setting, num_particles=FEW)
+        case.loss(elbo)
+    steps = MORE
+    if elbo.plan.path != "sequential":
+        elbo, steps = case.engine.elbo(setting, num_particles=DRAWS), BATCHES
         _at_zeros(case, elbo)
-    _by_statistics(case, elbo, case.right[0].loss, case.right[0].gradients, name)
+    _by_statistics(case, elbo, case.right[0].loss, case.right[0].gradients, name, steps)
 
 
 def bound_estimate(case: Case) -> None:
@@ -76,6 +81,9 @@ def bound_estimate(case: Case) -> None:
     elbo = case.engine.bound("reinforce", num_particles=2, num_outer_samples=DRAWS, datum_plates=())
     answer = case.right[0]
     _at_zeros(case, elbo)
+    case.loss(elbo)
+    if elbo.plan.path == "sequential":
+        raise SkippedError("a run for each draw takes too long")
     _by_statistics(case, elbo, answer.bound, answer.bound_gradients, "bound")
 
 
@@ -85,13 +93,13 @@ def _at_zeros(case: Case, elbo: Any) -> None:
             case.gradients(elbo)
 
 
-def _by_statistics(case: Case, elbo: Any, loss: float, gradients: Mapping[str, Tensor], name: str) -> None:
+def _by_statistics(
+    case: Case, elbo: Any, loss: float, gradients: Mapping[str, Tensor], name: str, batches: int = BATCHES
+) -> None:
     right = torch.cat([torch.tensor([loss]), *(g.flatten() for g in gradients.values())])
     names = ["loss", *(f"gradient of {n}" for n, g in gradients.items() for _ in range(g.numel()))]
     case.gradients(elbo)
-    if elbo.plan.path == "sequential":
-        raise SkippedError("a run for each draw takes too long")
-    for steps, limit in ((BATCHES, ALARM), (10 * BATCHES, CONFIRMED)):
+    for steps, limit in ((batches, ALARM), (10 * batches, CONFIRMED)):
         drawn = []
         for _ in range(steps):
             value, found = case.gradients(elbo)
