@@ -24,6 +24,7 @@ from pyro_discrete.inspection.provenance import ARGUMENTS, FLOATS, HELD, Dispatc
 from pyro_discrete.inspection.trial import Trial, trial_of
 from pyro_discrete.inspection.wiring import without_floats
 from pyro_discrete.operations import kind_of
+from pyro_discrete.programs.garbage import collecting_later
 from pyro_discrete.programs.module_state import kept_state
 from pyro_discrete.programs.pair import Around, KeepSubsamples, Pair, SiteMessenger, on_trial, trace_pair
 from pyro_discrete.programs.python_state import PythonState, SameObject, UnknownStateError, described
@@ -103,6 +104,7 @@ class FirstLook(NamedTuple):
     trial: Trial | None
 
 
+@collecting_later()
 def first_look(pair: Pair, around: Callable[[Pair], Pair] = lambda pair: pair) -> FirstLook:
     """A first run of a pair, `around` which the handlers of its steps are.
 

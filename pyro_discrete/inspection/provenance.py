@@ -422,7 +422,7 @@ class DispatchMode(TorchDispatchMode):
         cls = type(self)
         if "torch._dynamo" in sys.modules and not vars(cls).get("_let_alone"):
             cls._let_alone = True
-            cls.__torch_dispatch__ = torch._disable_dynamo(cls.__torch_dispatch__)
+            cls.__torch_dispatch__ = torch._dynamo.disable(cls.__torch_dispatch__)
         return super().__enter__()
 
 

@@ -52,6 +52,7 @@ from pyro_discrete.planning.products import settle_products
 from pyro_discrete.planning.select import Selection
 from pyro_discrete.planning.shared_terms import SharedTerms, check_rows_apart
 from pyro_discrete.programs.dims import Columns, Layout, plates_of
+from pyro_discrete.programs.garbage import collecting_later
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import (
     Site,
@@ -103,6 +104,7 @@ def marginal_settings(sites: list[Site], selection: Selection) -> dict[str, Enum
     return settings
 
 
+@collecting_later()
 def make_plan(
     pair: Pair,
     selection: Selection,

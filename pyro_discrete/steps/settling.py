@@ -19,6 +19,7 @@ from pyro_discrete.inspection.trial_rows import check_rows, spread_values, unuse
 from pyro_discrete.objectives.base import Objective
 from pyro_discrete.planning.plan import ESCAPES, Exact, Jointly, OneByOne, Parallel, Plan
 from pyro_discrete.programs.dims import plates_of
+from pyro_discrete.programs.garbage import collecting_later
 from pyro_discrete.programs.pair import Pair, trace_pair
 from pyro_discrete.programs.sites import Site, draws_asked_for, family_of, is_marked, latent_sites
 from pyro_discrete.steps.enumerated.jointly import ONE_BY_ONE, joint_values
@@ -36,6 +37,7 @@ FEW = 16
 """So many joint values of sites without a mark "auto" goes through one by one, where it cannot be given all at once."""
 
 
+@collecting_later()
 def settled(
     plan: Plan, pair: Pair, objective: Objective, trial: Trial, seen: Collection[str], by_step: bool = False
 ) -> Plan | str:
