@@ -20,9 +20,10 @@ from torch import Tensor
 
 from pyro_discrete.inspection.provenance import NOTHING, Names, Provenance, axis_after
 from pyro_discrete.operations import Kind, kind_of, tensors_in, written_tensors
+from pyro_discrete.programs.alike_sites import Entries, entries_of_law, scored_together
 from pyro_discrete.programs.dims import ROWS_PLATE, plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, SiteMessenger, on_trial, trace_pair
-from pyro_discrete.programs.sites import is_latent, masked_law, sample_sites
+from pyro_discrete.programs.sites import is_latent, masked_law, sample_sites, site_log_prob
 
 __all__ = ["MIXED", "Elements", "Followed", "FollowedRun", "Keeping", "Parts", "Place", "follow", "run_followed"]
 
@@ -97,7 +98,7 @@ def run_followed(
     marks, over = _MarkElements(elements, draws, dim), rows if under_plate else None
     with torch.no_grad(), elements, marks:
         traces = trace_pair(pair, subsamples, values, rows=over)
-        guide, model = ({n: _parts(m) for n, m in sample_sites(t).items()} for t in traces)
+        guide, model = (_parts(elements, sample_sites(t)) for t in traces)
         said = _said(elements, traces, (guide, model), dim)
     return FollowedRun(traces, (guide, model), said)
 
@@ -279,6 +280,21 @@ class Elements(Provenance):
                 self._mixed[key] = self._mixed.get(key, frozenset()) | mixed
         return result
 
+    def scored(self, log_prob: Tensor, law: Entries, value: Tensor) -> None:
+        """Note where the log-probability of a value has elements, by a law that keeps entries apart."""
+        read = [*law.parameters, value]
+        key, keys = self._key(log_prob), self._keys(read)
+        names = self._names_at(keys)
+        if key is None or not names:
+            return
+        self._add(key, log_prob, names)
+        places: dict[str, list[Place | None]] = {}
+        for tensor, its_key in zip(read, keys, strict=True):
+            inner = 0 if tensor is value else law.inner
+            for plate, at in self._elements_at(tensor, its_key, self._names_at([its_key])).items():
+                places.setdefault(plate, []).append(_in_scores(at, tensor, inner, law.events, log_prob))
+        self._note(log_prob, key, names, {plate: _together(each) for plate, each in places.items()})
+
     def left(self, args: Sequence[Any], how: str) -> None:
         """Note that these leave torch, if they come from draws."""
         if self.of(*tensors_in(args)):
@@ -298,6 +314,28 @@ def _stay(moved: Sequence[tuple[Tensor, Found]], result: Tensor) -> bool:
     """Whether what keeps entries apart leaves all elements where these tensors have them."""
     first, shape = moved[0][1], result.shape
     return all(tensor.shape == shape and (has is first or has == first) for tensor, has in moved)
+
+
+def _in_scores(at: Place | None, tensor: Tensor, inner: int, events: int, scores: Tensor) -> Place | None:
+    """Where the scores of a value have elements of one of the tensors that they are computed from.
+
+    `inner`: dims of the tensor on the right of the values'. `events`: dims of these that are added up.
+    """
+    if at is None or at is MIXED or at.dim == 0:
+        return at
+    if at.dim >= -inner - events:
+        return MIXED
+    dim = at.dim + inner + events
+    kept = scores.dim() >= -dim and scores.shape[dim] == tensor.shape[at.dim]
+    return at._replace(dim=dim) if kept else None
+
+
+def _together(places: Sequence[Place | None]) -> Place | None:
+    """The same of all of these tensors, entry by entry."""
+    first = places[0]
+    if all(place is first or place == first for place in places):
+        return first
+    return None if None in places and MIXED not in places else MIXED
 
 
 Moved = tuple[list[Tensor], list["Place | None"]]
@@ -598,7 +636,20 @@ def _is_at(at: Place, dim: int) -> bool:
     return own and all(element in (place, NONE) for place, element in enumerate(at.of))
 
 
-def _parts(msg: Any) -> Parts:
-    log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
-    law = masked_law(msg)
-    return Parts(log_prob, None if law is None else law.log_prob(msg["value"]), msg["scale"], msg["mask"])
+def _parts(elements: Elements, sites: Mapping[str, Any]) -> dict[str, Parts]:
+    """The parts of all sites' terms. Those of laws that score entries by themselves are not followed, but said."""
+    known: dict[str, Tensor] = {}
+    laws = {name: law for name, msg in sites.items() if (law := entries_of_law(msg)) is not None}
+    with elements.unwatched():
+        together = scored_together({name: sites[name] for name in laws})
+        for name in laws:
+            # a tensor of its own, of which can be noted what it comes from
+            known[name] = together[name].clone() if name in together else site_log_prob(sites[name])
+    found = {}
+    for name, msg in sites.items():
+        if name in laws:
+            elements.scored(known[name], laws[name], msg["value"])
+        log_prob = known[name] if name in known else site_log_prob(msg)
+        law = masked_law(msg)
+        found[name] = Parts(log_prob, None if law is None else law.log_prob(msg["value"]), msg["scale"], msg["mask"])
+    return found

@@ -30,6 +30,7 @@ from pyro_discrete.inspection.apart import Followed, Keeping, Parts, follow
 from pyro_discrete.inspection.generic_numbers import GenericNumbers, is_single_number, single_numbers, unlearned
 from pyro_discrete.inspection.observations import wrong_observation
 from pyro_discrete.inspection.provenance import ARGUMENTS, HELD
+from pyro_discrete.programs.alike_sites import scored_together
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, trace_pair
 from pyro_discrete.programs.parameters import leaf_parameters, parameter_names
@@ -100,16 +101,17 @@ class Run:
     @cached_property
     def terms(self) -> list[dict[str, SiteTerm]]:
         """Those of the guide's sites, and of the model's."""
+        found = []
         with torch.no_grad():
-            return [
-                {n: _site_term(m, *self._scored(where, n, m)) for n, m in sample_sites(trace).items()}
-                for where, trace in enumerate(self.traces)
-            ]
-
-    def _scored(self, where: int, name: str, msg: Any) -> tuple[Tensor, Tensor | None]:
-        if self._parts is None:
-            return site_log_prob(msg), hidden_log_prob(msg)
-        return self._parts[where][name][:2]
+            for where, sites in enumerate(map(sample_sites, self.traces)):
+                if self._parts is not None:
+                    parts = self._parts[where]
+                    found.append({n: _site_term(m, *parts[n][:2]) for n, m in sites.items()})
+                    continue
+                alike = scored_together(sites)
+                scores = {n: alike[n] if n in alike else site_log_prob(m) for n, m in sites.items()}
+                found.append({n: _site_term(m, scores[n], hidden_log_prob(m)) for n, m in sites.items()})
+        return found
 
 
 MOST_SHARED = 4
@@ -157,11 +159,22 @@ class Trial:
 
     def score(self, msg: Any) -> Tensor:
         """The log-probability of one of its sites, differentiable, as it was found when it was first asked for."""
-        key = "score", id(msg)
-        if key not in self._known:
+        if "scores" not in self._known:
+            self._known["scores"] = self._alike_scores()
+        scores = self._known["scores"]
+        if id(msg) not in scores:
             with torch.enable_grad():
-                self._known[key] = site_log_prob(msg)
-        return self._known[key]
+                scores[id(msg)] = site_log_prob(msg)
+        return scores[id(msg)]
+
+    def _alike_scores(self) -> dict[int, Tensor]:
+        """Those of sites that can be scored by one call, by their messages."""
+        sites = [sample_sites(trace) for trace in (self.guide_trace, self.model_trace)]
+        try:
+            with torch.enable_grad():
+                return {id(each[name]): score for each in sites for name, score in scored_together(each).items()}
+        except Exception:  # of one of them, which says so when it is scored by itself
+            return {}
 
     def followed(self, pair: Pair, draws: Collection[str]) -> Followed:
         """What the operations of a run at the trial's values say of the elements of these draws' plates."""
