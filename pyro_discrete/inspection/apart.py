@@ -18,7 +18,7 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_discrete.inspection.provenance import NOTHING, Names, Provenance, axis_after
+from pyro_discrete.inspection.provenance import NOTHING, Names, Provenance, Unseen, axis_after
 from pyro_discrete.operations import Kind, kind_of, tensors_in, written_tensors
 from pyro_discrete.programs.alike_sites import Entries, entries_of_law, scored_together
 from pyro_discrete.programs.dims import ROWS_PLATE, plates_of
@@ -244,24 +244,39 @@ class Elements(Provenance):
         """Run one operation, and note where its results have elements."""
         kind = kind_of(func)
         read = tensors_in((*args, *kwargs.values()) if kwargs else args)
-        keys = self._keys(read)
-        before: dict[int, tuple[Tensor, Found]] = {}
-        for tensor, key in zip(read, keys, strict=True):
-            held = self._origin.get(key)  # type: ignore[arg-type]
-            if held is not None and held[1]:
-                has = self._elements_at(tensor, key, held[1])
-                if has:
-                    before[id(tensor)] = tensor, has
+        with Unseen():
+            keys = self._keys(read)
+            before: dict[int, tuple[Tensor, Found]] = {}
+            for tensor, key in zip(read, keys, strict=True):
+                held = self._origin.get(key)  # type: ignore[arg-type]
+                if held is not None and held[1]:
+                    has = self._elements_at(tensor, key, held[1])
+                    if has:
+                        before[id(tensor)] = tensor, has
         result, made, made_keys = self._run(func, kind, args, kwargs, read, keys)
-        if not before:
-            return result
+        if before:
+            with Unseen():
+                self._noted(func, kind, args, kwargs, read, [*before.values()], made, made_keys)
+        return result
+
+    def _noted(
+        self,
+        func: Any,
+        kind: Kind,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        read: Sequence[Tensor],
+        moved: Sequence[tuple[Tensor, Found]],
+        made: Sequence[Tensor],
+        made_keys: Sequence[int | None],
+    ) -> None:
+        """Note where the results of an operation have elements, where those that are `moved` by these have them."""
         written: Collection[int | None] = ()
         if kind.writes:
             written = {self._key(tensor) for tensor in written_tensors(func, args, kwargs)} - {None}
             for key in written:
                 for known in self._sharing.pop(key or 0, ()):
                     self._known.pop(known, None)
-        moved = [*before.values()]
         for number, (tensor, key) in enumerate(zip(made, made_keys, strict=True)):
             held = self._origin.get(key or 0)
             if held is None or not held[1]:
@@ -278,22 +293,22 @@ class Elements(Provenance):
             if key in written and key is not None:  # a part of it, perhaps
                 mixed = frozenset(p for p, at in found.items() if at is MIXED)
                 self._mixed[key] = self._mixed.get(key, frozenset()) | mixed
-        return result
 
     def scored(self, log_prob: Tensor, law: Entries, value: Tensor) -> None:
         """Note where the log-probability of a value has elements, by a law that keeps entries apart."""
         read = [*law.parameters, value]
-        key, keys = self._key(log_prob), self._keys(read)
-        names = self._names_at(keys)
-        if key is None or not names:
-            return
-        self._add(key, log_prob, names)
-        places: dict[str, list[Place | None]] = {}
-        for tensor, its_key in zip(read, keys, strict=True):
-            inner = 0 if tensor is value else law.inner
-            for plate, at in self._elements_at(tensor, its_key, self._names_at([its_key])).items():
-                places.setdefault(plate, []).append(_in_scores(at, tensor, inner, law.events, log_prob))
-        self._note(log_prob, key, names, {plate: _together(each) for plate, each in places.items()})
+        with Unseen():
+            key, keys = self._key(log_prob), self._keys(read)
+            names = self._names_at(keys)
+            if key is None or not names:
+                return
+            self._add(key, log_prob, names)
+            places: dict[str, list[Place | None]] = {}
+            for tensor, its_key in zip(read, keys, strict=True):
+                inner = 0 if tensor is value else law.inner
+                for plate, at in self._elements_at(tensor, its_key, self._names_at([its_key])).items():
+                    places.setdefault(plate, []).append(_in_scores(at, tensor, inner, law.events, log_prob))
+            self._note(log_prob, key, names, {plate: _together(each) for plate, each in places.items()})
 
     def left(self, args: Sequence[Any], how: str) -> None:
         """Note that these leave torch, if they come from draws."""
@@ -601,11 +616,12 @@ class _MarkElements(SiteMessenger):
             return
         event = msg["fn"].event_dim
         at = {p.name: Place(p.dim - event, 1, p.size) for p in plates_of(msg) if p.vectorized and p.size > 1}
-        if self.rows_dim is not None:
-            dim = self.rows_dim - event
-            if value.dim() >= -dim and value.shape[dim] > 1:
-                at[ROWS_PLATE] = Place(dim, 1, value.shape[dim])
-        self.elements.mark_elements(value, msg["name"], at)
+        with Unseen():
+            if self.rows_dim is not None:
+                dim = self.rows_dim - event
+                if value.dim() >= -dim and value.shape[dim] > 1:
+                    at[ROWS_PLATE] = Place(dim, 1, value.shape[dim])
+            self.elements.mark_elements(value, msg["name"], at)
 
 
 def _said(
