@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pyro_discrete.errors import LIBRARIES, innermost_line
-from pyro_discrete.operations import Kind, kind_of, tensors_in, written_tensors
+from pyro_discrete.operations import Kind, Unseen, kind_of, tensors_in, written_tensors
 from pyro_discrete.programs.sites import base_distribution
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "Names",
     "Provenance",
     "Reads",
-    "Unseen",
     "axis_after",
     "classes_stated",
     "element_axis",
@@ -181,11 +180,6 @@ _WATCHED = _LEAVES | {"__reduce_ex__", "grad", "backward", "one_hot", "__getitem
 
 _READS = {"_local_scalar_dense": ".item(), if or an index", "is_nonzero": "if", "equal": "torch.equal"}
 """What in a program makes torch read a value, by the operation that its dispatcher sees."""
-
-
-Unseen: Any = torch._C.DisableTorchFunction
-"""Within, no mode sees functions that are called: what asks where a tensor is stored, or how large it is, is no part of
-the program, and takes a tenth of the time unseen."""
 
 
 class Provenance:

@@ -39,16 +39,15 @@ _EVENT_DIMS = {dist.Categorical: 1}
 class Entries(NamedTuple):
     """A distribution that scores each entry of a value by itself, by that of its parameters, before it adds up events.
 
-    - `kind`, `names`, `parameters`: its class below `.to_event`, and the tensors that its scores are computed from.
+    - `fn`: it, below `.to_event`. `names`, `parameters`: of the tensors that its scores are computed from.
     - `inner`: dims that these have on the right of the values'. `events`: dims of the value that are added up.
     """
 
-    kind: Any
+    fn: Any
     names: tuple[str, ...]
     parameters: tuple[Tensor, ...]
     inner: int
     events: int
-    validated: bool
 
 
 def entries_of_law(msg: Any) -> Entries | None:
@@ -66,7 +65,7 @@ def entries_of_law(msg: Any) -> Entries | None:
     parameters = tuple([held[each] for each in names])
     if not all(type(p) in (Tensor, torch.nn.Parameter) for p in parameters):
         return None
-    return Entries(type(fn), names, parameters, _EVENT_DIMS.get(type(fn), 0), events, fn._validate_args)
+    return Entries(fn, names, parameters, _EVENT_DIMS.get(type(fn), 0), events)
 
 
 def scored_together(sites: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -84,7 +83,7 @@ def scored_together(sites: Mapping[str, Any]) -> dict[str, Tensor]:
         law, value = entries_of_law(msg), msg["value"]
         if law is not None:
             alike = [(t.shape, t.dtype, t.device) for t in (*law.parameters, value)]
-            key = law.kind, law.names, law.events, law.validated, *alike
+            key = type(law.fn), law.names, law.events, law.fn._validate_args, *alike
             groups.setdefault(key, []).append((name, law.parameters, value))
     found: dict[str, Tensor] = {}
     for (kind, names, events, validated, *_), group in groups.items():
