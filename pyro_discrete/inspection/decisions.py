@@ -163,20 +163,22 @@ _DRAWING = (torch.distributions.Distribution, torch.distributions.Transform)
 
 
 def _second_look(pair: Pair, trial: Trial, around: Callable[[Pair], Pair]) -> FirstLook | None:
-    """What a run of a trial's draws shows, at numbers of no special value; None where the program does not run there."""
+    """What a run of a trial's draws shows, at numbers of no special value where the pair has any; None where it does
+    not run there, or is another one."""
     reads, parts = Reads(), list[Any]()
     try:
-        generic = trial.generic_numbers(pair, ())[0]
-        with generic:
+        generic = next(iter(trial.generic_numbers(pair, ())), None)
+        with generic or nullcontext():
             found, undisturbed = _note(pair, parts, reads, around, trial)
     except Exception:
         return None
     if reads.any:
         return FirstLook(decided_by(pair), None, trial)
-    if not undisturbed:
+    own, traces = (trial.guide_trace, trial.model_trace), (found.guide_trace, found.model_trace)
+    if not undisturbed or any(a.nodes.keys() != b.nodes.keys() for a, b in zip(own, traces, strict=True)):
         return None
-    run = Run(found.guide_trace, found.model_trace)
-    return FirstLook(frozenset(), tuple(parts), replace(trial, generic=(generic, run)))
+    kept = trial if generic is None else replace(trial, generic=(generic, Run(*traces)))
+    return FirstLook(frozenset(), tuple(parts), kept)
 
 
 def decisions(pair: Pair) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -425,7 +425,7 @@ class DispatchMode(TorchDispatchMode):
         cls = type(self)
         if "torch._dynamo" in sys.modules and not vars(cls).get("_let_alone"):
             cls._let_alone = True
-            cls.__torch_dispatch__ = torch._dynamo.disable(cls.__torch_dispatch__)
+            cls.__torch_dispatch__ = cast(Any, torch._dynamo.disable(cls.__torch_dispatch__))
         return super().__enter__()
 
 

@@ -402,9 +402,10 @@ def test_a_run_of_which_a_further_one_does_not_show_how_it_draws_is_looked_at_it
 
     found = first_look(Pair(model, guide, (torch.tensor([0.3]),), {}))
     assert found.seen == seen
-    assert (found.trial.generic is not None) is not seen
-    if not seen:
-        numbers, run = found.trial.generic
+    assert found.trial is not None
+    assert (found.trial.generic is None) is bool(seen)
+    if found.trial.generic is not None:
+        _, run = found.trial.generic
         assert run.traces[0].nodes["z"]["value"] is found.trial.guide_trace.nodes["z"]["value"]
         assert run.terms[1]["y"].term != found.trial.score(found.trial.model_trace.nodes["y"])
         assert pyro.param("loc") == 0.3
