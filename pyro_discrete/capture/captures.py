@@ -16,8 +16,8 @@ from pyro_discrete.capture.graph import Capture, why_not
 from pyro_discrete.capture.rewriting import NotCapturableError
 from pyro_discrete.capture.watch import Run, Watch, foreign_handlers, observed_run
 from pyro_discrete.errors import DiscreteInferenceError, SettingError, shown
+from pyro_discrete.garbage import collecting_later
 from pyro_discrete.planning.plan import Exact, Plan, StructureChangedError
-from pyro_discrete.programs.garbage import collecting_later
 from pyro_discrete.programs.pair import Pair, set_torch_random_state, torch_random_state
 from pyro_discrete.steps.outcome import StepGradients
 from pyro_discrete.sums.packed_terms import CoupledElementsError

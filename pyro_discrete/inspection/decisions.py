@@ -19,12 +19,12 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from pyro_discrete.garbage import collecting_later
 from pyro_discrete.inspection.dependencies import MarkDraws
 from pyro_discrete.inspection.provenance import ARGUMENTS, FLOATS, HELD, DispatchMode, Provenance, Reads
 from pyro_discrete.inspection.trial import Run, Trial, trial_of
 from pyro_discrete.inspection.wiring import without_floats
 from pyro_discrete.operations import kind_of
-from pyro_discrete.programs.garbage import collecting_later
 from pyro_discrete.programs.module_state import kept_state
 from pyro_discrete.programs.pair import Around, KeepSubsamples, Pair, SiteMessenger, on_trial, trace_pair
 from pyro_discrete.programs.python_state import PythonState, SameObject, UnknownStateError, described

@@ -13,6 +13,7 @@ from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.registry import AUTO, named_estimator
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
+from pyro_discrete.garbage import collecting_later
 from pyro_discrete.inspection.decisions import draws_among
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies, reached_by, why_joined
 from pyro_discrete.inspection.enumerability import crossing_site, joined_elements, joined_plates, marked_trial
@@ -52,7 +53,6 @@ from pyro_discrete.planning.products import settle_products
 from pyro_discrete.planning.select import Selection
 from pyro_discrete.planning.shared_terms import SharedTerms, check_rows_apart
 from pyro_discrete.programs.dims import Columns, Layout, plates_of
-from pyro_discrete.programs.garbage import collecting_later
 from pyro_discrete.programs.pair import Pair
 from pyro_discrete.programs.sites import (
     Site,

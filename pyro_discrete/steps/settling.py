@@ -11,6 +11,7 @@ import torch
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SiteMatchError, in_a_line, why_not_at_once
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
+from pyro_discrete.garbage import collecting_later
 from pyro_discrete.inspection.decisions import draws_among
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.inspection.enumerability import why_not_over_values
@@ -19,7 +20,6 @@ from pyro_discrete.inspection.trial_rows import check_rows, spread_values, unuse
 from pyro_discrete.objectives.base import Objective
 from pyro_discrete.planning.plan import ESCAPES, Exact, Jointly, OneByOne, Parallel, Plan
 from pyro_discrete.programs.dims import plates_of
-from pyro_discrete.programs.garbage import collecting_later
 from pyro_discrete.programs.pair import Pair, trace_pair
 from pyro_discrete.programs.sites import Site, draws_asked_for, family_of, is_marked, latent_sites
 from pyro_discrete.steps.enumerated.jointly import ONE_BY_ONE, joint_values
