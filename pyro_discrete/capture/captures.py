@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +16,7 @@ from pyro_discrete.capture.graph import Capture, why_not
 from pyro_discrete.capture.rewriting import NotCapturableError
 from pyro_discrete.capture.watch import Run, Watch, foreign_handlers, observed_run
 from pyro_discrete.errors import DiscreteInferenceError, SettingError, shown
+from pyro_discrete.garbage import collecting_later
 from pyro_discrete.planning.plan import Exact, Plan, StructureChangedError
 from pyro_discrete.programs.pair import Pair, set_torch_random_state, torch_random_state
 from pyro_discrete.steps.outcome import StepGradients
@@ -169,7 +167,7 @@ class Captures:
         stages = 3 if self.mode == "inductor" else 2
         try:
             line = tqdm(total=stages, desc="compile: tracing a step", unit="stage", leave=False, disable=None)
-            with line, _collecting_later():
+            with line, collecting_later():
                 kind.step, result = capture_step(stepper, kind.plan, call, kind.parameters, writes)
                 _next_stage(line, f"compile: looking through {kind.step.graph.operations:,} operations")
                 self._group(kind.step.graph, call.inputs())
@@ -295,21 +293,6 @@ class Captures:
         self.reason = why
         self._kinds.clear()
         warnings.warn(f"compile: this step cannot be captured, so it runs eagerly: {why}.", stacklevel=6)
-
-
-@contextmanager
-def _collecting_later() -> Iterator[None]:
-    """No search for unused cycles inside: a graph's many small objects would be gone through again and again.
-
-    Of capturing a chain of 1,000 steps it is a third of the time.
-    """
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _next_stage(line: tqdm, name: str) -> None:

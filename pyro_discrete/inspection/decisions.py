@@ -19,9 +19,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from pyro_discrete.garbage import collecting_later
 from pyro_discrete.inspection.dependencies import MarkDraws
 from pyro_discrete.inspection.provenance import ARGUMENTS, FLOATS, HELD, DispatchMode, Provenance, Reads
-from pyro_discrete.inspection.trial import Trial, trial_of
+from pyro_discrete.inspection.trial import Run, Trial, trial_of
 from pyro_discrete.inspection.wiring import without_floats
 from pyro_discrete.operations import kind_of
 from pyro_discrete.programs.module_state import kept_state
@@ -103,15 +104,25 @@ class FirstLook(NamedTuple):
     trial: Trial | None
 
 
+@collecting_later()
 def first_look(pair: Pair, around: Callable[[Pair], Pair] = lambda pair: pair) -> FirstLook:
     """A first run of a pair, `around` which the handlers of its steps are.
 
-    Where Python reads nothing at all, as in most programs, one run that follows nothing shows what it sees, does and
-    draws: a first call of a hidden Markov model of 200 steps takes 0.7 of the time that it takes with three. Floats
-    among the arguments are tensors in it, so that other operations are made than in the runs to come; and of a run
-    that leaves modules otherwise than they were, nothing is taken but what it did.
+    Where Python reads nothing at all, as in most programs, nothing is followed to see that. Where all that is drawn is
+    drawn by distributions of torch's and Pyro's, the run itself is not looked at either, but one further of the same
+    draws, which the plan wants anyhow: at numbers of no special value, where a program that reads none does the same.
+    Floats among the arguments are tensors in a run that is looked at, so that other operations are made than in the
+    runs to come; and of a run that leaves modules otherwise than they were, nothing is taken but what it did.
     """
     lifted, numbers = without_floats(pair)
+    try:
+        trial = None if numbers else _undisturbed(pair, around)
+    except Exception:
+        return FirstLook(decided_by(pair), None, None)
+    if trial is not None:
+        found = _second_look(pair, trial, around)
+        if found is not None:
+            return found
     reads, parts = Reads(), list[Any]()
     try:
         trial, undisturbed = _note(lifted, parts, reads, around)
@@ -121,6 +132,53 @@ def first_look(pair: Pair, around: Callable[[Pair], Pair] = lambda pair: pair) -
     if reads.any:
         return FirstLook(decided_by(pair), None, kept)
     return FirstLook(frozenset(), None if numbers else tuple(parts), kept)
+
+
+def _undisturbed(pair: Pair, around: Callable[[Pair], Pair]) -> Trial | None:
+    """A run as in training, that nothing looks at; None if it does not leave all modules as they were, or draws what
+    only a look would tell about."""
+    if pair.guide_runs_model:
+        return None
+    subsamples = KeepSubsamples()
+    with kept_state(pair.model, pair.guide) as state, on_trial(), torch.enable_grad():
+        trial = trial_of(*trace_pair(around(pair), subsamples), subsamples)
+    known = all(_drawn_by_a_library(msg["fn"]) for msg in trial.latent.values())
+    return trial if known and not state.changed else None
+
+
+_LIBRARIES = ("torch.distributions.", "pyro.distributions.", "pyro_discrete.")
+
+
+def _drawn_by_a_library(fn: Any) -> bool:
+    """Whether a distribution, with all that it is made of, is one of torch's, Pyro's or this package's: these read
+    numbers to draw by them, and for nothing else."""
+    held = vars(fn)
+    if not type(fn).__module__.startswith(_LIBRARIES) or "sample" in held or isinstance(fn, torch.nn.Module):
+        return False
+    inside = (*held.values(), *held.get("transforms", ()))
+    return all(_drawn_by_a_library(part) for part in inside if isinstance(part, _DRAWING))
+
+
+_DRAWING = (torch.distributions.Distribution, torch.distributions.Transform)
+
+
+def _second_look(pair: Pair, trial: Trial, around: Callable[[Pair], Pair]) -> FirstLook | None:
+    """What a run of a trial's draws shows, at numbers of no special value where the pair has any; None where it does
+    not run there, or is another one."""
+    reads, parts = Reads(), list[Any]()
+    try:
+        generic = next(iter(trial.generic_numbers(pair, ())), None)
+        with generic or nullcontext():
+            found, undisturbed = _note(pair, parts, reads, around, trial)
+    except Exception:
+        return None
+    if reads.any:
+        return FirstLook(decided_by(pair), None, trial)
+    own, traces = (trial.guide_trace, trial.model_trace), (found.guide_trace, found.model_trace)
+    if not undisturbed or any(a.nodes.keys() != b.nodes.keys() for a, b in zip(own, traces, strict=True)):
+        return None
+    kept = trial if generic is None else replace(trial, generic=(generic, Run(*traces)))
+    return FirstLook(frozenset(), tuple(parts), kept)
 
 
 def decisions(pair: Pair) -> tuple[Any, ...]:
@@ -134,12 +192,16 @@ def decisions(pair: Pair) -> tuple[Any, ...]:
 
 
 def _note(
-    pair: Pair, parts: list[Any], reads: Reads | None = None, around: Callable[[Pair], Pair] = lambda pair: pair
+    pair: Pair,
+    parts: list[Any],
+    reads: Reads | None = None,
+    around: Callable[[Pair], Pair] = lambda pair: pair,
+    again: Trial | None = None,
 ) -> tuple[Trial, bool]:
-    """A run as in training, and whether it left all modules as they were."""
-    subsamples = KeepSubsamples()
+    """A run as in training, and whether it left all modules as they were; of a trial's draws, if it is one `again`."""
+    subsamples, values = (KeepSubsamples(), None) if again is None else (again.subsamples, again.values)
     with kept_state(pair.model, pair.guide) as state, on_trial(), torch.enable_grad(), reads or nullcontext():
-        traces = trace_pair(around(noted(pair, parts.append, reads)), subsamples)
+        traces = trace_pair(around(noted(pair, parts.append, reads)), subsamples, values)
     return trial_of(*traces, subsamples), not state.changed
 
 

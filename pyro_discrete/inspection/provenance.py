@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pyro_discrete.errors import LIBRARIES, innermost_line
-from pyro_discrete.operations import Kind, kind_of, tensors_in, written_tensors
+from pyro_discrete.operations import Kind, Unseen, kind_of, tensors_in, written_tensors
 from pyro_discrete.programs.sites import base_distribution
 
 __all__ = [
@@ -340,7 +340,9 @@ class Provenance:
     def operation(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run one operation of the dispatcher and note what its results come from."""
         read = tensors_in((*args, *kwargs.values()) if kwargs else args)
-        return self._run(func, kind_of(func), args, kwargs, read, self._keys(read))[0]
+        with Unseen():
+            keys = self._keys(read)
+        return self._run(func, kind_of(func), args, kwargs, read, keys)[0]
 
     def _run(
         self,
@@ -365,19 +367,20 @@ class Provenance:
         except Exception:
             self.escaped(f"an operation fails ({kind.name})")
             raise
-        if kind.writes:
-            self._written(written_tensors(func, args, kwargs), names)
-        made = tensors_in((result,))
-        made_keys = self._keys(made)
-        for tensor, key in zip(made, made_keys, strict=True):
-            if key is not None and (names or key not in keys):
-                self._add(key, tensor, names)
-        if self._elements and names & self._elements:
-            moved = [tensor for tensor in read if self.of(tensor) & self._elements]
-            for tensor in made:
-                axis = axis_after(func, args, kwargs, tensor, moved, self.axis_of)
-                if axis is not None:
-                    self._axes[id(tensor)] = (tensor, axis)
+        with Unseen():
+            if kind.writes:
+                self._written(written_tensors(func, args, kwargs), names)
+            made = tensors_in((result,))
+            made_keys = self._keys(made)
+            for tensor, key in zip(made, made_keys, strict=True):
+                if key is not None and (names or key not in keys):
+                    self._add(key, tensor, names)
+            if self._elements and names & self._elements:
+                moved = [tensor for tensor in read if self.of(tensor) & self._elements]
+                for tensor in made:
+                    axis = axis_after(func, args, kwargs, tensor, moved, self.axis_of)
+                    if axis is not None:
+                        self._axes[id(tensor)] = (tensor, axis)
         return result, made, made_keys
 
     def _written(self, written: Sequence[Tensor], names: Names) -> None:
@@ -422,7 +425,7 @@ class DispatchMode(TorchDispatchMode):
         cls = type(self)
         if "torch._dynamo" in sys.modules and not vars(cls).get("_let_alone"):
             cls._let_alone = True
-            cls.__torch_dispatch__ = torch._disable_dynamo(cls.__torch_dispatch__)
+            cls.__torch_dispatch__ = cast(Any, torch._dynamo.disable(cls.__torch_dispatch__))
         return super().__enter__()
 
 
@@ -481,10 +484,10 @@ class _Exits(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        provenance, kwargs = self.provenance, kwargs or {}
         name = getattr(func, "__name__", "")
         if name not in _WATCHED and not self.told:
-            return func(*args, **kwargs)
+            return func(*args, **kwargs) if kwargs else func(*args)
+        provenance, kwargs = self.provenance, kwargs or {}
         if provenance.quiet or (name in _LEAVES and _asked_here()):
             return func(*args, **kwargs)
         if name in _LEAVES or name == "__reduce_ex__":

@@ -30,6 +30,7 @@ from pyro_discrete.inspection.apart import Followed, Keeping, Parts, follow
 from pyro_discrete.inspection.generic_numbers import GenericNumbers, is_single_number, single_numbers, unlearned
 from pyro_discrete.inspection.observations import wrong_observation
 from pyro_discrete.inspection.provenance import ARGUMENTS, HELD
+from pyro_discrete.programs.alike_sites import scored_together
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, on_trial, trace_pair
 from pyro_discrete.programs.parameters import leaf_parameters, parameter_names
@@ -100,16 +101,17 @@ class Run:
     @cached_property
     def terms(self) -> list[dict[str, SiteTerm]]:
         """Those of the guide's sites, and of the model's."""
+        found = []
         with torch.no_grad():
-            return [
-                {n: _site_term(m, *self._scored(where, n, m)) for n, m in sample_sites(trace).items()}
-                for where, trace in enumerate(self.traces)
-            ]
-
-    def _scored(self, where: int, name: str, msg: Any) -> tuple[Tensor, Tensor | None]:
-        if self._parts is None:
-            return site_log_prob(msg), hidden_log_prob(msg)
-        return self._parts[where][name][:2]
+            for where, sites in enumerate(map(sample_sites, self.traces)):
+                if self._parts is not None:
+                    parts = self._parts[where]
+                    found.append({n: _site_term(m, *parts[n][:2]) for n, m in sites.items()})
+                    continue
+                alike = scored_together(sites)
+                scores = {n: alike[n] if n in alike else site_log_prob(m) for n, m in sites.items()}
+                found.append({n: _site_term(m, scores[n], hidden_log_prob(m)) for n, m in sites.items()})
+        return found
 
 
 MOST_SHARED = 4
@@ -136,7 +138,8 @@ class Trial:
     `numbers`: what it was run with, if not with the present ones; whatever is compared with it is, too
     (`at_its_numbers`). `alone`: whether it is about these draws alone, and not about others that may come
     (`values_of_others`). `shared`: further runs, where looks share them (`sharing_runs`).
-    `given`: the pair without handlers around, where that may be run at other numbers (`elsewhere`).
+    `given`: the pair without handlers around, where that may be run at other numbers (`elsewhere`). `generic`: a run of
+    the same draws at numbers of no special value, if one was made already, with these numbers.
     """
 
     guide_trace: Trace
@@ -147,6 +150,7 @@ class Trial:
     alone: bool = False
     shared: SharedRuns | None = field(default=None, repr=False)
     given: Pair | None = None
+    generic: tuple[GenericNumbers, Run] | None = field(default=None, repr=False)
     _known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -157,11 +161,22 @@ class Trial:
 
     def score(self, msg: Any) -> Tensor:
         """The log-probability of one of its sites, differentiable, as it was found when it was first asked for."""
-        key = "score", id(msg)
-        if key not in self._known:
+        if "scores" not in self._known:
+            self._known["scores"] = self._alike_scores()
+        scores = self._known["scores"]
+        if id(msg) not in scores:
             with torch.enable_grad():
-                self._known[key] = site_log_prob(msg)
-        return self._known[key]
+                scores[id(msg)] = site_log_prob(msg)
+        return scores[id(msg)]
+
+    def _alike_scores(self) -> dict[int, Tensor]:
+        """Those of sites that can be scored by one call, by their messages."""
+        sites = [sample_sites(trace) for trace in (self.guide_trace, self.model_trace)]
+        try:
+            with torch.enable_grad():
+                return {id(each[name]): score for each in sites for name, score in scored_together(each).items()}
+        except Exception:  # of one of them, which says so when it is scored by itself
+            return {}
 
     def followed(self, pair: Pair, draws: Collection[str]) -> Followed:
         """What the operations of a run at the trial's values say of the elements of these draws' plates."""
@@ -252,30 +267,45 @@ class Trial:
         `given`: the pair without handlers around. `seen`: what Python sees; those by which it may decide stay. This
         trial, where the others have other sites, or the program does not run with them.
         """
-        scored, self = self, replace(self, given=given)
-        if HELD in seen:
-            return self.sharing_runs(pair)
-        sites = [m for t in (self.guide_trace, self.model_trace) for m in sample_sites(t).values()]
-        with torch.enable_grad(), pyro.validation_enabled(False):
-            terms = [scored.score(m) for m in sites]
-            learned = {id(t): t for t in leaf_parameters(*terms)}
-        single = single_numbers(given.model, given.guide)
-        if ARGUMENTS not in seen:
-            single += [t for t in tree_leaves((pair.args, dict(pair.kwargs))) if is_single_number(t)]
-        data = {m["value"].data_ptr() for m in sites if m["is_observed"] and torch.is_tensor(m["value"])}
-        also = {id(t): t for t in single if t.data_ptr() not in data}
-        for numbers in (learned | also, learned) if also else (learned,):
-            found = self._at(pair, GenericNumbers(numbers.values())) if numbers else None
+        scored, self = self, replace(self, given=given, generic=None)
+        if scored.generic is not None and not seen:
+            found = self._taken(pair, *scored.generic)
+            if found is not None:
+                return found
+        for numbers in scored.generic_numbers(given, seen):
+            found = self._at(pair, numbers)
             if found is not None:
                 return found
         return self.sharing_runs(pair)
+
+    def generic_numbers(self, given: Pair, seen: Collection[str]) -> list[GenericNumbers]:
+        """The numbers of no special value that the pair may be run at, those that are rather to be had first."""
+        if HELD in seen:
+            return []
+        sites = [m for t in (self.guide_trace, self.model_trace) for m in sample_sites(t).values()]
+        with torch.enable_grad(), pyro.validation_enabled(False):
+            terms = [self.score(m) for m in sites]
+            learned = {id(t): t for t in leaf_parameters(*terms)}
+        single = single_numbers(given.model, given.guide)
+        if ARGUMENTS not in seen:
+            single += [t for t in tree_leaves((given.args, dict(given.kwargs))) if is_single_number(t)]
+        data = {m["value"].data_ptr() for m in sites if m["is_observed"] and torch.is_tensor(m["value"])}
+        also = {id(t): t for t in single if t.data_ptr() not in data}
+        found = (learned | also, learned) if also else (learned,)
+        return [GenericNumbers(numbers.values()) for numbers in found if numbers]
 
     def _at(self, pair: Pair, numbers: GenericNumbers) -> Trial | None:
         """The same draws at these numbers; None where the program has other sites there, or does not take them."""
         with numbers, torch.no_grad():
             run = _scored(pair, self, self.values)
+        return None if run is None else self._taken(pair, numbers, run)
+
+    def _taken(self, pair: Pair, numbers: GenericNumbers, run: Run) -> Trial | None:
+        """The trial of a run of the same draws at these numbers, if it has the same sites, and terms."""
+        with numbers:
+            scored = _has_terms(run)
         own = self.guide_trace, self.model_trace
-        if run is None or any(a.nodes.keys() != b.nodes.keys() for a, b in zip(own, run.traces, strict=True)):
+        if not scored or any(a.nodes.keys() != b.nodes.keys() for a, b in zip(own, run.traces, strict=True)):
             return None
         shared = SharedRuns(pair, [(self.values, run)])
         return replace(self, numbers=numbers, guide_trace=run.traces[0], model_trace=run.traces[1], shared=shared)
@@ -286,14 +316,21 @@ def _alike(one: Tensor, other: Tensor) -> bool:
 
 
 def _scored(pair: Pair, trial: Trial, values: Values) -> Run | None:
-    """A run at these values, if it has terms there: numbers may be out of range, and values may be none that are drawn
-    together."""
+    """A run at these values, if it has terms there."""
     try:
         run = Run(*trace_pair(pair, trial.subsamples, values))
-        _ = run.terms
     except Exception:
         return None
-    return run
+    return run if _has_terms(run) else None
+
+
+def _has_terms(run: Run) -> bool:
+    """Whether a run has terms: numbers may be out of range, and values may be none that are drawn together."""
+    try:
+        _ = run.terms
+    except Exception:
+        return False
+    return True
 
 
 Look = TypeVar("Look", bound=Callable[..., Any])

@@ -72,7 +72,8 @@ FACTS = (
     Fact(
         "operations",
         "the operations of a run, followed from each draw on: rows and plate elements that they keep apart stay so, "
-        "whatever the numbers, and what they may mix is taken to be mixed",
+        "whatever the numbers, and what they may mix is taken to be mixed; laws of torch's and Pyro's that score each "
+        "entry by itself are not followed, but known to do so (`programs.alike_sites.entries_of_law`)",
         "another branch",
         "where a plan is made: `inspection.apart`; what a run does, as said of `branch`",
         "looked at by values, as are operations that are not known: `rows`, `values`, `elements`",

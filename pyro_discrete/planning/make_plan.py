@@ -13,6 +13,7 @@ from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.estimators.registry import AUTO, named_estimator
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
+from pyro_discrete.garbage import collecting_later
 from pyro_discrete.inspection.decisions import draws_among
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies, reached_by, why_joined
 from pyro_discrete.inspection.enumerability import crossing_site, joined_elements, joined_plates, marked_trial
@@ -103,6 +104,7 @@ def marginal_settings(sites: list[Site], selection: Selection) -> dict[str, Enum
     return settings
 
 
+@collecting_later()
 def make_plan(
     pair: Pair,
     selection: Selection,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 
-__all__ = ["FEWEST_ALIKE", "scored_together"]
+__all__ = ["FEWEST_ALIKE", "Entries", "entries_of_law", "scored_together"]
 
 FEWEST_ALIKE = 16
 """Fewer sites than this are scored one by one: of 8, both ways take the same time. Of 64 normal sites, scores and their
@@ -36,6 +36,38 @@ _EVENT_DIMS = {dist.Categorical: 1}
 """Dims that the parameters have on the right of the values'."""
 
 
+class Entries(NamedTuple):
+    """A distribution that scores each entry of a value by itself, by that of its parameters, before it adds up events.
+
+    - `fn`: it, below `.to_event`. `names`, `parameters`: of the tensors that its scores are computed from.
+    - `inner`: dims that these have on the right of the values'. `events`: dims of the value that are added up.
+    """
+
+    fn: Any
+    names: tuple[str, ...]
+    parameters: tuple[Tensor, ...]
+    inner: int
+    events: int
+
+
+def entries_of_law(msg: Any) -> Entries | None:
+    """What a site's log-probability is computed from, if its law is one of `_STACKED`, and nothing changes that."""
+    fn, value, events = msg["fn"], msg["value"], 0
+    while type(fn) is dist.Independent and "log_prob" not in vars(fn):
+        fn, events = fn.base_dist, events + fn.reinterpreted_batch_ndims
+    sets = _STACKED.get(type(fn))
+    if sets is None or type(value) is not Tensor or msg["args"] or msg["kwargs"]:
+        return None
+    held = vars(fn)
+    names = next((names for names in sets if names[0] in held), None)
+    if names is None or "log_prob" in held or held.get("is_sparse") or hasattr(value, "_pyro_categorical_support"):
+        return None
+    parameters = tuple([held[each] for each in names])
+    if not all(type(p) in (Tensor, torch.nn.Parameter) for p in parameters):
+        return None
+    return Entries(fn, names, parameters, _EVENT_DIMS.get(type(fn), 0), events)
+
+
 def scored_together(sites: Mapping[str, Any]) -> dict[str, Tensor]:
     """The log-probabilities, neither scaled nor masked from outside, of those of the sites that are alike.
 
@@ -48,22 +80,11 @@ def scored_together(sites: Mapping[str, Any]) -> dict[str, Tensor]:
     if len(sites) < FEWEST_ALIKE:
         return {}
     for name, msg in sites.items():
-        fn, value, events = msg["fn"], msg["value"], 0
-        while type(fn) is dist.Independent and "log_prob" not in vars(fn):
-            fn, events = fn.base_dist, events + fn.reinterpreted_batch_ndims
-        sets = _STACKED.get(type(fn))
-        if sets is None or type(value) is not Tensor or msg["args"] or msg["kwargs"]:
-            continue
-        held = vars(fn)
-        names = next((names for names in sets if names[0] in held), None)
-        if names is None or "log_prob" in held or held.get("is_sparse") or hasattr(value, "_pyro_categorical_support"):
-            continue
-        parameters = tuple([held[each] for each in names])
-        if not all(type(p) in (Tensor, torch.nn.Parameter) for p in parameters):
-            continue
-        alike = [(t.shape, t.dtype, t.device) for t in (*parameters, value)]
-        key = type(fn), names, events, fn._validate_args, *alike
-        groups.setdefault(key, []).append((name, parameters, value))
+        law, value = entries_of_law(msg), msg["value"]
+        if law is not None:
+            alike = [(t.shape, t.dtype, t.device) for t in (*law.parameters, value)]
+            key = type(law.fn), law.names, law.events, law.fn._validate_args, *alike
+            groups.setdefault(key, []).append((name, law.parameters, value))
     found: dict[str, Tensor] = {}
     for (kind, names, events, validated, *_), group in groups.items():
         _, parameters, value = group[0]

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS = {
     "pyro_discrete": """
         errors operations
-        families checkpoints interrupts tables operation_graphs
+        families checkpoints interrupts garbage tables operation_graphs
         recording
         draws
         control_variates distributions

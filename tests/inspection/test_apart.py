@@ -241,3 +241,86 @@ def test_a_square_of_elements_times_itself(of):
 
     program = Pair(model, guide, (), {})
     assert plain_trial(program).followed(program, ["z"]).of("p") is Keeping.MIXED
+
+
+def drawn_in_a_plate(observed):
+    def model():
+        with pyro.plate("p", SIZE):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.4)))
+            observed(z)
+
+    def guide():
+        with pyro.plate("p", SIZE):
+            pyro.sample("z", dist.Bernoulli(torch.tensor(0.5)))
+
+    program = Pair(model, guide, (), {})
+    return plain_trial(program).followed(program, ["z"])
+
+
+LAWS = {
+    "bits": lambda z: dist.Bernoulli(probs=0.2 + z / 2),
+    "bits by logits": lambda z: dist.Bernoulli(logits=z),
+    "categories": lambda z: dist.Categorical(logits=z.unsqueeze(-1) * torch.arange(3)),
+    "exponential": lambda z: dist.Exponential(z + 1),
+    "gamma": lambda z: dist.Gamma(z + 1, 1.0),
+    "laplace": lambda z: dist.Laplace(z, z + 1),
+    "normal": lambda z: dist.Normal(z, 2.0),
+    "counts": lambda z: dist.Poisson(z + 1),
+    "event": lambda z: dist.Normal(z.unsqueeze(-1).expand(SIZE, 3), 1.0).to_event(1),
+}
+"""Laws that score entries by themselves, of parameters that are made of each element's draw."""
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_laws_that_keep_entries_apart(name):
+    def observed(z, moved=lambda z: z):
+        fn = LAWS[name](moved(z))
+        pyro.sample("x", fn, obs=torch.ones(fn.shape()))
+
+    assert drawn_in_a_plate(observed) == drawn_in_a_plate(observed)
+    assert drawn_in_a_plate(observed).of("p") is Keeping.APART
+    assert drawn_in_a_plate(observed).reaches(["z"], 1, "x")
+    assert drawn_in_a_plate(lambda z: observed(z, lambda z: z.roll(1, -1))).mixed == {"p": "x"}
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        lambda z: dist.Categorical(logits=z.expand(SIZE, SIZE)),
+        lambda z: dist.Normal(z.expand(SIZE, SIZE), 1.0).to_event(1),
+        lambda z: dist.Normal(z, 1.0 + z.flip(-1)),
+        lambda z: dist.Normal(z[0], 1.0 + z),
+    ],
+    ids=["categories", "event", "two parameters", "one element"],
+)
+def test_laws_in_whose_terms_elements_meet(law):
+    def observed(z):
+        fn = law(z)
+        pyro.sample("x", fn, obs=torch.zeros(SIZE, *fn.event_shape))
+
+    assert drawn_in_a_plate(observed).mixed == {"p": "x"}
+
+
+def test_a_law_under_a_mask():
+    def masked(z):
+        with pyro.poutine.mask(mask=False):
+            pyro.sample("y", dist.Bernoulli(probs=0.2 + z.roll(1, -1) / 2))
+
+    assert drawn_in_a_plate(masked).mixed == {"p": "y"}
+
+
+def test_a_law_that_two_sites_have():
+    """What a distribution makes of its parameters while it is not followed is not kept for a term that is."""
+    laws = []
+
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.4)))
+        laws.append(dist.Bernoulli(probs=0.2 + z / 2))
+        pyro.sample("x", laws[-1], obs=torch.tensor(1.0))
+        pyro.sample("again", laws[-1].mask(torch.tensor(True)), obs=torch.tensor(1.0))
+
+    program = Pair(model, lambda: None, (), {})
+    found = plain_trial(program).followed(program, ["z"])
+    assert found.reaches(["z"], 1, "x")
+    assert found.reaches(["z"], 1, "again")
+    assert "logits" in vars(laws[-1])  # which were made as the second one was followed

@@ -18,6 +18,7 @@ from pyro.nn import PyroModule
 from pyro_discrete import TraceELBO, collapse
 from pyro_discrete.inspection.decisions import decisions, first_look
 from pyro_discrete.inspection.provenance import ARGUMENTS
+from pyro_discrete.inspection.provenance import HELD as LOOKED
 from pyro_discrete.planning import branches as branches_module
 from pyro_discrete.planning.branches import MOST_BRANCHES
 from pyro_discrete.programs.pair import Pair
@@ -373,7 +374,41 @@ def test_the_first_run_is_the_trial_of_the_plan_if_it_leaves_modules_as_they_wer
     assert (trial is not None) is isinstance(module, torch.nn.Identity)
     runs.clear()
     TraceELBO("rloo", num_particles=2).loss_and_grads(model, guide, *pair.args)
-    assert len(runs) == (6 if trial is not None else 7)
+    assert len(runs) == (6 if trial is not None else 8)
+
+
+class Peeking(dist.Bernoulli):
+    """A distribution that has Python see what it draws."""
+
+    def sample(self, sample_shape=()):
+        value = super().sample(sample_shape)
+        return value if value.sum() > 0 else value + 0
+
+
+@pytest.mark.parametrize(
+    ("law", "seen"),
+    [(dist.Bernoulli, frozenset()), (Peeking, {LOOKED}), (lambda p: Peeking(p).mask(True), {LOOKED})],
+    ids=["a library's", "a program's", "a program's in a library's"],
+)
+def test_a_run_of_which_a_further_one_does_not_show_how_it_draws_is_looked_at_itself(law, seen):
+    """That one has the same draws, and is at generic numbers; of a program without such it is looked at as well."""
+
+    def model(x):
+        z = pyro.sample("z", dist.Bernoulli(0.4))
+        pyro.sample("y", dist.Normal(pyro.param("loc", torch.tensor(0.3)) * z, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("z", law(torch.tensor(0.5)))
+
+    found = first_look(Pair(model, guide, (torch.tensor([0.3]),), {}))
+    assert found.seen == seen
+    assert found.trial is not None
+    assert (found.trial.generic is None) is bool(seen)
+    if found.trial.generic is not None:
+        _, run = found.trial.generic
+        assert run.traces[0].nodes["z"]["value"] is found.trial.guide_trace.nodes["z"]["value"]
+        assert run.terms[1]["y"].term != found.trial.score(found.trial.model_trace.nodes["y"])
+        assert pyro.param("loc") == 0.3
 
 
 def test_a_branch_in_the_second_call_is_seen_though_the_first_was_not_noted():
