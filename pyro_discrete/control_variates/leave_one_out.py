@@ -20,7 +20,8 @@ def leave_one_out(cost: Tensor) -> Tensor:
     others = cost.shape[0] - 1
     if others == 0:
         return cost.new_zeros(()).expand_as(cost)
-    return cost.flip(0) if others == 1 else (cost.sum(0) - cost) / others
+    rest = cost.sum(0) - cost
+    return rest if others == 1 else rest / others
 
 
 def leave_one_out_logsumexp(log_weights: Tensor, dim: int) -> Tensor:

@@ -405,7 +405,8 @@ class Costs:
         else:
             by_shape = {whole.shape: whole}
         sums = [(each if rows is None else first(each, rows)).sum() for each in by_shape.values()]
-        return reduce(add, sums).detach() if sums else 0.0
+        total = reduce(add, sums) if sums else 0.0
+        return total.detach() if isinstance(total, Tensor) and total.requires_grad else total
 
     def totals(self) -> Tensor:
         """Each row's total cost, every term once: `[n]`."""

@@ -31,7 +31,6 @@ __all__ = [
     "RowsPlate",
     "SiteMessenger",
     "Substitute",
-    "TraceSites",
     "UnconditionSites",
     "hidden_from_traces",
     "on_trial",
@@ -61,7 +60,7 @@ class SiteMessenger(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None: ...
 
 
-class TraceSites(SiteMessenger, TraceMessenger):
+class _TraceSites(SiteMessenger, TraceMessenger):
     """Pyro's trace of the sample statements, which is made as it is entered."""
 
     def __init__(self) -> None:
@@ -146,7 +145,7 @@ def trace_sites(
     """The trace of a run of the program, without its params; with the values of `replayed`, if that is given."""
     if replayed is not None:
         program = _ReplaySites(replayed)(program)
-    traced = TraceHandler(TraceSites(), program)
+    traced = TraceHandler(_TraceSites(), program)
     traced(*args, **kwargs)
     return traced.trace
 

@@ -193,4 +193,4 @@ def plus(total: Any, part: Any) -> Any:
 
 def over(total: Any, particles: int) -> Any:
     """The mean over particles of a sum, without an operation where there is one particle."""
-    return total if particles == 1 else total / particles
+    return total if particles == 1 else total * (1 / particles)  # a factor's slope takes half the time of a divisor's

@@ -17,9 +17,9 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from pyro.poutine import Trace
 from pyro.poutine.runtime import _DIM_ALLOCATOR
 from pyro.poutine.subsample_messenger import _Subsample
-from pyro.poutine.trace_messenger import TraceHandler
 from torch import Tensor
 
 from pyro_discrete.estimators.base import Estimator, ScoredDraw
@@ -31,19 +31,19 @@ from pyro_discrete.planning.baseline_inputs import Contexts
 from pyro_discrete.planning.plan import Plan, Sequential, StructureChangedError, Vectorised
 from pyro_discrete.programs.alike_sites import scored_together
 from pyro_discrete.programs.dims import ROWS_PLATE, Frames, plates_of
-from pyro_discrete.programs.pair import Pair, RowsPlate, TraceSites
+from pyro_discrete.programs.pair import Pair, Program, RowsPlate, SiteMessenger
 from pyro_discrete.programs.sites import (
     drawn,
     family_of,
     guide_log_prob,
     is_bits_by_logits,
-    is_deterministic,
     negative_log_prob,
     padded,
     weighed,
 )
 from pyro_discrete.steps.choice import TrainingChoice
 from pyro_discrete.steps.outcome import Outcome, Pending, added, over
+from pyro_discrete.steps.run import DEEPER, is_too_deep
 from pyro_discrete.sums.counts import may_be_count
 
 __all__ = ["NotPlainError", "is_plain", "train"]
@@ -78,8 +78,8 @@ def _draws_once(estimator: Estimator) -> bool:
     return not (own or estimator.relaxed or estimator.sloped or estimator.separable)
 
 
-class _Run(TraceSites):
-    """Around a program: its run, in rows if there is a plate of them.
+class _Run(SiteMessenger):
+    """Around a program: its run and the trace of it, in rows if there is a plate of them.
 
     Bits that are given by logits are drawn and scored by these as they are, not repeated for the rows. `sites`: the
     sample sites. `shown`: what they are.
@@ -88,6 +88,7 @@ class _Run(TraceSites):
     def __init__(self, plate: RowsPlate | None) -> None:
         super().__init__()
         self.plate = plate
+        self.trace: Trace = Trace()
         self.sites: dict[str, Any] = {}
         self.shown: list[Any] = []
 
@@ -100,6 +101,19 @@ class _Run(TraceSites):
         if self.plate is not None:
             _DIM_ALLOCATOR.free(ROWS_PLATE, self.plate.rows[1])
         return super().__exit__(*error)
+
+    def follow(self, program: Program, pair: Pair) -> None:
+        """Run it. An error comes with the shapes of what was traced, as from Pyro's trace.
+
+        Raises `StructureChangedError` for more plate dims than there is room for.
+        """
+        try:
+            with self:
+                program(*pair.args, **pair.kwargs)
+        except (ValueError, RuntimeError) as error:
+            if self.plate is not None and is_too_deep(error):
+                raise StructureChangedError(DEEPER, -self.plate.rows[1]) from error
+            raise type(error)(f"{error}\n{self.trace.format_shapes()}").with_traceback(error.__traceback__) from error
 
     def _process_message(self, msg: Any) -> None:
         if msg["type"] != "sample":
@@ -125,9 +139,11 @@ class _Run(TraceSites):
     def _postprocess_message(self, msg: Any) -> None:
         if msg["type"] != "sample":
             return
-        self._pyro_post_sample(msg)
-        fn, name = msg["fn"], msg["name"]
-        if type(fn) is not _Subsample and name in self.trace.nodes and not is_deterministic(msg):
+        fn, name, infer = msg["fn"], msg["name"], msg["infer"]
+        if infer.get("_do_not_trace"):
+            return
+        self.trace.add_node(name, **msg)
+        if type(fn) is not _Subsample and not infer.get("_deterministic"):
             self.sites[name] = self.trace.nodes[name]
             frames = tuple([tuple(frame) for frame in msg["cond_indep_stack"]])
             self.shown.append((name, msg["is_observed"], getattr(fn, "batch_shape", ()), frames))
@@ -208,7 +224,7 @@ def _made(plan: Plan, objective: EvidenceBound, guide: _Guide, model: _Model, kn
 
 
 def _looked_at(plan: Plan, objective: EvidenceBound, guide: _Guide, model: _Model, known: Dependencies) -> _Made:
-    """Raises `NotPlainError` for what is said, or planned anew, elsewhere."""
+    """Raises `StructureChangedError` for deeper plates, and `NotPlainError` for what is said elsewhere."""
     latent = [name for name, msg in guide.sites.items() if not msg["is_observed"]]
     if any(name not in model.sites or model.sites[name]["is_observed"] for name in latent):
         raise NotPlainError("sites of guide and model do not match")
@@ -219,7 +235,7 @@ def _looked_at(plan: Plan, objective: EvidenceBound, guide: _Guide, model: _Mode
     rows = 0 if guide.plate is None else 1
     dims = max((len(guide.sites[name]["fn"].batch_shape) - rows for name in guide.taken), default=0)
     if max(deepest, dims) > plan.batch_dims:
-        raise NotPlainError("the program has deeper plates than before")
+        raise StructureChangedError(DEEPER, max(deepest, dims))
     plates = {name: plates_of(msg) for name, msg in guide.sites.items()}
     order = objective.orders.of(plates, model.sites, known)
     nothing = torch.empty(())
@@ -282,9 +298,9 @@ def train(plan: Plan, pair: Pair, objective: EvidenceBound, choice: TrainingChoi
     """A training step's loss, and what its estimators are to combine. Raises `NotPlainError`."""
     plate = None if isinstance(plan.way, Sequential) else _plate(plan.rows_layout.size, -1 - plan.batch_dims)
     guide = _Guide(plan, plate, choice)
-    TraceHandler(guide, pair.guide)(*pair.args, **pair.kwargs)
+    guide.follow(pair.guide, pair)
     model = _Model(plate, guide)
-    TraceHandler(model, pair.model)(*pair.args, **pair.kwargs)
+    model.follow(pair.model, pair)
     made = _made(plan, objective, guide, model, known)
     scores = _Scores(plan, guide, model)
     costs = Costs.known(scores.values, made.attribution)
@@ -313,6 +329,6 @@ def _pending(guide: _Guide, name: str, made: _Made, log_q: Tensor, costs: Costs,
         log_q=log_q,
         event_dim=msg["fn"].event_dim,
         scale=costs.order.scale(name),
-        context=contexts.of(name, estimator, plates),
+        context=contexts.of(name, estimator, plates) if estimator.reads_context else None,
     )
     return Pending(estimator, draw, cost.unsqueeze(0), name=name, plates=plates)
