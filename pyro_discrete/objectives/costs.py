@@ -362,7 +362,7 @@ class Costs:
         return costs
 
     def _take(self, values: Sequence[Tensor], attribution: Attribution) -> None:
-        self.order = attribution.order
+        self.order: Order = attribution.order
         self._attribution = attribution
         self._terms = values
         self._values: dict[int, Tensor] = dict(enumerate(values))

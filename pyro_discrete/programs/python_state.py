@@ -267,8 +267,10 @@ class PythonState:
         return all(array.tobytes() == then for array, then in self._arrays)
 
     def _columns(self) -> None:
-        """What `holds` goes through without loops in Python, as most of what is watched is the same object each time: in
-        two thirds of the time that they take for a belief network's modules."""
+        """What `holds` goes through without loops in Python, as most of what is watched is the same object each time.
+
+        For the modules of a belief network it takes two thirds of the time that they take.
+        """
         self._sized: list[Sized] = [sized for sized, _ in self._sizes]
         self._lengths: list[int] = [length for _, length in self._sizes]
         same = [each for each in self._entries if each[2] is not None and type(each[2]) is not _Like]
