@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pyro_discrete.capture.captures import Captures
 from pyro_discrete.elbos.failures import Explained, check_gradients, fresh_traces, loss_not_finite, surrogate_not_finite
+from pyro_discrete.elbos.settling import settled, tried_by_step
 from pyro_discrete.errors import SettingError, is_number, is_whole, shown
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.inspection.dependencies import Dependencies
@@ -37,7 +38,7 @@ from pyro_discrete.programs.sites import latent_sites
 from pyro_discrete.relaxations.handler import refuse_handler_around
 from pyro_discrete.steps.choice import TrainingChoice
 from pyro_discrete.steps.outcome import Outcome, StepGradients
-from pyro_discrete.steps.settling import settled, tried_by_step
+from pyro_discrete.steps.plain import NotPlainError
 from pyro_discrete.steps.step import evaluate_step, train_step
 from pyro_discrete.sums.counts import Counts, MoreTermsError
 from pyro_discrete.sums.packed_terms import CoupledElementsError
@@ -355,6 +356,9 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
             except BranchChangedError:
                 put_back(before)
                 self._look(pair)
+            except NotPlainError:
+                put_back(before)
+                plan.met.plain = False
             except Exception as error:
                 if self._untried:  # the sums themselves may be what raises: how they can be had is found by trying
                     put_back(before)

@@ -167,7 +167,7 @@ def check_gradients(found: list[Tensor], pair: Pair, taken: Tensor, parameters: 
     `taken` is the number of steps with this one.
     """
     gradients = [gradient.to_dense() if gradient.is_sparse else gradient for gradient in found]
-    if not gradients or math.isfinite(torch.stack([gradient.sum() for gradient in gradients]).sum().item()):
+    if not gradients or math.isfinite(_added_up([gradient.sum() for gradient in gradients])):
         return
     if all(bool(gradient.isfinite().all()) for gradient in gradients):
         return  # their sum overflows, the gradients do not
@@ -178,6 +178,16 @@ def check_gradients(found: list[Tensor], pair: Pair, taken: Tensor, parameters: 
         "parameter was changed and gradients were cleared. Look for logits beyond the float range, sqrt or log at "
         "zero, or 0 * inf there."
     )
+
+
+def _added_up(sums: list[Tensor]) -> float:
+    """In Python where that waits for nothing: on the processor, in half the time for a few; elsewhere once for all."""
+    if len(sums) <= FEW and all(each.device.type == "cpu" for each in sums):
+        return sum(each.item() for each in sums)
+    return torch.stack(sums).sum().item()
+
+
+FEW = 64
 
 
 def _blame(pair: Pair) -> str:

@@ -17,8 +17,9 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
 from itertools import accumulate, pairwise
+from operator import add
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -27,9 +28,11 @@ from torch import Tensor
 
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.programs.dims import Frames, subsampling_scale
+from pyro_discrete.programs.sites import first
 
 __all__ = [
     "NEVER",
+    "Attribution",
     "Costs",
     "Order",
     "Orders",
@@ -68,7 +71,7 @@ class Order:
         for i in range(len(self.names) - 1, -1, -1):
             self.first_in_model[i] = min(self.first_in_model[i + 1], model_positions.get(self.names[i], NEVER))
         self._outside: dict[CondIndepStackFrame | str, list[int]] = {}
-        self._attributions: dict[Any, _Attribution] = {}
+        self._attributions: dict[Any, Attribution] = {}
         self._scales: dict[str, float] = {}
 
     def scale(self, name: str) -> float:
@@ -77,13 +80,13 @@ class Order:
             self._scales[name] = subsampling_scale(self.plates[name])
         return self._scales[name]
 
-    def attribution(self, terms: Sequence[Term]) -> _Attribution:
+    def attribution(self, terms: Sequence[Term]) -> Attribution:
         """Which of these terms make up each site's cost: the same for the terms of every run of the same sites."""
         key = tuple([term[1:] for term in terms])
         if key not in self._attributions:
             if len(self._attributions) >= KEPT:
                 self._attributions.clear()
-            self._attributions[key] = _Attribution(terms, self)
+            self._attributions[key] = Attribution(terms, self)
         return self._attributions[key]
 
     def start(self, position: int, in_model: bool) -> int:
@@ -166,6 +169,19 @@ class _Sums:
             self.made.append(how)
         return self._known[how]
 
+    def is_of_all(self, number: int, terms: int) -> bool:
+        """Whether one is the first so many added up, each once, and nothing else."""
+        found, open_ones = [], [number]
+        while open_ones and len(found) <= terms:
+            how, parts, _ = self.made[open_ones[-1]] or (None, (), None)
+            if how is None:
+                found.append(open_ones.pop())
+            elif how is _added:
+                open_ones[-1:] = parts
+            else:
+                return False
+        return sorted(found) == [*range(terms)]
+
     def add(self, one: int, other: int) -> int:
         """Two of them added up."""
         return self._number(_added, (one, other), None)
@@ -236,12 +252,13 @@ class _Group:
         return self.sums_of.get(chosen)
 
 
-class _Attribution:
+class Attribution:
     """Which terms make up the cost of each site: sums to be made of the terms of a run, none of which is made here."""
 
     def __init__(self, terms: Sequence[Term], order: Order) -> None:
         self.order: Order = order
         self.made: _Sums = _Sums(len(terms))
+        self.terms: int = len(terms)
         groups: dict[tuple[bool, Frames], _Group] = {}
         for number, term in enumerate(terms):
             key = (term.in_model, term.plates)
@@ -260,6 +277,12 @@ class _Attribution:
         if key not in self._of:
             self._of[key] = self._found(name, local)
         return self._of[key]
+
+    @cached_property
+    def whole(self) -> int | None:
+        """The sum of all terms, each once and over no plate, where the first site's cost is that."""
+        numbers = [self.of(name, local) for name in self.order.names[:1] for local in (True, False)]
+        return next((n for n in numbers if n is not None and self.made.is_of_all(n, self.terms)), None)
 
     def _found(self, name: str, local: bool) -> int | None:
         plates, escapes = self.order.plates[name], self.order.escapes(name)
@@ -329,9 +352,20 @@ class Costs:
     """The terms of one run, and from them each site's cost."""
 
     def __init__(self, terms: Sequence[Term], order: Order) -> None:
-        self.order = order
-        self._attribution = order.attribution(terms)
-        self._values: dict[int, Tensor] = {number: term.value for number, term in enumerate(terms)}
+        self._take([term.value for term in terms], order.attribution(terms))
+
+    @staticmethod
+    def known(values: Sequence[Tensor], attribution: Attribution) -> Costs:
+        """Those of terms of these values, of which it is known what they make up."""
+        costs = Costs.__new__(Costs)
+        costs._take(values, attribution)
+        return costs
+
+    def _take(self, values: Sequence[Tensor], attribution: Attribution) -> None:
+        self.order: Order = attribution.order
+        self._attribution = attribution
+        self._terms = values
+        self._values: dict[int, Tensor] = dict(enumerate(values))
 
     def of(self, name: str, local: bool = True) -> Tensor | None:
         """The cost that the named site influences, `[n, *batch]`; None if no term comes after it.
@@ -345,15 +379,34 @@ class Costs:
         """The sum of this number, and all that it is made of, computed once."""
         values, made, open_ones = self._values, self._attribution.made.made, [number]
         while open_ones:
-            how, parts, setting = made[open_ones[-1]] if open_ones[-1] not in values else (None, (), None)
-            missing = [part for part in parts if part not in values]
-            if how is not None and not missing:
-                values[open_ones[-1]] = how([values[part] for part in parts], setting)
+            last = open_ones[-1]
+            missing = [] if last in values else [part for part in made[last][1] if part not in values]
             if missing:
                 open_ones.extend(missing)
-            else:
-                open_ones.pop()
+                continue
+            if last not in values:
+                how, parts, setting = made[last]
+                values[last] = how([values[part] for part in parts], setting)
+            open_ones.pop()
         return values[number]
+
+    def sum(self, rows: int | None = None) -> Tensor | float:
+        """All terms, each once, summed over all rows or the first so many; detached.
+
+        The sum behind a site's cost serves here too, if it is of them all. Else terms of one shape are added up first.
+        """
+        terms, number = self._terms, self._attribution.whole
+        whole = None if number is None else self._value(number)
+        if whole is None or any(term.shape != whole.shape for term in terms):
+            by_shape: dict[torch.Size, Tensor] = {}
+            for term in terms:
+                known = by_shape.get(term.shape)
+                by_shape[term.shape] = term if known is None else known + term
+        else:
+            by_shape = {whole.shape: whole}
+        sums = [(each if rows is None else first(each, rows)).sum() for each in by_shape.values()]
+        total = reduce(add, sums) if sums else 0.0
+        return total.detach() if isinstance(total, Tensor) and total.requires_grad else total
 
     def totals(self) -> Tensor:
         """Each row's total cost, every term once: `[n]`."""

@@ -164,8 +164,11 @@ class _WeighModel(SiteMessenger):
             msg["scale"] = known[1] if _same(known[0], msg["scale"]) else msg["scale"] * self.guide.weight
 
 
-class _Sum:
-    """The sum over the first column's rows of terms: those of one shape are added up before they are summed."""
+class _Pathwise:
+    """The sum over the first column's rows of terms that a gradient flows through, those of one shape added up first.
+
+    Where no row has a dim, or there is one column, terms are summed as they are.
+    """
 
     def __init__(self, layout: Layout, batch_dims: int) -> None:
         self.particles = layout.particles if layout.columns > 1 else None
@@ -173,6 +176,8 @@ class _Sum:
         self.by_shape: dict[torch.Size, Tensor] = {}
 
     def add(self, term: Tensor) -> None:
+        if not term.requires_grad:
+            return
         if self.particles is not None:
             term = padded(term, self.batch_dims)
         known = self.by_shape.get(term.shape)
@@ -191,13 +196,14 @@ class EvidenceBound(Objective[Evaluation]):
 
     - `analytic_kl`: whether the KL terms of sites that have a closed form take it.
     - `weight`: in training, what the terms of the guide's latent sites are multiplied by, in guide and model; `[]`.
+    - `orders`: those of the runs that were scored.
     """
 
     def __init__(self, analytic_kl: bool = False) -> None:
         self.analytic_kl: bool = analytic_kl
         self.reads_dependencies: bool = analytic_kl
         self.weight: Tensor | None = None
-        self._orders = Orders()
+        self.orders: Orders = Orders()
 
     def around(self, pair: Pair, training: bool) -> Pair:
         """The pair with its KL terms weighed, in training."""
@@ -257,7 +263,7 @@ class EvidenceBound(Objective[Evaluation]):
     ) -> Evaluation:
         """Score a pair of traces: see `Objective.evaluate`."""
         terms: list[Term] = []
-        both, pathwise_alone, value_alone = (_Sum(layout, batch_dims) for _ in range(3))
+        through = _Pathwise(layout, batch_dims)
         scores: dict[str, Tensor] = {}
         untended: dict[str, Tensor] = {}
         closed: dict[str, Tensor] = {}
@@ -267,10 +273,13 @@ class EvidenceBound(Objective[Evaluation]):
         model_sites = sample_sites(model_trace)
         guide_sites = {}
 
-        def add(cost: Tensor, plates: Frames, in_model: bool, position: int, name: str) -> None:
-            value = padded(cost if keep_graph else cost.detach(), batch_dims)
+        def add(
+            cost: Tensor, pathwise: Tensor | None, plates: Frames, in_model: bool, position: int, name: str
+        ) -> None:
+            value = padded(cost if keep_graph or not cost.requires_grad else cost.detach(), batch_dims)
             terms.append(Term(value, plates, in_model, position, name))
-            both.add(cost)
+            if pathwise is not None:
+                through.add(pathwise)
 
         drawn = sample_sites(guide_trace)
         known = scored_together({name: msg for name, msg in drawn.items() if name in chosen})
@@ -281,21 +290,15 @@ class EvidenceBound(Objective[Evaluation]):
                 (scores if name in chosen else untended)[name] = padded(score, batch_dims)
             if name in closed and name not in untended:
                 if name not in model_sites or model_sites[name]["mask"] is False:
-                    add(closed.pop(name), plates, False, position, divergence_of(name))
+                    term = closed.pop(name)
+                    add(term, term, plates, False, position, divergence_of(name))
                 continue
             closed.pop(name, None)
-            if pathwise is log_q:
-                add(log_q, plates, False, position, name)
-                continue
-            value = log_q.detach()
-            terms.append(Term(padded(log_q if keep_graph else value, batch_dims), plates, False, position, name))
-            value_alone.add(value)
-            if pathwise is not None:
-                pathwise_alone.add(pathwise)
+            add(log_q, pathwise, plates, False, position, name)
         known = scored_together({name: msg for name, msg in model_sites.items() if name not in closed})
         for position, (name, msg) in enumerate(model_sites.items()):
             if name in closed:
-                add(closed[name], plates_of(msg), True, position, divergence_of(name))
+                add(closed[name], closed[name], plates_of(msg), True, position, divergence_of(name))
                 continue
             fn = msg["fn"]
             if isinstance(fn, Absorbed):
@@ -304,12 +307,7 @@ class EvidenceBound(Objective[Evaluation]):
                 cost = -weighed(known[name], msg["scale"], msg["mask"])
             else:
                 cost = weighed(negative_log_prob(fn, msg), msg["scale"], msg["mask"])
-            add(cost, plates_of(msg), True, position, name)
-        pathwise_loss = both.total()
-        loss = pathwise_loss.detach() if torch.is_tensor(pathwise_loss) else pathwise_loss
-        if value_alone.by_shape:
-            loss = loss + value_alone.total()
-        if pathwise_alone.by_shape:
-            pathwise_loss = pathwise_loss + pathwise_alone.total()
-        costs = Costs(terms, self._orders.of(guide_sites, model_sites, dependencies))
-        return Evaluation(guide_trace, model_trace, costs, pathwise_loss, loss, scores, untended)
+            add(cost, cost, plates_of(msg), True, position, name)
+        costs = Costs(terms, self.orders.of(guide_sites, model_sites, dependencies))
+        loss = costs.sum(layout.particles if layout.columns > 1 else None)
+        return Evaluation(guide_trace, model_trace, costs, through.total(), loss, scores, untended)

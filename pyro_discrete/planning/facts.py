@@ -30,7 +30,7 @@ FACTS = (
         "sites",
         "the names and plates of a trial's traces",
         "a branch on a draw, an argument, Python's state",
-        "every run: `steps.choice`, `steps.run.run_pair`, `Dependencies.fit`",
+        "every run: `steps.choice`, `steps.run.run_pair`, `Dependencies.fit`; where each is drawn once, `steps.plain`",
         "planned anew; row by row if it happens often, each run with the sites that it has",
     ),
     Fact(

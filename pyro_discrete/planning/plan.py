@@ -222,6 +222,8 @@ class Met:
     - `costs`: what sites' learning signals held in the last run, in words.
     - `runs`: how often the last step ran the guide and the model, where that is more than once.
     - `digests`: what its runs have done. `looks`: why that is noted in every call, if it is.
+    - `plain`: whether its steps draw each site once (`steps.plain`), where that has been looked at. `made`: how costs
+      are put together in such steps, by the sites of a run.
     """
 
     sites: list[SitePlan] = field(default_factory=list)
@@ -236,6 +238,8 @@ class Met:
     runs: Mapping[str, int] = field(default_factory=dict)
     digests: set[int] = field(default_factory=set)
     looks: str = ""
+    plain: bool | None = None
+    made: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class ModuleState:
     def present(self, modules: Iterable[nn.Module] | None = None) -> Kept:
         """What they hold: the very tensors."""
         return {
-            m: (dict(m._buffers), {k: v for k, v in vars(m).items() if type(v) in (int, float)})
+            m: (m._buffers.copy(), {k: v for k, v in vars(m).items() if type(v) is int or type(v) is float})
             for m in (self.modules if modules is None else modules)
         }
 

@@ -99,6 +99,10 @@ class RowsPlate(SiteMessenger, IndepMessenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         msg["cond_indep_stack"] = (self.frame, *msg["cond_indep_stack"])
+        self.spread(msg)
+
+    def spread(self, msg: Any) -> None:
+        """Have a site's distribution of one element for each row."""
         fn = msg["fn"]
         if msg["done"] or not is_kind(type(fn), DISTRIBUTIONS):
             return
@@ -113,6 +117,18 @@ class RowsPlate(SiteMessenger, IndepMessenger):
             msg["fn"] = fn.expand(torch.Size((*shape[:dim], size, *shape[len(shape) + dim + 1 :])))
             if msg["fn"].has_rsample != fn.has_rsample:
                 msg["fn"].has_rsample = fn.has_rsample  # Pyro lets an instance have its own
+
+    def has_room(self, fn: Any) -> bool:
+        """Whether a distribution has no dim for the rows yet, or all of them in it."""
+        size, dim = self.rows
+        dims = len(fn.batch_shape)
+        return dims < -dim or (dims == -dim and fn.batch_shape[0] == size)
+
+    def beside(self, fn: Any) -> tuple[int, ...]:
+        """The leading dims of draws, one for each row, from a distribution that has no dim for the rows yet."""
+        size, dim = self.rows
+        missing = -dim - len(fn.batch_shape)
+        return (size, *(1,) * (missing - 1)) if missing > 0 else ()
 
 
 class UnconditionSites(SiteMessenger, UnconditionMessenger):

@@ -235,19 +235,22 @@ class PythonState:
             self.unknown = f"it leads to an object that cannot be looked into ({in_a_line(error)})"
         finally:
             self._noted, self._seen, self._pending, self._weak = set(), {}, [], []
+            self._columns()
 
     def holds(self) -> bool:
         """Whether nothing has changed, as far as it is watched."""
-        for mapping, key, then in self._entries:
+        if [*map(len, self._sized)] != self._lengths:
+            return False
+        now = [get(key) for get, key in self._gets]
+        if not all(map(operator.is_, now, self._objects)) and not all(map(self._is_like, now, self._objects)):
+            return False
+        for mapping, key, then in self._others:
             now = mapping.get(key, _MISSING)
-            if now is not then and not _same(now, then):
+            if now is not then and not (then.fits(now) if type(then) is _Like else _same(now, then)):
                 return False
         for cell, then in self._cells:
             now = _contents(cell)
             if now is not then and not _same(now, then):
-                return False
-        for sized, size in self._sizes:
-            if len(sized) != size:
                 return False
         for owner, name, then in self._slots:
             now = getattr(owner, name, _MISSING)
@@ -262,6 +265,22 @@ class PythonState:
             if ask() != then:
                 return False
         return all(array.tobytes() == then for array, then in self._arrays)
+
+    def _columns(self) -> None:
+        """What `holds` goes through without loops in Python, as most of what is watched is the same object each time.
+
+        For the modules of a belief network it takes two thirds of the time that they take.
+        """
+        self._sized: list[Sized] = [sized for sized, _ in self._sizes]
+        self._lengths: list[int] = [length for _, length in self._sizes]
+        same = [each for each in self._entries if each[2] is not None and type(each[2]) is not _Like]
+        self._gets = [(mapping.get, key) for mapping, key, _ in same]
+        self._objects = [then for *_, then in same]
+        self._others = [each for each in self._entries if each[2] is None or type(each[2]) is _Like]
+
+    @staticmethod
+    def _is_like(now: object, then: object) -> bool:
+        return now is then or _same(now, then)
 
     def _alike(self, now: object, then: object) -> bool:
         return now is then or _same(now, self._kept(then))

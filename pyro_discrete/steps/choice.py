@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -61,15 +62,16 @@ class TrainingChoice:
         if site.family is None:
             return None
         site.step = self.step
-        estimator = self._known(site)
+        estimator = self.known(site.name, site.message["infer"])
         if estimator is None:
             estimator = self._taken_in(site)
         if estimator.relaxed or estimator.sloped:
             state_trials(site, self.plan.met.largest, self.read)
         return estimator
 
-    def _known(self, site: Site) -> Estimator | None:
-        known, given = _planned(self.plan, site), site.message["infer"].get("estimator")
+    def known(self, name: str, infer: Mapping[str, Any]) -> Estimator | None:
+        """That of a site that the plan knows, by its name and what it says of itself; None of any other."""
+        known, given = _planned(self.plan, name), infer.get("estimator")
         if isinstance(given, Estimator) and type(given) is type(known) and not given.state_dict():
             return given  # the site's own choice, whose settings may change from step to step
         return known
@@ -101,7 +103,7 @@ class HardChoice:
         _check_dims(site, self.plan)
         if site.family is None:
             return None
-        estimator = _planned(self.plan, site)
+        estimator = _planned(self.plan, site.name)
         if estimator is None or 0 not in estimator.relaxed or not estimator.draws_from_guide:
             return _PLAIN
         return _Hardened(estimator)
@@ -128,9 +130,9 @@ class _Hardened(Reinforce):
 _PLAIN = Reinforce()
 
 
-def _planned(plan: Plan, site: Site) -> Estimator | None:
-    known = plan.given.get(site.name)
-    return plan.met.estimators.get(site.name) if known is None else known
+def _planned(plan: Plan, name: str) -> Estimator | None:
+    known = plan.given.get(name)
+    return plan.met.estimators.get(name) if known is None else known
 
 
 def _check_dims(site: Site, plan: Plan) -> None:

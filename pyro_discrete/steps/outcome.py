@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ __all__ = [
     "Outcome",
     "Pending",
     "StepGradients",
+    "added",
     "over",
     "plus",
     "with_gradient",
@@ -136,6 +137,7 @@ class Outcome:
     """A step's loss (mean over particles, detached), and its surrogate, whose gradient is the estimate.
 
     - `pending`: what the estimators have still to combine. `draws`: values that slopes are taken at.
+    - `terms`: terms of the surrogate that are still to be summed, each the sum of those of one shape (`added`).
     """
 
     loss: Tensor | float = _NOTHING
@@ -143,6 +145,7 @@ class Outcome:
     evaluations: list[Evaluation] = field(default_factory=list)
     pending: list[Pending] = field(default_factory=list)
     draws: list[Tensor] = field(default_factory=list)
+    terms: dict[Sequence[int], Tensor] = field(default_factory=dict)
 
     @staticmethod
     def exact(loss: Tensor) -> Outcome:
@@ -166,11 +169,21 @@ class Outcome:
             if cost.requires_grad and not each.estimator.differentiates_costs:
                 cost = cost.detach()
             surrogate = each.estimator.surrogate(each.draw, cost)
-            part = over(torch.as_tensor(surrogate.loss).sum(), particles)
-            if surrogate.auxiliary is not None:
-                part = part + surrogate.auxiliary * each.share  # a mean over its own particles
-            self.surrogate = plus(self.surrogate, part)
-        self.pending = []
+            added(self.terms, torch.as_tensor(surrogate.loss))
+            if surrogate.auxiliary is not None:  # a mean over its own particles
+                self.surrogate = plus(self.surrogate, surrogate.auxiliary * each.share)
+        for total in self.terms.values():
+            self.surrogate = plus(self.surrogate, over(total.sum(), particles))
+        self.pending, self.terms = [], {}
+
+
+def added(terms: dict[Sequence[int], Tensor], term: Tensor) -> None:
+    """Add a term, which is to be summed, to the one of its shape: leading dims of size 1 make no difference."""
+    shape = term.shape
+    while shape and shape[0] == 1:
+        shape = shape[1:]
+    known = terms.get(shape)
+    terms[shape] = term if known is None else known + term
 
 
 def plus(total: Any, part: Any) -> Any:
@@ -180,4 +193,4 @@ def plus(total: Any, part: Any) -> Any:
 
 def over(total: Any, particles: int) -> Any:
     """The mean over particles of a sum, without an operation where there is one particle."""
-    return total if particles == 1 else total / particles
+    return total if particles == 1 else total * (1 / particles)  # a factor's slope takes half the time of a divisor's

@@ -27,10 +27,15 @@ from pyro_discrete.sums.enumerated_sites import Marginalise, in_pairs_where_need
 from pyro_discrete.sums.marginalisation import collapsed, summed_one_by_one, why_not_at_once_here
 
 __all__ = [
+    "DEEPER",
     "Traces",
     "evaluated",
+    "is_too_deep",
     "run_pair",
 ]
+
+
+DEEPER = "the program has deeper plates than before"
 
 
 @dataclass(frozen=True)
@@ -87,11 +92,16 @@ def run_pair(
     try:
         traces = _traces(guide, model, placing, pair, plan, known if analytic else UNKNOWN)
     except ValueError as error:
-        if "collide at dim" in str(error) and f'"{ROWS_PLATE}"' in str(error):
-            raise StructureChangedError("the program has deeper plates than before", plan.batch_dims + 1) from error
+        if is_too_deep(error):
+            raise StructureChangedError(DEEPER, plan.batch_dims + 1) from error
         raise
     _check_sites(traces, plan)
     return traces if watch is None else replace(traces, watch=watch)
+
+
+def is_too_deep(error: Exception) -> bool:
+    """Whether a plate of the program wants the dim of the rows."""
+    return "collide at dim" in str(error) and f'"{ROWS_PLATE}"' in str(error)
 
 
 def _check_sites(traces: Traces, plan: Plan) -> None:
@@ -107,7 +117,7 @@ def _check_sites(traces: Traces, plan: Plan) -> None:
     if not all(name in model and not model[name]["is_observed"] for name in traces.drawn):
         check_matched(traces.guide, traces.model)
     if deepest > plan.batch_dims:
-        raise StructureChangedError("the program has deeper plates than before", deepest)
+        raise StructureChangedError(DEEPER, deepest)
 
 
 def evaluated(

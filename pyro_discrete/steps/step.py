@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.objectives.base import Objective
+from pyro_discrete.objectives.evidence import EvidenceBound
 from pyro_discrete.planning.plan import (
     Chunked,
     ChunkedBound,
@@ -26,8 +27,8 @@ from pyro_discrete.planning.plan import (
 )
 from pyro_discrete.programs.module_state import SameState
 from pyro_discrete.programs.pair import Pair
-from pyro_discrete.steps import bound_chunks, chunks, sequential, vectorised
-from pyro_discrete.steps.choice import Choice
+from pyro_discrete.steps import bound_chunks, chunks, plain, sequential, vectorised
+from pyro_discrete.steps.choice import Choice, TrainingChoice
 from pyro_discrete.steps.enumerated.elementwise import elementwise_loss
 from pyro_discrete.steps.enumerated.jointly import joint_loss
 from pyro_discrete.steps.enumerated.parallel import enumerated_loss
@@ -88,7 +89,7 @@ def train_step(
     plan: Plan,  # 1: each site's estimator and the way of a step, made at the pair's first call
     pair: Pair,
     objective: Objective,
-    choice: Choice,
+    choice: TrainingChoice,
     known: Dependencies,
     check: Callable[[Outcome], None],
 ) -> Outcome:
@@ -97,16 +98,23 @@ def train_step(
     Within `train`, in this order: 2 place the guide's draws in their rows, 3 run the guide and the model once,
     4 turn their terms into each site's cost and hand it to its estimator. Raises `StructureChangedError` from there.
     """
-    pair, steps = objective.around(plan.counts.around(pair), training=True), WAYS[type(plan.way)]
-    if plan.runs_once():
-        outcome = steps.train(plan, pair, objective, choice, known)  # 2, 3, 4
+    if isinstance(objective, EvidenceBound) and plain.is_plain(plan, objective):
+        outcome = plain.train(plan, pair, objective, choice, known)  # 2, 3, 4, where each site is drawn once
     else:
-        with same_state(plan, pair) as runs:
-            outcome = steps.train(plan, runs, objective, choice, known)
+        outcome = _trained(plan, pair, objective, choice, known)
     check(outcome)  # the loss, before anything is learned from it
     if torch.is_grad_enabled():
         outcome.combine(plan.particles)  # 5: estimator.surrogate(draw, cost), site by site
     return outcome
+
+
+def _trained(plan: Plan, pair: Pair, objective: Objective, choice: Choice, known: Dependencies) -> Outcome:
+    """A training step in its plan's own way."""
+    pair, steps = objective.around(plan.counts.around(pair), training=True), WAYS[type(plan.way)]
+    if plan.runs_once():
+        return steps.train(plan, pair, objective, choice, known)  # 2, 3, 4
+    with same_state(plan, pair) as runs:
+        return steps.train(plan, runs, objective, choice, known)
 
 
 def evaluate_step(plan: Plan, pair: Pair, objective: Objective, watched: Pair | None = None) -> Outcome:

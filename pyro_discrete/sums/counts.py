@@ -27,6 +27,7 @@ __all__ = [
     "Counts",
     "MoreTermsError",
     "UnsettledSumError",
+    "may_be_count",
 ]
 
 
@@ -253,7 +254,7 @@ class _InGuide(Messenger):
             return
         self.counts.drawn.add(msg["name"])
         asked = self.counts.asked
-        if asked is not None and _may_be_count(msg["fn"]) and is_latent(msg) and not msg["done"] and asked(msg):
+        if asked is not None and may_be_count(msg["fn"]) and is_latent(msg) and not msg["done"] and asked(msg):
             msg["fn"] = self.counts.up_to(msg, guide=True)
 
     def _postprocess_message(self, msg: Any) -> None: ...
@@ -272,7 +273,7 @@ class _InModel(Messenger):
         return super().__enter__()
 
     def _process_message(self, msg: Any) -> None:
-        if msg["type"] != "sample" or not _may_be_count(msg["fn"]):
+        if msg["type"] != "sample" or not may_be_count(msg["fn"]):
             return
         fn = msg["fn"]
         if not is_latent(msg) or msg["name"] in self.counts.drawn:
@@ -289,7 +290,7 @@ class _InModel(Messenger):
 _KINDS: dict[type, bool] = {}
 
 
-def _may_be_count(fn: Any) -> bool:
+def may_be_count(fn: Any) -> bool:
     """Whether a distribution may be one of counts, by its class: most are not, which is found at the least cost."""
     base = base_distribution(fn)
     kind = type(base)

@@ -12,11 +12,10 @@ import torch
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 
 from pyro_discrete import Enumerate, TraceELBO
-from pyro_discrete.elbos import engine
+from pyro_discrete.elbos import engine, settling
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError
 from pyro_discrete.planning.plan import Jointly, OneByOne, Parallel
 from pyro_discrete.programs.pair import Pair
-from pyro_discrete.steps import settling
 from pyro_discrete.steps.enumerated.parallel import enumerated_loss
 from pyro_discrete.sums.packed_terms import CoupledElementsError
 from pyro_discrete.testing import exact_gradient, exact_loss

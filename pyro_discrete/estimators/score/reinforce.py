@@ -31,4 +31,4 @@ class Reinforce(Estimator):
 
     def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """`cost` `[1, K, *batch]`."""
-        return Surrogate(draw.score * cost[0])
+        return Surrogate(draw.score * cost.squeeze(0))

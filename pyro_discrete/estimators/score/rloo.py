@@ -36,5 +36,5 @@ class RLOO(Estimator):
 
     def surrogate(self, draw: ScoredDraw, cost: Tensor) -> Surrogate:
         """`cost` `[1, K, *batch]`."""
-        cost = cost[0]
+        cost = cost.squeeze(0)
         return Surrogate(draw.score * (cost - leave_one_out(cost)))
