@@ -222,6 +222,7 @@ class Met:
     - `costs`: what sites' learning signals held in the last run, in words.
     - `runs`: how often the last step ran the guide and the model, where that is more than once.
     - `digests`: what its runs have done. `looks`: why that is noted in every call, if it is.
+    - `together`: draws of an enumerated guide that the model sees beside each other, where the guide does not.
     """
 
     sites: list[SitePlan] = field(default_factory=list)
@@ -236,6 +237,14 @@ class Met:
     runs: Mapping[str, int] = field(default_factory=dict)
     digests: set[int] = field(default_factory=set)
     looks: str = ""
+    together: dict[str, set[str]] = field(default_factory=dict)
+
+    def keep_apart(self, together: Mapping[str, Collection[str]]) -> bool:
+        """Take in draws that the model sees beside each other; whether this is new."""
+        before = sum(map(len, self.together.values()))
+        for name, others in together.items():
+            self.together.setdefault(name, set()).update(others)
+        return sum(map(len, self.together.values())) > before
 
 
 @dataclass(frozen=True)
