@@ -244,7 +244,8 @@ class DiscretePosterior:
     @outside_of_inference_mode
     def marginals(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Each discrete site's distribution, element by element, of the site's own kind (`Bernoulli`, `Categorical`,
-        `OneHotCategorical`, with its `.to_event`; other kinds: `Categorical` over their support in order).
+        `OneHotCategorical`, with its `.to_event`; other kinds: `Categorical` over their support in order, that of a
+        Multinomial from all trials in the last category to all in the first).
 
         A structure's are those of each number of its value by itself: a `Categorical` of the item at each place, the
         column of each row, the state of each link, the parent of each node (so its edges), a `Bernoulli` of whether

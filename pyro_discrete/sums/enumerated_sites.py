@@ -17,7 +17,7 @@ from pyro.poutine.enum_messenger import enumerate_site
 from pyro.poutine.markov_messenger import MarkovMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Multinomial, constraints
 
 from pyro_discrete.distributions.structure import LARGEST_SUPPORT, GibbsStructure
 from pyro_discrete.errors import EnumerationError, SiteMatchError, SiteShapeError
@@ -151,7 +151,7 @@ def mark_for_enumeration(msg: Any, settings: Enumerate, marginal: bool, parallel
     fn = msg["fn"]
     check_table(msg, settings, marginal, by_parts=False)
     base = base_distribution(fn)
-    if fn.event_dim > len(base.event_shape) or without_mask(fn) is not fn:
+    if fn.event_dim > len(base.event_shape) or without_mask(fn) is not fn or isinstance(base, Multinomial):
         msg["fn"] = _Enumerated(fn, marginal)
     infer = {key: value for key, value in msg["infer"].items() if key != "num_samples"}  # the sum takes its place
     if parallel:
