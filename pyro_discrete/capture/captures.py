@@ -20,6 +20,7 @@ from pyro_discrete.garbage import collecting_later
 from pyro_discrete.planning.plan import Exact, Plan, StructureChangedError
 from pyro_discrete.programs.pair import Pair, set_torch_random_state, torch_random_state
 from pyro_discrete.steps.outcome import StepGradients
+from pyro_discrete.sums.enumerated_sites import SharedDimError
 from pyro_discrete.sums.packed_terms import CoupledElementsError
 
 __all__ = [
@@ -181,12 +182,14 @@ class Captures:
             stepper.count()
             return result
         except Exception as error:
-            coupled = isinstance(error, CoupledElementsError)
-            if isinstance(error, DiscreteInferenceError) and not coupled:
+            again = isinstance(error, CoupledElementsError | SharedDimError)
+            if isinstance(error, DiscreteInferenceError) and not again:
                 raise
             writes.undo()
             pyro.util.set_rng_state(random_state)
-            if isinstance(error, NotFiniteStepError) or coupled:
+            if isinstance(error, SharedDimError):
+                kind.plan.met.keep_apart(error.together)  # for the next time that it is captured
+            elif isinstance(error, NotFiniteStepError) or again:
                 pass  # the eager step says where, or plans anew
             elif isinstance(error, StructureChangedError):
                 self._give_up(f"its structure changes from run to run ({error})")

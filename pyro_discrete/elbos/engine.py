@@ -41,6 +41,7 @@ from pyro_discrete.steps.outcome import Outcome, StepGradients
 from pyro_discrete.steps.plain import NotPlainError
 from pyro_discrete.steps.step import evaluate_step, train_step
 from pyro_discrete.sums.counts import Counts, MoreTermsError
+from pyro_discrete.sums.enumerated_sites import SharedDimError
 from pyro_discrete.sums.packed_terms import CoupledElementsError
 
 __all__ = [
@@ -359,6 +360,10 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
             except NotPlainError:
                 put_back(before)
                 plan.met.plain = False
+            except SharedDimError as error:
+                if not plan.met.keep_apart(error.together):
+                    raise
+                put_back(before)
             except Exception as error:
                 if self._untried:  # the sums themselves may be what raises: how they can be had is found by trying
                     put_back(before)

@@ -24,7 +24,7 @@ from pyro_discrete.programs.pair import Pair, trace_pair
 from pyro_discrete.programs.sites import Site, draws_asked_for, family_of, is_marked, latent_sites
 from pyro_discrete.steps.enumerated.jointly import ONE_BY_ONE, joint_values
 from pyro_discrete.steps.step import WAYS
-from pyro_discrete.sums.enumerated_sites import BudgetError, OutOfScopeError
+from pyro_discrete.sums.enumerated_sites import BudgetError, OutOfScopeError, SharedDimError
 from pyro_discrete.sums.marginalisation import check_elements, marginal_sites, nor_one_by_one, settle
 from pyro_discrete.sums.packed_terms import CoupledElementsError
 
@@ -248,10 +248,10 @@ def _at_once(
             if mixed:
                 return mixed
             _try(plan, pair, objective, known)
-    except EnumerationError:
+    except EnumerationError as error:
         if explicit:
             raise
-        return "too large"
+        return "too large" if isinstance(error, BudgetError) else str(error)
     except Exception as error:
         return why_not_at_once(error)
     return plan
@@ -318,5 +318,11 @@ def _beside_each_other(plan: Plan, pair: Pair, trial: Trial) -> Exact:
 
 
 def _try(plan: Plan, pair: Pair, objective: Objective, known: Dependencies) -> None:
-    with torch.enable_grad():  # as in training: a program may differentiate something by itself
-        WAYS[type(plan.way)].evaluate(plan, pair, objective, known)
+    while True:
+        try:
+            with torch.enable_grad():  # as in training: a program may differentiate something by itself
+                WAYS[type(plan.way)].evaluate(plan, pair, objective, known)
+            return
+        except SharedDimError as error:
+            if not plan.met.keep_apart(error.together):
+                raise

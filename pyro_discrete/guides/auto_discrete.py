@@ -124,6 +124,14 @@ class AutoDiscreteMeanField(AutoGuide):
         """Part of Pyro's interface: the guide of the continuous sites has seen the same model, so it fits."""
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            self._take_from_model(args, kwargs)
+        except Exception:
+            self.prototype_trace = None  # half of it is no start: the next call says the same
+            raise
+
+    def _take_from_model(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Have sites, plates and parameters as a run of the model has them."""
         trace = trace_on_data(self.model, {}, args, kwargs)
         self.prototype_trace: Any = trace
         if self.master is not None:

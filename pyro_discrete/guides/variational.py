@@ -213,7 +213,7 @@ def _values(name: str, base: Any, infer: Any) -> Tensor:
     largest = infer.get(TRUNCATION)
     if largest is None or base.event_shape:
         raise UnsupportedSiteError(
-            f"Site {name!r} is {type(base).__name__}, whose values cannot be listed for a table. For a count, "
+            f"Site {name!r} is {type(base).__name__}, for whose values this guide has no table. For a count, "
             f'state the largest one at the site: infer={{"{TRUNCATION}": 20}}; otherwise leave it out of this guide by '
             "poutine.block and write its guide yourself."
         )

@@ -122,6 +122,7 @@ FACTS = (
         "every term shows the dims of the draws that reach it: by value, distribution, mask or scale",
         "a chain that looks further back than its history",
         "every run: `sums.enumerated_sites.EnumerateSites`",
+        "made again with dims of their own for draws of the guide that the model sees beside each other; else "
         "EnumerationError that names history and the site",
     ),
     Fact(

@@ -224,6 +224,7 @@ class Met:
     - `digests`: what its runs have done. `looks`: why that is noted in every call, if it is.
     - `plain`: whether its steps draw each site once (`steps.plain`), where that has been looked at. `made`: how costs
       are put together in such steps, by the sites of a run.
+    - `together`: draws of an enumerated guide that the model sees beside each other, where the guide does not.
     """
 
     sites: list[SitePlan] = field(default_factory=list)
@@ -240,6 +241,14 @@ class Met:
     looks: str = ""
     plain: bool | None = None
     made: dict[Any, Any] = field(default_factory=dict)
+    together: dict[str, set[str]] = field(default_factory=dict)
+
+    def keep_apart(self, together: Mapping[str, Collection[str]]) -> bool:
+        """Take in draws that the model sees beside each other; whether this is new."""
+        before = sum(map(len, self.together.values()))
+        for name, others in together.items():
+            self.together.setdefault(name, set()).update(others)
+        return sum(map(len, self.together.values())) > before
 
 
 @dataclass(frozen=True)

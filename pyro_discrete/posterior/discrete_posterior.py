@@ -65,6 +65,7 @@ from pyro_discrete.programs.module_state import kept_state
 from pyro_discrete.programs.pair import (
     Pair,
     RowsPlate,
+    SiteMessenger,
     Substitute,
     UnconditionSites,
     hidden_from_traces,
@@ -75,6 +76,7 @@ from pyro_discrete.programs.pair import (
 from pyro_discrete.programs.sites import (
     Site,
     base_distribution,
+    batched_alike,
     cardinality,
     family_of,
     is_latent,
@@ -242,7 +244,8 @@ class DiscretePosterior:
     @outside_of_inference_mode
     def marginals(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Each discrete site's distribution, element by element, of the site's own kind (`Bernoulli`, `Categorical`,
-        `OneHotCategorical`, with its `.to_event`; other kinds: `Categorical` over their support in order).
+        `OneHotCategorical`, with its `.to_event`; other kinds: `Categorical` over their support in order, that of a
+        Multinomial from all trials in the last category to all in the first).
 
         A structure's are those of each number of its value by itself: a `Categorical` of the item at each place, the
         column of each row, the state of each link, the parent of each node (so its edges), a `Bernoulli` of whether
@@ -380,6 +383,11 @@ class PosteriorRuns:
         """Whether the guide draws anything."""
         return bool(self.guide_sites)
 
+    @property
+    def drawn_one_by_one(self) -> bool:
+        """Whether the guide has a site whose distribution draws one value at a time."""
+        return any(batched_alike(site.distribution) for site in self.guide_sites.values())
+
     @cached_property
     def in_rows(self) -> bool:
         """Whether all draws of the guide may be run at once."""
@@ -391,9 +399,11 @@ class PosteriorRuns:
         return self._takes_rows(Pair(_draws_nothing, self.pair.guide, self.pair.args, self.pair.kwargs))
 
     def _takes_rows(self, pair: Pair) -> bool:
+        if self.num_samples == 1 or self.drawn_one_by_one:
+            return False
         with on_trial(), torch.no_grad():
             try:
-                return self.num_samples > 1 and bool(check_rows(pair, self._trial_of(pair)))
+                return bool(check_rows(pair, self._trial_of(pair)))
             except DiscreteInferenceError:
                 return False
 
@@ -450,6 +460,7 @@ class PosteriorRuns:
     ) -> EnumeratedRun:
         """A run with values side by side, and checked. Raises `NotSummed`, or `EnumerationError` beyond the budget."""
         self._check_apart(own_terms_alone)
+        program = _Unscaled()(program) if own_terms_alone else program
         batch_dims = self.trial.batch_dims - (rows is None)
 
         def summed(by_parts: Mapping[str, int]) -> tuple[EnumeratedRun, list[Component], Names]:
@@ -852,7 +863,7 @@ class PosteriorRuns:
 
         Sites beside them have to be the same in every run in which the sites before them are.
         """
-        drawn = [*given, *beside]
+        drawn, guide = [*given, *beside], _Unscaled()(guide)
 
         def own(msg: Any) -> bool:
             return msg["name"] not in drawn and _is_discrete(msg)
@@ -959,6 +970,13 @@ class PosteriorRuns:
         fn = {**self.guide_sites, **self.model_sites}[name].distribution
         missing = self.trial.batch_dims - len(fn.batch_shape)
         return value.reshape(len(value), *[1] * missing, *fn.shape())
+
+
+class _Unscaled(SiteMessenger):
+    """Leaves out what weighs a guide's terms: its sites are drawn as they are without it."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["scale"] = 1.0
 
 
 def _with_noise_of(seed: int, program: Callable[..., Any]) -> Callable[..., Any]:

@@ -103,7 +103,7 @@ def _draw_posterior(runs: PosteriorRuns) -> PosteriorDraws:
     with on_trial():
         check_pair(runs.trial)
         try:
-            vectorised = bool(check_rows(runs.pair, runs.trial))
+            vectorised = not runs.drawn_one_by_one and bool(check_rows(runs.pair, runs.trial))
         except DiscreteInferenceError:
             vectorised = False
     parts: list[_Run] = []
@@ -120,7 +120,7 @@ def _draw_posterior(runs: PosteriorRuns) -> PosteriorDraws:
 
     return PosteriorDraws(
         runs.trial,
-        _largest((part.sites for part in parts), lambda msg: msg["fn"].batch_shape.numel()),
+        _largest((part.sites for part in parts), lambda msg: math.prod(msg["fn"].batch_shape)),
         together(lambda run: run.posterior),
         together(lambda run: run.predictive),
         together(lambda run: run.log_likelihood),

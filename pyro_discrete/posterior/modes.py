@@ -16,7 +16,7 @@ from pyro_discrete.errors import EnumerationError
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import UNKNOWN, find_dependencies
 from pyro_discrete.programs.pair import Pair, SiteMessenger
-from pyro_discrete.programs.sites import Site, base_distribution, cardinality, family_of, is_latent
+from pyro_discrete.programs.sites import Site, base_distribution, cardinality, element_support, family_of, is_latent
 
 __all__ = [
     "AtCentre",
@@ -72,8 +72,7 @@ def modes(fn: Any) -> Tensor:
             return base.mode.expand(fn.shape())
         if base.cardinality > MOST_VALUES:
             return _best_draw(base).expand(fn.shape())
-    values = base.enumerate_support(expand=False)
-    values = values.reshape(len(values), *base.event_shape)
+    values = element_support(base)
     scores = base.log_prob(values.reshape(len(values), *(1,) * len(base.batch_shape), *base.event_shape))
     return values[scores.argmax(0)].expand(fn.shape())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from functools import lru_cache
@@ -349,6 +350,9 @@ def _number(base: Any) -> float:
         return structure.cardinality
     if isinstance(base, OneOneMatching):
         return float(math.factorial(base.num_nodes)) if base.num_nodes < 171 else math.inf
+    if isinstance(base, Multinomial):
+        number = math.comb(base.total_count + base.event_shape[0] - 1, base.total_count)
+        return float(number) if number <= LARGEST_SUPPORT else math.inf
     if not getattr(base, "has_enumerate_support", False):
         return math.inf
     if type(base) in (dist.Categorical, dist.OneHotCategorical):
@@ -379,6 +383,8 @@ def why_not_enumerable(fn: Any, infer: Mapping[str, Any]) -> str:
         return "has no finite support, and states a truncation, which only counts (whole numbers from 0) may do"
     if structure_of(base) is not None:
         return "has more values than a number holds"
+    if isinstance(base, Multinomial):
+        return f"has more values than the {LARGEST_SUPPORT} that are listed at most"
     support = getattr(base, "support", None)
     if getattr(support, "is_discrete", False) and getattr(support, "lower_bound", None) == 0:
         return (
@@ -391,8 +397,18 @@ def why_not_enumerable(fn: Any, infer: Mapping[str, Any]) -> str:
 def element_support(fn: Any) -> Tensor:
     """The values of one element of the base distribution, `[values, *its event]`."""
     base = base_distribution(fn)
+    if isinstance(base, Multinomial):
+        return base.logits.new_tensor(_ways_to_share(base.total_count, base.event_shape[0]))
     values = base.enumerate_support(expand=False)
     return values.reshape(len(values), *base.event_shape)
+
+
+@lru_cache(maxsize=16)
+def _ways_to_share(number: int, parts: int) -> list[list[int]]:
+    """All lists of so many whole numbers >= 0 that add up to `number`: stars between bars."""
+    places = number + parts - 1
+    bars = itertools.combinations(range(places), parts - 1)
+    return [[b - a - 1 for a, b in itertools.pairwise((-1, *each, places))] for each in bars]
 
 
 def listable(fn: Any) -> bool:

@@ -17,7 +17,7 @@ from pyro.poutine.enum_messenger import enumerate_site
 from pyro.poutine.markov_messenger import MarkovMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Multinomial, constraints
 
 from pyro_discrete.distributions.structure import LARGEST_SUPPORT, GibbsStructure
 from pyro_discrete.errors import EnumerationError, SiteMatchError, SiteShapeError
@@ -50,6 +50,7 @@ __all__ = [
     "Marginalise",
     "OutOfScopeError",
     "PairsError",
+    "SharedDimError",
     "check_table",
     "in_pairs_where_needed",
     "mark_for_enumeration",
@@ -75,6 +76,17 @@ class BudgetError(EnumerationError):
 
 class OutOfScopeError(EnumerationError):
     """A site depends on a draw that `pyro.markov` does not let it see: with a longer history it may."""
+
+
+class SharedDimError(OutOfScopeError):
+    """Draws of the guide stand in one dim, as no site of the guide sees both, and one of the model does.
+
+    - `together`: for the guide's sites the others that a site of the model sees beside them.
+    """
+
+    def __init__(self, text: str, together: Mapping[str, set[str]]) -> None:
+        super().__init__(text)
+        self.together: Mapping[str, set[str]] = together
 
 
 class PairsError(EnumerationError):
@@ -139,7 +151,7 @@ def mark_for_enumeration(msg: Any, settings: Enumerate, marginal: bool, parallel
     fn = msg["fn"]
     check_table(msg, settings, marginal, by_parts=False)
     base = base_distribution(fn)
-    if fn.event_dim > len(base.event_shape) or without_mask(fn) is not fn:
+    if fn.event_dim > len(base.event_shape) or without_mask(fn) is not fn or isinstance(base, Multinomial):
         msg["fn"] = _Enumerated(fn, marginal)
     infer = {key: value for key, value in msg["infer"].items() if key != "num_samples"}  # the sum takes its place
     if parallel:
@@ -189,10 +201,14 @@ class EnumerationDims:
     `pyro.markov` keeps its dim for good. One inside gets a dim that no site in scope has, and by choice one that has
     been free for long: a later site that reads a draw out of scope, whose dim Pyro would have given to another one,
     then shows a dim that is nobody's in its scope. Dims of size 1 cost next to nothing.
+
+    `together`: for sites of the guide, those whose dims they may not have as the model sees them beside each other (its
+    `pyro.markov` may have a longer history than the guide's, or go the other way).
     """
 
-    def __init__(self, first: int) -> None:
+    def __init__(self, first: int, together: Mapping[str, Collection[str]] = MappingProxyType({})) -> None:
         self.first = first
+        self.together: Mapping[str, Collection[str]] = together
         self.start()
 
     def start(self) -> None:
@@ -201,6 +217,8 @@ class EnumerationDims:
         self.number: int = 0
         self.everywhere: dict[int, int] = {}
         self.owners: dict[int, str] = {}
+        self.names: list[str] = []
+        self._dims: dict[str, int] = {}
         self.start_program()
 
     def start_program(self) -> None:
@@ -211,7 +229,8 @@ class EnumerationDims:
         """A dim and a number for a site; `in_use`: dims that are not to be had, None for a site outside of markov."""
         number, dim = self.number, self.following
         self.number += 1
-        free = [] if in_use is None else [d for d in self._local if d not in in_use]
+        kept = {self._dims.get(other) for other in self.together.get(name, ())}
+        free = [] if in_use is None else [d for d in self._local if d not in in_use and d not in kept]
         spare = 1 if is_recorded() else SPARE  # a graph is of a run that was looked at before
         if len(free) >= spare:
             # not always the oldest: a program that looks back equally far every time would meet its own dim
@@ -223,7 +242,8 @@ class EnumerationDims:
             self.everywhere[dim] = number
         else:
             self._local.append(dim)
-        self.owners[dim] = name
+        self.owners[dim], self._dims[name] = name, dim
+        self.names.append(name)
         return dim, number
 
 
@@ -237,7 +257,8 @@ class EnumerateSites(SiteMessenger):
 
     - `replayed`: run against a guide that was enumerated by the same `given`.
 
-    Raises `EnumerationError`.
+    Raises `EnumerationError`. Where draws of the guide share a dim that the model sees beside each other, it goes on:
+    `check_together` is to be called after the run.
     """
 
     def __init__(self, given: EnumerationDims, replayed: bool = False) -> None:
@@ -250,22 +271,40 @@ class EnumerateSites(SiteMessenger):
         self._depths: dict[str, int] = {}
         self._upstream: dict[str, dict[int, int]] = {}
         self._in_value: dict[str, dict[int, int]] = {}
+        self._seen_by_all: dict[int, set[int]] = {}
+        self._seen: dict[int, set[int]] = {}
+        self._together: dict[str, set[str]] = {}
+        self._clash = ""
         return super().__enter__()
+
+    def check_together(self) -> None:
+        """Raise `SharedDimError` if a site of the run sees draws of the guide beside each other that share a dim."""
+        if self._clash:
+            raise SharedDimError(self._clash, self._together)
 
     def _pyro_sample(self, msg: Any) -> None:
         if not isinstance(msg["fn"], TorchDistributionMixin):
             return
         name, infer = msg["name"], msg["infer"]
         scope, upstream = infer.get("_markov_scope"), dict(self.given.everywhere)
+        self._seen = {dim: {number} for dim, number in upstream.items()} if self.replayed else {}
+        for dim, numbers in self._seen_by_all.items():
+            for number in numbers:
+                self._sees(upstream, dim, number)
         if scope is not None and not msg["done"]:
             for other, depth in scope.items():
                 if self._depths.get(other) == depth:  # else its markov context has ended
                     for dim, number in self._in_value.get(other, {}).items():
-                        upstream[dim] = number if upstream.get(dim, number) == number else UNCLEAR
+                        self._sees(upstream, dim, number)
             self._depths[name] = infer["_markov_depth"]
         self._upstream[name] = upstream
         if not msg["done"] and not msg["is_observed"] and infer.get("enumerate") == "parallel":
             self._enumerate(msg, upstream, scope is not None)
+
+    def _sees(self, upstream: dict[int, int], dim: int, number: int) -> None:
+        upstream[dim] = number if upstream.get(dim, number) == number else UNCLEAR
+        if self.replayed:
+            self._seen.setdefault(dim, set()).add(number)
 
     def _enumerate(self, msg: Any, upstream: dict[int, int], local: bool) -> None:
         fn, value = msg["fn"], enumerate_site(msg)
@@ -322,27 +361,37 @@ class EnumerateSites(SiteMessenger):
         for dim in shown:
             number = known.get(dim, UNCLEAR)
             if (number == UNCLEAR or upstream.get(dim, number) != number) and self._in_term(msg, dim):
-                self._refuse(msg["name"], dim)
+                self._refuse(msg["name"], dim, self._seen.get(dim, set()) | {number} - {UNCLEAR})
         self._in_value[msg["name"]] = {d: known[d] for d in in_value if d in known}
+        if self.replayed and msg["name"] not in self._depths:  # outside of pyro.markov: all later sites see it
+            for dim, number in self._in_value[msg["name"]].items():
+                self._seen_by_all.setdefault(dim, set()).add(number)
         self._note(msg, known)
 
     def _in_term(self, msg: Any, dim: int) -> bool:
         """Whether a site's term has a dim: its batch shape may be wider."""
         return dim in self._shown(weighed_log_prob(msg).shape)
 
-    def _refuse(self, name: str, dim: int) -> None:
+    def _refuse(self, name: str, dim: int, beside: Collection[int] = ()) -> None:
+        """Refuse a site for a dim; note it where draws of the guide that are seen `beside` each other have it."""
         other = self.given.owners.get(dim)
         if other is None:
             raise SiteShapeError(
                 f"Site {name!r} has dim {dim} of a size other than 1, which is in no plate and belongs to no "
                 "enumerated site. Index from the right, so that dims on the left broadcast."
             )
-        raise OutOfScopeError(
+        text = (
             f"Site {name!r} depends on an enumerated draw (as it seems {other!r}) that pyro.markov does not let it "
             "see: it was drawn more steps before than the `history` of its pyro.markov, or in one that has ended. Give "
             "pyro.markov as long a history as the program looks back (history=2 for a chain of second order), in the "
             "guide too, or draw these sites by 'rloo' or 'nvil'."
         )
+        if len(beside) < 2:
+            raise OutOfScopeError(text)
+        self._clash = self._clash or text
+        names = {self.given.names[number] for number in beside if number >= 0}
+        for each in names:
+            self._together.setdefault(each, set()).update(names - {each})
 
     def _note(self, msg: Any, known: dict[int, int]) -> None:
         """Say in `infer` what the site's dims hold; a replayed site's is the guide site's own."""

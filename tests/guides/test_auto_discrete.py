@@ -392,3 +392,15 @@ def test_continuous_sites_in_a_plate_that_states_no_size_are_refused() -> None:
         SiteShapeError, match=r"Site 'mean' is continuous and in the plate 'data'.*plate\('data', size\)"
     ):
         AutoDiscreteMeanField(model)(torch.zeros(3))
+
+
+def test_a_model_that_is_refused_is_refused_for_the_same_reason_again():
+    """An ELBO runs the guide several times before it gives up."""
+
+    def model():
+        pyro.sample("n", dist.Poisson(torch.tensor(2.0)))
+
+    guide = AutoDiscreteMeanField(model)
+    for run in (guide, guide, lambda: TraceELBO().loss(model, guide)):
+        with pytest.raises(UnsupportedSiteError, match="Site 'n' is Poisson, for whose values this guide has no table"):
+            run()

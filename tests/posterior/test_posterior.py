@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate, infer_discrete
 
 from pyro_discrete import DiscretePosterior, to_inference_data
@@ -324,3 +325,24 @@ def test_data_that_cannot_be_drawn_anew(drawn):
         data = to_inference_data(model, guide, num_samples=5)
     assert data["posterior"]["z"].shape == (1, 5)
     assert "posterior_predictive" not in data
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_what_weighs_the_guides_terms_leaves_its_draws_alone(drawn):
+    """A scale of the guide that another draw decides: `y` and `z` are drawn as they are without it."""
+    p_y = torch.tensor([0.2, 0.3, 0.5])
+    p_z = torch.tensor([0.6, 0.3, 0.9])  # of z = 1, by y
+
+    def model():
+        pyro.sample("y", dist.Categorical(torch.ones(3)))
+        z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.5)))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.3))
+
+    def guide():
+        y = pyro.sample("y", dist.Categorical(p_y))
+        with poutine.scale(scale=1.0 + y if drawn else 3.0):
+            pyro.sample("z", dist.Bernoulli(p_z[y]))
+
+    posterior = DiscretePosterior(model, guide)
+    torch.testing.assert_close(posterior.marginals()["z"].probs, (p_y * p_z).sum().double())
+    assert {name: float(value) for name, value in posterior.most_probable().items()} == {"y": 2.0, "z": 1.0}

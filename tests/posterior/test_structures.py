@@ -130,3 +130,26 @@ def test_dims_bear_the_names_of_what_they_count():
     assert found["items"].dims == ("chain", "draw", "people", "items_item")
     named = to_inference_data(model, guide, num_samples=3, dims={"order": ["rank"]}).posterior
     assert named["order"].dims == ("chain", "draw", "rank")
+
+
+@pytest.mark.parametrize(
+    ("fn", "shape"),
+    [
+        (dist.SpanningTree(torch.tensor([0.3, -0.2, 0.5])), (2, 2)),
+        (dist.OneOneMatching(torch.zeros(3, 3)), (3,)),
+    ],
+)
+def test_pyros_own_structures_which_draw_one_value_at_a_time(fn, shape):
+    def model():
+        z = pyro.sample("z", fn)
+        pyro.sample(
+            "x", dist.Normal((z == 0).sum((-1, -2) if len(shape) > 1 else -1) + 0.0, 1.0), obs=torch.tensor(1.0)
+        )
+
+    def guide():
+        pyro.sample("z", fn)
+
+    posterior = DiscretePosterior(model, guide, num_samples=7)
+    assert posterior.samples()["z"].shape == (7, *shape)
+    assert posterior.predictive()["x"].shape == (7,)
+    assert to_inference_data(model, guide, num_samples=7)["posterior"]["z"].shape == (1, 7, *shape)

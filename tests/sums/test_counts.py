@@ -11,8 +11,8 @@ import torch
 from pyro import poutine
 from pyro.distributions import constraints
 
-from pyro_discrete import DiscretePosterior, TraceELBO, TraceIWELBO, collapse
-from pyro_discrete.errors import EnumerationError, SettingError
+from pyro_discrete import DiscretePosterior, TraceELBO, TraceIWELBO, UnorderedSet, collapse
+from pyro_discrete.errors import EnumerationError, SettingError, SiteMatchError
 from pyro_discrete.programs.counts import CountUpTo, log_mass_beyond
 
 VALUES = torch.arange(3000.0, dtype=torch.double)
@@ -518,3 +518,67 @@ def test_a_count_whose_rate_depends_on_a_site_of_an_outer_plate():
     found = poutine.trace(collapse(model)).get_trace(x).log_prob_sum().item()
     assert found == pytest.approx(right, abs=1e-7)
     assert TraceELBO("enumerate").loss(model, no_guide, x) == pytest.approx(-right, abs=1e-7)
+
+
+LOGITS = torch.tensor([0.2, -0.5, 0.4], dtype=torch.double)
+DATA = torch.tensor([0.3, -1.2], dtype=torch.double)
+
+
+def counts_of_three(data):
+    """Two trials for each datum, as a Multinomial."""
+    with pyro.plate("data", len(data)):
+        z = pyro.sample("z", dist.Multinomial(2, logits=LOGITS))
+        pyro.sample("x", dist.Normal(z[..., 0] - 0.5 * z[..., 2], 1.0), obs=data)
+
+
+def trials_apart(data):
+    """The same, trial by trial."""
+    with pyro.plate("data", len(data)):
+        draws = [pyro.sample(f"z{i}", dist.OneHotCategorical(logits=LOGITS)) for i in range(2)]
+        z = draws[0] + draws[1]
+        pyro.sample("x", dist.Normal(z[..., 0] - 0.5 * z[..., 2], 1.0), obs=data)
+
+
+@pytest.mark.parametrize("compile", [False, "graph"])
+def test_a_multinomial_is_summed_as_its_trials_are(compile):
+    wanted = TraceELBO("enumerate").loss(trials_apart, no_guide, DATA)
+    assert TraceELBO("enumerate", compile=compile).loss(counts_of_three, no_guide, DATA) == pytest.approx(wanted)
+    assert -float(poutine.trace(collapse(counts_of_three)).get_trace(DATA).log_prob_sum()) == pytest.approx(wanted)
+    probs = DiscretePosterior(counts_of_three).marginals(DATA)["z"].probs
+    first = DiscretePosterior(trials_apart)
+    assert probs.shape == (2, 6)
+    expected = first.marginals(DATA)["z0"].probs[
+        :, 0
+    ]  # of a trial in the first category: half the mean of their number
+    assert torch.allclose((probs * torch.tensor([0, 0, 0, 1, 1, 2])).sum(-1) / 2, expected)
+
+
+@pytest.mark.parametrize("estimator", ["enumerate", "auto", "unordered_set"])
+def test_a_multinomial_of_the_guide(estimator):
+    shift = torch.zeros(3, dtype=torch.double, requires_grad=True)
+
+    def guide(data):
+        with pyro.plate("data", len(data)):
+            pyro.sample("z", dist.Multinomial(2, logits=LOGITS + shift))
+
+    values = torch.tensor([[i, j, 2 - i - j] for i in range(3) for j in range(3 - i)], dtype=torch.double)
+    log_p, log_q = (dist.Multinomial(2, logits=logits).log_prob(values) for logits in (LOGITS, LOGITS + shift))
+    likelihood = dist.Normal(values[:, 0] - 0.5 * values[:, 2], 1.0).log_prob(DATA[:, None])
+    exact = -(log_q.exp() * (log_p + likelihood - log_q)).sum()
+    (gradient,) = torch.autograd.grad(exact, shift)
+    if estimator == "unordered_set":  # as many draws as values: the whole sum
+        estimator = UnorderedSet(6)
+    loss = TraceELBO(estimator).loss_and_grads(counts_of_three, guide, DATA)
+    assert loss == pytest.approx(exact.item()) or isinstance(estimator, UnorderedSet)
+    assert torch.allclose(shift.grad, gradient)
+
+
+def test_a_multinomial_of_more_values_than_are_listed():
+    def model():
+        pyro.sample("z", dist.Multinomial(40, logits=torch.zeros(12)))
+
+    with pytest.raises(SiteMatchError, match=r"'z' is latent .* has more values than the 1048576 that are listed"):
+        TraceELBO().loss(model, no_guide)
+    with pytest.raises(EnumerationError, match=r"'z' \(Multinomial\) has more values than"):
+        TraceELBO("enumerate").loss(model, model)
+    assert TraceELBO().loss(model, model) == pytest.approx(0.0, abs=1e-4)

@@ -153,3 +153,62 @@ def grid(observe):
 @pytest.mark.parametrize("guide", [nothing, grid(False)])
 def test_a_kept_context_brings_sites_back_that_never_share_a_dim(guide):
     agrees(grid(True), guide)
+
+
+def looks_back_less(length, backwards):
+    """A guide of first order, which may go from the last state to the first."""
+    rate, z = pyro.param("rate", torch.tensor(0.2)), torch.zeros(())
+    times = [*reversed(range(length))] if backwards else range(length)
+    for t in pyro.markov(times):
+        z = pyro.sample(f"z{t}", dist.Bernoulli(0.2 + rate + 0.3 * z))
+
+
+def begins_outside(length):
+    """A chain whose first state all later sites of the model see."""
+    z = pyro.sample("z0", dist.Bernoulli(torch.tensor(0.4)))
+    for t in pyro.markov(range(1, length)):
+        z = pyro.sample(f"z{t}", dist.Bernoulli(0.2 + 0.5 * z))
+        pyro.sample(f"y{t}", dist.Normal(z, 1.0), obs=Y[t % len(Y)])
+
+
+@pytest.mark.parametrize("compile", [False, "graph"])
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("beginning", [False, True])
+def test_a_model_that_sees_more_than_its_guide(beginning, backwards, compile):
+    """Draws that share a dim in the guide, and that the model sees beside each other, get dims of their own."""
+
+    def model(length):
+        return lambda: begins_outside(length) if beginning else chain("arithmetic", 2, 2, length, True)
+
+    agrees(model(4), lambda: looks_back_less(4, backwards), compile=compile)
+    if not compile:
+        plan = agrees(model(6), lambda: looks_back_less(6, backwards))
+        assert "a step runs the guide and the model once" in str(plan)
+
+
+@pytest.mark.parametrize("beginning", [False, True])
+def test_however_long_a_chain_is_whose_guide_sees_less(beginning):
+    """Twenty states: the same with a guide that has the history of the model."""
+
+    def model():
+        if beginning:
+            begins_outside(20)
+            return
+        z = before = torch.zeros(())
+        for t in pyro.markov(range(20), history=2):
+            z, before = pyro.sample(f"z{t}", dist.Bernoulli(0.1 + 0.3 * before + 0.5 * z)), z
+            pyro.sample(f"y{t}", dist.Normal(1.5 * z, 1.0), obs=Y[t % len(Y)])
+
+    def guide(history):
+        rate, z = pyro.param("rate", torch.tensor(0.4)), torch.zeros(())
+        for t in pyro.markov(range(20), history=history):
+            z = pyro.sample(f"z{t}", dist.Bernoulli(rate + 0.3 * z))
+
+    elbo, other = TraceELBO("enumerate"), TraceELBO("enumerate", compile="graph")
+    wanted = TraceELBO("enumerate").loss(model, lambda: guide(20))
+    assert elbo.loss(model, lambda: guide(1)) == pytest.approx(wanted, abs=1e-3)
+    program = lambda: guide(1)  # noqa: E731
+    losses = [other.loss_and_grads(model, program) for _ in range(6)]
+    assert losses == pytest.approx([wanted] * 6, abs=1e-3)
+    assert other.captures is not None
+    assert other.captures.count == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import reduce
 from queue import LifoQueue
@@ -143,6 +143,7 @@ class _ExactELBO(TraceEnum_ELBO):
     settings: Enumerate
     plan: Plan
     known: Dependencies
+    replayed: EnumerateSites
     cost: SumCost | None = None
 
     def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[tuple[Trace, Trace]]:
@@ -151,8 +152,9 @@ class _ExactELBO(TraceEnum_ELBO):
             raise NotImplementedError("the guide runs the model itself")
         if self.vectorize_particles:
             guide, model = self._vectorized_num_particles(guide), self._vectorized_num_particles(model)
-        given = EnumerationDims(-1 - int(self.max_plate_nesting))
-        guide, model = EnumerateSites(given)(guide), EnumerateSites(given, replayed=True)(model)
+        given = EnumerationDims(-1 - int(self.max_plate_nesting), self.plan.met.together)
+        self.replayed = EnumerateSites(given, replayed=True)
+        guide, model = EnumerateSites(given)(guide), self.replayed(model)
         repetitions = range(1 if self.vectorize_particles else self.num_particles)
         if not isinstance(self.plan.way, OneByOne):
             yield from (self._get_trace(model, guide, args, kwargs) for _ in repetitions)
@@ -171,7 +173,8 @@ class _ExactELBO(TraceEnum_ELBO):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         # Pyro's own also warns of an order of plates that may be wrong, which `check_crossing` decides
-        model_trace, guide_trace = _importance_traces(model, guide, self.max_plate_nesting, args, kwargs)
+        found = _importance_traces(model, guide, self.max_plate_nesting, self.replayed.check_together, args, kwargs)
+        model_trace, guide_trace = found
         guide_trace.pack_tensors()
         model_trace.pack_tensors(guide_trace.plate_to_symbol)
         check_matched(guide_trace, model_trace)
@@ -231,14 +234,19 @@ class _ExactELBO(TraceEnum_ELBO):
             )
 
 
-def _importance_traces(model: Program, guide: Program, nesting: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+def _importance_traces(
+    model: Program, guide: Program, nesting: Any, check: Callable[[], None], args: Any, kwargs: Any
+) -> tuple[Trace, Trace]:
     """The traces of the model and of the guide that it is run against, scored: Pyro's `get_importance_trace`.
+
+    Dims are looked at by `check` before they are by Pyro.
 
     It copies no trace, and adds up no term, where validation does not look at the sums. With `_get_traces` as it is a
     step of a mixture of 5 over 600 points takes 0.94 of the time that it takes with Pyro's.
     """
     guide_trace = trace_sites(guide, args, kwargs)
     model_trace = trace_sites(model, args, kwargs, guide_trace)
+    check()
     validated = is_validation_enabled()
     if validated:
         check_model_guide_match(model_trace, guide_trace, nesting)
