@@ -263,7 +263,7 @@ class EvidenceBound(Objective[Evaluation]):
     ) -> Evaluation:
         """Score a pair of traces: see `Objective.evaluate`."""
         terms: list[Term] = []
-        through = _Pathwise(layout, batch_dims)
+        both, pathwise_alone = _Pathwise(layout, batch_dims), _Pathwise(layout, batch_dims)
         scores: dict[str, Tensor] = {}
         untended: dict[str, Tensor] = {}
         closed: dict[str, Tensor] = {}
@@ -279,7 +279,7 @@ class EvidenceBound(Objective[Evaluation]):
             value = padded(cost if keep_graph or not cost.requires_grad else cost.detach(), batch_dims)
             terms.append(Term(value, plates, in_model, position, name))
             if pathwise is not None:
-                through.add(pathwise)
+                (both if pathwise is cost else pathwise_alone).add(pathwise)
 
         drawn = sample_sites(guide_trace)
         known = scored_together({name: msg for name, msg in drawn.items() if name in chosen})
@@ -310,4 +310,7 @@ class EvidenceBound(Objective[Evaluation]):
             add(cost, cost, plates_of(msg), True, position, name)
         costs = Costs(terms, self.orders.of(guide_sites, model_sites, dependencies))
         loss = costs.sum(layout.particles if layout.columns > 1 else None)
-        return Evaluation(guide_trace, model_trace, costs, through.total(), loss, scores, untended)
+        pathwise_loss = both.total()
+        if pathwise_alone.by_shape:
+            pathwise_loss = pathwise_loss + pathwise_alone.total()
+        return Evaluation(guide_trace, model_trace, costs, pathwise_loss, loss, scores, untended)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pyro_discrete.estimators.base import Estimator, ScoredDraw
+from pyro_discrete.estimators.base import Estimator, ScoredDraw, Surrogate
 from pyro_discrete.objectives.base import Evaluation
 from pyro_discrete.programs.dims import Frames
 from pyro_discrete.programs.parameters import leaf_parameters
@@ -128,6 +130,13 @@ class Pending:
     name: str = ""
     plates: Frames = frozenset()
 
+    def combined(self) -> Surrogate:
+        """What the estimator makes of it."""
+        cost = self.cost
+        if cost.requires_grad and not self.estimator.differentiates_costs:
+            cost = cost.detach()
+        return self.estimator.surrogate(self.draw, cost)
+
 
 _NOTHING = 0.0
 
@@ -164,17 +173,24 @@ class Outcome:
 
     def combine(self, particles: int) -> None:
         """Let the estimators combine their costs. They learn from them on the way: the loss is to be checked before."""
-        for each in self.pending:
-            cost = each.cost
-            if cost.requires_grad and not each.estimator.differentiates_costs:
-                cost = cost.detach()
-            surrogate = each.estimator.surrogate(each.draw, cost)
-            added(self.terms, torch.as_tensor(surrogate.loss))
-            if surrogate.auxiliary is not None:  # a mean over its own particles
-                self.surrogate = plus(self.surrogate, surrogate.auxiliary * each.share)
-        for total in self.terms.values():
-            self.surrogate = plus(self.surrogate, over(total.sum(), particles))
-        self.pending, self.terms = [], {}
+        combined = [(each.share, each.combined()) for each in self.pending]
+        parts = [torch.as_tensor(surrogate.loss) for _, surrogate in combined]
+        terms, self.terms, self.pending = self.terms, {}, []
+        # the graph has its sites in one order, by which an optimiser that goes on finds its parameters
+        if all(surrogate.auxiliary is None for _, surrogate in combined):
+            together = dict(terms)
+            for part in parts:
+                added(together, part)
+            if len(together) == 1:
+                self.surrogate = plus(self.surrogate, over(next(iter(together.values())).sum(), particles))
+                return
+        if terms:
+            self.surrogate = plus(self.surrogate, over(reduce(add, [each.sum() for each in terms.values()]), particles))
+        for part, (share, surrogate) in zip(parts, combined, strict=True):
+            total = over(part.sum(), particles)
+            if surrogate.auxiliary is not None:
+                total = total + surrogate.auxiliary * share  # a mean over its own particles
+            self.surrogate = plus(self.surrogate, total)
 
 
 def added(terms: dict[Sequence[int], Tensor], term: Tensor) -> None:

@@ -270,12 +270,14 @@ class _Scores:
                 if name not in guide.taken:
                     raise NotPlainError(f"site {name!r} has a score and no estimator")
                 self.log_q[name] = self._of_rows(score)
-            self._add(value, pathwise)
+            if pathwise is not None and pathwise is not value:
+                raise NotPlainError(f"site {name!r} is reparameterised in part")
+            self._add(value, pathwise is value)
         known = scored_together(model.sites)
         for name, msg in model.sites.items():
             value = -known[name] if name in known else negative_log_prob(msg["fn"], msg)
             value = weighed(value, msg["scale"], msg["mask"])
-            self._add(value, value)
+            self._add(value, True)
 
     def _of_rows(self, term: Tensor) -> Tensor:
         if not self.rows:
@@ -285,11 +287,14 @@ class _Scores:
         term = padded(term, self.batch_dims)  # data that depend on no draw
         return term.expand(self.rows, *term.shape[1:])
 
-    def _add(self, value: Tensor, pathwise: Tensor | None) -> None:
+    def _add(self, value: Tensor, pathwise: bool) -> None:
         value = self._of_rows(value)
-        self.values.append(value.detach() if value.requires_grad else value)
-        if pathwise is not None and pathwise.requires_grad:
-            added(self.pathwise, value if pathwise is value else self._of_rows(pathwise))
+        if value.requires_grad:
+            self.values.append(value.detach())
+            if pathwise:
+                added(self.pathwise, value)
+        else:
+            self.values.append(value)
 
 
 @lru_cache(maxsize=64)

@@ -41,6 +41,20 @@ def test_steps_are_those_of_the_plans_own_way(name, estimator, particles, monkey
 
 
 @pytest.mark.filterwarnings("ignore:This program cannot take a leading dim")
+@pytest.mark.parametrize("estimator", ["rloo", "nvil"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_parameters_are_met_in_the_order_of_the_plans_own_way(name, estimator, monkeypatch):
+    orders = []
+    for _ in range(2):
+        with PROGRAMS[name].running() as pair:
+            result = TraceELBO(estimator, num_particles=2).gradients(pair.model, pair.guide, *pair.args)
+            names = {id(parameter): name for name, parameter in pair.parameters.items()}
+            orders.append([names.get(id(p), tuple(p.shape)) for p in result.parameters])
+        monkeypatch.setattr(plain, "is_plain", lambda plan, objective: False)
+    assert orders[0] == orders[1]
+
+
+@pytest.mark.filterwarnings("ignore:This program cannot take a leading dim")
 def test_most_programs_have_such_steps():
     plainly = {name for name, program in PROGRAMS.items() if taken(program, "rloo", 2)[1]}
     assert {
