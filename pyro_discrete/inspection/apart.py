@@ -18,8 +18,8 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_discrete.inspection.provenance import NOTHING, Names, Provenance, axis_after
-from pyro_discrete.operations import Kind, Unseen, kind_of, tensors_in, written_tensors
+from pyro_discrete.inspection.provenance import NOTHING, Names, Provenance, axis_after, keeps_shape
+from pyro_discrete.operations import Kind, kind_of, tensors_in, unseen, written_tensors
 from pyro_discrete.programs.alike_sites import Entries, entries_of_law, scored_together
 from pyro_discrete.programs.dims import ROWS_PLATE, plates_of
 from pyro_discrete.programs.pair import KeepSubsamples, Pair, SiteMessenger, on_trial, trace_pair
@@ -244,7 +244,7 @@ class Elements(Provenance):
         """Run one operation, and note where its results have elements."""
         kind = kind_of(func)
         read = tensors_in((*args, *kwargs.values()) if kwargs else args)
-        with Unseen():
+        with unseen():
             keys = self._keys(read)
             before: dict[int, tuple[Tensor, Found]] = {}
             for tensor, key in zip(read, keys, strict=True):
@@ -255,7 +255,7 @@ class Elements(Provenance):
                         before[id(tensor)] = tensor, has
         result, made, made_keys = self._run(func, kind, args, kwargs, read, keys)
         if before:
-            with Unseen():
+            with unseen():
                 self._noted(func, kind, args, kwargs, read, [*before.values()], made, made_keys)
         return result
 
@@ -281,7 +281,9 @@ class Elements(Provenance):
             held = self._origin.get(key or 0)
             if held is None or not held[1]:
                 continue
-            found = moved[0][1] if kind.pointwise and _stay(moved, tensor) else None
+            found: Found | None = moved[0][1] if kind.pointwise and _stay(moved, tensor) else None
+            if kind.shapes and not keeps_shape(func, args):  # which entries are taken, and where these go, values say
+                found = dict.fromkeys([plate for _, has in moved for plate in has])
             if found is None:
                 operation = func, kind, args, kwargs, read, tensor, number
                 if len(moved) == 1:
@@ -297,7 +299,7 @@ class Elements(Provenance):
     def scored(self, log_prob: Tensor, law: Entries, value: Tensor) -> None:
         """Note where the log-probability of a value has elements, by a law that keeps entries apart."""
         read = [*law.parameters, value]
-        with Unseen():
+        with unseen():
             key, keys = self._key(log_prob), self._keys(read)
             names = self._names_at(keys)
             if key is None or not names:
@@ -616,7 +618,7 @@ class _MarkElements(SiteMessenger):
             return
         event = msg["fn"].event_dim
         at = {p.name: Place(p.dim - event, 1, p.size) for p in plates_of(msg) if p.vectorized and p.size > 1}
-        with Unseen():
+        with unseen():
             if self.rows_dim is not None:
                 dim = self.rows_dim - event
                 if value.dim() >= -dim and value.shape[dim] > 1:

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pyro_discrete.errors import LIBRARIES, innermost_line
-from pyro_discrete.operations import Kind, Unseen, kind_of, tensors_in, written_tensors
+from pyro_discrete.operations import Kind, kind_of, tensors_in, unseen, written_tensors
 from pyro_discrete.programs.sites import base_distribution
 
 __all__ = [
@@ -340,7 +340,7 @@ class Provenance:
     def operation(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run one operation of the dispatcher and note what its results come from."""
         read = tensors_in((*args, *kwargs.values()) if kwargs else args)
-        with Unseen():
+        with unseen():
             keys = self._keys(read)
         return self._run(func, kind_of(func), args, kwargs, read, keys)[0]
 
@@ -367,7 +367,7 @@ class Provenance:
         except Exception:
             self.escaped(f"an operation fails ({kind.name})")
             raise
-        with Unseen():
+        with unseen():
             if kind.writes:
                 self._written(written_tensors(func, args, kwargs), names)
             made = tensors_in((result,))

@@ -16,7 +16,15 @@ from pyro_discrete.errors import EnumerationError
 from pyro_discrete.families import Family
 from pyro_discrete.inspection.dependencies import UNKNOWN, find_dependencies
 from pyro_discrete.programs.pair import Pair, SiteMessenger
-from pyro_discrete.programs.sites import Site, base_distribution, cardinality, element_support, family_of, is_latent
+from pyro_discrete.programs.sites import (
+    Site,
+    base_distribution,
+    cardinality,
+    element_support,
+    family_of,
+    is_latent,
+    why_not_enumerable,
+)
 
 __all__ = [
     "AtCentre",
@@ -179,6 +187,11 @@ class _FiniteCount(TorchDistribution):
             if bool((total > 1 - TAIL).all()):
                 return made
             count *= 4
+        if fn.event_shape:
+            raise EnumerationError(
+                f"Site {name!r} ({type(fn).__name__}) {why_not_enumerable(fn, {})}: its most probable value cannot be "
+                "found by going through them."
+            )
         raise EnumerationError(
             f"Site {name!r} ({type(fn).__name__}) has no finite support, nor are there {MOST_VALUES} whole numbers "
             "that hold all but next to nothing of its probability: its most probable value cannot be found by going "
