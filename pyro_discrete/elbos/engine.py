@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pyro_discrete.capture.captures import Captures
 from pyro_discrete.elbos.failures import Explained, check_gradients, fresh_traces, loss_not_finite, surrogate_not_finite
 from pyro_discrete.elbos.settling import settled, tried_by_step
-from pyro_discrete.errors import SettingError, is_number, is_whole, shown
+from pyro_discrete.errors import DiscreteInferenceError, SettingError, is_number, is_whole, shown
 from pyro_discrete.estimators.base import Estimator
 from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.inspection.trial import Trial, names_of_guide
@@ -338,7 +338,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         Each run starts from the same modules' and random state: what a run drew that its plan could not take is drawn
         again. A mean over the draws that plans happen to take would be another one.
         """
-        vectorise, reason, changes = self.vectorize_particles, "", 0
+        vectorise, reason, changes, anew = self.vectorize_particles, "", 0, False
         self._begin_call(pair)
         assert self._branches is not None
         random_state = torch_random_state()
@@ -406,6 +406,10 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
                     self._singly = self._singly or error.own
                     if not isinstance(self.plan.way, Exact):
                         warnings.warn(f"This program is run row by row, more slowly, as {reason}.", stacklevel=4)
+                    self._make_plan(pair, vectorise, reason)
+                elif self._branches.by_draws and not anew and not isinstance(error, DiscreteInferenceError):
+                    put_back(before)  # of a branch, perhaps, in which the program does not take what the plan gives it
+                    anew = True
                     self._make_plan(pair, vectorise, reason)
                 else:
                     raise

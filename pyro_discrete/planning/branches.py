@@ -78,6 +78,11 @@ class Branches:
         """Why what the runs do is noted in every call; empty if it is not."""
         return "" if self._decides is None or self._decides.in_draws else self._decides.reason
 
+    @property
+    def by_draws(self) -> bool:
+        """Whether Python decides by draws, so that what a call is given does not tell which branch it takes."""
+        return self._decides is not None and self._decides.in_draws
+
     def begin(self, pair: Pair, plan: Plan) -> None:
         """Take in the plan that was made for the first call."""
         assert self._decides is not None

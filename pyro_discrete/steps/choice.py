@@ -82,6 +82,8 @@ class TrainingChoice:
             raise StructureChangedError(f"site {site.name!r} is new")
         line, chosen = plan_site(site, self.selection, self.plan.layout)
         assert chosen is not None, "a site without a family has no estimator"
+        if isinstance(chosen, Enumerate) and not self.plan.given:  # no draw has led to it: its sum is to be exact
+            raise StructureChangedError(f"site {site.name!r} is new")
         if isinstance(chosen, Enumerate) and chosen.product:
             products = self.plan.columns.products
             check_members([site.name, *products], products)
@@ -104,6 +106,8 @@ class HardChoice:
         if site.family is None:
             return None
         estimator = _planned(self.plan, site.name)
+        if estimator is None and not self.plan.given:  # no draw has led to it: its sum may have to be exact
+            raise StructureChangedError(f"site {site.name!r} is new")
         if estimator is None or 0 not in estimator.relaxed or not estimator.draws_from_guide:
             return _PLAIN
         return _Hardened(estimator)

@@ -432,3 +432,63 @@ def test_a_branch_in_the_second_call_is_seen_though_the_first_was_not_noted():
     assert plans[0] is plans[2] is plans[3]
     assert plans[1] is plans[4]
     assert plans[0] is not plans[1]
+
+
+def beside_a_read_draw(number):
+    """Python reads a draw in one branch of a number that it holds, in a way that takes several values; not so in the
+    other."""
+
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(0.3))
+        if number > 0:
+            pyro.sample("y", dist.Normal(0.5 - 0.7 * float(z), 1.0), obs=torch.tensor(-0.9))
+        pyro.sample("x", dist.Normal(0.5 * torch.as_tensor(z.tolist()), 1.0), obs=torch.tensor(-1.9))
+
+    def guide():
+        pyro.sample("z", dist.Bernoulli(0.6))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("first", [0.0, 1.0])
+def test_a_branch_that_takes_no_rows_beside_what_python_reads_of_draws(first):
+    """It raised what the program does where it is given several values at once."""
+    number = torch.tensor(first)
+    model, guide = beside_a_read_draw(number)
+    elbo = TraceELBO("enumerate")
+    for value in (first, 1.0 - first, 1.0 - first, first):
+        number.fill_(value)
+        right = 0.0
+        for z, q, p in ((0.0, 0.4, 0.7), (1.0, 0.6, 0.3)):
+            log_p = torch.tensor(p).log() + dist.Normal(0.5 * z, 1.0).log_prob(torch.tensor(-1.9))
+            if value > 0:
+                log_p = log_p + dist.Normal(0.5 - 0.7 * z, 1.0).log_prob(torch.tensor(-0.9))
+            right -= q * float(log_p - torch.tensor(q).log())
+        assert float(elbo.differentiable_loss(model, guide)) == pytest.approx(right, abs=1e-5)
+
+
+@pytest.mark.parametrize("first", [-0.4, 0.4])
+def test_a_site_of_the_guide_in_a_branch_on_a_parameter_is_summed(first):
+    """Where the other branch has no draw in the guide: its loss was that of one draw, silently."""
+    switch = torch.tensor(first, requires_grad=True)
+
+    def model():
+        s = pyro.sample("s", dist.Bernoulli(0.4))
+        if switch > 0:
+            pyro.sample("y", dist.Bernoulli(0.7))
+        else:
+            pyro.sample("x", dist.Normal(0.5 * float(s), 1.0), obs=torch.tensor(-1.1))
+
+    def guide():
+        if switch > 0:
+            pyro.sample("y", dist.Bernoulli(0.2))
+
+    q, p = torch.tensor([0.8, 0.2]), torch.tensor([0.3, 0.7])
+    drawn = float((q * (q / p).log()).sum())
+    of_values = [dist.Normal(0.5 * s, 1.0).log_prob(torch.tensor(-1.1)).exp() for s in (0.0, 1.0)]
+    alone = -float((0.6 * of_values[0] + 0.4 * of_values[1]).log())
+    elbo = TraceELBO("enumerate")
+    for value in (first, -first, -first, first):
+        with torch.no_grad():
+            switch.fill_(value)
+        assert elbo.loss(model, guide) == pytest.approx(drawn if value > 0 else alone, abs=1e-5)
