@@ -200,15 +200,19 @@ def joint_traces(
         with GiveValues(lambda msg: msg["name"] not in drawn, walk.choose):
             return poutine.trace(model).get_trace(*args, **kwargs)
 
+    after = None
     for number, _ in enumerate(walk):
         if number:
             set_torch_random_state(start)
         trace = run()
         if not number and any(map(site_is_subsample, trace.nodes.values())) and _have_moved(start):
+            after = torch_random_state()
             set_torch_random_state(start)  # later runs draw no subsample, and begin with the program's own numbers
             walk.again()
             trace = run()
         yield trace
+    if after is not None:  # else the next sum would be of the same subsample
+        set_torch_random_state(after)
 
 
 def _have_moved(before: tuple[Tensor, list[Tensor]]) -> bool:

@@ -127,6 +127,25 @@ def test_a_subsample_is_drawn_before_numbers_of_the_programs_own(generator):
     found = [float(elbo.differentiable_loss(model, nothing)) for _ in range(12)]
     beside = [-1.5 * dist.Normal(0.0, 1.0).log_prob(X[list(rows)]).sum().item() for rows in ((0, 1), (0, 2), (1, 2))]
     assert among(found, [less_evidence(size) + more for size in SIZES for more in beside])
+    assert len({round(f, 3) for f in found}) > 1
+
+
+@pytest.mark.parametrize("of", ["differentiable_loss", "loss"])
+def test_each_step_has_a_subsample_of_its_own(of):
+    """Where a sum goes value by value, and no number beside the subsample's is drawn."""
+
+    def model():
+        with pyro.plate("rows", 3, subsample_size=2) as rows:
+            pyro.sample("y", dist.Normal(0.0, 1.0), obs=X[rows])
+        z = pyro.sample("z", dist.Bernoulli(CHANCE))
+        pyro.sample("x", dist.Normal(float(z), 1.0), obs=X[0])
+
+    seeded()
+    elbo = TraceELBO("enumerate")
+    with torch.no_grad():
+        found = {round(float(getattr(elbo, of)(model, nothing)), 3) for _ in range(24)}
+    beside = [-1.5 * dist.Normal(0.0, 1.0).log_prob(X[list(rows)]).sum().item() for rows in ((0, 1), (0, 2), (1, 2))]
+    assert found == {round(less_evidence(1) + more, 3) for more in beside}
 
 
 @pytest.mark.parametrize("reads", [False, True])
