@@ -9,11 +9,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Kind", "kind_of", "tensors_in", "unseen", "written_tensors"]
+__all__ = ["LEAVES_TORCH", "Kind", "kind_of", "tensors_in", "unseen", "written_tensors"]
 
 SHAPES_ALONE = {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"}
 SHAPES_ALONE |= {"new_zeros", "new_ones", "new_empty", "new_full"}
 """Operations of whose arguments no value is read."""
+
+
+LEAVES_TORCH = frozenset(
+    ("numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "storage", "untyped_storage", "_typed_storage")
+)
+"""Functions of tensors that take values out of torch, which its dispatcher does not see."""
 
 
 def unseen() -> AbstractContextManager[Any]:

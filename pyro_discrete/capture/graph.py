@@ -37,6 +37,7 @@ from pyro_discrete.capture.rewriting import (
 from pyro_discrete.errors import first_line
 from pyro_discrete.inspection.provenance import classes_stated
 from pyro_discrete.operation_graphs import Graph
+from pyro_discrete.operations import LEAVES_TORCH
 from pyro_discrete.recording import ValueReadError, Write, record
 
 __all__ = [
@@ -181,14 +182,12 @@ class _InsideTorch(TorchFunctionMode):
             if func.__name__ == "tolist":  # which the dispatcher does not see, as it sees a comparison
                 torch.equal(args[0], args[0])
                 return func(*args)
-            if func.__name__ in _TAKE_OUT:
-                raise NotCapturableError("it takes a tensor's values out of torch (`.numpy()`)")
+            if func.__name__ in LEAVES_TORCH:
+                raise NotCapturableError(f"it takes a tensor's values out of torch (`.{func.__name__}()`)")
         return func(*args, **kwargs) if kwargs else func(*args)
 
 
-_TAKE_OUT = {"numpy", "__array__", "data_ptr", "__dlpack__", "storage", "untyped_storage", "_typed_storage"}
-
-_LOOKED_AT = {*_TAKE_OUT, "tolist", "one_hot", "all", "masked_select"}
+_LOOKED_AT = LEAVES_TORCH | {"one_hot", "all", "masked_select"}
 
 
 def _in_exact_sums() -> bool:

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pyro_discrete.errors import LIBRARIES, innermost_line
-from pyro_discrete.operations import Kind, kind_of, tensors_in, unseen, written_tensors
+from pyro_discrete.operations import LEAVES_TORCH, Kind, kind_of, tensors_in, unseen, written_tensors
 from pyro_discrete.programs.sites import base_distribution
 
 __all__ = [
@@ -171,10 +171,7 @@ HELD = "what it holds"
 """What stands for tensors that are neither marked nor made of such: parameters, buffers, data that it closes over."""
 
 
-_LEAVES = {"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "storage", "untyped_storage", "_typed_storage"}
-
-
-_WATCHED = _LEAVES | {"__reduce_ex__", "grad", "backward", "one_hot", "__getitem__"}
+_WATCHED = LEAVES_TORCH | {"__reduce_ex__", "grad", "backward", "one_hot", "__getitem__"}
 """The names of all functions that are looked at as the program calls them."""
 
 
@@ -488,9 +485,9 @@ class _Exits(TorchFunctionMode):
         if name not in _WATCHED and not self.told:
             return func(*args, **kwargs) if kwargs else func(*args)
         provenance, kwargs = self.provenance, kwargs or {}
-        if provenance.quiet or (name in _LEAVES and _asked_here()):
+        if provenance.quiet or (name in LEAVES_TORCH and _asked_here()):
             return func(*args, **kwargs)
-        if name in _LEAVES or name == "__reduce_ex__":
+        if name in LEAVES_TORCH or name == "__reduce_ex__":
             provenance.left(args, f"a tensor leaves torch (.{name})")
         elif func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
             if not in_a_structure():

@@ -28,7 +28,7 @@ OWN_GENERATOR = torch.Generator().manual_seed(0)
         (lambda mean: mean if mean.sum() > 0 else -mean, "decides in Python by a tensor's value"),
         (lambda mean: mean * float(mean.mean()), "decides in Python by a tensor's value"),
         (lambda mean: mean * torch.tensor(mean.tolist()), "decides in Python by a tensor's value"),
-        (lambda mean: mean * mean.detach().untyped_storage()[0], r"\.numpy\(\)"),
+        (lambda mean: mean * mean.detach().untyped_storage()[0], r"\.untyped_storage\(\)"),
         (lambda mean: mean + torch.from_numpy(mean.detach().numpy() * 0.1), r"\.numpy\(\)"),
         (lambda mean: mean + torch.rand((), generator=OWN_GENERATOR), "torch.Generator of its own"),
         (lambda mean: mean + random.random(), "random numbers from NumPy or Python"),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,38 +60,18 @@ class Case:
         found = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.pair.parameters.items()}
         return loss, found
 
-    @contextmanager
-    def all_zero(self) -> Iterator[None]:
+    def all_zero(self) -> AbstractContextManager[None]:
         """Within, all that the program is given, or finds among its variables, is zero, but for what is learned."""
         seen = [*self.pair.args, *(v for f in (self.pair.model, self.pair.guide) for v in _variables(f).values())]
-        held = [v for v in {id(v): v for v in seen}.values() if isinstance(v, Tensor) and not v.requires_grad]
-        before = [v.clone() for v in held]
-        for value in held:
-            value.zero_()
-        try:
-            yield
-        finally:
-            for value, own in zip(held, before, strict=True):
-                value.copy_(own)
+        held = {id(v): v for v in seen if isinstance(v, Tensor) and not v.requires_grad}
+        return _changed(held.values(), Tensor.zero_)
 
-    @contextmanager
-    def moved(self) -> Iterator[None]:
+    def moved(self) -> AbstractContextManager[None]:
         """Within, what is learned has other values: of the other sign, which branches may hang on."""
-        before = [leaf.detach().clone() for leaf in self.pair.parameters.values()]
-        with torch.no_grad():
-            for leaf in self.pair.parameters.values():
-                leaf.mul_(-0.9)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for leaf, own in zip(self.pair.parameters.values(), before, strict=True):
-                    leaf.copy_(own)
+        return _changed(self.pair.parameters.values(), lambda leaf: leaf.mul_(-0.9))
 
     def collapsed(self, model: Any) -> tuple[float, dict[str, Tensor]]:
         """Minus the log-probability of a run of the model by itself, and its gradients."""
-        for leaf in self.pair.parameters.values():
-            leaf.grad = None
         total = torch.as_tensor(poutine.trace(model).get_trace(*self.pair.args).log_prob_sum())
         return -total.item(), gradients_of(-total, self.pair.parameters)
 
@@ -120,6 +100,21 @@ class Case:
             raise SkippedError("scales of the whole program stand outside of a bound")
         if len(self.right) > 1 or len(self.right[0].losses) > 32:
             raise SkippedError("too many pairs of joint values")
+
+
+@contextmanager
+def _changed(tensors: Iterable[Tensor], change: Callable[[Tensor], Any]) -> Iterator[None]:
+    """Within, these tensors have other values."""
+    before = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    try:
+        with torch.no_grad():
+            for tensor, _ in before:
+                change(tensor)
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, own in before:
+                tensor.copy_(own)
 
 
 def _variables(program: Any) -> Mapping[str, Any]:

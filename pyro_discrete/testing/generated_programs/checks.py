@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,28 +62,25 @@ def _automatic(case: Case) -> None:
 
 def _renumbered(case: Case) -> None:
     """The same after a call in which all that the program is given, or holds, was zero."""
-    elbo = case.engine.elbo("enumerate")
-    with case.all_zero(), suppress(Exception):
-        case.gradients(elbo)
-    for _ in range(2):
-        case.compare(*case.gradients(elbo))
+    _after(case, case.engine.elbo("enumerate"), case.all_zero())
 
 
 def _captured_anew(case: Case) -> None:
     """The same as a graph that was captured where all of it was zero."""
-    elbo = case.engine.elbo("enumerate", compile="graph")
-    with case.all_zero(), suppress(Exception):
-        for _ in range(2):
-            case.gradients(elbo)
-    for _ in range(2):
-        case.compare(*case.gradients(elbo))
+    _after(case, case.engine.elbo("enumerate", compile="graph"), case.all_zero(), calls=2)
 
 
 def _moved(case: Case) -> None:
     """The same after a call in which all that is learned had the other sign."""
-    elbo = case.engine.elbo("enumerate", compile="graph" if case.description.seed % 5 == 0 else False)
-    with case.moved(), suppress(Exception):
-        case.gradients(elbo)
+    compiled = "graph" if case.description.seed % 5 == 0 else False
+    _after(case, case.engine.elbo("enumerate", compile=compiled), case.moved())
+
+
+def _after(case: Case, elbo: Any, elsewhere: AbstractContextManager[None], calls: int = 1) -> None:
+    """Loss and gradient, twice, after calls with other numbers, which may fail."""
+    with elsewhere, suppress(Exception):
+        for _ in range(calls):
+            case.gradients(elbo)
     for _ in range(2):
         case.compare(*case.gradients(elbo))
 
