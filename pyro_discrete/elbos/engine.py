@@ -20,6 +20,7 @@ from pyro_discrete.elbos.failures import Explained, check_gradients, fresh_trace
 from pyro_discrete.elbos.settling import settled, tried_by_step
 from pyro_discrete.errors import DiscreteInferenceError, SettingError, is_number, is_whole, shown
 from pyro_discrete.estimators.base import Estimator
+from pyro_discrete.garbage import collecting_later
 from pyro_discrete.inspection.dependencies import Dependencies
 from pyro_discrete.inspection.trial import Trial, names_of_guide
 from pyro_discrete.objectives.base import Objective
@@ -146,7 +147,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
             with torch.set_grad_enabled(self._takes_gradients):
                 return evaluate_step(plan, pair, self.objective, watched)
 
-        with self._errors(pair):
+        with collecting_later(), self._errors(pair):
             try:
                 outcome = self._retried(pair, evaluate)
             except RuntimeError as error:
@@ -168,7 +169,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
                 "Call it outside of these, or loss(...) for the loss alone.",
                 stacklevel=2,
             )
-        with self._errors(pair):
+        with collecting_later(), self._errors(pair):
             if self.captures is not None and torch.is_grad_enabled():
                 return self.captures.step(_Stepper(self), pair, register=True).accumulate()
             outcome, surrogate = self._step(pair, register=True)
@@ -181,7 +182,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """A scalar whose value is the loss and whose gradient is the estimate (and trains the estimators' parts)."""
         pair = Pair(model, guide, args, kwargs)
-        with self._errors(pair):
+        with collecting_later(), self._errors(pair):
             if self.captures is not None and torch.is_grad_enabled():
                 return self.captures.step(_Stepper(self), pair, register=am_i_wrapped()).differentiable()
             outcome, surrogate = self._step(pair, register=am_i_wrapped())
@@ -193,7 +194,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         `check=False` leaves out the look at a captured step's result that makes the processor wait for it.
         """
         pair = Pair(model, guide, args, kwargs)
-        with self._errors(pair):
+        with collecting_later(), self._errors(pair):
             if self.captures is not None:
                 return self.captures.step(_Stepper(self), pair, True, check)
             return self._eager_gradients(pair, register=True)
@@ -305,7 +306,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
             met |= {"singly": self._singly, "seen": seen, "grown": self._grown}
             if self._branches is not None:
                 met["unchanged"] = self._branches.unchanged
-            plan, trial = make_plan(*given, **met, first=first)
+            plan, trial = make_plan(*given, **met, first=first, by_step=by_step)
             if isinstance(plan.way, Exact):
                 had = settled(plan, pair, self.objective, trial, seen, by_step)
                 if isinstance(had, Plan):
@@ -323,7 +324,7 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
                     self._prepare(name, estimator, contexts, trial)
             self.estimators.warn_of_strangers(latent_sites(trial.guide_trace), lambda: names_of_guide(pair))
         self._plan, self._pair, self._leaves, self._unknown = plan, (pair.model, pair.guide), KnownLeaves(), reason
-        self._untried = by_step and isinstance(plan.way, Exact) and tried_by_step(plan)
+        self._untried = plan.marginals.untried or (by_step and isinstance(plan.way, Exact) and tried_by_step(plan))
 
     def _prepare(self, name: str, estimator: Estimator, contexts: Contexts, trial: Trial) -> None:
         msg = latent_sites(trial.guide_trace)[name]

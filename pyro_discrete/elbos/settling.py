@@ -11,7 +11,6 @@ import torch
 from pyro_discrete.errors import DiscreteInferenceError, EnumerationError, SiteMatchError, in_a_line, why_not_at_once
 from pyro_discrete.estimators.support_sums.enumerate import Enumerate
 from pyro_discrete.families import Family
-from pyro_discrete.garbage import collecting_later
 from pyro_discrete.inspection.decisions import draws_among
 from pyro_discrete.inspection.dependencies import UNKNOWN, Dependencies
 from pyro_discrete.inspection.enumerability import why_not_over_values
@@ -37,7 +36,6 @@ FEW = 16
 """So many joint values of sites without a mark "auto" goes through one by one, where it cannot be given all at once."""
 
 
-@collecting_later()
 def settled(
     plan: Plan, pair: Pair, objective: Objective, trial: Trial, seen: Collection[str], by_step: bool = False
 ) -> Plan | str:

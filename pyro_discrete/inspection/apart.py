@@ -244,16 +244,17 @@ class Elements(Provenance):
         """Run one operation, and note where its results have elements."""
         kind = kind_of(func)
         read = tensors_in((*args, *kwargs.values()) if kwargs else args)
+        names, before, origin = NOTHING, dict[int, tuple[Tensor, Found]](), self._origin
         with unseen():
             keys = self._keys(read)
-            before: dict[int, tuple[Tensor, Found]] = {}
             for tensor, key in zip(read, keys, strict=True):
-                held = self._origin.get(key)  # type: ignore[arg-type]
+                held = origin.get(key)  # type: ignore[arg-type]
                 if held is not None and held[1]:
+                    names = held[1] if not names or names is held[1] else names | held[1]
                     has = self._elements_at(tensor, key, held[1])
                     if has:
                         before[id(tensor)] = tensor, has
-        result, made, made_keys = self._run(func, kind, args, kwargs, read, keys)
+        result, made, made_keys = self._run(func, kind, args, kwargs, read, keys, names)
         if before:
             with unseen():
                 self._noted(func, kind, args, kwargs, read, [*before.values()], made, made_keys)

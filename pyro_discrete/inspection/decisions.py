@@ -19,7 +19,6 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pyro_discrete.garbage import collecting_later
 from pyro_discrete.inspection.dependencies import MarkDraws
 from pyro_discrete.inspection.provenance import ARGUMENTS, FLOATS, HELD, DispatchMode, Provenance, Reads
 from pyro_discrete.inspection.trial import Run, Trial, trial_of
@@ -104,7 +103,6 @@ class FirstLook(NamedTuple):
     trial: Trial | None
 
 
-@collecting_later()
 def first_look(pair: Pair, around: Callable[[Pair], Pair] = lambda pair: pair) -> FirstLook:
     """A first run of a pair, `around` which the handlers of its steps are.
 

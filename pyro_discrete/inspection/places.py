@@ -19,7 +19,7 @@ from pyro_discrete.inspection.provenance import (
     in_a_structure,
     keeps_shape,
 )
-from pyro_discrete.operations import kind_of, tensors_in, written_tensors
+from pyro_discrete.operations import kind_of, tensors_in, unseen, written_tensors
 
 __all__ = ["Along", "At", "Part", "Places", "SumOfParts"]
 
@@ -115,8 +115,6 @@ class Places(Provenance):
     (torch.Size([2, 3]), True)
     """
 
-    quiet: bool
-
     def __init__(self) -> None:
         super().__init__()
         self._sites: dict[int, frozenset[str]] = {}
@@ -152,11 +150,8 @@ class Places(Provenance):
 
     def _where(self, tensor: Tensor) -> Any:
         """A tensor's place in memory: what has the same holds the same."""
-        before, self.quiet = self.quiet, True
-        try:
+        with unseen():
             return self._key(tensor), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
-        finally:
-            self.quiet = before
 
     def _note(self, tensor: Tensor, status: Along | At) -> None:
         self._known[self._where(tensor)] = status

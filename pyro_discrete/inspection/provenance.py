@@ -212,7 +212,6 @@ class Provenance:
         self._axes: dict[int, tuple[Tensor, int]] = {}
         self._constants: dict[int, Tensor] = {}
         self._modes: Sequence[_Operations | _Exits] | None = None
-        self.quiet: bool = False
         self.reading_allowed: bool = False
         self.looking_up: bool = False
 
@@ -251,7 +250,8 @@ class Provenance:
         if key is None:
             self.escaped("a tensor without storage")
             return
-        self._add(key, tensor, names)
+        with unseen():
+            self._add(key, tensor, names)
         if axis is not None:
             self._elements |= names
             self._axes[id(tensor)] = (tensor, axis)
@@ -298,15 +298,10 @@ class Provenance:
         """What tells a tensor's storage from others."""
         if not isinstance(value, Tensor):
             return None
-        if self.quiet:
-            return self._key_in_quiet(value)
-        self.quiet = True
-        try:
-            return self._key_in_quiet(value)
-        finally:
-            self.quiet = False
+        with unseen():
+            return self._key_unseen(value)
 
-    def _key_in_quiet(self, tensor: Tensor) -> int | None:
+    def _key_unseen(self, tensor: Tensor) -> int | None:
         try:
             return tensor.untyped_storage()._cdata
         except NotImplementedError:
@@ -314,32 +309,29 @@ class Provenance:
             return None
 
     def _keys(self, tensors: Collection[Tensor]) -> list[int | None]:
-        """The same of several."""
-        before, self.quiet = self.quiet, True
+        """The same of several, `unseen`."""
         try:
             return [tensor.untyped_storage()._cdata for tensor in tensors]
         except NotImplementedError:
-            return [*map(self._key_in_quiet, tensors)]
-        finally:
-            self.quiet = before
+            return [*map(self._key_unseen, tensors)]
 
     def _add(self, key: int, tensor: Tensor, names: Names) -> None:
+        """Note that a tensor with this key comes from these draws, `unseen`."""
         known = self._origin.get(key)
         if known is not None:
             if names and known[1] is not names:
                 self._origin[key] = (known[0], known[1] | names)
             return
-        before, self.quiet = self.quiet, True
         # a weak reference keeps the address from being given to another storage, and the memory free
         self._origin[key] = (StorageWeakRef(tensor.untyped_storage()), names)
-        self.quiet = before
 
     def operation(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run one operation of the dispatcher and note what its results come from."""
         read = tensors_in((*args, *kwargs.values()) if kwargs else args)
         with unseen():
             keys = self._keys(read)
-        return self._run(func, kind_of(func), args, kwargs, read, keys)[0]
+            names = self._names_at(keys)
+        return self._run(func, kind_of(func), args, kwargs, read, keys, names)[0]
 
     def _run(
         self,
@@ -349,9 +341,12 @@ class Provenance:
         kwargs: Mapping[str, Any],
         read: Sequence[Tensor],
         keys: Sequence[int | None],
-    ) -> tuple[Any, list[Tensor], list[int | None]]:
-        """Run an operation that reads these tensors: its result, and the tensors in that, with the keys of both."""
-        names = NOTHING if kind.of_shapes else self._names_at(keys)
+        names: Names,
+    ) -> tuple[Any, Sequence[Tensor], list[int | None]]:
+        """Run an operation that reads these tensors, of these draws: its result, and the tensors in that, with the keys
+        of both."""
+        if kind.of_shapes:
+            names = NOTHING
         if kind.reads and not self._may_be_read(read) and not _reads_to_check():
             self.escaped(f"Python reads a tensor's value ({_READS.get(kind.name, kind.name)})")
             if not self.looking_up:
@@ -367,7 +362,7 @@ class Provenance:
         with unseen():
             if kind.writes:
                 self._written(written_tensors(func, args, kwargs), names)
-            made = tensors_in((result,))
+            made = (result,) if type(result) is Tensor else tensors_in((result,))
             made_keys = self._keys(made)
             for tensor, key in zip(made, made_keys, strict=True):
                 if key is not None and (names or key not in keys):
@@ -485,8 +480,6 @@ class _Exits(TorchFunctionMode):
         if name not in _WATCHED and not self.told:
             return func(*args, **kwargs) if kwargs else func(*args)
         provenance, kwargs = self.provenance, kwargs or {}
-        if provenance.quiet or (name in LEAVES_TORCH and _asked_here()):
-            return func(*args, **kwargs)
         if name in LEAVES_TORCH or name == "__reduce_ex__":
             provenance.left(args, f"a tensor leaves torch (.{name})")
         elif func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
@@ -584,11 +577,3 @@ def read_by_the_program() -> bool:
     """Whether a read comes from the program's own code, and not from that of torch, Pyro or this package: these look at
     numbers to check them, or to choose between ways of computing the same."""
     return not next((f for f in files_called_from() if not f.startswith(_PASSAGES)), LIBRARIES[0]).startswith(LIBRARIES)
-
-
-def _asked_here() -> bool:
-    """Whether another `Provenance`, inside of this one, asks where a tensor is stored."""
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_code.co_name == "__torch_function__":
-        frame = frame.f_back
-    return frame is not None and frame.f_code in (Provenance._key.__code__, Provenance._add.__code__)

@@ -188,6 +188,7 @@ class Marginals:
     - `one_by_one`: why they are by a run of the model for each joint value, where it takes no leading dims.
     - `by_parts`: the structures that are summed by their partition function, of so many places in a row each.
     - `in_branches`: whether Python sees draws, so that sums at once are tried anew at those of each run.
+    - `untried`: whether the first step is what tries them, and finds their cost (`Met.cost`).
     """
 
     settings: Mapping[str, Enumerate] = field(default_factory=dict)
@@ -195,6 +196,7 @@ class Marginals:
     one_by_one: str = ""
     by_parts: Mapping[str, int] = field(default_factory=dict)
     in_branches: bool = False
+    untried: bool = False
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -23,7 +23,9 @@ from pyro_discrete.programs.sites import latent_sites, sample_sites
 from pyro_discrete.relaxations.handler import ExtendMessenger
 from pyro_discrete.relaxations.jumps import Report, WatchJumps, refuse_jump, warn_of_jump
 from pyro_discrete.steps.placing import PlaceColumn, PlaceRows
+from pyro_discrete.sums.components import SumCost, within_budget
 from pyro_discrete.sums.enumerated_sites import Marginalise, in_pairs_where_needed
+from pyro_discrete.sums.factors import Component
 from pyro_discrete.sums.marginalisation import collapsed, summed_one_by_one, why_not_at_once_here
 
 __all__ = [
@@ -171,7 +173,16 @@ def _traces(
         def summed(by_parts: Mapping[str, int]) -> Traces:
             marginalise = Marginalise(drawn, plan.marginals.settings, plan.batch_dims, rows=rows, by_parts=by_parts)
             model_trace = trace_sites(marginalise(model), pair.args, pair.kwargs, guide_trace)
-            return Traces(guide_trace, model_trace, *collapsed(model_trace, marginalise, plan.batch_dims))
+            if not plan.marginals.untried or plan.met.cost is not None:
+                return Traces(guide_trace, model_trace, *collapsed(model_trace, marginalise, plan.batch_dims))
+            costs = list[SumCost]()
+
+            def judge(component: Component) -> None:
+                costs.append(within_budget(component, plan.marginals.settings))
+
+            scored = collapsed(model_trace, marginalise, plan.batch_dims, judge)
+            plan.met.cost = reduce(SumCost.beside, costs, SumCost())
+            return Traces(guide_trace, model_trace, *scored)
 
         return in_pairs_where_needed(summed, plan.marginals.by_parts)
     model_trace = trace_sites(model, pair.args, pair.kwargs, guide_trace)

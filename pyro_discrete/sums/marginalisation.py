@@ -134,13 +134,21 @@ class Absorbed(Known):
         super().__init__(zero)
 
 
-def collapsed(model_trace: Trace, marginalise: Marginalise, batch_dims: int) -> tuple[Trace, dict[str, list[str]]]:
+def collapsed(
+    model_trace: Trace,
+    marginalise: Marginalise,
+    batch_dims: int,
+    judge: Callable[[Component], Any] = lambda component: None,
+) -> tuple[Trace, dict[str, list[str]]]:
     """The trace with each component's marginal log-likelihood in the place of its members', and each one's members.
 
     The term comes right after its last member (what a site influences, it must come after), in the plates that all
     members are in, with their scale. The members stay, with a log-probability of zero, where others look for them.
+    `judge` is shown each component before it is summed over.
     """
     found, names = components(model_trace, marginalise)
+    for component in found:
+        judge(component)
     absorbed = {f.name: f.value for c in found for f in c.factors}
     after = {c.factors[-1].name: c for c in found}
     trace = Trace()
@@ -394,8 +402,8 @@ class Summed:
         return frozenset[str]().union(*(members for members, _ in self.groups))
 
 
-def settle_marginals(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate]) -> Summed:
-    """What the sums will join, and cost for one row: checked, and tried once.
+def settle_marginals(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate], untried: bool = False) -> Summed:
+    """What the sums will join, and cost for one row: checked, and tried once, but where they are to stay `untried`.
 
     Raises `EnumerationError` if the program mixes values in leading dims, if a plate's elements hang together, or if
     the cost is beyond the budget.
@@ -404,7 +412,7 @@ def settle_marginals(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate]
     reason = why_not_over_values(pair, trial, settings.keys())
     if reason:
         raise _no_leading_dims(trial, settings, reason)
-    return try_sums(pair, trial, settings, rows=False)
+    return Summed() if untried else try_sums(pair, trial, settings, rows=False)
 
 
 def why_not_at_once_here(pair: Pair, draws: Mapping[str, Tensor], subsamples: KeepSubsamples, batch_dims: int) -> str:
@@ -467,16 +475,24 @@ def nor_one_by_one(refused: DiscreteInferenceError, other: Exception) -> Discret
     return EnumerationError(f"{refused} One joint value after another cannot be had either: {first_line(other)}")
 
 
-def settle(pair: Pair, trial: Trial, settings: Mapping[str, Enumerate], most: int = MOST, singly: str = "") -> Summed:
+def settle(
+    pair: Pair,
+    trial: Trial,
+    settings: Mapping[str, Enumerate],
+    most: int = MOST,
+    singly: str = "",
+    untried: bool = False,
+) -> Summed:
     """As `settle_marginals`, or else by a run for each joint value of all elements, `most` at most.
 
-    `singly`: why not at once, if another run has shown it. Raises `EnumerationError` if neither can be had.
+    `singly`: why not at once, if another run has shown it. `untried`: whether sums at once are left to whoever takes
+    them to try: what they join and cost is not known then. Raises `EnumerationError` if neither can be had.
     """
     refused: DiscreteInferenceError
     try:
         if singly:
             raise _no_leading_dims(trial, settings, singly)
-        return settle_marginals(pair, trial, settings)
+        return settle_marginals(pair, trial, settings, untried)
     except (BudgetError, OutOfScopeError):
         raise
     except (EnumerationError, SiteShapeError) as error:
