@@ -227,12 +227,12 @@ class Trial:
         """Whether it is one of so many sites that it is run less often."""
         return len(self.model_trace.nodes) > 200
 
-    @property
+    @cached_property
     def latent(self) -> dict[str, Any]:
         """The latent sites of the model and, where it drew them, of the guide."""
         return latent_sites(self.model_trace) | latent_sites(self.guide_trace)
 
-    @property
+    @cached_property
     def values(self) -> dict[str, Tensor]:
         """Those of all latent sites."""
         return {name: msg["value"] for name, msg in self.latent.items()}
