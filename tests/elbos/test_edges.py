@@ -1,5 +1,6 @@
 """Programs at the edge of what the engine takes: each was once answered wrongly, or not at all."""
 
+import gc
 import math
 
 import pyro
@@ -291,3 +292,28 @@ def test_layers_in_float64_under_a_float32_default():
     for estimator in ("rloo", "nvil", "gumbel_softmax", "enumerate"):
         assert math.isfinite(TraceELBO(estimator, num_particles=2).loss_and_grads(layers, guide, DATA.double()))
     assert a.grad.dtype == torch.float64
+
+
+@pytest.mark.parametrize("way", ["loss", "loss_and_grads", "differentiable_loss", "gradients"])
+@pytest.mark.parametrize("collecting", [True, False])
+def test_cycles_are_collected_before_and_after_a_call_and_not_in_it(way, collecting):
+    within = []
+
+    def model(x, wrong=False):
+        within.append(gc.isenabled())
+        if wrong:
+            raise ValueError("not today")
+        pyro.sample("x", dist.Normal(pyro.param("a", torch.tensor(0.3)), 1.0).expand([len(x)]).to_event(1), obs=x)
+
+    call = getattr(TraceELBO(), way)
+    try:
+        if not collecting:
+            gc.disable()
+        call(model, lambda x, **more: None, DATA)
+        assert gc.isenabled() is collecting
+        with pytest.raises(ValueError, match="not today"):
+            call(model, lambda x, **more: None, DATA, wrong=True)
+        assert gc.isenabled() is collecting
+    finally:
+        gc.enable()
+    assert not any(within)

@@ -13,12 +13,16 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 
 from pyro_discrete import Enumerate, TraceELBO, TraceIWELBO
+from pyro_discrete.elbos import engine
 from pyro_discrete.errors import EnumerationError, SiteMatchError
+from pyro_discrete.planning.make_plan import make_plan
 from pyro_discrete.steps import run as one_run
 from pyro_discrete.sums import marginalisation
 from pyro_discrete.sums import marginalisation as sums_one_by_one
+from pyro_discrete.sums.enumerated_sites import BudgetError
 from pyro_discrete.testing import Oracle, assert_contract, check_estimator, exact_gradient, exact_loss
 from pyro_discrete.testing.small_programs import marginals as marginal_programs
 from pyro_discrete.testing.small_programs.program import Program
@@ -311,3 +315,98 @@ def test_what_cannot_be_summed_without_leading_dims(settings, reason):
     pair = Branches(**settings)
     with pytest.raises(EnumerationError, match=reason):
         TraceELBO("nvil").loss(pair.model, pair.guide)
+
+
+# Where a plan needs nothing of what the sums join, its first step is what tries them
+
+
+def in_a_chain(x):
+    z = torch.tensor(0)
+    for t in pyro.markov(range(len(x))):
+        z = pyro.sample(f"z{t}", dist.Categorical(logits=pyro.param("a", lambda: torch.eye(3))[z]))
+        pyro.sample(f"x{t}", dist.Normal(z.float(), 1.0), obs=x[t])
+
+
+def in_plates(x):
+    z = pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
+    with pyro.plate("p", len(x)):
+        y = pyro.sample("y", dist.Categorical(torch.tensor([0.2, 0.3, 0.5])))
+        pyro.sample("x", dist.Normal(z + y.float(), 1.0), obs=x)
+
+
+def scaled_apart(x):
+    with poutine.scale(scale=2.0):
+        z = pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
+    pyro.sample("x", dist.Normal(z, 1.0), obs=x[0])
+
+
+def without_room(x):
+    with pyro.plate("p", len(x)):
+        z = pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
+        pyro.sample("x", dist.Normal(z.view(len(x)), 1.0), obs=x)
+
+
+def continuous(x):
+    pyro.sample("b", dist.Normal(pyro.param("loc", torch.tensor(0.5)), 1.0))
+
+
+def beside_a_slope(x):
+    b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    z = pyro.sample("z", dist.Bernoulli(logits=b))
+    pyro.sample("x", dist.Normal(z + pyro.param("a", torch.tensor(0.3)), 1.0), obs=x[0])
+
+
+def draws_nothing(x):
+    pass
+
+
+def first_call(model, guide, estimator):
+    """Loss, gradients and plan of a first call, or the error."""
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    elbo = TraceELBO(estimator)
+    try:
+        loss = elbo.loss_and_grads(model, guide, torch.tensor([0.3, 1.1, -0.4]))
+    except EnumerationError as error:
+        return type(error), str(error)
+    slopes = [p.unconstrained().grad.tolist() for p in pyro.get_param_store().values()]
+    return loss, slopes, str(elbo.plan), str(elbo.plan.cost)
+
+
+@pytest.mark.parametrize("estimator", ["enumerate", "auto", Enumerate(max_elements=4), Enumerate(max_operations=8)])
+@pytest.mark.parametrize("model", [in_a_chain, in_plates, scaled_apart, without_room, beside_a_slope])
+def test_what_a_first_step_tries_is_what_was_tried_before(monkeypatch, model, estimator):
+    guide = continuous if model is beside_a_slope else draws_nothing
+    tried, try_sums = [], marginalisation.try_sums
+
+    def trying(*given, **settings):
+        tried.append(given)
+        return try_sums(*given, **settings)
+
+    monkeypatch.setattr(marginalisation, "try_sums", trying)
+    found = first_call(model, guide, estimator)
+    if isinstance(found[0], float):
+        assert not tried
+    monkeypatch.setattr(engine, "make_plan", lambda *given, by_step, **more: make_plan(*given, **more))
+    assert first_call(model, guide, estimator) == found
+
+
+def test_a_sum_beyond_the_budget_is_refused_before_a_first_step_takes_it(monkeypatch):
+    monkeypatch.setattr(marginalisation, "contract", lambda component: pytest.fail("it is summed over"))
+    error, text = first_call(in_a_chain, draws_nothing, Enumerate(max_operations=8))
+    assert error is BudgetError
+    assert "operations a row" in text
+
+
+def test_sums_that_a_first_step_cannot_take_go_one_by_one(monkeypatch):
+    """The step raises, in the place of what a trial of the sums would have: the plan is that of the trial."""
+    expected = first_call(in_plates, draws_nothing, "enumerate")
+
+    def raising(*given):
+        raise ValueError("no such dim")
+
+    monkeypatch.setattr(marginalisation, "components", raising)
+    found = first_call(in_plates, draws_nothing, "enumerate")
+    assert found[0] == pytest.approx(expected[0], rel=1e-6)
+    assert found[1] == pytest.approx(expected[1], rel=1e-5)
+    assert "one joint value after another" in found[2]
