@@ -114,13 +114,11 @@ def first_look(pair: Pair, around: Callable[[Pair], Pair] = lambda pair: pair) -
     """
     lifted, numbers = without_floats(pair)
     try:
-        trial = None if numbers else _undisturbed(pair, around)
+        found = None if numbers or pair.guide_runs_model else _looked_at_again(pair, around)
     except Exception:
         return FirstLook(decided_by(pair), None, None)
-    if trial is not None:
-        found = _second_look(pair, trial, around)
-        if found is not None:
-            return found
+    if found is not None:
+        return found
     reads, parts = Reads(), list[Any]()
     try:
         trial, undisturbed = _note(lifted, parts, reads, around)
@@ -132,16 +130,31 @@ def first_look(pair: Pair, around: Callable[[Pair], Pair] = lambda pair: pair) -
     return FirstLook(frozenset(), None if numbers else tuple(parts), kept)
 
 
-def _undisturbed(pair: Pair, around: Callable[[Pair], Pair]) -> Trial | None:
-    """A run as in training, that nothing looks at; None if it does not leave all modules as they were, or draws what
-    only a look would tell about."""
-    if pair.guide_runs_model:
-        return None
-    subsamples = KeepSubsamples()
-    with kept_state(pair.model, pair.guide) as state, on_trial(), torch.enable_grad():
+def _looked_at_again(pair: Pair, around: Callable[[Pair], Pair]) -> FirstLook | None:
+    """What a further run of the draws of one that nothing looks at shows, at numbers of no special value where the pair
+    has any; None where it does not run there, or is another one, or where they do not leave all modules as they were,
+    or draw what only a look would tell about. Raises what the first one does."""
+    subsamples, reads, parts = KeepSubsamples(), Reads(), list[Any]()
+    with kept_state(pair.model, pair.guide) as state, on_trial() as once_more, torch.enable_grad():
         trial = trial_of(*trace_pair(around(pair), subsamples), subsamples)
-    known = all(_drawn_by_a_library(msg["fn"]) for msg in trial.latent.values())
-    return trial if known and not state.changed else None
+        if not all(_drawn_by_a_library(msg["fn"]) for msg in trial.latent.values()):
+            return None
+        once_more()
+        try:
+            generic = next(iter(trial.generic_numbers(pair, ())), None)
+            with generic or nullcontext(), reads:
+                traces = trace_pair(around(noted(pair, parts.append, reads)), subsamples, trial.values)
+        except Exception:
+            return None
+    if state.changed:
+        return None
+    if reads.any:
+        return FirstLook(decided_by(pair), None, trial)
+    own = trial.guide_trace, trial.model_trace
+    if any(a.nodes.keys() != b.nodes.keys() for a, b in zip(own, traces, strict=True)):
+        return None
+    kept = trial if generic is None else replace(trial, generic=(generic, Run(*traces)))
+    return FirstLook(frozenset(), tuple(parts), kept)
 
 
 _LIBRARIES = ("torch.distributions.", "pyro.distributions.", "pyro_discrete.")
@@ -160,25 +173,6 @@ def _drawn_by_a_library(fn: Any) -> bool:
 _DRAWING = (torch.distributions.Distribution, torch.distributions.Transform)
 
 
-def _second_look(pair: Pair, trial: Trial, around: Callable[[Pair], Pair]) -> FirstLook | None:
-    """What a run of a trial's draws shows, at numbers of no special value where the pair has any; None where it does
-    not run there, or is another one."""
-    reads, parts = Reads(), list[Any]()
-    try:
-        generic = next(iter(trial.generic_numbers(pair, ())), None)
-        with generic or nullcontext():
-            found, undisturbed = _note(pair, parts, reads, around, trial)
-    except Exception:
-        return None
-    if reads.any:
-        return FirstLook(decided_by(pair), None, trial)
-    own, traces = (trial.guide_trace, trial.model_trace), (found.guide_trace, found.model_trace)
-    if not undisturbed or any(a.nodes.keys() != b.nodes.keys() for a, b in zip(own, traces, strict=True)):
-        return None
-    kept = trial if generic is None else replace(trial, generic=(generic, Run(*traces)))
-    return FirstLook(frozenset(), tuple(parts), kept)
-
-
 def decisions(pair: Pair) -> tuple[Any, ...]:
     """Digests of what one run of the pair does: two runs of the same ones take one branch (`Noted`)."""
     parts: list[Any] = []
@@ -194,12 +188,11 @@ def _note(
     parts: list[Any],
     reads: Reads | None = None,
     around: Callable[[Pair], Pair] = lambda pair: pair,
-    again: Trial | None = None,
 ) -> tuple[Trial, bool]:
-    """A run as in training, and whether it left all modules as they were; of a trial's draws, if it is one `again`."""
-    subsamples, values = (KeepSubsamples(), None) if again is None else (again.subsamples, again.values)
+    """A run as in training, and whether it left all modules as they were."""
+    subsamples = KeepSubsamples()
     with kept_state(pair.model, pair.guide) as state, on_trial(), torch.enable_grad(), reads or nullcontext():
-        traces = trace_pair(around(noted(pair, parts.append, reads)), subsamples, values)
+        traces = trace_pair(around(noted(pair, parts.append, reads)), subsamples)
     return trial_of(*traces, subsamples), not state.changed
 
 

@@ -225,10 +225,12 @@ def joined_plates(pair: Pair, trial: Trial, sites: Iterable[Site], under_plate: 
         return ""
 
     found = {}
+    known = followed(pair, trial, drawn, under_plate)
+    unsettled = [plate for plate in plates if known.of(plate.name) is not Keeping.APART]
+    if not unsettled:
+        return {}
     with on_trial():
-        known = followed(pair, trial, drawn, under_plate)
-        unsettled = [plate for plate in plates if known.of(plate.name) is not Keeping.APART]
-        start = random_state() if unsettled else None
+        start = random_state()
         for plate in unsettled:
             look = partial(look_at, plate, [s for s in drawn.values() if plate in s.plates])
             words = f"the term of site {known.mixed.get(plate.name)!r} joins elements of plate {plate.name!r}"

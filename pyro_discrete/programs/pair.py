@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -243,13 +244,17 @@ def hidden_from_traces() -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def on_trial() -> Iterator[None]:
-    """Hides runs from the traces around, and leaves every random state (torch, NumPy, Python) as it was."""
+def on_trial() -> Iterator[Callable[[], None]]:
+    """Hides runs from the traces around, and leaves every random state (torch, NumPy, Python) as it was.
+
+    Gives what puts these back for one more run.
+    """
     state = get_rng_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        start = state, torch_random_state()
         try:
             with hidden_from_traces(), torch.inference_mode(False):
-                yield
+                yield partial(set_random_state, start)
         finally:
             set_rng_state(state)
 
