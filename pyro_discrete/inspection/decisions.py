@@ -135,18 +135,19 @@ def _looked_at_again(pair: Pair, around: Callable[[Pair], Pair]) -> FirstLook | 
     has any; None where it does not run there, or is another one, or where they do not leave all modules as they were,
     or draw what only a look would tell about. Raises what the first one does."""
     subsamples, reads, parts = KeepSubsamples(), Reads(), list[Any]()
-    with kept_state(pair.model, pair.guide) as state, on_trial() as once_more, torch.enable_grad():
-        trial = trial_of(*trace_pair(around(pair), subsamples), subsamples)
-        if not all(_drawn_by_a_library(msg["fn"]) for msg in trial.latent.values()):
+    with on_trial() as once_more, torch.enable_grad():
+        with kept_state(pair.model, pair.guide) as state:
+            trial = trial_of(*trace_pair(around(pair), subsamples), subsamples)
+        if state.changed or not all(_drawn_by_a_library(msg["fn"]) for msg in trial.latent.values()):
             return None
         once_more()
         try:
             generic = next(iter(trial.generic_numbers(pair, ())), None)
-            with generic or nullcontext(), reads:
+            with kept_state(pair.model, pair.guide) as state, generic or nullcontext(), reads:
                 traces = trace_pair(around(noted(pair, parts.append, reads)), subsamples, trial.values)
         except Exception:
             return None
-    if state.changed:
+    if state.changed and not reads.any:
         return None
     if reads.any:
         return FirstLook(decided_by(pair), None, trial)
