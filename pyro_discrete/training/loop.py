@@ -337,7 +337,7 @@ class Loop:
             "parameters": {name: parameter.detach() for name, parameter in state.parameters.items()},
             "buffers": [dict(module.named_buffers()) for module in self.modules],
             "elbo": state.elbo.state_dict(),
-            "optimizer": state.optimizer.state_dict(),
+            "optimizer": {**state.optimizer.state_dict(), "names": self._names_in_groups()},
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "batches": self.parts.state_dict(),
             "random": random,
@@ -365,7 +365,7 @@ class Loop:
         with _fitting("state of the ELBO"):
             state.elbo.load_state_dict(saved["elbo"])
         with _fitting("state of the optimiser"):
-            state.optimizer.load_state_dict(saved["optimizer"])
+            state.optimizer.load_state_dict(self._in_order(saved["optimizer"]))
         if self.scheduler is not None:
             with _fitting("state of the scheduler"):
                 self.scheduler.load_state_dict(saved["scheduler"])
@@ -381,6 +381,26 @@ class Loop:
                     callback.load_state_dict(own)
         with _fitting("random states"):
             self._go_on_drawing(saved)
+
+    def _names_in_groups(self) -> list[list[str]]:
+        """The parameters in each group of the optimiser; empty for one that no step learns."""
+        assert self.state.optimizer is not None
+        names = {id(parameter): name for name, parameter in self.state.parameters.items()}
+        return [[names.get(id(p), "") for p in group["params"]] for group in self.state.optimizer.param_groups]
+
+    def _in_order(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """An optimiser's saved state with its parameters in the order of this run, which is that of the first step's
+        graph: by their names, if it has these. Raises `ValueError` where a group has others."""
+        if "names" not in saved:  # of an earlier version
+            return dict(saved)
+        groups = []
+        for then, names, now in zip(saved["param_groups"], saved["names"], self._names_in_groups(), strict=True):
+            if sorted(names) != sorted(now):
+                differing = sorted({*names} ^ {*now}) or ["those without a name"]
+                raise ValueError(f"its groups have other parameters: {', '.join(differing[:4])}")
+            places = {name: [i for n, i in zip(names, then["params"], strict=True) if n == name] for name in names}
+            groups.append({**then, "params": [places[name].pop(0) for name in now]})
+        return {"state": saved["state"], "param_groups": groups}
 
     def _go_on_drawing(self, saved: Mapping[str, Any]) -> None:
         """Take up this rank's random state, or one of its own if there were more or fewer ranks."""
@@ -408,6 +428,7 @@ class Loop:
             raise CheckpointError(f"The checkpoint belongs to another program: its parameters differ: {listed}.")
         with _fitting("state of the optimiser"):
             old, new = (set(groups[0]) - {"params"} for groups in _groups(saved["optimizer"], state.optimizer))
+            self._in_order(saved["optimizer"])
         if old - new and new - old:
             raise CheckpointError(
                 f"The checkpoint was made with another optimiser, with settings such as {min(old - new)!r}; this run's "

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_discrete import NVIL, FitState, TraceELBO
+from pyro_discrete import NVIL, FitState, TraceELBO, fit
 from pyro_discrete.checkpoints import load_checkpoint, save_checkpoint
 from pyro_discrete.errors import CheckpointError, NonFiniteError, SettingError
 from pyro_discrete.interrupts import Interrupted
-from tests.support.training_pairs import DATA, Streamed, assert_same, loader, noisy, run
+from tests.support.training_pairs import DATA, QUIET, Streamed, assert_same, loader, noisy, run
 
 RUNS: dict[str, dict[str, Any]] = {
     "nvil": {"elbo": "nvil", "transform": noisy},
@@ -126,3 +127,36 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path: Path) -> 
         run(steps=60, lr=1e37, optimizer="sgd", checkpoint=tmp_path / "run.pt", checkpoint_every=1)
     assert "keeps the last checkpoint" in caught.value.__notes__[0]
     assert load_checkpoint(tmp_path / "run.pt")["step"] >= 1
+
+
+def test_the_optimiser_finds_its_parameters_by_their_names(tmp_path: Path) -> None:
+    """The first step after resuming meets them in another order; they are of one shape, and sums of two the same."""
+    swapped = [False]
+
+    def model(x: torch.Tensor) -> None:
+        a, b = (
+            pyro.param(name, lambda value=value: torch.tensor([value, 1.0])) for name, value in (("a", 0.3), ("b", 2))
+        )
+        total = b.square() + a.sin() if swapped[0] else a.sin() + b.square()
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(total, 1.0).to_event(1), obs=x[:, :2])
+
+    def fitted(steps: int, file: str, **settings: Any) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
+        pyro.clear_param_store()
+        result = fit(model, lambda x: None, DATA, "enumerate", steps=steps, checkpoint=tmp_path / file, **settings)
+        names = load_checkpoint(tmp_path / file)["optimizer"]["names"]
+        return {name: value.detach().clone() for name, value in result.parameters.items()}, names
+
+    settings: dict[str, Any] = {**QUIET, "lr": 0.05, "batch_size": 8, "seed": 1}
+    whole, order = fitted(20, "whole.pt", **settings)
+    fitted(9, "halves.pt", **settings)
+    swapped[0] = True
+    resumed, other = fitted(20, "halves.pt", resume=True, **settings)
+    assert order != other == [order[0][::-1]]
+    assert_same({name: resumed[name] for name in whole}, whole)
+
+
+def test_an_optimiser_of_other_groups_is_refused(tmp_path: Path) -> None:
+    run(steps=3, checkpoint=tmp_path / "run.pt", rates={"pair.decoder.*": 0.1})
+    with pytest.raises(CheckpointError, match=r"its groups have other parameters: pair\.decoder\.bias"):
+        run(steps=6, checkpoint=tmp_path / "run.pt", resume=True, rates={"pair.encoder.*": 0.1})
