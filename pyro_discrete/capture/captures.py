@@ -139,6 +139,7 @@ class Captures:
                 return kind
         return None
 
+    @collecting_later()
     def _first(self, stepper: Stepper, call: Call) -> StepGradients:
         """The eager run of a new kind of call: it validates, plans, and shows what a step uses."""
         with observed_run() as run:
@@ -247,6 +248,7 @@ class Captures:
         stepper.count()
         return result
 
+    @collecting_later()
     def _compared(self, stepper: Stepper, call: Call, kind: _Kind, step: CapturedStep) -> StepGradients:
         """Run the program, and the graph under the same random numbers."""
         random_state = torch_random_state()
