@@ -35,13 +35,13 @@ class Node:
     """
 
     __slots__ = (
+        "_copied_from",
         "args",
         "following",
         "graph",
         "inputs",
         "kwargs",
         "op",
-        "origin",
         "previous",
         "target",
         "users",
@@ -53,7 +53,6 @@ class Node:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     value: Any
-    origin: Node
     inputs: list[Node]
     users: dict[Node, None]
     graph: Graph
@@ -75,11 +74,21 @@ class Node:
         self.value = value
         self.users = {}
         self.previous = None
-        self.following = self.origin = self
+        self.following = self
+        self._copied_from: Node | None = None  # not the node itself, which only a search for cycles would free then
         self._use(args, kwargs)
 
     def __repr__(self) -> str:
         return f"<{self.op} {self.target}>"
+
+    @property
+    def origin(self) -> Node:
+        """See above."""
+        return self._copied_from or self
+
+    @origin.setter
+    def origin(self, node: Node) -> None:
+        self._copied_from = None if node is self else node
 
     @property
     def erased(self) -> bool:
@@ -296,6 +305,15 @@ class Graph:
     def changed(self) -> None:
         """Be told that a node was rewritten."""
         self._program = None
+
+    def discard(self) -> None:
+        """Take out all nodes. They refer to each other: that they are no longer needed would take long to find out."""
+        for node in self.nodes:
+            node.users.clear()
+            node.inputs, node.args, node.kwargs = [], (), _NO_KWARGS
+            node.previous, node.following = None, self._end
+        self._end.previous = self._end.following = self._end
+        self._nodes = self._program = None
 
     def drop_dead(self) -> None:
         """Take out what nobody uses, but for inputs, writes and draws, which move the random stream.

@@ -170,9 +170,9 @@ class Captures:
         try:
             line = tqdm(total=stages, desc="compile: tracing a step", unit="stage", leave=False, disable=None)
             with line, collecting_later():
-                kind.step, result = capture_step(stepper, kind.plan, call, kind.parameters, writes)
+                kind.step, outputs = capture_step(stepper, kind.plan, call, kind.parameters, writes)
                 _next_stage(line, f"compile: looking through {kind.step.graph.operations:,} operations")
-                self._group(kind.step.graph, call.inputs())
+                self._group(kind.step.graph, call.inputs(), outputs)
                 if self.mode == "inductor":
                     _next_stage(line, f"compile: inductor compiles {kind.step.graph.operations:,} operations")
                     self._compile(kind.step.graph, call.inputs())
@@ -181,7 +181,7 @@ class Captures:
             kind.watch.renew()
             kind.run.emit()
             stepper.count()
-            return result
+            return kind.step.result(call, outputs)
         except Exception as error:
             again = isinstance(error, CoupledElementsError | SharedDimError)
             if isinstance(error, DiscreteInferenceError) and not again:
@@ -201,11 +201,11 @@ class Captures:
                 self._give_up(exact + why_not(error))
         return _eagerly(stepper, call)
 
-    def _group(self, graph: Capture, inputs: list[Tensor]) -> None:
+    def _group(self, graph: Capture, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         if graph.operations < self.least_operations:
             return
         try:
-            graph.group(inputs)
+            graph.group(inputs, outputs)
         except Exception as error:
             self._tell(
                 "grouping",

@@ -544,7 +544,7 @@ class _Gathering:
             return False
         if len(node.inputs) != len(node.args):  # a number; or doubled over and over, it would be a sum of ever more
             return False
-        return all([_alike(arg, node) for arg in node.args]) and not meets_writes(node, self.written)
+        return all(_alike(arg, node) for arg in node.args) and not meets_writes(node, self.written)
 
     def _addends(self, node: Any) -> Iterator[Node]:
         """What a sum is the sum of, as far as nothing else uses the sums in between."""
