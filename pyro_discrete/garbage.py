@@ -14,8 +14,8 @@ def collecting_later() -> Iterator[None]:
     """No search for unused cycles inside, or where this is a decorator, while the function runs.
 
     What makes many small objects that stay, such as a graph or a long program's traces, would have them gone through
-    again and again: of capturing a chain of 1,000 steps that is a third of the time, of planning it a quarter, and of an
-    eager step of it a quarter as well. Shorter programs take what they take.
+    again and again: of capturing a chain of 1,000 steps that is a third of the time, of planning it a quarter, and of
+    an eager step of it a quarter as well. Shorter programs take what they take.
 
     >>> import gc
     >>> with collecting_later():

@@ -16,7 +16,6 @@ from pyro_discrete.capture.graph import Capture, why_not
 from pyro_discrete.capture.rewriting import NotCapturableError
 from pyro_discrete.capture.watch import Run, Watch, foreign_handlers, observed_run
 from pyro_discrete.errors import DiscreteInferenceError, SettingError, shown
-from pyro_discrete.garbage import collecting_later
 from pyro_discrete.planning.plan import Exact, Plan, StructureChangedError
 from pyro_discrete.programs.pair import Pair, set_torch_random_state, torch_random_state
 from pyro_discrete.steps.outcome import StepGradients
@@ -139,7 +138,6 @@ class Captures:
                 return kind
         return None
 
-    @collecting_later()
     def _first(self, stepper: Stepper, call: Call) -> StepGradients:
         """The eager run of a new kind of call: it validates, plans, and shows what a step uses."""
         with observed_run() as run:
@@ -169,7 +167,7 @@ class Captures:
         stages = 3 if self.mode == "inductor" else 2
         try:
             line = tqdm(total=stages, desc="compile: tracing a step", unit="stage", leave=False, disable=None)
-            with line, collecting_later():
+            with line:
                 kind.step, outputs = capture_step(stepper, kind.plan, call, kind.parameters, writes)
                 _next_stage(line, f"compile: looking through {kind.step.graph.operations:,} operations")
                 self._group(kind.step.graph, call.inputs(), outputs)
@@ -248,7 +246,6 @@ class Captures:
         stepper.count()
         return result
 
-    @collecting_later()
     def _compared(self, stepper: Stepper, call: Call, kind: _Kind, step: CapturedStep) -> StepGradients:
         """Run the program, and the graph under the same random numbers."""
         random_state = torch_random_state()
