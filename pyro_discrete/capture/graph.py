@@ -22,7 +22,6 @@ from pyro_discrete.capture.rewriting import (
     NotCapturableError,
     changed_tensors,
     declare_writes,
-    drop_aliases,
     drop_unused,
     gather_sums,
     lift_constants,
@@ -162,7 +161,6 @@ def capture(
     refuse_dynamic_shapes(graph)
     own_outputs(graph, recorded.outputs)
     graph.drop_dead()
-    drop_aliases(graph)
     share_repeated(graph)
     drop_unused(graph, tensors, len(inputs))
     changed = changed_tensors(graph, len(inputs))

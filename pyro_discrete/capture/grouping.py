@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_discrete.capture.agenda import groups_of
 from pyro_discrete.capture.long_sums import FEWEST, join_sums
-from pyro_discrete.capture.rewriting import drop_aliases, share_repeated
+from pyro_discrete.capture.rewriting import share_repeated
 from pyro_discrete.capture.simplification import is_random, simplify
 from pyro_discrete.capture.stacks import Stacks
 from pyro_discrete.operation_graphs import Graph, Node
@@ -104,7 +104,6 @@ def _traced(graph: Graph, groups: Sequence[Sequence[Node]], inputs: Sequence[Ten
         warnings.simplefilter("ignore")  # of operations that `vmap` does one by one: then little is gained
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             traced = record(run, inputs).graph
-    drop_aliases(traced)
     traced.drop_dead()
     share_repeated(traced)
     traced.drop_dead()

@@ -16,7 +16,6 @@ __all__ = [
     "NotCapturableError",
     "changed_tensors",
     "declare_writes",
-    "drop_aliases",
     "drop_unused",
     "gather_sums",
     "lift_constants",
@@ -205,27 +204,8 @@ _ALIASES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 _SAME_SHAPE = (torch.ops.aten.expand.default, torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
 
-def drop_aliases(graph: Graph) -> None:
-    """Take out operations that give back the tensor that they were given."""
-    instead: dict[Node, Node] = {}
-    for node in graph.nodes:
-        node.follow(instead)
-        if node.op != "call_function" or not node.args or not isinstance(node.args[0], Node):
-            continue
-        source = node.args[0]
-        if node.target in _SAME_SHAPE:
-            now, before = node.value, source.value
-            same = now.shape == before.shape and now.stride() == before.stride()
-        else:
-            same = node.target in _ALIASES
-        if same:
-            instead[node] = source
-    for node in instead:
-        graph.erase(node)
-
-
 def share_repeated(graph: Graph) -> None:
-    """Let an operation that is done anew on the same tensors give what it gave before.
+    """Let an operation that is done anew on the same tensors give what it gave before; leave out what gives them back.
 
     A chain's steps have their tables in common, and the backward pass of each step starts with what the others have
     computed too. What is random, written to, read from what is written to, or a result, stays apart.
@@ -236,7 +216,7 @@ def share_repeated(graph: Graph) -> None:
     known: dict[Any, Node] = {}
     instead: dict[Node, Node] = {}
     roots: dict[Node, Node | None] = {}
-    ways: dict[int, tuple[bool, bool]] = {}  # by the id of an operation: whether it is pure, and fills a shape
+    ways: dict[int, tuple[bool, bool, bool]] = {}  # by the id of an operation: whether it is pure, fills, may be none
     multiply = torch.ops.aten.mul.Tensor
     for node in nodes:
         node.follow(instead)
@@ -247,8 +227,11 @@ def share_repeated(graph: Graph) -> None:
         roots[node] = root = source if source is node or source is None else roots[source]
         way = ways.get(id(target))
         if way is None:
-            way = ways[id(target)] = _gives_the_same(target), target in _FILLED
-        pure, fills = way
+            way = ways[id(target)] = _gives_the_same(target), target in _FILLED, target in _ALIASES + _SAME_SHAPE
+        pure, fills, alias = way
+        if alias and (target in _ALIASES or _same_place(node.value, node.args[0].value)):
+            instead[node] = node.args[0]
+            continue
         if not pure or node in apart or root in apart:
             continue
         if written:
@@ -269,6 +252,11 @@ def share_repeated(graph: Graph) -> None:
             instead[node] = same
     for node in instead:
         graph.erase(node)
+
+
+def _same_place(one: Tensor, other: Tensor) -> bool:
+    """Whether two views of a tensor are the same one."""
+    return one.shape == other.shape and one.stride() == other.stride()
 
 
 _FILLED = (
