@@ -17,6 +17,11 @@ __all__ = ["Graph", "Node", "frozen", "mapped", "nodes_in"]
 
 _NO_KWARGS: Mapping[str, Any] = {}
 
+_LISTS = (list, tuple)
+
+_SIMPLE = frozenset((type(None), bool, int, float, complex, str, torch.dtype, torch.device))
+"""Kinds of arguments that no node is in."""
+
 
 class Node:
     """A step of a graph.
@@ -30,13 +35,13 @@ class Node:
     """
 
     __slots__ = (
+        "_copied_from",
         "args",
         "following",
         "graph",
         "inputs",
         "kwargs",
         "op",
-        "origin",
         "previous",
         "target",
         "users",
@@ -48,7 +53,6 @@ class Node:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     value: Any
-    origin: Node
     inputs: list[Node]
     users: dict[Node, None]
     graph: Graph
@@ -63,13 +67,28 @@ class Node:
         kwargs: Mapping[str, Any] = _NO_KWARGS,
         value: Any = None,
     ) -> None:
-        self.op, self.target, self.args, self.kwargs, self.value = op, target, args, kwargs, value
+        self.op = op
+        self.target = target
+        self.args = args
+        self.kwargs = kwargs
+        self.value = value
         self.users = {}
-        self.previous, self.following, self.origin = None, self, self
+        self.previous = None
+        self.following = self
+        self._copied_from: Node | None = None  # not the node itself, which only a search for cycles would free then
         self._use(args, kwargs)
 
     def __repr__(self) -> str:
         return f"<{self.op} {self.target}>"
+
+    @property
+    def origin(self) -> Node:
+        """See above."""
+        return self._copied_from or self
+
+    @origin.setter
+    def origin(self, node: Node) -> None:
+        self._copied_from = None if node is self else node
 
     @property
     def erased(self) -> bool:
@@ -87,24 +106,30 @@ class Node:
         self.graph.changed()
 
     def _use(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        given: dict[Node, None] = {}
+        given: list[Node] = []
         for each in (*args, *kwargs.values()) if kwargs else args:
-            if type(each) is Node:
-                given[each] = None
-            elif isinstance(each, list | tuple):
-                given.update(dict.fromkeys(nodes_in(each)))
-        self.inputs = list(given)
+            kind = type(each)
+            if kind is Node:
+                if each not in given:
+                    given.append(each)
+            elif kind is list or kind is tuple or isinstance(each, _LISTS):
+                given = list(dict.fromkeys([*given, *nodes_in(each)]))
+        self.inputs = given
         for node in given:
             node.users[self] = None
 
     def follow(self, instead: Mapping[Node, Node]) -> None:
         """Be given other nodes instead of some. Of many replacements, this is the way that reads each list once."""
-        if any(node in instead for node in self.inputs):
+        for node in self.inputs:
+            if node in instead:
+                break
+        else:
+            return
 
-            def other(node: Node) -> Node:
-                return instead.get(node, node)
+        def other(node: Node) -> Node:
+            return instead.get(node, node)
 
-            self.take(mapped(self.args, other), mapped(self.kwargs, other) if self.kwargs else None)
+        self.take(mapped(self.args, other), mapped(self.kwargs, other) if self.kwargs else None)
 
     def replace(self, other: Node, where: Callable[[Node], bool] | None = None) -> None:
         """Have its users, or those `where` it is to be, be given another node."""
@@ -129,8 +154,18 @@ def nodes_in(value: Any) -> list[Node]:
 
 def mapped(value: Any, function: Callable[[Node], Any]) -> Any:
     """Arguments with something else in the places of nodes."""
-    if type(value) is Node:
+    kind = type(value)
+    if kind is Node:
         return function(value)
+    if kind is tuple:  # arguments themselves, most often of nodes and numbers
+        return tuple(
+            [
+                function(each) if type(each) is Node else each if type(each) in _SIMPLE else mapped(each, function)
+                for each in value
+            ]
+        )
+    if kind in _SIMPLE:
+        return value
     if isinstance(value, list):
         return [mapped(each, function) for each in value]
     if isinstance(value, tuple):
@@ -146,7 +181,7 @@ def frozen(value: Any) -> Any:
     if kind is Node:
         return value
     if kind is tuple or kind is list:
-        return tuple([frozen(each) for each in value])
+        return tuple([each if type(each) is Node else frozen(each) for each in value])
     if kind is float or kind is complex:
         return kind, repr(value)
     if isinstance(value, dict):
@@ -177,6 +212,7 @@ class Graph:
         self._end = Node("end", None)
         self._end.previous = self._end
         self._at = self._end
+        self._nodes: list[Node] | None = None  # in order, while it is known
         self._program: Callable[..., list[Any]] | None = None
 
     # ------------------------------------------------------------------ reading
@@ -184,11 +220,12 @@ class Graph:
     @property
     def nodes(self) -> list[Node]:
         """All nodes, in order."""
-        found, node = [], self._end.following
-        while node is not self._end:
-            found.append(node)
-            node = node.following
-        return found
+        if self._nodes is None:
+            self._nodes, node = [], self._end.following
+            while node is not self._end:
+                self._nodes.append(node)
+                node = node.following
+        return self._nodes.copy()
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -235,7 +272,7 @@ class Graph:
         """Put a new node to where the graph is written."""
         after, before = self._at, self._at.previous
         assert before is not None
-        node.graph, self._program = self, None
+        node.graph, self._nodes, self._program = self, None, None
         node.previous, node.following = before, after
         before.following = after.previous = node
         return node
@@ -262,12 +299,21 @@ class Graph:
         for each in node.inputs:
             del each.users[node]
         node.previous.following, node.following.previous = node.following, node.previous
-        node.previous = None
+        node.previous = self._nodes = None
         self.changed()
 
     def changed(self) -> None:
         """Be told that a node was rewritten."""
         self._program = None
+
+    def discard(self) -> None:
+        """Take out all nodes. They refer to each other: that they are no longer needed would take long to find out."""
+        for node in self.nodes:
+            node.users.clear()
+            node.inputs, node.args, node.kwargs = [], (), _NO_KWARGS
+            node.previous, node.following = None, self._end
+        self._end.previous = self._end.following = self._end
+        self._nodes = self._program = None
 
     def drop_dead(self) -> None:
         """Take out what nobody uses, but for inputs, writes and draws, which move the random stream.
@@ -382,6 +428,9 @@ class _Program:
 
 def _is_flat(node: Node) -> bool:
     """Whether nodes stand among its arguments as such alone, and it draws nothing."""
-    if any(isinstance(a, list | tuple) and nodes_in(a) for a in node.args) or nodes_in(node.kwargs):
+    for each in node.args:
+        if type(each) is not Node and isinstance(each, _LISTS) and nodes_in(each):
+            return False
+    if node.kwargs and nodes_in(node.kwargs):
         return False
     return node.target is operator.getitem or not kind_of(node.target).random

@@ -111,7 +111,7 @@ class _Recorder(TorchDispatchMode):
         self._nodes: dict[int, tuple[weakref.ref[Tensor], Node]] = {}  # by id, as long as that tensor lives
         self._held: dict[int, Node] = {}
         self._literals: dict[Node, Tensor] = {}
-        self._kinds: dict[int, Kind] = {}  # by id: the graph keeps operations alive, and they take long to hash
+        self._kinds: dict[int, tuple[Kind, bool, bool]] = {}  # by id, as `kind_of` has them: they take long to hash
         self._shapes = FakeTensorMode(allow_fallback_kernels=True)
         self._described: dict[Any, Tensor] = {}
         self.reads: list[tuple[Tensor, int]] = []
@@ -127,25 +127,31 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if types and any(each.__torch_dispatch__ is not _PLAIN.__torch_dispatch__ for each in types):
             return NotImplemented  # other tensors say first what their operations are
-        kwargs = kwargs or {}
-        if func.namespace == "profiler":  # says where time goes, of no tensor
-            return func(*args, **kwargs)
-        kind = self._kinds.get(id(func))
-        if kind is None:
-            kind = self._kinds[id(func)] = kind_of(func)
+        known = self._kinds.get(id(func))
+        if known is None:
+            known = self._kinds[id(func)] = _told(func)
+        kind, of_none, watched = known
+        if of_none:
+            return func(*args, **(kwargs or {}))
         if kind.reads:
-            return self._read(func, args, kwargs)
-        if self._before_write is not None and (kind.writes or func in _HIDDEN_WRITES or "generator" in kwargs):
-            self._before_write(func, args, kwargs)
-        if func is torch.ops.aten.lift_fresh.default:  # whose tensor is to stay as it is
-            func = torch.ops.aten.lift_fresh_copy.default
-        given = tuple([self._argument(each) for each in args])
-        named = {key: self._argument(each) for key, each in kwargs.items()} if kwargs else kwargs
-        node = self._graph.call(func, given, named)
-        literal = self._of_literals(kind, node) if self._literals and node.inputs else False
-        result = func(*args, **kwargs)
+            return self._read(func, args, kwargs or {})
+        if self._before_write is not None and (watched or (kwargs and "generator" in kwargs)):
+            self._before_write(func, args, kwargs or {})
+        if func is _LIFT:  # whose tensor is to stay as it is
+            func = _LIFT_COPY
+        given = tuple([each if type(each) in _AS_THEY_ARE else self._argument(each) for each in args])
+        if kwargs:
+            named = {key: self._argument(each) for key, each in kwargs.items()}
+            node = self._graph.add(Node("call_function", func, given, named))
+            literal = self._of_literals(kind, node) if self._literals else False
+            result = func(*args, **kwargs)
+        else:
+            named = {}
+            node = self._graph.add(Node("call_function", func, given))
+            literal = self._of_literals(kind, node) if self._literals else False
+            result = func(*args)
         self._follow(result, node)
-        if func is torch.ops.aten.lift_fresh_copy.default:
+        if func is _LIFT_COPY:
             if result.numel() <= 1:
                 self._literals[node] = args[0].clone()
         elif literal and isinstance(result, Tensor) and result.numel() <= 1:
@@ -154,6 +160,14 @@ class _Recorder(TorchDispatchMode):
 
     def _of_literals(self, kind: Kind, node: Node) -> bool:
         """Whether all that an operation reads of the run, and something, is literals."""
+        if not kind.writes:
+            found = False
+            for n in node.inputs:
+                if n in self._literals:
+                    found = True
+                elif n.op != "get_attr":
+                    return False
+            return found and not kind.random
         recorded = [n in self._literals for n in node.inputs if n.op != "get_attr"]
         whole = bool(recorded) and all(recorded) and not kind.random
         if kind.writes and any(recorded) and not (whole and len(recorded) == len(node.inputs)):
@@ -187,11 +201,14 @@ class _Recorder(TorchDispatchMode):
 
     def _argument(self, value: Any) -> Any:
         """An argument as a node has it."""
-        if isinstance(value, Tensor):
+        kind = type(value)
+        if kind is Tensor or isinstance(value, Tensor):
             known = self._nodes.get(id(value))
             return self._attribute(value) if known is None or known[0]() is None else known[1]
-        if type(value) in _AS_THEY_ARE:
+        if kind in _AS_THEY_ARE:
             return value
+        if kind is list:  # most often sizes
+            return [each if type(each) in _AS_THEY_ARE else self._argument(each) for each in value]
         if isinstance(value, tuple):
             return tuple([self._argument(each) for each in value])
         if isinstance(value, list):
@@ -213,8 +230,8 @@ class _Recorder(TorchDispatchMode):
         return node
 
     def _follow(self, result: Any, node: Node) -> None:
-        if isinstance(result, Tensor):
-            self._nodes[id(result)] = weakref.ref(result), node
+        if type(result) is Tensor or isinstance(result, Tensor):
+            self._nodes[id(result)] = _reference(result), node
             node.value = self._description(result)
         elif isinstance(result, list | tuple):
             node.value = [self._description(each) if isinstance(each, Tensor) else each for each in result]
@@ -223,7 +240,7 @@ class _Recorder(TorchDispatchMode):
                     self._follow(each, self._graph.call(operator.getitem, (node, place)))
 
     def _description(self, value: Tensor) -> Tensor:
-        if value.layout is not torch.strided:
+        if value.layout is not _STRIDED:
             with _disable_current_modes():
                 return self._shapes.from_tensor(value, static_shapes=True)
         key = value.shape, value.stride(), value.dtype, value.device
@@ -238,3 +255,12 @@ class _Recorder(TorchDispatchMode):
 
 _HIDDEN_WRITES = (torch.ops.aten.native_batch_norm.default,)
 """Operations that write to arguments though their schemas do not say so."""
+
+_reference, _STRIDED = weakref.ref, torch.strided
+_LIFT, _LIFT_COPY = torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default
+
+
+def _told(func: Any) -> tuple[Kind, bool, bool]:
+    """An operation's kind, whether it is about no tensor (it says where time goes), and whether it writes."""
+    kind = kind_of(func)
+    return kind, func.namespace == "profiler", bool(kind.writes) or func in _HIDDEN_WRITES

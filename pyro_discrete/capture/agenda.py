@@ -80,7 +80,8 @@ def groups_of(graph: Graph) -> list[list[Node]]:
     """
     nodes = [n for n in graph.nodes if n.op == "call_function"]
     selects = Counter(n.args[:2] for n in nodes if n.target is aten.select.int)
-    kinds: dict[Node, Hashable] = {n: _signature(n, selects) or n for n in nodes}
+    numbers: dict[Hashable, int] = {}  # of the kinds: what they have in common takes long to hash
+    kinds = {n: numbers.setdefault(_signature(n, selects) or n, len(numbers)) for n in nodes}
     waits = {n: {a for a in n.inputs if a.op == "call_function"} for n in nodes}
     depth = _depths(waits)
     found = _agenda(kinds, waits, depth)
@@ -122,7 +123,7 @@ def _users(waits: _Waits) -> dict[Node, list[Node]]:
     return users
 
 
-def _in_order(draws: Sequence[Node], kinds: dict[Node, Hashable], waits: _Waits, order: Sequence[Node]) -> _Waits:
+def _in_order(draws: Sequence[Node], kinds: dict[Node, int], waits: _Waits, order: Sequence[Node]) -> _Waits:
     """What each operation waits for if draws keep their order.
 
     Draws in a row that are alike, none of which needs another one, are made together once all of them can be made.
@@ -145,12 +146,12 @@ def _in_order(draws: Sequence[Node], kinds: dict[Node, Hashable], waits: _Waits,
     return found
 
 
-def _agenda(kinds: dict[Node, Hashable], waits: _Waits, depth: dict[Node, int]) -> list[list[Node]]:
+def _agenda(kinds: dict[Node, int], waits: _Waits, depth: dict[Node, int]) -> list[list[Node]]:
     place = {n: i for i, n in enumerate(waits)}
     users = _users(waits)
-    left, deep = Counter(kinds.values()), Counter[Hashable]()
+    left, deep = Counter(kinds.values()), Counter[int]()
     missing = {n: len(before) for n, before in waits.items()}
-    ready: dict[Hashable, list[Node]] = defaultdict(list)
+    ready: dict[int, list[Node]] = defaultdict(list)
     for node in waits:
         deep[kinds[node]] += depth[node]
         if not missing[node]:
@@ -183,7 +184,7 @@ def _signature(node: Node, selects: Mapping[Any, int]) -> Hashable:
     if is_random(node) and target not in DRAWS:
         return None
     if target is aten.select.int and selects[node.args[:2]] >= FEWEST:
-        return target, *node.args[:2]
+        return id(target), *node.args[:2]
     if target in (aten.index.Tensor, aten.index_put.default) and any(i is None for i in node.args[1]):  # type: ignore
         return None
     tensors = [a.value for a in node.inputs]
@@ -191,7 +192,7 @@ def _signature(node: Node, selects: Mapping[Any, int]) -> Hashable:
         return None
     if max(t.numel() for t in [value, *tensors]) > LARGEST:
         return None
-    return target, _plain(node.args), _plain(sorted(node.kwargs.items()))
+    return id(target), _plain(node.args), _plain(sorted(node.kwargs.items())) if node.kwargs else ()
 
 
 def _promotes_by_dims(tensors: Sequence[Tensor]) -> bool:

@@ -225,8 +225,10 @@ class CapturedStep:
 
 def capture_step(
     stepper: Stepper, plan: Plan, call: Call, parameters: list[Tensor], writes: Writes
-) -> tuple[CapturedStep, StepGradients]:
-    """Run one step for real and capture it; `parameters` are those that the steps before it used.
+) -> tuple[CapturedStep, list[Tensor]]:
+    """Run one step for real and capture it: its graph, and what the program gave, of which `result` makes the step's.
+
+    `parameters` are those that the steps before it used.
 
     `writes` is told what the step changes, whatever comes of it.
 
@@ -257,8 +259,7 @@ def capture_step(
     if not outputs[1]:
         raise NotFiniteStepError
     positions = {id(t): i for i, t in enumerate(stand_ins)}
-    captured = CapturedStep(graph, [positions.get(id(targets[i]), targets[i]) for i in present])
-    return captured, captured.result(call, outputs)
+    return CapturedStep(graph, [positions.get(id(targets[i]), targets[i]) for i in present]), outputs
 
 
 def _all_finite(tensors: list[Tensor]) -> Tensor:

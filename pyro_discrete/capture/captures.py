@@ -16,7 +16,6 @@ from pyro_discrete.capture.graph import Capture, why_not
 from pyro_discrete.capture.rewriting import NotCapturableError
 from pyro_discrete.capture.watch import Run, Watch, foreign_handlers, observed_run
 from pyro_discrete.errors import DiscreteInferenceError, SettingError, shown
-from pyro_discrete.garbage import collecting_later
 from pyro_discrete.planning.plan import Exact, Plan, StructureChangedError
 from pyro_discrete.programs.pair import Pair, set_torch_random_state, torch_random_state
 from pyro_discrete.steps.outcome import StepGradients
@@ -168,10 +167,10 @@ class Captures:
         stages = 3 if self.mode == "inductor" else 2
         try:
             line = tqdm(total=stages, desc="compile: tracing a step", unit="stage", leave=False, disable=None)
-            with line, collecting_later():
-                kind.step, result = capture_step(stepper, kind.plan, call, kind.parameters, writes)
+            with line:
+                kind.step, outputs = capture_step(stepper, kind.plan, call, kind.parameters, writes)
                 _next_stage(line, f"compile: looking through {kind.step.graph.operations:,} operations")
-                self._group(kind.step.graph, call.inputs())
+                self._group(kind.step.graph, call.inputs(), outputs)
                 if self.mode == "inductor":
                     _next_stage(line, f"compile: inductor compiles {kind.step.graph.operations:,} operations")
                     self._compile(kind.step.graph, call.inputs())
@@ -180,7 +179,7 @@ class Captures:
             kind.watch.renew()
             kind.run.emit()
             stepper.count()
-            return result
+            return kind.step.result(call, outputs)
         except Exception as error:
             again = isinstance(error, CoupledElementsError | SharedDimError)
             if isinstance(error, DiscreteInferenceError) and not again:
@@ -200,11 +199,11 @@ class Captures:
                 self._give_up(exact + why_not(error))
         return _eagerly(stepper, call)
 
-    def _group(self, graph: Capture, inputs: list[Tensor]) -> None:
+    def _group(self, graph: Capture, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         if graph.operations < self.least_operations:
             return
         try:
-            graph.group(inputs)
+            graph.group(inputs, outputs)
         except Exception as error:
             self._tell(
                 "grouping",

@@ -22,7 +22,6 @@ from pyro_discrete.capture.rewriting import (
     NotCapturableError,
     changed_tensors,
     declare_writes,
-    drop_aliases,
     drop_unused,
     gather_sums,
     lift_constants,
@@ -114,13 +113,15 @@ class Capture:
         """Whether the tensors whose values Python read have not been written to since."""
         return all(tensor._version == version for tensor, version in self.reads)
 
-    def group(self, inputs: Sequence[Tensor]) -> None:
+    def group(self, inputs: Sequence[Tensor], given: Sequence[Tensor] | None = None) -> None:
         """Have operations that are alike done together, where that is much less work.
+
+        `given`: what the program gave on these inputs, if they and all that it uses are as they were then.
 
         Raises `GroupingMismatchError` if they give something else on these inputs, or what going about it raises; the
         graph runs as it was then.
         """
-        self._grouped = group_alike(self.graph, [*inputs, *self.tensors])
+        self._grouped = group_alike(self.graph, [*inputs, *self.tensors], given)
         self._function = None
 
     def compile(self, inputs: Sequence[Tensor]) -> None:
@@ -160,7 +161,6 @@ def capture(
     refuse_dynamic_shapes(graph)
     own_outputs(graph, recorded.outputs)
     graph.drop_dead()
-    drop_aliases(graph)
     share_repeated(graph)
     drop_unused(graph, tensors, len(inputs))
     changed = changed_tensors(graph, len(inputs))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_discrete.capture.agenda import groups_of
 from pyro_discrete.capture.long_sums import FEWEST, join_sums
-from pyro_discrete.capture.rewriting import drop_aliases, share_repeated
+from pyro_discrete.capture.rewriting import share_repeated
 from pyro_discrete.capture.simplification import is_random, simplify
 from pyro_discrete.capture.stacks import Stacks
 from pyro_discrete.operation_graphs import Graph, Node
@@ -40,15 +40,24 @@ class GroupingMismatchError(Exception):
     """A graph whose operations were grouped gives something else than the graph itself, with the same draws."""
 
 
-def group_alike(graph: Graph, inputs: Sequence[Tensor]) -> Graph | None:
+def group_alike(graph: Graph, inputs: Sequence[Tensor], given: Sequence[Tensor] | None = None) -> Graph | None:
     """A graph that gives the same with far fewer operations; None if there is none, or if the graph writes to tensors.
 
     Draws have the same law, as those made together are independent given their arguments. Their stream is the same too,
     on the processor, where their order is kept (unless that would cost operations) and none of them are normal.
     `inputs` are such that the graph takes: it is run on them with the draws of the new one, to compare their results.
-    Raises `GroupingMismatchError` if these differ.
+    Without draws it need not be, where what the program itself gave on these inputs is `given`: that is what the new
+    one has to give then. Raises `GroupingMismatchError` if these differ.
     """
     draft = graph.copied()
+    try:
+        return _grouped(graph, draft, inputs, given)
+    finally:
+        draft.discard()
+
+
+def _grouped(graph: Graph, draft: Graph, inputs: Sequence[Tensor], given: Sequence[Tensor] | None) -> Graph | None:
+    """As `group_alike` says, by a copy of the graph."""
     if not simplify(draft):
         return None
     join_sums(draft)
@@ -59,7 +68,7 @@ def group_alike(graph: Graph, inputs: Sequence[Tensor]) -> Graph | None:
     grouped, drawing = _traced(draft, groups, inputs)
     if len(grouped) > most:
         return None
-    _compare(graph, grouped, inputs, drawing)
+    _compare(graph, grouped, inputs, drawing, None if drawing else given)
     results = grouped.results.args[0]
     grouped.results.take((results[: len(results) - len(drawing)],))
     grouped.drop_dead()
@@ -95,15 +104,20 @@ def _traced(graph: Graph, groups: Sequence[Sequence[Node]], inputs: Sequence[Ten
         warnings.simplefilter("ignore")  # of operations that `vmap` does one by one: then little is gained
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             traced = record(run, inputs).graph
-    drop_aliases(traced)
     traced.drop_dead()
     share_repeated(traced)
     traced.drop_dead()
     return traced, drawing
 
 
-def _compare(graph: Graph, grouped: Graph, inputs: Sequence[Tensor], drawing: Sequence[Sequence[Node]]) -> None:
-    """Raise `GroupingMismatchError` unless both graphs give the same for the same draws."""
+def _compare(
+    graph: Graph,
+    grouped: Graph,
+    inputs: Sequence[Tensor],
+    drawing: Sequence[Sequence[Node]],
+    given: Sequence[Tensor] | None,
+) -> None:
+    """Raise `GroupingMismatchError` unless the grouped graph gives what is `given`, or the graph for the same draws."""
     with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         found = grouped(*inputs)
         results, drawn = found[: len(found) - len(drawing)], found[len(found) - len(drawing) :]
@@ -111,7 +125,7 @@ def _compare(graph: Graph, grouped: Graph, inputs: Sequence[Tensor], drawing: Se
         for nodes, values in zip(drawing, drawn, strict=True):
             made = [node.origin for node in nodes]
             draws.update(zip(made, values.unbind() if len(made) > 1 else [values], strict=True))
-        expected = graph(*inputs, instead=draws)
+        expected = graph(*inputs, instead=draws) if given is None else given
     for one, other in zip(results, expected, strict=True):
         if one.shape != other.shape or one.dtype is not other.dtype:
             raise GroupingMismatchError(f"{one.dtype} {tuple(one.shape)} for {other.dtype} {tuple(other.shape)}")

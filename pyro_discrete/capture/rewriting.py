@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ __all__ = [
     "NotCapturableError",
     "changed_tensors",
     "declare_writes",
-    "drop_aliases",
     "drop_unused",
     "gather_sums",
     "lift_constants",
@@ -45,35 +43,43 @@ _UNDECLARED_VIEWS = (
 
 def storage_root(node: Node) -> Node | None:
     """The node whose storage a node's value shares: itself, unless it is a view or an in-place result."""
+    source: Any
     while node.op == "call_function":
-        if not isinstance(node.target, torch._ops.OpOverload):  # getitem of several results
-            node = node.args[0]
-            continue
-        shared = _shared_arguments(node.target)
-        if shared is None:
-            return node
-        source: Any = None
-        for place, name in shared:
-            if place < len(node.args) or name in node.kwargs:
-                source = node.args[place] if place < len(node.args) else node.kwargs[name]
-                break
-        if isinstance(source, list | tuple):
-            return None
-        if not isinstance(source, Node):
-            return node
+        source = _shared_source(node)
+        if source is node or source is None:
+            return source
         node = source
     return node
 
 
-@cache
-def _shared_arguments(target: Any) -> list[tuple[int, str]] | None:
-    """The arguments, by place and name, whose memory an operation's result may share; None if it has its own."""
-    if target in _UNDECLARED_VIEWS:
+def _shared_source(node: Node) -> Node | None:
+    """The argument of an operation whose storage its result shares; the operation if none, None if one of several."""
+    known = _SHARED.get(id(node.target))
+    if known is None:
+        known = _SHARED[id(node.target)] = node.target, _shared_arguments(node.target)
+    for place, name in known[1]:
+        if place < len(node.args):
+            source: Any = node.args[place]
+        elif name in node.kwargs:
+            source = node.kwargs[name]
+        else:
+            continue
+        return source if type(source) is Node else None if isinstance(source, list | tuple) else node
+    return node
+
+
+_SHARED: dict[int, tuple[Any, list[tuple[int, str]]]] = {}
+"""By the `id` of an operation, which takes long to say its hash: what `_shared_arguments` says."""
+
+
+def _shared_arguments(target: Any) -> list[tuple[int, str]]:
+    """The arguments, by place and name, whose memory an operation's result may share."""
+    if not isinstance(target, torch._ops.OpOverload) or target in _UNDECLARED_VIEWS:  # getitem of several results
         return [(0, "self")]
     schema = target._schema
     shared = schema.returns[0].alias_info if schema.returns else None
     if shared is None:
-        return None
+        return []
     return [(i, a.name) for i, a in enumerate(schema.arguments) if _overlaps(a.alias_info, shared)]
 
 
@@ -86,7 +92,15 @@ def _overlaps(of_argument: Any, shared: Any) -> bool:
 
 def written_roots(graph: Graph) -> set[Node]:
     """The nodes whose storages the graph's operations write to."""
-    return {root for node in graph.nodes for root in _writes(node)}
+    found: set[Node] = set()
+    plain: set[int] = set()  # operations that write to nothing
+    for node in graph.nodes:
+        if id(node.target) not in plain:
+            if isinstance(node.target, torch._ops.OpOverload) and kind_of(node.target).writes:
+                found.update(_writes(node))
+            elif node.op == "call_function":
+                plain.add(id(node.target))
+    return found
 
 
 def meets_writes(node: Node, written: set[Node]) -> bool:
@@ -190,27 +204,8 @@ _ALIASES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 _SAME_SHAPE = (torch.ops.aten.expand.default, torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
 
-def drop_aliases(graph: Graph) -> None:
-    """Take out operations that give back the tensor that they were given."""
-    instead: dict[Node, Node] = {}
-    for node in graph.nodes:
-        node.follow(instead)
-        if node.op != "call_function" or not node.args or not isinstance(node.args[0], Node):
-            continue
-        source = node.args[0]
-        if node.target in _SAME_SHAPE:
-            now, before = node.value, source.value
-            same = now.shape == before.shape and now.stride() == before.stride()
-        else:
-            same = node.target in _ALIASES
-        if same:
-            instead[node] = source
-    for node in instead:
-        graph.erase(node)
-
-
 def share_repeated(graph: Graph) -> None:
-    """Let an operation that is done anew on the same tensors give what it gave before.
+    """Let an operation that is done anew on the same tensors give what it gave before; leave out what gives them back.
 
     A chain's steps have their tables in common, and the backward pass of each step starts with what the others have
     computed too. What is random, written to, read from what is written to, or a result, stays apart.
@@ -220,24 +215,48 @@ def share_repeated(graph: Graph) -> None:
     apart = {root for node in nodes[-1].inputs for root in [storage_root(node), node]}
     known: dict[Any, Node] = {}
     instead: dict[Node, Node] = {}
+    roots: dict[Node, Node | None] = {}
+    ways: dict[int, tuple[bool, bool, bool]] = {}  # by the id of an operation: whether it is pure, fills, may be none
+    multiply = torch.ops.aten.mul.Tensor
     for node in nodes:
         node.follow(instead)
-        if not _is_pure(node) or node in apart or storage_root(node) in apart or meets_writes(node, written):
+        if node.op != "call_function":
+            roots[node] = node
             continue
-        first, *others = node.args
-        by_one = node.target is torch.ops.aten.mul.Tensor and others == [1.0]
+        source, target = _shared_source(node), node.target
+        roots[node] = root = source if source is node or source is None else roots[source]
+        way = ways.get(id(target))
+        if way is None:
+            way = ways[id(target)] = _gives_the_same(target), target in _FILLED, target in _ALIASES + _SAME_SHAPE
+        pure, fills, alias = way
+        if alias and (target in _ALIASES or _same_place(node.value, node.args[0].value)):
+            instead[node] = node.args[0]
+            continue
+        if not pure or node in apart or root in apart:
+            continue
+        if written:
+            near = {roots[each] for each in [node, *node.inputs]}
+            if None in near or not written.isdisjoint(near):  # as `meets_writes` says
+                continue
+        first = node.args[0] if node.args else None
+        by_one = target is multiply and node.args[1:] == (1.0,)
         if by_one and isinstance(first, Node) and _description(first) == _description(node):
             same = first
         else:
-            if node.target in _FILLED and isinstance(first, Node):  # what is in it does not matter
-                key = _description(first), frozen(others)
+            if fills and isinstance(first, Node):  # what is in it does not matter
+                key = _description(first), frozen(node.args[1:])
             else:
                 key = frozen(node.args)
-            same = known.setdefault((node.target, key, frozen(node.kwargs) if node.kwargs else ()), node)
+            same = known.setdefault((id(target), key, frozen(node.kwargs) if node.kwargs else ()), node)
         if same is not node:
             instead[node] = same
     for node in instead:
         graph.erase(node)
+
+
+def _same_place(one: Tensor, other: Tensor) -> bool:
+    """Whether two views of a tensor are the same one."""
+    return one.shape == other.shape and one.stride() == other.stride()
 
 
 _FILLED = (
@@ -253,13 +272,8 @@ def _description(node: Node) -> tuple[Any, ...]:
     return tuple(value.shape), value.stride(), value.dtype, value.device, value.layout
 
 
-def _is_pure(node: Node) -> bool:
-    """Whether a node always gives the same for the same arguments."""
-    return node.op == "call_function" and _gives_the_same(node.target)
-
-
-@cache
 def _gives_the_same(target: Any) -> bool:
+    """Whether an operation always gives the same for the same arguments."""
     if not isinstance(target, torch._ops.OpOverload):
         return target is operator.getitem
     may_differ = {torch.Tag.nondeterministic_seeded, torch.Tag.nondeterministic_bitwise}
@@ -355,6 +369,8 @@ def refuse_overlap(tensors: list[Tensor], changed: list[int]) -> None:
 aten: Any = torch.ops.aten
 
 
+_ADD = aten.add.Tensor
+
 LEAST = 4
 """Fewer values than this are added up as they are."""
 
@@ -400,6 +416,9 @@ LINEAR: dict[Any, tuple[tuple[int, ...], Callable[[tuple[Any, ...]], bool]]] = {
 """Operations that are linear in one argument while the others are held: at which places, and under what condition."""
 
 
+_LINEAR = {id(target): way for target, way in LINEAR.items()}
+"""By `id`: operations take long to say their hash."""
+
 PLACES = sorted({place for places, _ in LINEAR.values() for place in places})
 
 
@@ -420,21 +439,29 @@ class _Gathering:
             if len(root.users) == 1 and self._is_sum(next(iter(root.users))):
                 continue
             addends = list(self._addends(root))
-            if len(addends) >= LEAST and any(len(group) >= LEAST for _, group in self._groups(addends)):
+            if len(addends) < LEAST:
+                continue
+            groups = self._groups(addends)
+            if any(len(group) >= LEAST for _, group in groups):
                 with self.graph.before(root):
-                    total = self._total(addends)
+                    total = self._total(addends, groups)
                     if root in results:  # whose storage is its own
                         total = self._call(
                             aten.clone.default, (total,), root, {"memory_format": torch.contiguous_format}
                         )
                 root.replace(total)
 
-    def _total(self, addends: list[Node]) -> Node:
-        """The sum of the addends, by as few operations as may be; where the graph inserts now."""
+    def _total(self, addends: list[Node], groups: list[tuple[int, list[Node]]] | None = None) -> Node:
+        """The sum of the addends, by as few operations as may be; where the graph inserts now.
+
+        `groups`: those of the addends, where they are known.
+        """
         key = tuple(addends)
         if key not in self.totals:
             present = [node for node in addends if not _is_zero(node)] or addends[:1]
-            parts = [p for place, group in self._groups(present) for p in self._parts(place, group)]
+            if groups is None or len(present) < len(addends):
+                groups = self._groups(present)
+            parts = [p for place, group in groups for p in self._parts(place, group)]
             total = parts[0]
             for part in parts[1:]:
                 total = self._call(aten.add.Tensor, (total, part), total)
@@ -487,10 +514,8 @@ class _Gathering:
 
     def _signature(self, node: Node, place: int) -> Any:
         """What an operation that is linear in its argument at this place has besides it; None if it is none."""
-        if node.target not in LINEAR:
-            return None
-        places, condition = LINEAR[node.target]
-        if place not in places or not condition(node.args):
+        linear = _LINEAR.get(id(node.target))
+        if linear is None or place not in linear[0] or not linear[1](node.args):
             return None
         inner = node.args[place]
         if not isinstance(inner, Node) or meets_writes(node, self.written):
@@ -499,12 +524,13 @@ class _Gathering:
         value = inner.value
         if value.dtype is not node.value.dtype or not value.is_floating_point():
             return None  # sums of booleans are no counts, those of narrow types less exact
-        return node.target, frozen(others), frozen(node.kwargs), tuple(value.shape), value.dtype
+        kwargs = frozen(node.kwargs) if node.kwargs else ()
+        return id(node.target), frozen(others), kwargs, tuple(value.shape), value.dtype
 
     def _is_sum(self, node: Node) -> bool:
-        if node.target is not aten.add.Tensor or node.kwargs or not all(isinstance(arg, Node) for arg in node.args):
+        if node.target is not _ADD or node.kwargs:
             return False
-        if node.args[0] is node.args[1]:  # doubled over and over, it would be a sum of ever more
+        if len(node.inputs) != len(node.args):  # a number; or doubled over and over, it would be a sum of ever more
             return False
         return all(_alike(arg, node) for arg in node.args) and not meets_writes(node, self.written)
 

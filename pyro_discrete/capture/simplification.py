@@ -28,7 +28,7 @@ def simplify(graph: Graph) -> bool:
     ones depend on nothing, sums are gathered, and parts of one tensor are selected from it.
     """
     _free_writes(graph)
-    if written_roots(graph) or any(node.target in _BY_LAYOUT for node in graph.nodes):
+    if written_roots(graph) or any(n.op == "call_function" and n.target in _BY_LAYOUT for n in graph.nodes):
         return False
     _share_literals(graph)
     share_repeated(graph)

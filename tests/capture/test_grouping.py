@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,7 @@ from pyro_discrete.capture.grouping import GroupingMismatchError, group_alike
 from pyro_discrete.capture.rewriting import written_roots
 from pyro_discrete.elbos.engine import DiscreteELBO
 from pyro_discrete.estimators.base import Estimator
-from pyro_discrete.operation_graphs import Graph
+from pyro_discrete.operation_graphs import Graph, Node
 from pyro_discrete.testing import discover_estimators
 from tests.support.captured_programs import a_program_for
 from tests.support.grouped_steps import gradients, grouped_always, in_order, traced
@@ -312,6 +313,30 @@ def test_a_wrong_group_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grouping, "join_sums", other)
     with pytest.raises(GroupingMismatchError, match="apart"):
         group_alike(graph, [X])
+
+
+def test_what_the_program_gave_is_compared_with_where_nothing_is_drawn() -> None:
+    graph = traced(table_lookups, X)
+    given = table_lookups(X)
+    assert group_alike(graph, [X], given) is not None
+    with pytest.raises(GroupingMismatchError, match="apart"):
+        group_alike(graph, [X], [1.001 * each for each in given])
+
+
+def test_the_draft_of_a_graph_needs_no_search_for_cycles() -> None:
+    def nodes() -> int:
+        return sum(type(each) is Node for each in gc.get_objects())
+
+    graph = traced(table_lookups, X)
+    gc.collect()
+    before = nodes()
+    gc.disable()
+    try:
+        grouped = group_alike(graph, [X])
+        assert grouped is not None
+        assert nodes() <= before + len(grouped) + 2  # the ends of both
+    finally:
+        gc.enable()
 
 
 # Draws

@@ -50,8 +50,8 @@ def grouped_always(monkeypatch: pytest.MonkeyPatch, tolerance: float = 1e-12) ->
     """Have every graph grouped that can be, and its results within a tolerance; what was done is listed."""
     made: list[Grouped] = []
 
-    def spy(graph: Graph, inputs: Sequence[Tensor]) -> Graph | None:
-        made.append(Grouped(graph, list(inputs), group_alike(graph, inputs)))
+    def spy(graph: Graph, inputs: Sequence[Tensor], given: Sequence[Tensor] | None = None) -> Graph | None:
+        made.append(Grouped(graph, list(inputs), group_alike(graph, inputs, given)))
         return made[-1].found
 
     monkeypatch.setattr("pyro_discrete.capture.graph.group_alike", spy)
