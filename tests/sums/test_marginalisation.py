@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from contextlib import nullcontext
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -360,7 +361,7 @@ def draws_nothing(x):
     pass
 
 
-def first_call(model, guide, estimator):
+def first_call(model, guide, estimator) -> Any:
     """Loss, gradients and plan of a first call, or the error."""
     pyro.clear_param_store()
     torch.manual_seed(0)
