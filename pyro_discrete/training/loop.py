@@ -254,7 +254,8 @@ class Loop:
         state = self.state
         assert state.optimizer is not None
         self._known.add(id(parameter))
-        state.optimizer.add_param_group({"params": [parameter]})
+        if all(parameter is not p for group in state.optimizer.param_groups for p in group["params"]):
+            state.optimizer.add_param_group({"params": [parameter]})  # not held yet, as by one that was given made
         everything = [*state.parameters.values(), parameter]
         state.parameters = named_parameters(everything, state.elbo, state.model, state.guide)
 

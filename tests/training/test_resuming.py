@@ -207,6 +207,25 @@ def test_an_optimiser_that_names_its_parameters_names_them_as_it_holds_them(tmp_
     assert fitted(4, progress=False, resume=True) == order[::-1]
 
 
+def test_an_optimiser_that_is_given_made_may_hold_what_comes_later() -> None:
+    class Growing(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (torch.nn.Parameter(torch.tensor(value)) for value in (0.3, 0.5))
+
+        def forward(self, x: torch.Tensor) -> None:
+            loc = self.a + self.b if x[0] > 0 else self.a
+            pyro.sample("x", dist.Normal(loc, 1.0).expand([2]).to_event(1), obs=x)
+
+    model, data = Growing(), [torch.zeros(2), torch.ones(2)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = fit(model, lambda x: None, data, "enumerate", optimizer, steps=2, **QUIET)
+    a = 0.3 - 0.1 * 2 * 0.3
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2]
+    assert float(found.parameters["model.a"].detach()) == pytest.approx(a - 0.2 * (a + 0.5 - 1))
+    assert float(found.parameters["model.b"].detach()) == pytest.approx(0.5 - 0.2 * (a + 0.5 - 1))
+
+
 def test_an_optimiser_of_other_groups_is_refused(tmp_path: Path) -> None:
     run(steps=3, checkpoint=tmp_path / "run.pt", rates={"pair.decoder.*": 0.1})
     with pytest.raises(CheckpointError, match=r"its groups have other parameters: pair\.decoder\.bias"):
