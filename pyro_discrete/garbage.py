@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 __all__ = ["collecting_later"]
+
+
+_switching = threading.RLock()  # of the search itself, which all threads have in common
 
 
 @contextmanager
@@ -22,10 +26,12 @@ def collecting_later() -> Iterator[None]:
     ...     gc.isenabled()
     False
     """
-    collecting = gc.isenabled()
-    gc.disable()
+    with _switching:
+        collecting = gc.isenabled()
+        gc.disable()
     try:
         yield
     finally:
         if collecting:
-            gc.enable()
+            with _switching:
+                gc.enable()

@@ -33,7 +33,15 @@ from pyro_discrete.planning.site_estimators import LAST_LOOK, SiteEstimators
 from pyro_discrete.posterior.methods import PosteriorMethods
 from pyro_discrete.programs.dims import plates_of
 from pyro_discrete.programs.module_state import Saved, kept_state
-from pyro_discrete.programs.pair import Pair, Program, on_trial, set_torch_random_state, torch_random_state
+from pyro_discrete.programs.pair import (
+    Pair,
+    Program,
+    on_trial,
+    random_state,
+    set_random_state,
+    set_torch_random_state,
+    torch_random_state,
+)
 from pyro_discrete.programs.parameters import KnownLeaves
 from pyro_discrete.programs.sites import latent_sites
 from pyro_discrete.relaxations.handler import refuse_handler_around
@@ -342,11 +350,13 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         vectorise, reason, changes, anew = self.vectorize_particles, "", 0, False
         self._begin_call(pair)
         assert self._branches is not None
-        random_state = torch_random_state()
+        # a first step that tries sums in the place of a trial leaves nothing that it drew, as a trial does not
+        every = self._untried
+        start = random_state() if every else torch_random_state()
 
         def put_back(before: Saved) -> None:
             before.put_back()
-            set_torch_random_state(random_state)
+            (set_random_state if every else set_torch_random_state)(start)
 
         while changes < 4:
             plan, before = self.plan, Saved(self.plan.state)
@@ -368,7 +378,12 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
             except Exception as error:
                 if self._untried:  # the sums themselves may be what raises: how they can be had is found by trying
                     put_back(before)
-                    self._make_plan(pair, vectorise, reason)
+                    try:
+                        self._make_plan(pair, vectorise, reason)
+                    except Exception:
+                        self._plan = None  # of sums that cannot be had
+                        raise
+                    self.plan.met.looks = self._branches.looks
                     continue
                 if not self._branches.sure:
                     put_back(before)

@@ -254,7 +254,8 @@ class Loop:
         state = self.state
         assert state.optimizer is not None
         self._known.add(id(parameter))
-        state.optimizer.add_param_group({"params": [parameter]})
+        if all(parameter is not p for group in state.optimizer.param_groups for p in group["params"]):
+            state.optimizer.add_param_group({"params": [parameter]})  # not held yet, as by one that was given made
         everything = [*state.parameters.values(), parameter]
         state.parameters = named_parameters(everything, state.elbo, state.model, state.guide)
 
@@ -398,9 +399,12 @@ class Loop:
             if sorted(names) != sorted(now):
                 differing = sorted({*names} ^ {*now}) or ["those without a name"]
                 raise ValueError(f"its groups have other parameters: {', '.join(differing[:4])}")
-            places = {name: [i for n, i in zip(names, then["params"], strict=True) if n == name] for name in names}
-            groups.append({**then, "params": [places[name].pop(0) for name in now]})
-        return {"state": saved["state"], "param_groups": groups}
+            places = {name: [i for i, n in enumerate(names) if n == name] for name in names}
+            order = [places[name].pop(0) for name in now]
+            listed = {key: then[key] for key in ("params", "param_names") if key in then}  # by torch, where it has both
+            groups.append({**then, **{key: [each[i] for i in order] for key, each in listed.items()}})
+        own = {key: value for key, value in saved.items() if key != "names"}  # an optimiser may keep more of its own
+        return {**own, "param_groups": groups}
 
     def _go_on_drawing(self, saved: Mapping[str, Any]) -> None:
         """Take up this rank's random state, or one of its own if there were more or fewer ranks."""

@@ -2,6 +2,8 @@
 
 import gc
 import math
+import threading
+import time
 
 import pyro
 import pyro.distributions as dist
@@ -11,6 +13,7 @@ from pyro import poutine
 
 from pyro_discrete import NVIL, GumbelSoftmax, TraceELBO
 from pyro_discrete.errors import NonFiniteError
+from pyro_discrete.garbage import collecting_later
 from pyro_discrete.planning.plan import Jointly, OneByOne
 from pyro_discrete.testing import exact_gradient, exact_loss
 from tests.support.pairs import DATA, gradients, layers, mixture, mixture_guide
@@ -317,3 +320,29 @@ def test_cycles_are_collected_before_and_after_a_call_and_not_in_it(way, collect
     finally:
         gc.enable()
     assert not any(within)
+
+
+def test_cycles_are_collected_after_calls_in_several_threads(monkeypatch):
+    """One thread ends its call while another is between looking whether cycles are collected and having them not be."""
+    looked, is_enabled = threading.Event(), gc.isenabled
+
+    def slowly():
+        found = is_enabled()
+        looked.set()
+        time.sleep(0.2)
+        return found
+
+    def another():
+        with collecting_later():
+            pass
+
+    with collecting_later():
+        monkeypatch.setattr(gc, "isenabled", slowly)
+        thread = threading.Thread(target=another)
+        thread.start()
+        looked.wait()
+    thread.join()
+    try:
+        assert is_enabled()
+    finally:
+        gc.enable()

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -18,7 +21,7 @@ from pyro import poutine
 
 from pyro_discrete import Enumerate, TraceELBO, TraceIWELBO
 from pyro_discrete.elbos import engine
-from pyro_discrete.errors import EnumerationError, SiteMatchError
+from pyro_discrete.errors import EnumerationError, SettingError, SiteMatchError
 from pyro_discrete.planning.make_plan import make_plan
 from pyro_discrete.steps import run as one_run
 from pyro_discrete.sums import marginalisation
@@ -411,3 +414,58 @@ def test_sums_that_a_first_step_cannot_take_go_one_by_one(monkeypatch):
     assert found[0] == pytest.approx(expected[0], rel=1e-6)
     assert found[1] == pytest.approx(expected[1], rel=1e-5)
     assert "one joint value after another" in found[2]
+
+
+def beside_each_other(x, shift):
+    z = pyro.sample("z", dist.Bernoulli(logits=pyro.param("b", torch.tensor(0.3))))
+    y = pyro.sample("y", dist.Bernoulli(0.3 + 0.4 * z))
+    if len(x) > 3:
+        raise ValueError("too long")
+    pyro.sample("x", dist.Normal(torch.stack([z, 2 * y], -1).sum(-1) + shift(), 1.0), obs=x[0])
+
+
+DRAWN = {
+    "torch": lambda: float(torch.rand(())),
+    "numpy": lambda: float(np.random.rand()),  # noqa: NPY002
+    "python": lambda: random.random(),
+}
+
+
+@pytest.mark.parametrize("library", DRAWN)
+def test_a_first_step_that_cannot_take_its_sums_has_drawn_nothing(library):
+    """Values beside each other do not stack, which the first step finds out after the program has drawn a number."""
+    x, draw = torch.tensor([0.3]), DRAWN[library]
+    pyro.clear_param_store()
+    pyro.set_rng_seed(3)
+    shift = draw()
+    pyro.set_rng_seed(3)
+    elbo = TraceELBO("enumerate")
+
+    def model(x):
+        first = draw()
+        beside_each_other(x, lambda: first)
+
+    loss = elbo.loss(model, draws_nothing, x)
+    assert "one joint value after another" in str(elbo.plan)
+    p = torch.sigmoid(torch.tensor(0.3)).item()
+    weights = {
+        (z, y): (p if z else 1 - p) * (q if y else 1 - q) for z in (0, 1) for y in (0, 1) for q in [0.3 + 0.4 * z]
+    }
+    density = sum(w * math.exp(-0.5 * (0.3 - z - 2 * y - shift) ** 2) for (z, y), w in weights.items())
+    assert loss == pytest.approx(0.5 * math.log(2 * math.pi) - math.log(density), rel=1e-5)
+
+
+def test_a_refused_first_call_leaves_no_plan():
+    pyro.clear_param_store()
+    elbo = TraceELBO("enumerate")
+    with pytest.raises(SettingError, match="made at the first call"):
+        print(elbo.plan)
+    model = partial(beside_each_other, shift=lambda: 0.0)
+    small = TraceELBO(Enumerate(max_operations=8))
+    with pytest.raises(BudgetError):
+        small.loss(in_a_chain, draws_nothing, torch.zeros(3))
+    with pytest.raises(SettingError, match="made at the first call"):
+        print(small.plan)
+    with pytest.raises(ValueError, match="too long"):
+        elbo.loss(model, draws_nothing, torch.zeros(4))
+    assert math.isfinite(elbo.loss(model, draws_nothing, torch.zeros(3)))

@@ -156,6 +156,76 @@ def test_the_optimiser_finds_its_parameters_by_their_names(tmp_path: Path) -> No
     assert_same({name: resumed[name] for name in whole}, whole)
 
 
+class Slowing(torch.optim.Adam):
+    """One that keeps more than torch's in its state."""
+
+    taken = 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.taken += 1
+        for group in self.param_groups:
+            group["lr"] = 0.1 / self.taken
+        return super().step(closure)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "taken": self.taken}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.taken = state_dict["taken"]
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "taken"})
+
+
+def test_what_an_optimiser_keeps_beside_torchs_state_is_given_back(tmp_path: Path) -> None:
+    whole = run(steps=9, optimizer=Slowing, lr=None)
+    run(steps=5, optimizer=Slowing, lr=None, checkpoint=tmp_path / "run.pt")
+    resumed = run(steps=9, optimizer=Slowing, lr=None, checkpoint=tmp_path / "run.pt", resume=True)
+    assert_same(dict(resumed.parameters), dict(whole.parameters))
+
+
+def test_an_optimiser_that_names_its_parameters_names_them_as_it_holds_them(tmp_path: Path) -> None:
+    swapped = [False]
+
+    def model() -> None:
+        a, b = pyro.param("a", lambda: torch.tensor(0.3)), pyro.param("b", lambda: torch.tensor(2.0))
+        pyro.sample("x", dist.Normal(b * a.exp() if swapped[0] else a.exp() * b, 1.0), obs=torch.tensor(1.0))
+
+    def naming(groups: Any) -> torch.optim.Optimizer:
+        names = {id(value): name for name, value in pyro.get_param_store().named_parameters()}
+        return torch.optim.Adam([(names[id(p)], p) for group in groups for p in group["params"]])
+
+    def fitted(steps: int, **settings: Any) -> list[str]:
+        pyro.clear_param_store()
+        file = tmp_path / "run.pt"
+        found = fit(model, lambda: None, elbo="enumerate", optimizer=naming, steps=steps, checkpoint=file, **settings)
+        (group,) = found.optimizer.param_groups
+        held = {id(value): name for name, value in found.parameters.items()}
+        assert group["param_names"] == [held[id(p)] for p in group["params"]]
+        return group["param_names"]
+
+    order = fitted(2, progress=False)
+    swapped[0] = True
+    assert fitted(4, progress=False, resume=True) == order[::-1]
+
+
+def test_an_optimiser_that_is_given_made_may_hold_what_comes_later() -> None:
+    class Growing(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (torch.nn.Parameter(torch.tensor(value)) for value in (0.3, 0.5))
+
+        def forward(self, x: torch.Tensor) -> None:
+            loc = self.a + self.b if x[0] > 0 else self.a
+            pyro.sample("x", dist.Normal(loc, 1.0).expand([2]).to_event(1), obs=x)
+
+    model, data = Growing(), [torch.zeros(2), torch.ones(2)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = fit(model, lambda x: None, data, "enumerate", optimizer, steps=2, **QUIET)
+    a = 0.3 - 0.1 * 2 * 0.3
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2]
+    assert float(found.parameters["model.a"].detach()) == pytest.approx(a - 0.2 * (a + 0.5 - 1))
+    assert float(found.parameters["model.b"].detach()) == pytest.approx(0.5 - 0.2 * (a + 0.5 - 1))
+
+
 def test_an_optimiser_of_other_groups_is_refused(tmp_path: Path) -> None:
     run(steps=3, checkpoint=tmp_path / "run.pt", rates={"pair.decoder.*": 0.1})
     with pytest.raises(CheckpointError, match=r"its groups have other parameters: pair\.decoder\.bias"):
