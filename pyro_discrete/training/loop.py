@@ -429,7 +429,10 @@ class Loop:
         if then != now:
             differing = sorted(n for n in then.keys() | now.keys() if then.get(n) != now.get(n))
             listed = ", ".join(f"{n} ({then.get(n, 'absent')} then, {now.get(n, 'absent')} now)" for n in differing[:4])
-            raise CheckpointError(f"The checkpoint belongs to another program: its parameters differ: {listed}.")
+            raise CheckpointError(
+                f"The checkpoint's parameters differ from those that the first step of this run meets: {listed}. It "
+                "belongs to another program, or these came into being after its first step: have that make all of them."
+            )
         with _fitting("state of the optimiser"):
             old, new = (set(groups[0]) - {"params"} for groups in _groups(saved["optimizer"], state.optimizer))
             self._in_order(saved["optimizer"])
