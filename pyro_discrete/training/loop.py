@@ -431,7 +431,8 @@ class Loop:
             listed = ", ".join(f"{n} ({then.get(n, 'absent')} then, {now.get(n, 'absent')} now)" for n in differing[:4])
             raise CheckpointError(
                 f"The checkpoint's parameters differ from those that the first step of this run meets: {listed}. It "
-                "belongs to another program or estimator, or these came into being after its first step: have that make them."
+                "belongs to another program or estimator, or these came into being after its first step: have them "
+                "made in that."
             )
         with _fitting("state of the optimiser"):
             old, new = (set(groups[0]) - {"params"} for groups in _groups(saved["optimizer"], state.optimizer))
