@@ -350,8 +350,9 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
         vectorise, reason, changes, anew = self.vectorize_particles, "", 0, False
         self._begin_call(pair)
         assert self._branches is not None
-        # a first step that tries sums in the place of a trial leaves nothing that it drew, as a trial does not
-        every = self._untried
+        # a first step that tries sums leaves nothing that it drew, as a trial does not; and a branch by a number of
+        # Python's or NumPy's, which the program may draw if not all that decides is known, is that of one draw alone
+        every = self._untried or not self._branches.known
         start = random_state() if every else torch_random_state()
 
         def put_back(before: Saved) -> None:

@@ -74,6 +74,11 @@ class Branches:
         return self._decides is not None and not self._decides.in_draws and self._decides.holds()
 
     @property
+    def known(self) -> bool:
+        """Whether all that the program may decide by is watched: it draws no numbers of Python's or NumPy's then."""
+        return self._decides is not None and not self._decides.in_draws and not self._decides.reason
+
+    @property
     def looks(self) -> str:
         """Why what the runs do is noted in every call; empty if it is not."""
         return "" if self._decides is None or self._decides.in_draws else self._decides.reason

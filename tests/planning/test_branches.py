@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import itertools
 import os
+import random
 import warnings
 from typing import Any
 
@@ -492,3 +493,22 @@ def test_a_site_of_the_guide_in_a_branch_on_a_parameter_is_summed(first):
         with torch.no_grad():
             switch.fill_(value)
         assert elbo.loss(model, guide) == pytest.approx(drawn if value > 0 else alone, abs=1e-5)
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: torch.rand(()).item()])
+def test_a_branch_by_a_number_of_any_library_is_that_of_the_numbers_that_come(draw):
+    """A number whose branch has another plan is not drawn anew: each step has the next number of the stream."""
+
+    def model():
+        first = draw() < 0.3
+        z = pyro.sample("z", dist.Bernoulli(0.4))
+        pyro.sample(
+            "x", dist.Normal(z if first else -z, 1.0 if first else 2.0), obs=torch.tensor(5.0 if first else 0.0)
+        )
+
+    pyro.set_rng_seed(1)
+    expected = [draw() < 0.3 for _ in range(40)]
+    pyro.set_rng_seed(1)
+    elbo = TraceELBO("enumerate")
+    found = [elbo.loss_and_grads(model, lambda: None) > 6.0 for _ in expected]
+    assert found == expected
