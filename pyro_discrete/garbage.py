@@ -15,7 +15,7 @@ _switching = threading.RLock()  # of the search itself, which all threads have i
 
 @contextmanager
 def collecting_later() -> Iterator[None]:
-    """No search for unused cycles inside, or where this is a decorator, while the function runs.
+    """No search for unused cycles inside.
 
     What makes many small objects that stay, such as a graph or a long program's traces, would have them gone through
     again and again: of capturing a chain of 1,000 steps that is a third of the time, of planning it a quarter, of an

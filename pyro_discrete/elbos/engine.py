@@ -332,6 +332,8 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
                     self._prepare(name, estimator, contexts, trial)
             self.estimators.warn_of_strangers(latent_sites(trial.guide_trace), lambda: names_of_guide(pair))
         self._plan, self._pair, self._leaves, self._unknown = plan, (pair.model, pair.guide), KnownLeaves(), reason
+        if self._branches is not None:
+            plan.met.looks = self._branches.looks
         self._untried = plan.marginals.untried or (by_step and isinstance(plan.way, Exact) and tried_by_step(plan))
 
     def _prepare(self, name: str, estimator: Estimator, contexts: Contexts, trial: Trial) -> None:
@@ -384,7 +386,6 @@ class DiscreteELBO(nn.Module, PosteriorMethods, ELBO):
                     except Exception:
                         self._plan = None  # of sums that cannot be had
                         raise
-                    self.plan.met.looks = self._branches.looks
                     continue
                 if not self._branches.sure:
                     put_back(before)

@@ -147,12 +147,10 @@ def _looked_at_again(pair: Pair, around: Callable[[Pair], Pair]) -> FirstLook | 
                 traces = trace_pair(around(noted(pair, parts.append, reads)), subsamples, trial.values)
         except Exception:
             return None
-    if state.changed and not reads.any:
-        return None
     if reads.any:
         return FirstLook(decided_by(pair), None, trial)
     own = trial.guide_trace, trial.model_trace
-    if any(a.nodes.keys() != b.nodes.keys() for a, b in zip(own, traces, strict=True)):
+    if state.changed or any(a.nodes.keys() != b.nodes.keys() for a, b in zip(own, traces, strict=True)):
         return None
     kept = trial if generic is None else replace(trial, generic=(generic, Run(*traces)))
     return FirstLook(frozenset(), tuple(parts), kept)

@@ -76,7 +76,7 @@ class Branches:
     @property
     def known(self) -> bool:
         """Whether all that the program may decide by is watched: it draws no numbers of Python's or NumPy's then."""
-        return self._decides is not None and not self._decides.in_draws and not self._decides.reason
+        return self._decides is not None and not (self.by_draws or self.looks)
 
     @property
     def looks(self) -> str:

@@ -177,9 +177,9 @@ def make_plan(
     whole = reached_by(over, alone) if over is not None and unchanged() else None
     known = (whole or wiring.of(given) if wanted else UNKNOWN).sharing(joined)
     alone_in_a_row = objective.additive and selection.particles == 1 and not wanted
-    untried = by_step and alone_in_a_row and not (sized or singly or sites_by_parts(trial))
+    untried = bool(marginal) and by_step and alone_in_a_row and not (sized or singly or sites_by_parts(trial))
     sums = settle(pair, trial, settings, singly=singly, untried=untried) if marginal else Summed(one_by_one=singly)
-    untried = untried and bool(marginal) and not sums.one_by_one
+    untried = untried and not sums.one_by_one
     in_branches = bool(marginal and sites and not sums.one_by_one and draws_among(seen))
     cost = sums.cost if marginal and not untried else None
     marginals = Marginals(settings, cost, sums.one_by_one, sums.by_parts, in_branches, untried)

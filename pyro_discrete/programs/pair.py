@@ -249,14 +249,13 @@ def on_trial() -> Iterator[Callable[[], None]]:
 
     Gives what puts these back for one more run.
     """
-    state = get_rng_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        start = state, torch_random_state()
+        start = random_state()
         try:
             with hidden_from_traces(), torch.inference_mode(False):
                 yield partial(set_random_state, start)
         finally:
-            set_rng_state(state)
+            set_rng_state(start[0])
 
 
 def trace_pair(
