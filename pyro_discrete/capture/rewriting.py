@@ -103,11 +103,14 @@ def written_roots(graph: Graph) -> set[Node]:
     return found
 
 
-def meets_writes(node: Node, written: set[Node]) -> bool:
-    """Whether a node's value, or what it reads, is written to, so that it matters when it is read."""
+def meets_writes(node: Node, written: set[Node], root_of: Callable[[Node], Node | None] = storage_root) -> bool:
+    """Whether a node's value, or what it reads, is written to, so that it matters when it is read.
+
+    `root_of`: the same as `storage_root`, of whoever has them at hand.
+    """
     if not written:
         return False
-    roots = {storage_root(each) for each in [node, *node.inputs]}
+    roots = {root_of(each) for each in [node, *node.inputs]}
     return None in roots or not written.isdisjoint(roots)
 
 
@@ -232,12 +235,8 @@ def share_repeated(graph: Graph) -> None:
         if alias and (target in _ALIASES or _same_place(node.value, node.args[0].value)):
             instead[node] = node.args[0]
             continue
-        if not pure or node in apart or root in apart:
+        if not pure or node in apart or root in apart or meets_writes(node, written, roots.__getitem__):
             continue
-        if written:
-            near = {roots[each] for each in [node, *node.inputs]}
-            if None in near or not written.isdisjoint(near):  # as `meets_writes` says
-                continue
         first = node.args[0] if node.args else None
         by_one = target is multiply and node.args[1:] == (1.0,)
         if by_one and isinstance(first, Node) and _description(first) == _description(node):
